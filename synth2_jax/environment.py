@@ -1,0 +1,39 @@
+"""What a result was made with: versions, device and commit."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def describe() -> dict[str, str]:
+    """{"python", "device", package: version, "commit"}; commit is "" outside a git checkout."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "device": f"{len(jax.devices())} x {device.device_kind}",
+        **versions,
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with "+" behind it where files have changed since."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        )
+        return found.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

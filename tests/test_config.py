@@ -1,0 +1,102 @@
+"""Tests of the border between configs and dataclasses."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from synth2_jax import config
+from synth2_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    depth: int = 2
+    rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner = Inner()
+    extra: Inner | None = None
+    sizes: tuple[int, ...] = ()
+    parts: tuple[Inner, ...] = ()
+    pair: tuple[float, float] = (0.0, 1.0)
+    mode: Literal["a", "b"] = "a"
+
+    def __post_init__(self):
+        if self.name == "bad":
+            raise ValueError("name must not be bad")
+
+
+def test_sections_become_nested_dataclasses_and_lists_tuples():
+    section = ml_collections.ConfigDict(
+        {"name": "x", "inner": {"depth": 3}, "sizes": [1, 2], "pair": [0, 2]}
+    )
+    built = config.build(Outer, section, "config.model")
+    assert built == Outer("x", Inner(depth=3), None, (1, 2), (), (0.0, 2.0))
+    assert isinstance(built.pair[0], float)
+
+
+def test_optional_and_repeated_sections_are_built():
+    built = config.build(Outer, {"name": "x", "extra": {"depth": 1}, "parts": [{"rate": 1}]})
+    assert built.extra == Inner(depth=1) and built.parts == (Inner(rate=1.0),)
+    assert config.build(Outer, {"name": "x", "extra": None}).extra is None
+
+
+def test_no_section_is_the_defaults_and_an_instance_is_itself():
+    assert config.build(Inner, None) == Inner()
+    inner = Inner(7)
+    assert config.build(Inner, inner) is inner
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"name": "x", "inner": {"dpeth": 3}},
+            "config.model.inner.dpeth: unknown key; did you mean 'depth'? one of: depth, rate",
+        ),
+        ({}, "config.model.name: missing, and Outer has no default for it"),
+        ({"name": 3}, "config.model.name: found 3, expected str"),
+        ({"name": "x", "sizes": ["a"]}, "config.model.sizes[0]: found 'a', expected int"),
+        ({"name": "x", "sizes": "12"}, "config.model.sizes: found '12', expected a list"),
+        ({"name": "x", "pair": [1]}, "config.model.pair: found 1 values, expected 2"),
+        ({"name": "x", "inner": 3}, "config.model.inner: found 3, expected a section"),
+        ({"name": "x", "inner": {"depth": True}}, "depth: found True, expected int"),
+        ({"name": "x", "mode": "c"}, "config.model.mode: unknown value 'c'; one of: a, b"),
+        ({"name": "bad"}, "config.model: name must not be bad"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_place_the_found_and_the_expected(section, message):
+    with pytest.raises(UserError) as error:
+        config.build(Outer, section, "config.model")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nearest_says_so_when_nothing_is_near():
+    assert nearest("zzz", ["b", "a"]) == "one of: a, b"
+    assert nearest("x", []) == "one of: (none)"
+    assert nearest("zz", [f"a{i:02}" for i in range(30)]).endswith("a18, a19, ...")
+
+
+def test_dtype_names():
+    assert config.dtype("bfloat16") == jnp.bfloat16
+    with pytest.raises(UserError, match="did you mean 'float32'"):
+        config.dtype("float23")
+
+
+def test_json_round_trip_builds_the_same_dataclass():
+    outer = Outer("x", Inner(3, 0.1), Inner(), (1, 2), (Inner(),), (0.0, 2.0), "b")
+    text = config.to_json(ml_collections.ConfigDict({"model": dataclasses.asdict(outer)}))
+    assert config.build(Outer, config.from_json(text).model) == outer
+    assert config.to_json({"model": outer}) == text
+
+
+def test_json_refuses_what_it_cannot_hold():
+    with pytest.raises(UserError, match=r"config.a\[1\]: found <object"):
+        config.to_json({"a": [1, object()]})

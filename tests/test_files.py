@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from synth2_jax import files
+from synth2_jax.errors import UserError
+
+
+def test_json_lines_round_trip(tmp_path):
+    path = tmp_path / "new" / "folder" / "rows.jsonl"
+    rows = [
+        {"caption": "a red circle", "draw": 0},
+        {"caption": "line\nline\r\n, \u2028, \u0085, \x1c and \x0c", "nested": {"a": [1, None]}},
+        {"caption": "日本 🎈 é"},
+    ]
+    files.write_json_lines(path, rows)
+    assert files.read_json_lines(path) == rows
+    assert "日本 🎈 é" in path.read_text(encoding="utf-8")  # for people to read
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_no_rows_are_an_empty_file(tmp_path):
+    files.write_json_lines(tmp_path / "rows.jsonl", iter([]))
+    assert (tmp_path / "rows.jsonl").read_bytes() == b""
+    assert files.read_json_lines(tmp_path / "rows.jsonl") == []
+
+
+def test_the_last_line_may_lack_its_end(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\r\n{"a": 2}')
+    assert files.read_json_lines(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"a": 1}\n{"a":\n', "rows.jsonl: line 2 is not JSON"),
+        (b'{"a": 1}\n\n{"a": 2}\n', "rows.jsonl: line 2 is not JSON"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', "rows.jsonl: line 2 is not JSON"),
+        (
+            b'{"a": 1}\n{"a": 1}\n[1, 2]\n',
+            r"rows.jsonl: line 3 is \[1, 2\], expected a JSON object",
+        ),
+    ],
+)
+def test_bad_lines_are_user_errors_by_number(tmp_path, content, message):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        files.read_json_lines(tmp_path / "rows.jsonl")
+
+
+def test_a_missing_file_is_a_user_error(tmp_path):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            files.read_json_lines(path)
+
+
+def test_json_is_indented_and_ends_its_line(tmp_path):
+    files.write_json(tmp_path / "value.json", {"a": [1]})
+    text = (tmp_path / "value.json").read_text()
+    assert json.loads(text) == {"a": [1]} and text.startswith('{\n  "a"') and text.endswith("}\n")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "note.txt"
+    files.write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(path, "new \ud800")
+    assert path.read_text() == "old"
+    with pytest.raises(TypeError):
+        files.write_json_lines(path, [{"a": 1}, {"a": object()}])
+    assert path.read_text() == "old"
+
+
+def test_a_write_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "note.txt"
+    files.write_text(path, "a longer first text")
+    files.write_text(path, "second é")
+    assert path.read_text(encoding="utf-8") == "second é"
+    assert [found.name for found in tmp_path.iterdir()] == ["note.txt"]
