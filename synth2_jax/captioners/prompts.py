@@ -1,0 +1,13 @@
+"""Prompts, in one place, so that training and sampling ask in the same words.
+
+Flamingo prompts captions by "Output:" (arXiv 2204.14198, appendix C); the class-based prompt of
+Synth² names a class and asks for a caption of a picture that contains it.
+"""
+
+CAPTION_PROMPT = "Output:"
+CLASS_PROMPT = "Class: {class_name}. Output:"
+
+
+def class_prompt(class_name: str) -> str:
+    """The prompt for a caption of a picture that contains a `class_name`."""
+    return CLASS_PROMPT.format(class_name=class_name)
