@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from synth2_jax.layers.masks import causal_mask, combine_masks, key_mask
+
+
+def test_causal_mask():
+    np.testing.assert_array_equal(causal_mask(3), [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+
+
+def test_causal_mask_of_a_cache_hides_what_is_not_written_yet():
+    np.testing.assert_array_equal(
+        causal_mask(2, 5, first_position=2), [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+    )
+
+
+def test_key_mask():
+    mask = key_mask(np.array([[1, 1, 0], [1, 0, 0]]))
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, [[[[1, 1, 0]]], [[[1, 0, 0]]]])
+
+
+def test_combine_masks():
+    combined = combine_masks(None, causal_mask(2), None, key_mask(np.array([[1, 0], [0, 1]])))
+    np.testing.assert_array_equal(combined, [[[[1, 0], [1, 0]]], [[[0, 0], [0, 1]]]])
+
+
+@pytest.mark.parametrize("masks", [(), (None, None)])
+def test_combine_masks_of_nothing_sees_everything(masks):
+    assert combine_masks(*masks) is None
