@@ -1,0 +1,206 @@
+"""Decoder-only language model with a hook for gated cross-attention.
+
+RMSNorm before each part, rotary positions, gated GELU. Alone it writes captions; inside the VLM the
+same parameters, usually frozen, read the image through the hook.
+
+B batch, T text tokens, D width, V vocabulary, S cache length, G cross-attention blocks.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from synth2_jax import config as config_lib
+from synth2_jax.layers.attention import KeysValues, KVCache, MultiHeadAttention, write_keys_values
+from synth2_jax.layers.embeddings import TokenEmbedding
+from synth2_jax.layers.linear import Linear
+from synth2_jax.layers.masks import causal_mask
+from synth2_jax.layers.mlp import GatedMLP
+from synth2_jax.layers.norms import RMSNorm
+from synth2_jax.layers.stack import Stack, check_remat, interleave
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelConfig:
+    """Raises UserError on an unknown dtype or remat."""
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    tie_embeddings: bool = True
+    rope_max_wavelength: float = 10_000.0
+
+    def __post_init__(self):
+        config_lib.dtype(self.dtype, "language_model.dtype")
+        check_remat(self.remat)
+
+
+def shift_right(targets_BT: jax.Array) -> jax.Array:
+    """The decoder's inputs: targets moved one to the right behind the start token 0."""
+    return jnp.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1]
+
+
+def init_cache(config: LanguageModelConfig, batch_size: int, max_length: int) -> KVCache:
+    """An empty cache for `max_length` input tokens (start token and prompt included)."""
+    return KVCache.create(
+        config.num_layers,
+        batch_size,
+        max_length,
+        config.num_heads,
+        config.head_dim,
+        config_lib.dtype(config.dtype),
+    )
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, then a gated GELU MLP."""
+
+    config: LanguageModelConfig
+
+    def setup(self):
+        cfg = self.config
+        dtype = config_lib.dtype(cfg.dtype)
+        self.attention_norm = RMSNorm(dtype)
+        self.attention = MultiHeadAttention(
+            cfg.num_heads,
+            cfg.head_dim,
+            cfg.embed_dim,
+            dtype,
+            dropout_rate=cfg.dropout_rate,
+            rope_max_wavelength=cfg.rope_max_wavelength,
+        )
+        self.mlp_norm = RMSNorm(dtype)
+        self.mlp = GatedMLP(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate)
+        self.dropout = nn.Dropout(cfg.dropout_rate)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        cached: KeysValues | None,
+        mask: jax.Array,
+        positions_1T: jax.Array,
+        *,
+        deterministic: bool,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """(x_BTD, this layer's cache with the new tokens, None without a cache)."""
+        y_BTD = self.attention_norm(x_BTD)
+        keys_values = self.attention.keys_values(y_BTD, positions_BS=positions_1T)
+        if cached is not None:
+            cached = keys_values = write_keys_values(cached, keys_values, positions_1T[0, 0])
+        y_BTD = self.attention(
+            y_BTD,
+            keys_values=keys_values,
+            mask=mask,
+            positions_BT=positions_1T,
+            deterministic=deterministic,
+        )
+        x_BTD = x_BTD + self.dropout(y_BTD, deterministic=deterministic)
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), deterministic=deterministic)
+        return x_BTD + self.dropout(y_BTD, deterministic=deterministic), cached
+
+
+class LanguageModel(nn.Module):
+    """Text tokens to logits of the next ones.
+
+    The hook: `cross_attention`, a bound `Stack` of G blocks `(x_BTD, visual) -> (x_BTD, None)` that
+    belongs to the caller, runs block g before layer g * num_layers / G on slice g of `visual`. This
+    model's own parameters are the same with it and without it.
+    """
+
+    config: LanguageModelConfig
+
+    def setup(self):
+        cfg = self.config
+        dtype = config_lib.dtype(cfg.dtype)
+        self.embed = TokenEmbedding(
+            cfg.vocab_size, cfg.embed_dim, dtype, init_stddev=cfg.embed_dim**-0.5
+        )
+        self.decoder = Stack(
+            functools.partial(DecoderBlock, cfg), cfg.num_layers, cfg.scan_layers, cfg.remat
+        )
+        self.norm = RMSNorm(dtype)
+        self.dropout = nn.Dropout(cfg.dropout_rate)
+        if not cfg.tie_embeddings:
+            self.head = Linear(
+                (cfg.vocab_size,), ("embed", "vocab"), dtype, output_dtype=jnp.float32
+            )
+
+    def __call__(
+        self,
+        input_tokens_BT: jax.Array,
+        *,
+        cross_attention: Stack | None = None,
+        visual: Any = None,
+        deterministic: bool,
+    ) -> jax.Array:
+        """logits f32[B, T, V] of inputs that are already shifted right.
+
+        Position t sees tokens 0 .. t only, so padding on the right changes nothing before it.
+        """
+        logits_BTV, _ = self._run(input_tokens_BT, None, cross_attention, visual, deterministic)
+        return logits_BTV
+
+    def step(
+        self,
+        input_tokens_BT: jax.Array,
+        cache: KVCache,
+        *,
+        cross_attention: Stack | None = None,
+        visual: Any = None,
+    ) -> tuple[jax.Array, KVCache]:
+        """(logits f32[B, T, V], cache) of the next T inputs: a whole prompt, or one token.
+
+        All rows are equally long: the cache has one index. The caller keeps index + T within
+        `cache.max_length`.
+        """
+        return self._run(input_tokens_BT, cache, cross_attention, visual, deterministic=True)
+
+    def _run(
+        self,
+        input_tokens_BT: jax.Array,
+        cache: KVCache | None,
+        cross_attention: Stack | None,
+        visual: Any,
+        deterministic: bool,
+    ) -> tuple[jax.Array, KVCache | None]:
+        cfg = self.config
+        num_tokens = input_tokens_BT.shape[1]
+        first = 0 if cache is None else cache.index
+        positions_1T = (first + jnp.arange(num_tokens))[None]
+        num_keys = num_tokens if cache is None else cache.max_length
+        mask_TS = causal_mask(num_tokens, num_keys, first_position=first)
+        cached = None if cache is None else (cache.keys_LBSHK, cache.values_LBSHK)
+
+        x_BTD = self.embed(input_tokens_BT) * cfg.embed_dim**0.5
+        x_BTD = self.dropout(x_BTD, deterministic=deterministic)
+        if cross_attention is None:
+            x_BTD, cached = self.decoder(
+                x_BTD, mask_TS, positions_1T, scanned=cached, deterministic=deterministic
+            )
+        else:
+            x_BTD, cached = interleave(
+                cross_attention,
+                self.decoder,
+                x_BTD,
+                mask_TS,
+                positions_1T,
+                outer_scanned=visual,
+                inner_scanned=cached,
+                deterministic=deterministic,
+            )
+        x_BTD = self.norm(x_BTD)
+        logits_BTV = self.embed.attend(x_BTD) if cfg.tie_embeddings else self.head(x_BTD)
+        if cache is not None:
+            cache = KVCache(*cached, index=cache.index + num_tokens)
+        return logits_BTV, cache

@@ -1,0 +1,343 @@
+"""Text-to-image generator: a transformer that fills in masked image tokens (Muse, MaskGIT).
+
+Each layer attends over the image tokens, then over the caption, then applies an MLP. The caption's
+keys and values do not depend on the image, so the sampler computes them once and takes all its
+steps with them.
+
+Legend: B batch, N image tokens, V codebook size (logits; K in parameter and codebook shapes), C
+codebook width, T text tokens, E text width, D width, L layers.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from synth2_jax.config import dtype as dtype_of
+from synth2_jax.errors import UserError, nearest
+from synth2_jax.layers.attention import KeysValues, MultiHeadAttention
+from synth2_jax.layers.embeddings import LearnedPositions, TokenEmbedding
+from synth2_jax.layers.linear import Linear
+from synth2_jax.layers.masks import key_mask
+from synth2_jax.layers.mlp import MLP, gelu
+from synth2_jax.layers.norms import RMSNorm
+from synth2_jax.layers.stack import Stack, check_remat
+from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+
+TOKEN_EMBEDDINGS = ("learned", "codebook")
+
+# Standard deviation of the first logits: the first loss is then ln(V) + 0.03, a number users check.
+_LOGITS_STDDEV = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGITConfig:
+    """Sizes and variants of the generator.
+
+    Attributes:
+      codebook_size: V; image token ids are 0 .. V - 1, and V itself is the mask id.
+      num_tokens: N.
+      token_embedding: "learned", a table of the generator's own; or "codebook": inputs and logits
+        are learned functions of the tokenizer's codebook vectors, so that a code that is rare in
+        the pairs inherits what was learned for similar codes.
+      tied_head: with "learned", the table gives the logits too; "codebook" has no table to tie and
+        ignores it.
+      qk_norm: normalize queries and keys, for stability at scale.
+      remat: none, full or dots.
+    """
+
+    codebook_size: int
+    num_tokens: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    token_embedding: str = "learned"
+    tied_head: bool = True
+    qk_norm: bool = False
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+
+    def __post_init__(self):
+        dtype_of(self.dtype, "maskgit.dtype")
+        check_remat(self.remat)
+        if self.token_embedding not in TOKEN_EMBEDDINGS:
+            known = nearest(self.token_embedding, TOKEN_EMBEDDINGS)
+            raise UserError(f"maskgit.token_embedding: found {self.token_embedding!r}; {known}")
+
+    @property
+    def mask_id(self) -> int:
+        """The input id of a masked position."""
+        return self.codebook_size
+
+
+@flax.struct.dataclass
+class TextKeysValues:
+    """What the layers need of the captions: k_LBTHK, v_LBTHK, and which text tokens are seen."""
+
+    keys_values: KeysValues
+    mask_BT: jax.Array
+
+
+class MaskGITBlock(nn.Module):
+    """Pre-norm self-attention over the image, cross-attention to the text, MLP."""
+
+    config: MaskGITConfig
+
+    def setup(self):
+        cfg = self.config
+        dtype = dtype_of(cfg.dtype)
+        attention = functools.partial(
+            MultiHeadAttention,
+            cfg.num_heads,
+            cfg.head_dim,
+            cfg.embed_dim,
+            dtype,
+            dropout_rate=cfg.dropout_rate,
+            qk_norm=cfg.qk_norm,
+        )
+        self.self_attention_norm = RMSNorm(dtype)
+        self.self_attention = attention()
+        self.cross_attention_norm = RMSNorm(dtype)
+        self.cross_attention = attention()
+        self.mlp_norm = RMSNorm(dtype)
+        self.mlp = MLP(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate)
+        self.dropout = nn.Dropout(cfg.dropout_rate)
+
+    def text_keys_values(self, text_BTD) -> KeysValues:
+        return self.cross_attention.keys_values(text_BTD)
+
+    def __call__(self, x_BND, text_keys_values, text_mask_B11T, *, deterministic: bool):
+        def residual(x_BND, y_BND):
+            return x_BND + self.dropout(y_BND, deterministic=deterministic)
+
+        y_BND = self.self_attention_norm(x_BND)
+        x_BND = residual(x_BND, self.self_attention(y_BND, deterministic=deterministic))
+        y_BND = self.cross_attention(
+            self.cross_attention_norm(x_BND),
+            keys_values=text_keys_values,
+            mask=text_mask_B11T,
+            deterministic=deterministic,
+        )
+        x_BND = residual(x_BND, y_BND)
+        y_BND = self.mlp(self.mlp_norm(x_BND), deterministic=deterministic)
+        return residual(x_BND, y_BND), None
+
+
+class CodebookEmbedding(nn.Module):
+    """Input embeddings and output features of codes, computed from their codebook vectors."""
+
+    embed_dim: int
+    hidden_dim: int
+    init_stddev: float
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.input = Linear(
+            (self.embed_dim,), ("conv_in", "embed"), self.dtype, init_scale=self.init_stddev**2
+        )
+        # Not linear: logits that are linear in the codebook vector could never prefer a code inside
+        # the convex hull.
+        self.output_hidden = Linear(
+            (self.hidden_dim,), ("conv_in", "mlp"), self.dtype, use_bias=True
+        )
+        # Half of the hidden variance passes the GELU; the factor makes up for it.
+        self.output = Linear(
+            (self.embed_dim,), ("mlp", "embed"), self.dtype, init_scale=2 * self.init_stddev**2
+        )
+
+    def __call__(self, ids_BN: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+        """[B, N, D] of ids below K."""
+        return self.input(jnp.take(_standardized(codebook_KC), ids_BN, axis=0))
+
+    def attend(self, x_BND: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+        """f32[B, N, K]."""
+        features_KD = self.output(gelu(self.output_hidden(_standardized(codebook_KC))))
+        return jnp.einsum("BND,KD->BNK", x_BND, features_KD, preferred_element_type=jnp.float32)
+
+
+def _standardized(codebook_KC: jax.Array) -> jax.Array:
+    """Mean 0 a channel, variance 1 over all: codebooks differ in scale by orders of magnitude."""
+    codebook_KC = codebook_KC.astype(jnp.float32)
+    codebook_KC = codebook_KC - jnp.mean(codebook_KC, axis=0, keepdims=True)
+    return codebook_KC * jax.lax.rsqrt(jnp.mean(jnp.square(codebook_KC)) + 1e-12)
+
+
+class MaskGIT(nn.Module):
+    """Partly masked image tokens and a caption's keys and values -> logits of every token."""
+
+    config: MaskGITConfig
+
+    def setup(self):
+        cfg = self.config
+        dtype = dtype_of(cfg.dtype)
+        width = (cfg.embed_dim,)
+        stddev = _LOGITS_STDDEV * cfg.embed_dim**-0.5  # of everything that is added at the input
+        normal = nn.initializers.normal(stddev)
+        if cfg.token_embedding == "codebook":
+            self.code_embedding = CodebookEmbedding(cfg.embed_dim, cfg.mlp_dim, stddev, dtype)
+        else:
+            # The mask has a vector of its own, so that the table keeps a size that meshes divide.
+            self.token_embedding = TokenEmbedding(
+                cfg.codebook_size, cfg.embed_dim, dtype, stddev, axis_name="codebook"
+            )
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("codebook",))
+            self.logits_bias = self.param("logits_bias", zeros, (cfg.codebook_size,))
+            if not cfg.tied_head:
+                self.head = Linear(
+                    (cfg.codebook_size,),
+                    ("embed", "codebook"),
+                    dtype,
+                    output_dtype=jnp.float32,
+                    init_scale=_LOGITS_STDDEV**2,
+                )
+        embed = functools.partial(nn.with_logical_partitioning, names=("embed",))
+        self.mask_embedding = self.param("mask_embedding", embed(normal), width)
+        self.null_caption = self.param("null_caption", embed(nn.initializers.normal(1.0)), width)
+        self.positions = LearnedPositions(cfg.num_tokens, dtype, stddev, axis_name="image_tokens")
+        self.embedding_norm = RMSNorm(dtype)
+        self.embedding_dropout = nn.Dropout(cfg.dropout_rate)
+        # The kernel's two widths need two names; "mlp" is the one that splits over the tensor axis.
+        self.text_projection = Linear(width, ("mlp", "embed"), dtype)
+        self.text_norm = RMSNorm(dtype)
+        self.decoder = Stack(
+            functools.partial(MaskGITBlock, cfg), cfg.num_layers, cfg.scan_layers, cfg.remat
+        )
+        self.final_norm = RMSNorm(dtype)
+
+    def text_keys_values(
+        self, text_BTE: jax.Array, text_mask_BT: jax.Array, drop_B: jax.Array | None = None
+    ) -> TextKeysValues:
+        """Every layer's keys and values of the captions, once for all sampling steps.
+
+        Args:
+          text_BTE: the text encoder's output.
+          text_mask_BT: bool, True on tokens.
+          drop_B: bool; these rows get the learned null caption in the caption's place
+            (classifier-free guidance), and so do rows without a single token.
+        """
+        no_text_B = ~jnp.any(text_mask_BT, axis=1)
+        drop_B = no_text_B if drop_B is None else drop_B.astype(bool) | no_text_B
+        text_BTD = self.text_projection(text_BTE)
+        null_11D = self.null_caption.astype(text_BTD.dtype)[None, None]
+        text_BTD = self.text_norm(jnp.where(drop_B[:, None, None], null_11D, text_BTD))
+        first_1T = jnp.arange(text_mask_BT.shape[1])[None] == 0
+        mask_BT = jnp.where(drop_B[:, None], first_1T, text_mask_BT.astype(bool))
+        return TextKeysValues(self.decoder.map("text_keys_values", text_BTD), mask_BT)
+
+    def __call__(
+        self,
+        ids_BN: jax.Array,
+        text_keys_values: TextKeysValues,
+        codebook_KC: jax.Array | None = None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """f32[B, N, V].
+
+        Args:
+          ids_BN: i32, `config.mask_id` where masked.
+          text_keys_values: of as many rows.
+          codebook_KC: the tokenizer's codebook; needed with token_embedding="codebook", else
+            unused.
+          deterministic: whether dropout is off.
+        """
+        cfg = self.config
+        if cfg.token_embedding == "codebook" and codebook_KC is None:
+            raise ValueError('token_embedding="codebook" needs the codebook_KC argument')
+        masked_BN = ids_BN == cfg.mask_id
+        codes_BN = jnp.where(masked_BN, 0, ids_BN)
+        if cfg.token_embedding == "codebook":
+            x_BND = self.code_embedding(codes_BN, codebook_KC)
+        else:
+            x_BND = self.token_embedding(codes_BN)
+        mask_11D = self.mask_embedding.astype(x_BND.dtype)[None, None]
+        x_BND = self.positions(jnp.where(masked_BN[..., None], mask_11D, x_BND))
+        # As in MaskGIT: without it the first layers drown the small embeddings.
+        x_BND = self.embedding_dropout(self.embedding_norm(x_BND), deterministic=deterministic)
+        x_BND, _ = self.decoder(
+            x_BND,
+            key_mask(text_keys_values.mask_BT),
+            scanned=text_keys_values.keys_values,
+            deterministic=deterministic,
+        )
+        x_BND = self.final_norm(x_BND)
+        if cfg.token_embedding == "codebook":
+            # No bias for each code: it could only learn how frequent the code is in the pairs.
+            return self.code_embedding.attend(x_BND, codebook_KC)
+        logits_BNV = self.token_embedding.attend(x_BND) if cfg.tied_head else self.head(x_BND)
+        return logits_BNV + self.logits_bias[None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+    """The whole generator: caption encoder and image transformer."""
+
+    text_encoder: TextEncoderConfig
+    maskgit: MaskGITConfig
+
+
+class Generator(nn.Module):
+    """Caption token ids and partly masked image token ids -> logits of every image token.
+
+    To sample: `encode_text` (or `encode_text_and_null` for guidance) once, then `logits` at each
+    step.
+    """
+
+    config: GeneratorConfig
+
+    def setup(self):
+        self.text_encoder = TextEncoder(self.config.text_encoder)
+        self.maskgit = MaskGIT(self.config.maskgit)
+
+    def __call__(
+        self,
+        ids_BN: jax.Array,
+        text_tokens_BT: jax.Array,
+        text_mask_BT: jax.Array,
+        drop_B: jax.Array,
+        codebook_KC: jax.Array | None = None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """f32[B, N, V]; arguments as in `encode_text` and `logits`."""
+        text = self.encode_text(text_tokens_BT, text_mask_BT, drop_B, deterministic=deterministic)
+        return self.logits(ids_BN, text, codebook_KC, deterministic=deterministic)
+
+    def encode_text(
+        self,
+        text_tokens_BT: jax.Array,
+        text_mask_BT: jax.Array,
+        drop_B: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> TextKeysValues:
+        """Captions -> every layer's keys and values; rows with `drop_B` get the null caption."""
+        text_BTE = self.text_encoder(text_tokens_BT, text_mask_BT, deterministic=deterministic)
+        return self.maskgit.text_keys_values(text_BTE, text_mask_BT, drop_B)
+
+    def encode_text_and_null(
+        self, text_tokens_BT: jax.Array, text_mask_BT: jax.Array
+    ) -> TextKeysValues:
+        """2B rows for `sampling.guidance.guided`: B captions, then B null captions."""
+        text_BTE = self.text_encoder(text_tokens_BT, text_mask_BT, deterministic=True)
+        text_BTE, mask_BT = (jnp.concatenate([x, x]) for x in (text_BTE, text_mask_BT))
+        drop_B = jnp.arange(mask_BT.shape[0]) >= text_tokens_BT.shape[0]
+        return self.maskgit.text_keys_values(text_BTE, mask_BT, drop_B)
+
+    def logits(
+        self,
+        ids_BN: jax.Array,
+        text_keys_values: TextKeysValues,
+        codebook_KC: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """f32[B, N, V] of ids, `config.maskgit.mask_id` where masked; see `MaskGIT.__call__`."""
+        return self.maskgit(ids_BN, text_keys_values, codebook_KC, deterministic=deterministic)

@@ -1,0 +1,218 @@
+"""Vector quantizer: vectors -> nearest codes, with usage statistics and revival of dead codes.
+
+Legend: B batch, N image tokens, C codebook width, K codebook size, R rows of the reservoir,
+X candidate vectors, M any number of vectors.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STATS = "codebook_stats"
+
+
+def squared_distances(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+    """Returns f32[M,K], the squared Euclidean distance of every vector to every code.
+
+    Computed in float32 whatever the inputs are: which code is nearest must not depend on the dtype
+    of the activations, nor on the accelerator's default matrix precision.
+    """
+    x_MC = x_MC.astype(jnp.float32)
+    codebook_KC = codebook_KC.astype(jnp.float32)
+    dot_MK = jnp.einsum("MC,KC->MK", x_MC, codebook_KC, precision=jax.lax.Precision.HIGHEST)
+    norms_M1 = jnp.sum(x_MC**2, axis=-1, keepdims=True)
+    norms_K = jnp.sum(codebook_KC**2, axis=-1)
+    return norms_M1 - 2.0 * dot_MK + norms_K
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Returns `x` with unit length along the last axis (zero stays zero)."""
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
+
+
+class Quantizer(nn.Module):
+    """Nearest-code quantizer (VQ-VAE, van den Oord et al. 2017).
+
+    The collection "codebook_stats" holds `usage` f32[K], a moving average of how often each code is
+    chosen in a batch, and `reservoir` f32[R,C], recent vectors from before quantization:
+    `revive_dead_codes` takes its candidates there. Both change only when the collection is mutable
+    and `deterministic` is false, so inference needs the parameters alone.
+
+    Attributes:
+      codebook_size: K.
+      embedding_dim: C.
+      l2_normalize_codes: compare directions only; codes and inputs are put on the unit sphere.
+      usage_decay: decay of the moving average, per batch.
+      reservoir_size: R.
+    """
+
+    codebook_size: int
+    embedding_dim: int
+    l2_normalize_codes: bool = False
+    usage_decay: float = 0.99
+    reservoir_size: int = 1024
+
+    def setup(self):
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+        self.codebook = self.param(
+            "codebook",
+            nn.with_logical_partitioning(init, ("codebook", "embed")),
+            (self.codebook_size, self.embedding_dim),
+            jnp.float32,
+        )
+
+    def codes(self) -> jax.Array:
+        """Returns f32[K,C], the codebook's rows as they are compared and looked up."""
+        return l2_normalize(self.codebook) if self.l2_normalize_codes else self.codebook
+
+    def embed(self, ids_BN: jax.Array) -> jax.Array:
+        """Returns f32[B,N,C], the code of every id; NaN where an id is K or more (a mask id)."""
+        return jnp.take(self.codes(), ids_BN, axis=0, mode="fill")
+
+    @nn.compact
+    def __call__(
+        self, encoded_BNC: jax.Array, *, deterministic: bool, quantize: jax.Array | bool = True
+    ) -> dict[str, jax.Array]:
+        """Quantizes.
+
+        Args:
+          encoded_BNC: vectors to quantize.
+          deterministic: false in training, where the statistics take in the batch.
+          quantize: bool[], false in the first steps of training, in which vectors pass as they are
+            and the statistics stay empty (Lancucki et al. 2020: codes drawn from an encoder that
+            has learned something need far fewer steps than codes that learn along with it).
+
+        Returns: a dict of
+          ids_BN: i32, the nearest code; the lowest id among equally near ones.
+          encoded_BNC: f32, the input as it was compared (normalized if codes are).
+          codes_BNC: f32, the chosen rows, differentiable with respect to the codebook.
+          quantized_BNC: f32, the same values with the straight-through gradient: the identity with
+            respect to `encoded_BNC`, nothing to the codebook.
+          distances_BNK: f32, squared distances, for the entropy loss.
+        """
+        encoded_BNC = encoded_BNC.astype(jnp.float32)
+        if self.l2_normalize_codes:
+            encoded_BNC = l2_normalize(encoded_BNC)
+        flat_MC = encoded_BNC.reshape(-1, self.embedding_dim)
+        distances_MK = squared_distances(flat_MC, self.codes())
+        ids_BN = jnp.argmin(distances_MK, axis=-1).reshape(encoded_BNC.shape[:-1]).astype(jnp.int32)
+        codes_BNC = self.embed(ids_BN)
+        # Written so that the value is the code to the last bit: decode(ids) then gives exactly the
+        # reconstruction of training. `encoded + stop_gradient(codes - encoded)` would round.
+        offset_BNC = encoded_BNC - jax.lax.stop_gradient(encoded_BNC)
+        quantized_BNC = jax.lax.stop_gradient(codes_BNC) + offset_BNC
+        quantized_BNC = jnp.where(quantize, quantized_BNC, encoded_BNC)
+        codes_BNC = jnp.where(quantize, codes_BNC, jax.lax.stop_gradient(encoded_BNC))
+        self._update_stats(ids_BN, jax.lax.stop_gradient(flat_MC), deterministic, quantize)
+        return {
+            "ids_BN": ids_BN,
+            "encoded_BNC": encoded_BNC,
+            "codes_BNC": codes_BNC,
+            "quantized_BNC": quantized_BNC,
+            "distances_BNK": distances_MK.reshape(*ids_BN.shape, self.codebook_size),
+        }
+
+    def _update_stats(
+        self,
+        ids_BN: jax.Array,
+        flat_MC: jax.Array,
+        deterministic: bool,
+        quantize: jax.Array | bool,
+    ) -> None:
+        if not self.is_mutable_collection(STATS):
+            return
+
+        def zeros(name: str, names: tuple[str | None, ...], shape: tuple[int, ...]) -> Any:
+            # Boxed by `init` only: a training step whose state lacks the collection starts it
+            # plain, as the rest of its state is.
+            boxed = nn.with_logical_partitioning(jnp.zeros, names)
+            init = boxed if self.is_initializing() else jnp.zeros
+            return self.variable(STATS, name, init, shape, jnp.float32)
+
+        usage = zeros("usage", ("codebook",), (self.codebook_size,))
+        reservoir = zeros("reservoir", (None, "embed"), (self.reservoir_size, self.embedding_dim))
+        if deterministic or self.is_initializing():
+            return
+        counts_K = count_codes(ids_BN, self.codebook_size)
+        # The first batch sets the averages instead of entering them with weight 1 - decay, so codes
+        # that it does not use are dead at once: this is what starts the codebook from the data.
+        first = jnp.sum(usage.value) == 0
+        mixed_K = self.usage_decay * usage.value + (1.0 - self.usage_decay) * counts_K
+        usage.value = jnp.where(quantize, jnp.where(first, counts_K, mixed_K), usage.value)
+        rows_RC = _spread_rows(flat_MC, self.reservoir_size)
+        num_new = min(flat_MC.shape[0], self.reservoir_size)
+        kept_RC = jnp.concatenate([rows_RC[:num_new], reservoir.value])[: self.reservoir_size]
+        reservoir.value = jnp.where(first, rows_RC, kept_RC)
+
+
+def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
+    """Returns f32[K], how often each code stands in `ids` (any shape)."""
+    return jnp.zeros(codebook_size, jnp.float32).at[ids.reshape(-1)].add(1.0)
+
+
+def codebook_statistics(counts_K: jax.Array) -> dict[str, jax.Array]:
+    """Returns `perplexity` (K when use is uniform, 1 when collapsed) and `codes_used` (share of K).
+
+    Args:
+      counts_K: counts of a batch or of a whole data set, from `count_codes`.
+    """
+    probs_K = counts_K / jnp.maximum(jnp.sum(counts_K), 1.0)
+    entropy = -jnp.sum(jnp.where(probs_K > 0, probs_K * jnp.log(jnp.maximum(probs_K, 1e-30)), 0.0))
+    return {"perplexity": jnp.exp(entropy), "codes_used": jnp.mean(counts_K > 0)}
+
+
+def revive_dead_codes(
+    codebook_KC: jax.Array,
+    usage_K: jax.Array,
+    encoded_XC: jax.Array,
+    key: jax.Array,
+    threshold: jax.Array | float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Replaces every code whose usage is below `threshold` by a random candidate; pure.
+
+    Candidates far from every code in use are likelier (k-means++, Arthur & Vassilvitskii 2007):
+    drawn uniformly, most would be copies of the few commonest patches, and die again. No candidate
+    is taken twice unless there are more dead codes than candidates. A revived code gets the mean
+    usage, and so has time to prove itself.
+
+    Args:
+      codebook_KC: f32 codes.
+      usage_K: f32 usage in any unit.
+      encoded_XC: f32 candidates, outputs of the encoder.
+      key: PRNG key.
+      threshold: in the unit of `usage_K`; a code exactly at it lives.
+
+    Returns:
+      the codebook, the usage, and i32[] how many codes were replaced; unchanged when none is dead.
+    """
+    num_candidates = encoded_XC.shape[0]
+    dead_K = usage_K < threshold
+    distances_XK = squared_distances(encoded_XC, codebook_KC)
+    nearest_X = jnp.min(jnp.where(dead_K, jnp.inf, distances_XK), axis=-1)
+    log_weights_X = jnp.log(jnp.clip(nearest_X, 1e-12, 1e12))
+    # Gumbel top-k: sampling without replacement, in proportion to the weights.
+    order_X = jnp.argsort(-(log_weights_X + jax.random.gumbel(key, (num_candidates,))))
+    rank_K = jnp.cumsum(dead_K) - 1
+    drawn_KC = encoded_XC[order_X[rank_K % num_candidates]].astype(codebook_KC.dtype)
+    revived_KC = jnp.where(dead_K[:, None], drawn_KC, codebook_KC)
+    revived_K = jnp.where(dead_K, jnp.maximum(jnp.mean(usage_K), threshold), usage_K)
+    return revived_KC, revived_K, jnp.sum(dead_K, dtype=jnp.int32)
+
+
+def _spread_rows(x_MC: jax.Array, num_rows: int) -> jax.Array:
+    """Returns f32[num_rows,C]: distinct rows from all over `x_MC`, repeating once M are used up.
+
+    Steps by about M / golden ratio, made coprime with M: every M steps visit every row once, and
+    few rows already meet all images and all positions (a plain stride may meet one position only).
+    """
+    num_vectors = x_MC.shape[0]
+    stride = max(1, round(num_vectors * 0.6180339887))
+    while math.gcd(stride, num_vectors) != 1:
+        stride += 1
+    # 64-bit on the host: row * stride overflows 32 bits for large batches.
+    rows = np.arange(num_rows, dtype=np.int64) * stride % num_vectors
+    return x_MC[rows.astype(np.int32)]

@@ -1,0 +1,362 @@
+"""VQ-GAN tokenizer: images <-> token ids <-> codebook embeddings.
+
+The architecture is MaskGIT's VQ-GAN (google-research/maskgit; Esser et al. 2021 without attention),
+after an optional space-to-depth stage. One class serves the paper's 256-pixel tokenizer and a
+32-pixel one for a laptop: strided and full-resolution convolutions are slow in XLA on CPU, and a
+space-to-depth stage needs neither.
+
+Legend: B batch, H W pixels (or grid cells), D channels, N image tokens, C codebook width,
+K codebook size.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from synth2_jax.config import dtype as dtype_of
+from synth2_jax.errors import UserError, nearest
+from synth2_jax.models.quantizer import STATS, Quantizer, revive_dead_codes
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swish": nn.swish,
+    "relu": nn.relu,
+}
+DOWNSAMPLINGS = ("average_pool", "conv")
+
+
+@dataclasses.dataclass(frozen=True)
+class VQTokenizerConfig:
+    """Size and shape of a `VQTokenizer`; the defaults are MaskGIT's, with Muse's 8192 codes.
+
+    Attributes:
+      image_size: height and width in pixels.
+      patch_size: factor of the space-to-depth stage in front of the encoder and of its inverse
+        behind the decoder; 1 for none.
+      filters: channels at the first level.
+      channel_multipliers: channels of each level, times `filters`; every level after the first
+        halves the resolution.
+      num_res_blocks: residual blocks a level, and as many again at the lowest resolution.
+      kernel_size: of the convolutions at a constant resolution; 1 keeps every token to its own patch.
+      embedding_dim: C.
+      codebook_size: K; at most 65536, as ids are stored in 16 bits.
+      norm_groups: groups of the group norms; must divide every level's channels.
+      activation: "swish" or "relu".
+      downsampling: "average_pool" (MaskGIT's default) or "conv" (4x4, stride 2).
+      pixel_range: the range of pixel values inside the network. Images are [-1, 1] outside in any
+        case; MaskGIT's released weights need (0, 1) here.
+      l2_normalize_codes: compare directions only, on the unit sphere.
+      usage_decay: decay per batch of the moving average of how often codes are used.
+      reservoir_size: recent encoder outputs kept as candidates for revival.
+      revive_share: a code used less than this share of uniform use is dead; 0 revives none.
+      dtype: of the activations; parameters, distances and outputs are float32.
+    """
+
+    image_size: int = 256
+    patch_size: int = 1
+    filters: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    kernel_size: int = 3
+    embedding_dim: int = 256
+    codebook_size: int = 8192
+    norm_groups: int = 32
+    activation: Literal["swish", "relu"] = "swish"
+    downsampling: Literal["average_pool", "conv"] = "average_pool"
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    l2_normalize_codes: bool = False
+    usage_decay: float = 0.99
+    reservoir_size: int = 1024
+    revive_share: float = 0.02
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        dtype_of(self.dtype, "tokenizer dtype")
+        check_levels(self.image_size, self.patch_size, self.channel_multipliers)
+        if self.activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation: unknown {self.activation!r}; {nearest(self.activation, ACTIVATIONS)}"
+            )
+        if self.downsampling not in DOWNSAMPLINGS:
+            near = nearest(self.downsampling, DOWNSAMPLINGS)
+            raise UserError(f"downsampling: unknown {self.downsampling!r}; {near}")
+        for multiplier in self.channel_multipliers:
+            if self.filters * multiplier % self.norm_groups:
+                raise UserError(
+                    f"norm_groups: found {self.norm_groups}, expected a divisor of every level's "
+                    f"channels ({self.filters} x {multiplier} is none of its multiples)"
+                )
+        if not 1 <= self.codebook_size <= 65536:
+            raise UserError(f"codebook_size: found {self.codebook_size}, expected 1 to 65536")
+        if self.pixel_range[0] >= self.pixel_range[1]:
+            raise UserError(f"pixel_range: found {self.pixel_range}, expected (low, high)")
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one side of the image."""
+        return self.image_size // (self.patch_size * 2 ** (len(self.channel_multipliers) - 1))
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens an image, in row-major order of the grid."""
+        return self.grid_size**2
+
+
+def check_levels(image_size: int, patch_size: int, channel_multipliers: tuple[int, ...]) -> None:
+    """Raises UserError unless the patches and the halvings divide the image evenly."""
+    if patch_size < 1 or not channel_multipliers:
+        raise UserError(
+            f"patch_size, channel_multipliers: found {patch_size}, {channel_multipliers}, "
+            "expected at least 1 and at least one level"
+        )
+    factor = patch_size * 2 ** (len(channel_multipliers) - 1)
+    if image_size % factor:
+        raise UserError(
+            f"image_size: found {image_size}, expected a multiple of {factor} (patch_size "
+            f"{patch_size} and {len(channel_multipliers) - 1} halvings)"
+        )
+
+
+def space_to_depth(x_BHWD: jax.Array, patch_size: int) -> jax.Array:
+    """[B,H,W,D] -> [B,H/p,W/p,p*p*D]; channels in order row, column, D."""
+    B, H, W, D = x_BHWD.shape
+    p = patch_size
+    x = x_BHWD.reshape(B, H // p, p, W // p, p, D).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, H // p, W // p, p * p * D)
+
+
+def depth_to_space(x_BHWD: jax.Array, patch_size: int) -> jax.Array:
+    """[B,H,W,p*p*D] -> [B,H*p,W*p,D], the inverse of `space_to_depth`."""
+    B, H, W, D = x_BHWD.shape
+    p = patch_size
+    x = x_BHWD.reshape(B, H, W, p, p, D // p**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, H * p, W * p, D // p**2)
+
+
+def average_pool(x_BHWD: jax.Array) -> jax.Array:
+    """[B,H,W,D] -> [B,H/2,W/2,D], means of 2x2 cells."""
+    B, H, W, D = x_BHWD.shape
+    return x_BHWD.reshape(B, H // 2, 2, W // 2, 2, D).mean(axis=(2, 4))
+
+
+def upsample(x_BHWD: jax.Array) -> jax.Array:
+    """[B,H,W,D] -> [B,2H,2W,D], every cell repeated 2x2."""
+    return jnp.repeat(jnp.repeat(x_BHWD, 2, axis=1), 2, axis=2)
+
+
+def convolution(
+    features: int,
+    kernel_size: int,
+    *,
+    name: str,
+    dtype: str,
+    use_bias: bool,
+    stride: int = 1,
+) -> nn.Conv:
+    """Returns a square convolution whose parameters carry logical axis names.
+
+    The kernel's window gets no name (None, replicated): Flax refuses a name that occurs twice.
+    """
+    kernel_names = (None, None, "conv_in", "conv_out")
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        use_bias=use_bias,
+        dtype=dtype_of(dtype),
+        param_dtype=jnp.float32,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), kernel_names),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+        name=name,
+    )
+
+
+def _group_norm(config: VQTokenizerConfig, name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(
+        config.norm_groups,
+        dtype=dtype_of(config.dtype),
+        param_dtype=jnp.float32,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("conv_out",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+        name=name,
+    )
+
+
+class ResBlock(nn.Module):
+    """Group norm, activation, 3x3 convolution, twice; a 1x1 shortcut where channels change."""
+
+    config: VQTokenizerConfig
+    filters: int
+
+    @nn.compact
+    def __call__(self, x_BHWD: jax.Array) -> jax.Array:
+        """[B,H,W,any] -> [B,H,W,filters]."""
+        activation = ACTIVATIONS[self.config.activation]
+        conv_args = {"dtype": self.config.dtype, "use_bias": False}
+        y = x_BHWD
+        for i in range(2):
+            y = activation(_group_norm(self.config, f"norm_{i}")(y))
+            y = convolution(self.filters, self.config.kernel_size, name=f"conv_{i}", **conv_args)(y)
+        if x_BHWD.shape[-1] == self.filters:
+            return x_BHWD + y
+        # MaskGIT's released code feeds the shortcut from `y`, not from the input; its weights are
+        # only right that way, so this does the same.
+        return convolution(self.filters, 1, name="shortcut", **conv_args)(y) + y
+
+
+class Encoder(nn.Module):
+    """Image -> grid of vectors. Blocks are numbered in the order they are applied."""
+
+    config: VQTokenizerConfig
+
+    @nn.compact
+    def __call__(self, image_BHWD: jax.Array) -> jax.Array:
+        """f[B,H,W,3] -> f[B,grid,grid,C]."""
+        cfg = self.config
+        x = space_to_depth(image_BHWD.astype(dtype_of(cfg.dtype)), cfg.patch_size)
+        x = convolution(cfg.filters, cfg.kernel_size, name="conv_in", dtype=cfg.dtype, use_bias=False)(x)
+        filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
+        num_blocks = 0
+        for level in range(len(filters)):
+            if level > 0 and cfg.downsampling == "conv":
+                name = f"downsample_{level - 1}"
+                conv_args = {"stride": 2, "dtype": cfg.dtype, "use_bias": True}
+                x = convolution(filters[level - 1], 4, name=name, **conv_args)(x)
+            elif level > 0:
+                x = average_pool(x)
+            for _ in range(cfg.num_res_blocks):
+                x = ResBlock(cfg, filters[level], name=f"block_{num_blocks}")(x)
+                num_blocks += 1
+        for _ in range(cfg.num_res_blocks):
+            x = ResBlock(cfg, filters[-1], name=f"block_{num_blocks}")(x)
+            num_blocks += 1
+        x = ACTIVATIONS[cfg.activation](_group_norm(cfg, "norm_out")(x))
+        return convolution(cfg.embedding_dim, 1, name="conv_out", dtype=cfg.dtype, use_bias=True)(x)
+
+
+class Decoder(nn.Module):
+    """Grid of codes -> image; the encoder's mirror image, with nearest-neighbour upsampling."""
+
+    config: VQTokenizerConfig
+
+    @nn.compact
+    def __call__(self, quantized_BHWC: jax.Array) -> jax.Array:
+        """f[B,grid,grid,C] -> f32[B,H,W,3]."""
+        cfg = self.config
+        conv_args = {"dtype": cfg.dtype, "use_bias": True}
+        filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
+        x = quantized_BHWC.astype(dtype_of(cfg.dtype))
+        x = convolution(filters[-1], cfg.kernel_size, name="conv_in", **conv_args)(x)
+        num_blocks = 0
+        for _ in range(cfg.num_res_blocks):
+            x = ResBlock(cfg, filters[-1], name=f"block_{num_blocks}")(x)
+            num_blocks += 1
+        for i, level in enumerate(reversed(range(len(filters)))):
+            for _ in range(cfg.num_res_blocks):
+                x = ResBlock(cfg, filters[level], name=f"block_{num_blocks}")(x)
+                num_blocks += 1
+            if level > 0:
+                x = upsample(x)
+                x = convolution(filters[level], 3, name=f"upsample_{i}", **conv_args)(x)
+        x = ACTIVATIONS[cfg.activation](_group_norm(cfg, "norm_out")(x))
+        x = convolution(3 * cfg.patch_size**2, cfg.kernel_size, name="conv_out", **conv_args)(x)
+        return depth_to_space(x, cfg.patch_size).astype(jnp.float32)
+
+
+class VQTokenizer(nn.Module):
+    """Encoder, nearest-code quantizer and decoder (MaskGIT, Chang et al. 2022, section 3.1).
+
+    Images are f32[B,H,W,3] in [-1, 1]. Decoded images are not clipped, so that gradients survive:
+    clip where pixels are stored or shown.
+    """
+
+    config: VQTokenizerConfig
+
+    def setup(self):
+        cfg = self.config
+        self.encoder = Encoder(cfg)
+        self.quantizer = Quantizer(
+            codebook_size=cfg.codebook_size,
+            embedding_dim=cfg.embedding_dim,
+            l2_normalize_codes=cfg.l2_normalize_codes,
+            usage_decay=cfg.usage_decay,
+            reservoir_size=cfg.reservoir_size,
+        )
+        self.decoder = Decoder(cfg)
+
+    def __call__(
+        self, image_BHWD: jax.Array, *, deterministic: bool, quantize: jax.Array | bool = True
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Encodes, quantizes and decodes.
+
+        Args:
+          image_BHWD: f32[B,H,W,3] in [-1, 1].
+          deterministic: false in training, where the collection "codebook_stats", if mutable,
+            takes in the batch.
+          quantize: see `Quantizer`.
+
+        Returns:
+          reconstruction f32[B,H,W,3], and what `Quantizer` returns: `ids_BN`, `encoded_BNC`,
+          `codes_BNC`, `quantized_BNC`, `distances_BNK`.
+        """
+        intermediates = self.quantizer(
+            self._encode(image_BHWD), deterministic=deterministic, quantize=quantize
+        )
+        return self._decode(intermediates["quantized_BNC"]), intermediates
+
+    def encode(self, image_BHWD: jax.Array) -> jax.Array:
+        """f32[B,H,W,3] in [-1, 1] -> i32[B,N], row-major."""
+        return self.quantizer(self._encode(image_BHWD), deterministic=True)["ids_BN"]
+
+    def embed(self, ids_BN: jax.Array) -> jax.Array:
+        """i32[B,N] -> f32[B,N,C], the image embedding; NaN for an id outside the codebook."""
+        return self.quantizer.embed(ids_BN)
+
+    def decode(self, ids_BN: jax.Array) -> jax.Array:
+        """i32[B,N] -> f32[B,H,W,3], nominally in [-1, 1]."""
+        return self._decode(self.embed(ids_BN))
+
+    def _encode(self, image_BHWD: jax.Array) -> jax.Array:
+        cfg = self.config
+        expected = (cfg.image_size, cfg.image_size, 3)
+        if image_BHWD.shape[1:] != expected:
+            raise ValueError(f"image: found shape {image_BHWD.shape}, expected (B, *{expected})")
+        low, high = cfg.pixel_range
+        encoded_BHWC = self.encoder((image_BHWD + 1.0) * ((high - low) / 2.0) + low)
+        return encoded_BHWC.reshape(-1, cfg.num_tokens, cfg.embedding_dim)
+
+    def _decode(self, quantized_BNC: jax.Array) -> jax.Array:
+        cfg = self.config
+        grid = (cfg.grid_size, cfg.grid_size, cfg.embedding_dim)
+        low, high = cfg.pixel_range
+        return (self.decoder(quantized_BNC.reshape(-1, *grid)) - low) * (2.0 / (high - low)) - 1.0
+
+
+def revive_tokenizer_codes(
+    params: dict, model_state: dict, key: jax.Array, config: VQTokenizerConfig
+) -> tuple[dict, dict, jax.Array]:
+    """Revives the dead codes of a tokenizer; to be called after the optimizer's update.
+
+    Args:
+      params: the tokenizer's parameters (unboxed); not changed in place.
+      model_state: {"codebook_stats": ...} as the step's forward pass left it; not changed in place.
+      key: PRNG key, a fresh one each step.
+      config: the tokenizer's; a code is dead below `revive_share` of the mean usage.
+
+    Returns:
+      params, model_state, and i32[] how many codes were revived.
+    """
+    stats = model_state[STATS]["quantizer"]
+    codebook_KC, usage_K, num_revived = revive_dead_codes(
+        params["quantizer"]["codebook"],
+        stats["usage"],
+        stats["reservoir"],
+        key,
+        config.revive_share * jnp.mean(stats["usage"]),
+    )
+    params = {**params, "quantizer": {**params["quantizer"], "codebook": codebook_KC}}
+    stats = {**model_state[STATS], "quantizer": {**stats, "usage": usage_K}}
+    return params, {**model_state, STATS: stats}, num_revived

@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from synth2_jax.errors import UserError
+from synth2_jax.models.discriminator import Discriminator, DiscriminatorConfig
+
+SMALL = DiscriminatorConfig(image_size=32, patch_size=4, filters=8, channel_multipliers=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "config, grid",
+    [
+        (DiscriminatorConfig(), 8),
+        (SMALL, 4),
+        (DiscriminatorConfig(image_size=32, filters=8, channel_multipliers=(1, 2, 4)), 8),
+        (DiscriminatorConfig(image_size=32, patch_size=8, channel_multipliers=(1,)), 4),
+        (DiscriminatorConfig(image_size=64, filters=8, dtype="bfloat16"), 2),
+    ],
+)
+def test_map_of_logits(config, grid):
+    image = jnp.zeros((2, config.image_size, config.image_size, 3))
+    model = Discriminator(config)
+    logits, _ = jax.eval_shape(lambda key: model.init_with_output(key, image), jax.random.key(0))
+    assert config.grid_size == grid
+    assert logits.shape == (2, grid, grid) and logits.dtype == jnp.float32
+
+
+def test_every_parameter_has_logical_names_of_its_rank():
+    image = jnp.zeros((1, 32, 32, 3))
+    params = jax.eval_shape(lambda key: Discriminator(SMALL).init(key, image), jax.random.key(0))
+    boxes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    assert len(boxes) == 11
+    for box in boxes:
+        assert isinstance(box, nn.LogicallyPartitioned)
+        assert len(box.names) == box.value.ndim
+        assert set(box.names) <= {None, "conv_in", "conv_out"}
+
+
+def test_an_image_has_its_own_logits_and_a_logit_its_own_window():
+    image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    config = DiscriminatorConfig(image_size=32, filters=8, channel_multipliers=(1, 2))
+    model = Discriminator(config)
+    rng = np.random.default_rng(0)  # compiling real initializers takes seconds
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32),
+        nn.unbox(jax.eval_shape(model.init, jax.random.key(1), image)),
+    )
+
+    def corner_logit(image):
+        logits = model.apply(params, image)
+        return logits[0, 0, 0], logits
+
+    gradient, logits = jax.jit(jax.grad(corner_logit, has_aux=True))(image)
+    alone = jax.jit(model.apply)(params, image[1:])
+    np.testing.assert_allclose(alone, logits[1:], atol=1e-5)
+    assert float(jnp.abs(gradient[0, :8, :8]).sum()) > 0
+    np.testing.assert_array_equal(gradient[0, 16:, 16:], 0.0)
+    np.testing.assert_array_equal(gradient[1], 0.0)
+
+
+def test_levels_that_do_not_divide_the_image_are_a_user_error():
+    with pytest.raises(UserError, match="image_size: found 36, expected a multiple of 8"):
+        DiscriminatorConfig(image_size=36, patch_size=4, channel_multipliers=(1, 2))

@@ -1,0 +1,190 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from synth2_jax.errors import UserError
+from synth2_jax.layers.stack import unstack_layers
+from synth2_jax.models.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    init_cache,
+    shift_right,
+)
+from synth2_jax.sampling.text_decode import greedy
+
+TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 0, 11)
+KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles fastest
+
+
+def config(**kwargs):
+    sizes = dict(vocab_size=11, num_layers=2, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16)
+    return LanguageModelConfig(**(sizes | kwargs))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(cfg):
+    return LanguageModel(cfg).init(KEY, TOKENS, deterministic=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(cfg, variables, tokens=TOKENS):
+    return LanguageModel(cfg).apply(variables, tokens, deterministic=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(cfg, variables, tokens, cache):
+    return LanguageModel(cfg).apply(variables, tokens, cache, method="step")
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return nn.unbox(init(config()))
+
+
+def test_shift_right():
+    np.testing.assert_array_equal(
+        shift_right(jnp.array([[5, 6, 1], [7, 1, 0]])), [[0, 5, 6], [0, 7, 1]]
+    )
+
+
+def test_logits_are_float32_in_a_bfloat16_model(variables):
+    for tie_embeddings in (True, False):
+        cfg = config(dtype="bfloat16", tie_embeddings=tie_embeddings)
+        logits = apply(cfg, variables if tie_embeddings else init(cfg))
+        assert logits.shape == (2, 6, 11) and logits.dtype == jnp.float32
+        # Logits that went through bfloat16 would all survive the round trip.
+        assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).any()
+    np.testing.assert_allclose(
+        apply(config(dtype="bfloat16"), variables), apply(config(), variables), atol=0.1
+    )
+
+
+def test_logits_start_small(variables):
+    # A tied head on unit-variance embeddings would start with logits of variance D.
+    assert np.std(apply(config(), variables)) < 2
+
+
+def test_causality_through_gradients(variables):
+    """The logits of position t depend on tokens 0 .. t, on all of them, and on no later one."""
+    cfg, params = config(tie_embeddings=False), variables["params"]
+    head = {"kernel": params["embed"]["embedding"].T}
+    tokens = jnp.arange(6)[None]  # one row of the table each, so its gradient tells them apart
+
+    def logits(table):
+        changed = params | {"embed": {"embedding": table}, "head": head}
+        return apply(cfg, {"params": changed}, tokens)[0].sum(axis=-1)
+
+    jacobian_TVD = jax.jacrev(logits)(params["embed"]["embedding"])
+    influence_TT = np.abs(jacobian_TVD).max(axis=-1)[:, :6]
+    np.testing.assert_array_equal(influence_TT > 0, np.tri(6, dtype=bool))
+
+
+def test_padding_on_the_right_changes_nothing_before_it(variables):
+    logits = apply(config(), variables)
+    padded = jnp.pad(TOKENS, ((0, 0), (0, 3)))
+    np.testing.assert_allclose(apply(config(), variables, padded)[:, :6], logits, atol=1e-5)
+
+
+def test_the_order_of_earlier_tokens_counts(variables):
+    tokens = jnp.array([[2, 3, 4, 5], [3, 2, 4, 5]])
+    logits = apply(config(), variables, tokens)
+    assert np.abs(logits[0, -1] - logits[1, -1]).max() > 1e-3
+
+
+def test_scan_equals_loop(variables):
+    params = variables["params"]
+    looped = {"params": params | {"decoder": unstack_layers(params["decoder"], 2)}}
+    cfg = config(scan_layers=False)
+    abstract = nn.unbox(jax.eval_shape(lambda: init(cfg)))
+    assert jax.tree.map(jnp.shape, looped) == jax.tree.map(jnp.shape, abstract)
+    np.testing.assert_allclose(apply(cfg, looped), apply(config(), variables), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_equals_plain(variables, remat):
+    def loss(variables, remat):
+        logits = LanguageModel(config(remat=remat)).apply(variables, TOKENS, deterministic=True)
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)
+
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    value, gradients = run(variables, "none")
+    remat_value, remat_gradients = run(variables, remat)
+    np.testing.assert_allclose(value, remat_value, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        gradients,
+        remat_gradients,
+    )
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("prompt_length", [1, 4])
+def test_cached_steps_equal_the_full_pass(variables, scan_layers, prompt_length):
+    cfg = config(scan_layers=scan_layers)
+    if not scan_layers:
+        params = variables["params"]
+        variables = {"params": params | {"decoder": unstack_layers(params["decoder"], 2)}}
+    logits, cache = step(
+        cfg, variables, TOKENS[:, :prompt_length], init_cache(cfg, 2, max_length=8)
+    )
+    assert cache.index == prompt_length
+    parts = [logits]
+    for t in range(prompt_length, 6):
+        logits, cache = step(cfg, variables, TOKENS[:, t : t + 1], cache)
+        parts.append(logits)
+    np.testing.assert_allclose(
+        jnp.concatenate(parts, axis=1), apply(cfg, variables), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_greedy_decoding_equals_decoding_without_a_cache(variables):
+    prompt = jnp.array([[0, 5], [0, 7]])
+    logits, cache = step(config(), variables, prompt, init_cache(config(), 2, 6))
+
+    def step_fn(tokens, cache):
+        logits, cache = step(config(), variables, tokens[:, None], cache)
+        return logits[:, 0], cache
+
+    ids, _ = jax.jit(lambda: greedy(step_fn, logits[:, -1], cache, max_length=5))()
+    tokens = np.array(jnp.pad(prompt, ((0, 0), (0, 5))))
+    for t in range(2, 7):  # right padding is invisible, so one shape serves all
+        logits = np.array(apply(config(), variables, jnp.asarray(tokens)))[:, t - 1]
+        tokens[:, t] = 1 + logits[:, 1:].argmax(-1)
+    for row in range(2):
+        ended = np.cumsum(tokens[row, 2:] == 1) - (tokens[row, 2:] == 1)
+        np.testing.assert_array_equal(ids[row], np.where(ended, 0, tokens[row, 2:]))
+
+
+def test_dropout_only_when_not_deterministic(variables):
+    model = LanguageModel(config(dropout_rate=0.5))
+    rngs = {"dropout": jax.random.key(0, impl="unsafe_rbg")}
+    np.testing.assert_array_equal(
+        apply(config(dropout_rate=0.5), variables), apply(config(), variables)
+    )
+    dropped = model.apply(variables, TOKENS, deterministic=False, rngs=rngs)
+    assert not np.allclose(dropped, apply(config(), variables), atol=1e-2)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_every_parameter_has_named_axes(scan_layers):
+    params = jax.eval_shape(lambda: init(config(scan_layers=scan_layers, tie_embeddings=False)))[
+        "params"
+    ]
+    boxes = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata))
+    for box in boxes:
+        assert isinstance(box, nn.LogicallyPartitioned) and None not in box.names
+        assert len(box.names) == box.value.ndim and box.value.dtype == jnp.float32
+    if scan_layers:
+        query = params["decoder"]["layers"]["attention"]["query"]["kernel"]
+        assert query.names == ("layers", "embed", "heads", "kv")
+
+
+def test_config_mistakes():
+    with pytest.raises(UserError, match="did you mean 'dots'"):
+        config(remat="dot")
+    with pytest.raises(UserError, match="did you mean 'bfloat16'"):
+        config(dtype="bfloat")

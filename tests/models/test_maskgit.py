@@ -1,0 +1,317 @@
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synth2_jax.errors import UserError
+from synth2_jax.layers.stack import unstack_layers
+from synth2_jax.models.maskgit import CodebookEmbedding, Generator, GeneratorConfig, MaskGITConfig
+from synth2_jax.models.text_encoder import TextEncoderConfig
+from synth2_jax.sampling.guidance import GuidanceConfig, guided
+from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, parallel_decode, row_keys
+from synth2_jax.sharding import AXIS_RULES
+
+K, N, C = 10, 6, 3
+LEARNED = GeneratorConfig(
+    TextEncoderConfig(
+        vocab_size=11, num_layers=1, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=12
+    ),
+    MaskGITConfig(
+        codebook_size=K, num_tokens=N, num_layers=2, embed_dim=16, num_heads=2, head_dim=8,
+        mlp_dim=24
+    ),
+)  # fmt: skip
+
+
+def variant(config=LEARNED, **maskgit):
+    return dataclasses.replace(config, maskgit=dataclasses.replace(config.maskgit, **maskgit))
+
+
+CODEBOOK = variant(token_embedding="codebook")
+UNTIED = variant(tied_head=False)
+
+IDS = jnp.asarray([[K, 1, K, 3, 9, K], [0, K, 2, K, K, K], [K] * N])
+TOKENS = jnp.asarray([[4, 7, 3, 9, 1], [5, 6, 1, 0, 0], [8, 2, 7, 1, 0]])
+MASK = TOKENS != 0
+KEEP = jnp.zeros(3, bool)
+VECTORS = jax.random.normal(jax.random.key(9), (K, C)) * 0.01 + 3  # f32[K, C]
+
+
+def boxed(config):
+    return jax.eval_shape(
+        lambda: Generator(config).init(
+            jax.random.key(0), IDS, TOKENS, MASK, KEEP, VECTORS, deterministic=True
+        )
+    )["params"]
+
+
+def init(config):
+    def create(key):
+        variables = Generator(config).init(
+            key, IDS, TOKENS, MASK, KEEP, VECTORS, deterministic=True
+        )
+        return nn.unbox(variables)["params"]
+
+    return jax.jit(create)(jax.random.key(0))
+
+
+PARAMS = {config: init(config) for config in (LEARNED, CODEBOOK, UNTIED)}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method", "deterministic"))
+def run(config, params, args, *, method=None, deterministic=True, rngs=None):
+    generator = Generator(config)
+    return generator.apply(
+        {"params": params}, *args, method=method, deterministic=deterministic, rngs=rngs
+    )
+
+
+def apply(config, *args, params=None, **kwargs):
+    return run(config, PARAMS[config] if params is None else params, args, **kwargs)
+
+
+def logits(config, ids=IDS, tokens=TOKENS, mask=MASK, drop=KEEP, vectors=VECTORS, params=None):
+    output = apply(config, ids, tokens, mask, drop, vectors, params=params)
+    assert output.shape == (*ids.shape, K) and output.dtype == jnp.float32
+    return np.asarray(output)
+
+
+ALL = pytest.mark.parametrize(
+    "config", [LEARNED, CODEBOOK, UNTIED], ids=["learned", "codebook", "untied"]
+)
+
+
+def test_text_padding_changes_nothing():
+    longer = jnp.pad(TOKENS, ((0, 0), (0, 3)), constant_values=6)
+    mask = jnp.pad(MASK, ((0, 0), (0, 3)))
+    np.testing.assert_allclose(
+        logits(LEARNED, tokens=longer, mask=mask), logits(LEARNED), atol=1e-5
+    )
+
+
+@ALL
+def test_caption_and_every_image_token_matter(config):
+    base = logits(config)
+    other = logits(config, tokens=TOKENS.at[:, 0].set(10))
+    assert (np.abs(other - base).max((1, 2)) > 1e-4).all()
+    other = logits(config, ids=IDS.at[0, 4].set(2))
+    assert (np.abs(other - base)[0].max(-1) > 1e-5).all()  # bidirectional: all positions see it
+    np.testing.assert_allclose(other[1:], base[1:], atol=1e-6)  # rows do not mix
+
+
+def test_dropped_rows_ignore_the_caption():
+    drop = jnp.asarray([True, False, True])
+    base, other = logits(LEARNED, drop=drop), logits(LEARNED, tokens=(TOKENS + 3) % 11, drop=drop)
+    np.testing.assert_allclose(other[[0, 2]], base[[0, 2]], atol=1e-6)
+    assert np.abs(other[1] - base[1]).max() > 1e-4
+    assert np.abs(base[0] - logits(LEARNED)[0]).max() > 1e-4
+    np.testing.assert_allclose(base[1], logits(LEARNED)[1], atol=1e-5)
+    # Nor do they depend on how long it was padded, and a row without text is such a row.
+    short = logits(LEARNED, tokens=TOKENS[:, :2], mask=MASK[:, :2], drop=drop)
+    np.testing.assert_allclose(short[[0, 2]], base[[0, 2]], atol=1e-6)
+    empty = logits(LEARNED, tokens=jnp.zeros_like(TOKENS), mask=jnp.zeros_like(MASK))
+    np.testing.assert_allclose(empty[[0, 2]], base[[0, 2]], atol=1e-6)
+
+
+def test_null_caption_is_learned():
+    drop = jnp.asarray([True, False, False])
+
+    def loss(params):
+        output = apply(LEARNED, IDS, TOKENS, MASK, drop, params=params)
+        return jnp.sum(output[0] ** 2)
+
+    grad = jax.grad(loss)(PARAMS[LEARNED])
+    assert np.abs(grad["maskgit"]["null_caption"]).max() > 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grad["text_encoder"]))
+
+
+@pytest.mark.parametrize("config", [LEARNED, CODEBOOK], ids=["learned", "codebook"])
+def test_keys_and_values_computed_once_give_the_same_logits(config):
+    text = apply(config, TOKENS, MASK, KEEP, method="encode_text")
+    for ids in (IDS, jnp.where(IDS == K, 5, IDS)):
+        cached = apply(config, ids, text, VECTORS, method="logits")
+        np.testing.assert_allclose(cached, logits(config, ids=ids), atol=1e-5)
+
+
+def test_keys_and_values_are_all_that_depends_on_the_text():
+    text = apply(LEARNED, TOKENS, MASK, method="encode_text")
+    assert [leaf.shape for leaf in jax.tree.leaves(text)] == [(2, 3, 5, 2, 8)] * 2 + [(3, 5)]
+
+
+def test_scan_equals_loop():
+    config = variant(scan_layers=False)
+    maskgit = PARAMS[LEARNED]["maskgit"]
+    maskgit = dict(maskgit, decoder=unstack_layers(maskgit["decoder"], 2))
+    params = dict(PARAMS[LEARNED], maskgit=maskgit)
+    shapes = jax.eval_shape(lambda: init(config))
+    assert jax.tree.structure(params) == jax.tree.structure(shapes)
+    np.testing.assert_allclose(logits(config, params=params), logits(LEARNED), atol=1e-5)
+
+
+def test_layers_start_different():
+    kernel = PARAMS[LEARNED]["maskgit"]["decoder"]["layers"]["cross_attention"]["key"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.1
+
+
+def test_remat_equals_plain():
+    def gradient(config):
+        def loss(params):
+            output = apply(config, IDS, TOKENS, MASK, KEEP, params=params, deterministic=True)
+            return jnp.sum(jnp.square(output))
+
+        return jax.jit(jax.grad(loss))(PARAMS[LEARNED])
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient(variant(remat="dots")),
+        gradient(LEARNED),
+    )
+
+
+@ALL
+def test_first_cross_entropy_is_ln_k(config):
+    """Averaged over all codes as targets; and yet every code has a logit of its own."""
+    log_probs = jax.nn.log_softmax(logits(config))
+    assert -np.mean(log_probs) == pytest.approx(np.log(K), abs=0.08)
+    assert np.std(log_probs, axis=-1).min() > 0.05
+
+
+@pytest.mark.parametrize("width", [8, 64, 512])
+def test_first_codebook_logits_have_the_same_size_at_any_width(width):
+    embedding = CodebookEmbedding(width, 2 * width, 0.25 * width**-0.5, jnp.float32)
+    x_BND = jax.random.normal(jax.random.key(0), (2, 8, width))
+    vectors = jax.random.normal(jax.random.key(1), (64, 16)) * 1e-3
+    output, _ = embedding.init_with_output(jax.random.key(2), x_BND, vectors, method="attend")
+    assert 0.15 < np.std(output) < 0.4
+
+
+@ALL
+def test_every_parameter_has_names_of_its_rank(config):
+    leaves = jax.tree.leaves(
+        boxed(config), is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
+    for leaf in leaves:
+        assert isinstance(leaf, nn.LogicallyPartitioned), leaf
+        assert len(leaf.names) == leaf.value.ndim, leaf
+        assert set(leaf.names) <= {name for name, _ in AXIS_RULES}, leaf
+        # A name twice in one parameter cannot be mapped to a mesh.
+        assert len(set(leaf.names)) == len(leaf.names), leaf
+    # What the caption's keys and values need must be there as well when only logits are computed.
+    assert any("layers" in leaf.names for leaf in leaves)
+
+
+def test_codebook_vectors_decide_alone_what_a_code_is():
+    """Renaming the codes permutes the logits, and two equal vectors are one code to the model."""
+    base = logits(CODEBOOK)
+    order = np.asarray(jax.random.permutation(jax.random.key(4), K))
+    inverse = np.append(np.argsort(order), K)
+    renamed = logits(CODEBOOK, ids=jnp.asarray(inverse)[IDS], vectors=VECTORS[order])
+    np.testing.assert_allclose(renamed, base[..., order], atol=1e-5)
+    twins = logits(CODEBOOK, vectors=VECTORS.at[7].set(VECTORS[2]))
+    np.testing.assert_allclose(twins[..., 7], twins[..., 2], atol=1e-6)
+    assert np.abs(twins[..., 3] - twins[..., 2]).max() > 1e-3
+    # The scale and the mean of a codebook carry nothing.
+    np.testing.assert_allclose(logits(CODEBOOK, vectors=VECTORS * 50 - 7), base, atol=1e-3)
+
+
+def test_codebook_logits_can_prefer_any_code():
+    """One-dimensional codes: no logits that are linear in the vector prefer the middle one."""
+    embedding = CodebookEmbedding(8, 16, 0.1, jnp.float32)
+    vectors = jnp.asarray([[-1.0], [0.0], [1.0]])
+    x_BND = jnp.ones((1, 1, 8))
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            output = embedding.apply({"params": params}, x_BND, vectors, method="attend")
+            return -jax.nn.log_softmax(output)[0, 0, 1]
+
+        value, grad = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - 0.1 * g, params, grad)
+
+    variables = embedding.init(jax.random.key(0), x_BND, vectors, method="attend")
+    params = nn.unbox(variables)["params"]
+    for _ in range(100):
+        value, params = step(params)
+    assert value < 0.1
+
+
+def test_missing_codebook_is_an_error():
+    with pytest.raises(ValueError, match="codebook_KC"):
+        logits(CODEBOOK, vectors=None)
+
+
+def test_dropout_acts_in_training_only():
+    config = variant(dropout_rate=0.3)
+    args = (IDS, TOKENS, MASK, KEEP)
+    plain = apply(LEARNED, *args)
+    quiet = apply(config, *args, params=PARAMS[LEARNED])
+    np.testing.assert_array_equal(quiet, plain)
+    noisy = [
+        apply(config, *args, params=PARAMS[LEARNED], deterministic=False, rngs={"dropout": key})
+        for key in jax.random.split(jax.random.key(0))
+    ]
+    assert np.abs(noisy[0] - noisy[1]).max() > 1e-2
+
+
+def test_bfloat16_is_near_float32():
+    text_encoder = dataclasses.replace(LEARNED.text_encoder, dtype="bfloat16")
+    config = dataclasses.replace(variant(dtype="bfloat16"), text_encoder=text_encoder)
+    np.testing.assert_allclose(logits(config, params=PARAMS[LEARNED]), logits(LEARNED), atol=0.05)
+    text = apply(config, TOKENS, MASK, params=PARAMS[LEARNED], method="encode_text")
+    assert {leaf.dtype for leaf in text.keys_values} == {jnp.dtype("bfloat16")}
+
+
+def test_normalized_queries_and_keys_are_a_choice():
+    def names(config):
+        return set(boxed(config)["maskgit"]["decoder"]["layers"]["cross_attention"])
+
+    assert names(variant(qk_norm=True)) - names(LEARNED) == {"query_norm", "key_norm"}
+
+
+def test_guidance_in_one_batch_equals_two_calls():
+    both = Generator(LEARNED).apply(
+        {"params": PARAMS[LEARNED]}, TOKENS, MASK, method="encode_text_and_null"
+    )
+    logits_fn = guided(
+        lambda ids: apply(LEARNED, ids, both, method="logits"),
+        GuidanceConfig(scale=2.0, ramp="constant"),
+        num_steps=4,
+    )
+    expected = 3 * logits(LEARNED) - 2 * logits(LEARNED, drop=~KEEP)
+    np.testing.assert_allclose(logits_fn(IDS, 0), expected, atol=1e-5)
+
+
+def test_sampling_end_to_end():
+    @jax.jit
+    def sample(params, keys, tokens, mask):
+        generator = Generator(LEARNED).bind({"params": params})
+        both = generator.encode_text_and_null(tokens, mask)
+        logits_fn = guided(
+            lambda ids: generator.logits(ids, both),
+            GuidanceConfig(),
+            num_steps=3,
+        )
+        return parallel_decode(
+            logits_fn, keys, num_tokens=N, mask_id=LEARNED.maskgit.mask_id,
+            config=ParallelDecodeConfig(num_steps=3),
+        )  # fmt: skip
+
+    keys = row_keys(jax.random.key(0), 3)
+    ids = sample(PARAMS[LEARNED], keys, TOKENS, MASK)
+    assert ids.shape == (3, N) and (ids >= 0).all() and (ids < K).all()
+    alone = sample(PARAMS[LEARNED], keys[1:2], TOKENS[1:2], MASK[1:2])
+    np.testing.assert_array_equal(alone[0], ids[1])
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="codebook"):
+        variant(token_embedding="codebok")
+    with pytest.raises(UserError, match="dots"):
+        variant(remat="dot")
+    with pytest.raises(UserError, match="bfloat16"):
+        variant(dtype="bf16")

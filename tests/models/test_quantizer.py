@@ -1,0 +1,204 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from synth2_jax.models.quantizer import (
+    Quantizer,
+    codebook_statistics,
+    count_codes,
+    revive_dead_codes,
+    squared_distances,
+)
+
+K, C = 12, 5
+
+
+def _quantizer(**kwargs):
+    quantizer = Quantizer(codebook_size=K, embedding_dim=C, **kwargs)
+    encoded = jax.random.normal(jax.random.key(1), (3, 4, C))
+    variables = nn.unbox(quantizer.init(jax.random.key(0), encoded, deterministic=True))
+    variables["params"]["codebook"] = jax.random.normal(jax.random.key(2), (K, C))
+    return quantizer, variables, encoded
+
+
+def _literal(codebook, usage=None, **kwargs):
+    """A quantizer with these codes, and a function that shows it one batch in training."""
+    codebook = jnp.asarray(codebook, jnp.float32)
+    size, width = codebook.shape
+    quantizer = Quantizer(codebook_size=size, embedding_dim=width, reservoir_size=4, **kwargs)
+    stats = {
+        "usage": jnp.zeros(size) if usage is None else jnp.asarray(usage, jnp.float32),
+        "reservoir": jnp.zeros((4, width)),
+    }
+
+    def train(encoded, stats=stats):
+        variables = {"params": {"codebook": codebook}, "codebook_stats": stats}
+        out, updated = quantizer.apply(
+            variables, encoded, deterministic=False, mutable=["codebook_stats"]
+        )
+        return out, updated["codebook_stats"]
+
+    return train
+
+
+def test_ids_are_the_nearest_codes_of_numpy():
+    quantizer, variables, encoded = _quantizer()
+    out = quantizer.apply(variables, encoded, deterministic=True)
+    codebook = np.asarray(variables["params"]["codebook"])
+    distances = ((np.asarray(encoded)[:, :, None] - codebook) ** 2).sum(-1)
+    assert out["ids_BN"].dtype == jnp.int32
+    np.testing.assert_array_equal(out["ids_BN"], distances.argmin(-1))
+    np.testing.assert_allclose(out["distances_BNK"], distances, atol=1e-5)
+    np.testing.assert_array_equal(out["quantized_BNC"], codebook[distances.argmin(-1)])
+
+
+def test_normalized_codes_compare_directions_only():
+    quantizer, variables, encoded = _quantizer(l2_normalize_codes=True)
+    out = quantizer.apply(variables, encoded, deterministic=True)
+    codebook = np.asarray(variables["params"]["codebook"])
+    codebook = codebook / np.linalg.norm(codebook, axis=-1, keepdims=True)
+    cosines = np.asarray(encoded) @ codebook.T
+    np.testing.assert_array_equal(out["ids_BN"], cosines.argmax(-1))
+    np.testing.assert_allclose(np.linalg.norm(out["encoded_BNC"], axis=-1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(out["codes_BNC"], codebook[out["ids_BN"]], atol=1e-6)
+    rescaled = quantizer.apply(variables, 7.0 * encoded, deterministic=True)
+    np.testing.assert_array_equal(rescaled["ids_BN"], out["ids_BN"])
+
+
+def test_distances_are_float32_for_bfloat16_input():
+    x = jax.random.normal(jax.random.key(0), (6, C)).astype(jnp.bfloat16)
+    codebook = jax.random.normal(jax.random.key(1), (K, C))
+    distances = squared_distances(x, codebook)
+    assert distances.dtype == jnp.float32
+    exact = ((np.asarray(x, np.float32)[:, None] - np.asarray(codebook)) ** 2).sum(-1)
+    np.testing.assert_allclose(distances, exact, atol=1e-5)
+
+
+def test_the_lowest_id_wins_a_tie():
+    train = _literal([[5.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    out, _ = train(jnp.zeros((1, 2, 2)))
+    np.testing.assert_array_equal(out["ids_BN"], [[1, 1]])
+
+
+def test_straight_through_gradient_is_the_identity():
+    quantizer, variables, encoded = _quantizer()
+    weights = jax.random.normal(jax.random.key(3), encoded.shape)
+
+    def output(params, encoded):
+        out = quantizer.apply({"params": params}, encoded, deterministic=True)
+        return jnp.sum(weights * out["quantized_BNC"])
+
+    to_codebook, to_encoded = jax.grad(output, argnums=(0, 1))(variables["params"], encoded)
+    np.testing.assert_array_equal(to_encoded, weights)
+    np.testing.assert_array_equal(to_codebook["codebook"], 0.0)
+
+
+def test_embed_of_an_id_outside_the_codebook_is_nan():
+    quantizer, variables, _ = _quantizer()
+    embedded = quantizer.apply(variables, jnp.array([[0, K]]), method="embed")
+    assert np.isfinite(embedded[0, 0]).all()
+    assert np.isnan(embedded[0, 1]).all()
+
+
+def test_usage_of_a_literal_case():
+    train = _literal([[0.0], [10.0], [20.0]], usage_decay=0.75)
+    batch = jnp.array([0.0, 1.0, 11.0, 0.0]).reshape(2, 2, 1)
+    _, stats = train(batch)
+    np.testing.assert_array_equal(stats["usage"], [3, 1, 0])  # the first batch sets the average
+    _, stats = train(jnp.full((2, 2, 1), 19.0), stats)
+    np.testing.assert_array_equal(stats["usage"], [0.75 * 3, 0.75 * 1, 0.25 * 4])
+
+
+def test_reservoir_holds_the_latest_vectors():
+    train = _literal([[0.0]])
+    _, stats = train(jnp.array([1.0, 2.0]).reshape(1, 2, 1))
+    assert sorted(stats["reservoir"].ravel().tolist()) == [1, 1, 2, 2]  # never the initial zeros
+    _, stats = train(jnp.array([3.0, 4.0, 5.0]).reshape(1, 3, 1), stats)
+    assert {3.0, 4.0, 5.0} < set(stats["reservoir"].ravel().tolist())
+    _, stats = train(jnp.arange(100.0, 164.0).reshape(16, 4, 1), stats)
+    kept = stats["reservoir"].ravel() - 100.0
+    assert len(set(kept.tolist())) == 4 and kept.min() >= 0
+    assert len(set((kept % 4).tolist())) > 1  # not one position of the grid only
+    assert len(set((kept // 4).tolist())) > 1  # nor one image
+
+
+@pytest.mark.parametrize("deterministic, mutable", [(True, ["codebook_stats"]), (False, False)])
+def test_statistics_stay_unless_mutable_and_training(deterministic, mutable):
+    quantizer, variables, encoded = _quantizer()
+    stats = {"usage": jnp.arange(1.0, K + 1), "reservoir": jnp.ones((1024, C))}
+    result = quantizer.apply(
+        {**variables, "codebook_stats": stats},
+        encoded,
+        deterministic=deterministic,
+        mutable=mutable,
+    )
+    if mutable:
+        jax.tree.map(np.testing.assert_array_equal, result[1]["codebook_stats"], stats)
+    else:
+        assert "ids_BN" in result  # no updates came back
+
+
+def test_init_counts_nothing():
+    _, variables, _ = _quantizer()
+    np.testing.assert_array_equal(variables["codebook_stats"]["usage"], np.zeros(K))
+    assert variables["codebook_stats"]["reservoir"].shape == (1024, C)
+
+
+def test_codebook_statistics():
+    counts = count_codes(jnp.array([[0, 0], [2, 0]]), 4)
+    np.testing.assert_array_equal(counts, [3, 0, 1, 0])
+    uniform = codebook_statistics(jnp.full(4, 5.0))
+    np.testing.assert_allclose(
+        [uniform["perplexity"], uniform["codes_used"]], [4.0, 1.0], rtol=1e-6
+    )
+    collapsed = codebook_statistics(jnp.array([0.0, 9.0, 0.0, 0.0]))
+    np.testing.assert_allclose(
+        [collapsed["perplexity"], collapsed["codes_used"]], [1.0, 0.25], rtol=1e-6
+    )
+
+
+def test_revival_replaces_exactly_the_dead_codes():
+    codebook = jnp.arange(12.0).reshape(6, 2)
+    usage = jnp.array([5.0, 0.0, 3.0, 0.99, 1.0, 0.5])
+    candidates = 100.0 + jax.random.normal(jax.random.key(0), (8, 2))
+    revived, new_usage, count = jax.jit(revive_dead_codes)(
+        codebook, usage, candidates, jax.random.key(1), 1.0
+    )
+    dead = np.array([False, True, False, True, False, True])
+    assert int(count) == 3
+    np.testing.assert_array_equal(revived[~dead], codebook[~dead])
+    np.testing.assert_array_equal(new_usage[~dead], usage[~dead])
+    rows = {tuple(row) for row in np.asarray(candidates).tolist()}
+    drawn = {tuple(row) for row in np.asarray(revived[dead]).tolist()}
+    assert len(drawn) == 3 and drawn <= rows  # no candidate twice
+    np.testing.assert_allclose(new_usage[dead], np.mean(usage), rtol=1e-6)
+
+
+def test_revival_is_the_identity_when_no_code_is_dead():
+    codebook = jax.random.normal(jax.random.key(0), (6, 2))
+    usage = jnp.full(6, 2.0)
+    out = revive_dead_codes(codebook, usage, jnp.ones((3, 2)), jax.random.key(1), 2.0)
+    np.testing.assert_array_equal(out[0], codebook)
+    np.testing.assert_array_equal(out[1], usage)
+    assert int(out[2]) == 0
+
+
+def test_revival_prefers_what_no_living_code_covers():
+    codebook = jnp.array([[0.0], [50.0]])
+    candidates = jnp.concatenate([jnp.full((99, 1), 0.001), jnp.full((1, 1), 10.0)])
+    revived, _, _ = revive_dead_codes(
+        codebook, jnp.array([9.0, 0.0]), candidates, jax.random.key(0), 1.0
+    )
+    np.testing.assert_array_equal(revived, [[0.0], [10.0]])
+
+
+def test_revival_of_a_wholly_dead_codebook_and_with_few_candidates():
+    candidates = jnp.array([[1.0], [2.0]])
+    revived, usage, count = revive_dead_codes(
+        jnp.zeros((5, 1)), jnp.zeros(5), candidates, jax.random.key(0), 0.5
+    )
+    assert int(count) == 5
+    assert set(revived.ravel().tolist()) == {1.0, 2.0}
+    np.testing.assert_array_equal(usage, np.full(5, 0.5))  # revived codes are not dead at once

@@ -1,0 +1,130 @@
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synth2_jax.errors import UserError
+from synth2_jax.layers.embeddings import relative_position_bucket
+from synth2_jax.layers.stack import unstack_layers
+from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+
+CONFIG = TextEncoderConfig(
+    vocab_size=11, num_layers=2, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=12,
+    relpos_buckets=8, relpos_max_distance=16,
+)  # fmt: skip
+TOKENS = jnp.asarray([[4, 7, 3, 9, 1], [5, 6, 1, 0, 0]])
+MASK = TOKENS != 0
+
+
+def init(config):
+    create = functools.partial(TextEncoder(config).init, deterministic=True)
+    params = nn.unbox(jax.jit(create)(jax.random.key(0), TOKENS, MASK))["params"]
+    # Norm scales of 1 would hide a norm in the wrong place.
+    return jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), params)
+
+
+PARAMS = init(CONFIG)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "deterministic"))
+def run(params, tokens, mask, config, deterministic=True, rngs=None):
+    return TextEncoder(config).apply(
+        {"params": params}, tokens, mask, deterministic=deterministic, rngs=rngs
+    )
+
+
+def apply(params, tokens=TOKENS, mask=MASK, config=CONFIG, **kwargs):
+    return np.asarray(run(params, tokens, mask, config, **kwargs))
+
+
+def test_equals_t5_written_in_numpy():
+    """T5 1.1 as in its paper and t5x, one row, plain numpy."""
+    p = jax.tree.map(np.asarray, PARAMS)
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    tokens = np.asarray(TOKENS[0])
+    distance = np.arange(5)[None, :] - np.arange(5)[:, None]
+    bias = p["relpos_bias"]["embedding"][:, relative_position_bucket(distance, 8, 16, True)]
+    x = p["token_embedding"]["embedding"][tokens]
+    for i in range(2):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], p["encoder"]["layers"])
+        h = norm(x, layer["attention_norm"]["scale"])
+        q, k, v = (
+            np.einsum("td,dhk->htk", h, layer["attention"][n]["kernel"])
+            for n in ("query", "key", "value")
+        )
+        logits = q @ k.transpose(0, 2, 1) + bias  # not divided by sqrt(head_dim)
+        probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        x = x + np.einsum("htk,hkd->td", probs @ v, layer["attention"]["out"]["kernel"])
+        h = norm(x, layer["mlp_norm"]["scale"])
+        mlp = {n: layer["mlp"][n]["kernel"] for n in ("gate", "up", "down")}
+        x = x + (gelu(h @ mlp["gate"]) * (h @ mlp["up"])) @ mlp["down"]
+    expected = norm(x, p["final_norm"]["scale"])
+    np.testing.assert_allclose(apply(PARAMS)[0], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_padding_changes_nothing():
+    short = apply(PARAMS, TOKENS[1:, :3], MASK[1:, :3])
+    np.testing.assert_allclose(apply(PARAMS)[1:, :3], short, atol=1e-5)
+    other = apply(PARAMS, TOKENS.at[1, 3:].set(8))
+    np.testing.assert_allclose(other[1, :3], short[0], atol=1e-5)
+
+
+def test_order_of_words_matters():
+    swapped = apply(PARAMS, TOKENS[:, [1, 0, 2, 3, 4]], MASK[:, [1, 0, 2, 3, 4]])
+    assert np.abs(swapped[0, 4] - apply(PARAMS)[0, 4]).max() > 1e-3
+
+
+def test_scan_equals_loop():
+    loop = dict(PARAMS, encoder=unstack_layers(PARAMS["encoder"], 2))
+    config = dataclasses.replace(CONFIG, scan_layers=False)
+    np.testing.assert_allclose(apply(loop, config=config), apply(PARAMS), atol=1e-5)
+
+
+def test_remat_equals_plain():
+    def gradient(config):
+        def loss(params):
+            return jnp.sum(run(params, TOKENS, MASK, config) ** 2 * jnp.arange(1.0, 9)[None, None])
+
+        return jax.jit(jax.grad(loss))(PARAMS)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        gradient(dataclasses.replace(CONFIG, remat="full")),
+        gradient(CONFIG),
+    )
+
+
+def test_dropout_acts_in_training_only():
+    config = dataclasses.replace(CONFIG, dropout_rate=0.3)
+    np.testing.assert_array_equal(apply(PARAMS, config=config), apply(PARAMS))
+    a, b = (
+        apply(PARAMS, config=config, deterministic=False, rngs={"dropout": jax.random.key(i)})
+        for i in range(2)
+    )
+    assert np.abs(a - b).max() > 0.1
+
+
+def test_bfloat16_activations_float32_parameters():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    abstract = jax.eval_shape(lambda: init(config))
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
+    output = run(PARAMS, TOKENS, MASK, config)
+    assert output.dtype == jnp.bfloat16
+    np.testing.assert_allclose(output.astype(jnp.float32), apply(PARAMS), atol=0.15)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="dots"):
+        dataclasses.replace(CONFIG, remat="dot")
+    with pytest.raises(UserError, match="bfloat16"):
+        dataclasses.replace(CONFIG, dtype="bfloat")

@@ -1,0 +1,278 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from synth2_jax.errors import UserError
+from synth2_jax.losses.vq_loss import VQLossConfig, vq_loss
+from synth2_jax.models.vq_tokenizer import (
+    VQTokenizer,
+    VQTokenizerConfig,
+    average_pool,
+    depth_to_space,
+    revive_tokenizer_codes,
+    space_to_depth,
+    upsample,
+)
+
+TINY = VQTokenizerConfig(
+    image_size=16,
+    patch_size=4,
+    filters=16,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    embedding_dim=6,
+    codebook_size=20,
+    norm_groups=4,
+    reservoir_size=32,
+)
+CONFIGS = {
+    "tiny": (TINY, 4),
+    "patches": (dataclasses.replace(TINY, patch_size=8, channel_multipliers=(1,)), 4),
+    "halvings": (dataclasses.replace(TINY, patch_size=1, channel_multipliers=(1, 1, 2)), 16),
+    "conv": (dataclasses.replace(TINY, downsampling="conv", activation="relu"), 4),
+    "normalized": (dataclasses.replace(TINY, l2_normalize_codes=True), 4),
+    "bfloat16": (dataclasses.replace(TINY, dtype="bfloat16"), 4),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return _build(TINY)
+
+
+def _build(config, batch=3):
+    image = jax.random.uniform(jax.random.key(0), (batch, 16, 16, 3), minval=-1.0)
+    model = VQTokenizer(config)
+    return model, _random_params(lambda key: model.init(key, image, deterministic=True)), image
+
+
+def _random_params(init):
+    """Parameters of the shapes `init(key)` makes: compiling real initializers takes seconds."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.1
+        return jnp.asarray(rng.normal(size=leaf.shape) * scale + (leaf.ndim == 1), jnp.float32)
+
+    return jax.tree.map(draw, nn.unbox(jax.eval_shape(init, jax.random.key(0)))["params"])
+
+
+def _apply(model, params, image):
+    forward = jax.jit(lambda image: model.apply({"params": params}, image, deterministic=True))
+    return forward(image)
+
+
+def test_space_to_depth_of_a_literal_image():
+    image = jnp.arange(16).reshape(1, 4, 4, 1)
+    patches = space_to_depth(image, 2)
+    np.testing.assert_array_equal(patches[0, 0], [[0, 1, 4, 5], [2, 3, 6, 7]])
+    np.testing.assert_array_equal(depth_to_space(patches, 2), image)
+    colours = jax.random.normal(jax.random.key(0), (2, 6, 12, 3))
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(colours, 3), 3), colours)
+
+
+def test_pooling_and_upsampling_of_a_literal_grid():
+    grid = jnp.array([[0.0, 2.0], [4.0, 10.0]]).reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(average_pool(grid), [[[[4.0]]]])
+    np.testing.assert_array_equal(upsample(grid)[0, :2, :, 0], [[0, 0, 2, 2], [0, 0, 2, 2]])
+    np.testing.assert_array_equal(average_pool(upsample(grid)), grid)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shapes_and_dtypes(name):
+    config, num_tokens = CONFIGS[name]
+    assert config.num_tokens == num_tokens
+    model = VQTokenizer(config)
+    image = jnp.zeros((3, 16, 16, 3))
+
+    def run(key):
+        params = nn.unbox(model.init(key, image, deterministic=True))["params"]
+        reconstruction, out = model.apply({"params": params}, image, deterministic=False)
+        return params, reconstruction, out
+
+    params, reconstruction, out = jax.eval_shape(run, jax.random.key(0))
+    assert reconstruction.shape == image.shape and reconstruction.dtype == jnp.float32
+    shapes = {key: (value.shape, value.dtype.name) for key, value in out.items()}
+    assert shapes == {
+        "ids_BN": ((3, num_tokens), "int32"),
+        "encoded_BNC": ((3, num_tokens, 6), "float32"),
+        "codes_BNC": ((3, num_tokens, 6), "float32"),
+        "quantized_BNC": ((3, num_tokens, 6), "float32"),
+        "distances_BNK": ((3, num_tokens, 20), "float32"),
+    }
+    assert params["quantizer"]["codebook"].shape == (20, 6)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_the_default_is_the_256_pixel_tokenizer_with_16x16_tokens():
+    config = VQTokenizerConfig()
+    model = VQTokenizer(config)
+    image = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
+
+    def run(key, image):
+        variables = nn.unbox(model.init(key, image, deterministic=True))
+        ids = model.apply(variables, image, method="encode")
+        embedded = model.apply(variables, ids, method="embed")
+        return variables["params"], ids, embedded, model.apply(variables, ids, method="decode")
+
+    params, ids, embedded, decoded = jax.eval_shape(run, jax.random.key(0), image)
+    assert config.num_tokens == 256 and config.grid_size == 16
+    assert ids.shape == (2, 256) and embedded.shape == (2, 256, 256)
+    assert decoded.shape == image.shape
+    assert params["quantizer"]["codebook"].shape == (8192, 256)
+    assert params["encoder"]["block_0"]["conv_0"]["kernel"].shape == (3, 3, 128, 128)
+    assert params["encoder"]["block_11"]["conv_1"]["kernel"].shape == (3, 3, 512, 512)
+    assert params["decoder"]["upsample_3"]["kernel"].shape == (3, 3, 128, 128)
+
+
+@pytest.mark.parametrize("name", ["tiny", "conv"])
+def test_every_variable_has_logical_names_of_its_rank(name):
+    model = VQTokenizer(CONFIGS[name][0])
+    variables = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, 16, 16, 3)), deterministic=True),
+        jax.random.key(0),
+    )
+    boxes = jax.tree.leaves(variables, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    assert set(variables) == {"params", "codebook_stats"}
+    for box in boxes:
+        assert isinstance(box, nn.LogicallyPartitioned)
+        assert len(box.names) == box.value.ndim
+        assert set(box.names) <= {None, "codebook", "embed", "conv_in", "conv_out"}
+    assert variables["params"]["quantizer"]["codebook"].names == ("codebook", "embed")
+
+
+@pytest.mark.parametrize("name", ["tiny", "normalized"])
+def test_ids_embeddings_and_images_agree(name):
+    model, params, image = _build(CONFIGS[name][0])
+    reconstruction, out = _apply(model, params, image)
+
+    @jax.jit
+    def encode_embed_decode(image):
+        variables = {"params": params}
+        ids = model.apply(variables, image, method="encode")
+        embedded = model.apply(variables, ids, method="embed")
+        return ids, embedded, model.apply(variables, ids, method="decode")
+
+    ids, embedded, decoded = encode_embed_decode(image)
+    np.testing.assert_array_equal(ids, out["ids_BN"])
+    assert ids.shape == (3, 4)
+    np.testing.assert_array_equal(embedded, out["quantized_BNC"])
+    np.testing.assert_allclose(decoded, reconstruction, atol=1e-6)
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny):
+    model, params, image = tiny
+    whole, _ = _apply(model, params, image)
+    alone, _ = _apply(model, params, image[1:2])
+    np.testing.assert_allclose(whole[1:2], alone, atol=1e-5)
+
+
+def test_pixel_range_is_the_networks_own(tiny):
+    model, params, image = tiny
+    unit = VQTokenizer(dataclasses.replace(TINY, pixel_range=(0.0, 1.0)))
+    signed_out, signed = _apply(model, params, image)
+    # Given 2x - 1, the network of range (0, 1) sees x.
+    unit_out, shifted = _apply(unit, params, 2.0 * image - 1.0)
+    np.testing.assert_allclose(shifted["encoded_BNC"], signed["encoded_BNC"], atol=1e-5)
+    np.testing.assert_array_equal(shifted["ids_BN"], signed["ids_BN"])
+    np.testing.assert_allclose((unit_out + 1.0) / 2.0, signed_out, atol=1e-5)
+
+
+def test_decoder_gradient_reaches_the_encoder_but_not_the_codebook(tiny):
+    model, params, image = tiny
+
+    def output(params):
+        return jnp.sum(model.apply({"params": params}, image, deterministic=True)[0] ** 2)
+
+    gradient = jax.jit(jax.grad(output))(params)
+    np.testing.assert_array_equal(gradient["quantizer"]["codebook"], 0.0)
+    for part in ("encoder", "decoder"):
+        norms = [float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(gradient[part])]
+        assert max(norms) > 0
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"image_size": 20}, "image_size: found 20, expected a multiple of 8"),
+        ({"norm_groups": 5}, "norm_groups: found 5"),
+        ({"activation": "swich"}, "did you mean 'swish'"),
+        ({"downsampling": "avg_pool"}, "did you mean 'average_pool'"),
+        ({"dtype": "float16"}, "float16"),
+        ({"codebook_size": 65537}, "codebook_size: found 65537"),
+        ({"channel_multipliers": ()}, "at least one level"),
+        ({"pixel_range": (1.0, -1.0)}, "pixel_range"),
+    ],
+)
+def test_bad_configs_are_user_errors(change, text):
+    with pytest.raises(UserError, match=text.replace("(", r"\(")):
+        dataclasses.replace(TINY, **change)
+
+
+def test_an_image_of_another_size_is_refused(tiny):
+    model, params, _ = tiny
+    with pytest.raises(ValueError, match=r"found shape \(1, 32, 32, 3\), expected"):
+        model.apply({"params": params}, jnp.zeros((1, 32, 32, 3)), method="encode")
+
+
+def test_revival_after_the_first_batch_starts_the_codebook_from_the_data(tiny):
+    model, params, image = tiny
+
+    @jax.jit
+    def train(image):
+        variables = {"params": params}
+        return model.apply(variables, image, deterministic=False, mutable=["codebook_stats"])
+
+    (_, out), state = train(image)
+    used = np.unique(out["ids_BN"])
+    unused = np.setdiff1d(np.arange(20), used)
+    revived, new_state, count = revive_tokenizer_codes(params, state, jax.random.key(5), TINY)
+    codebook = revived["quantizer"]["codebook"]
+    assert int(count) == len(unused) > 0
+    np.testing.assert_array_equal(codebook[used], params["quantizer"]["codebook"][used])
+    rows = out["encoded_BNC"].reshape(-1, 6)
+    nearest = jnp.abs(codebook[unused][:, None] - rows).max(-1).min(-1)
+    np.testing.assert_array_equal(nearest, 0.0)
+    for part in ("encoder", "decoder"):
+        assert revived[part] is params[part]
+    again = revive_tokenizer_codes(revived, new_state, jax.random.key(6), TINY)
+    assert int(again[2]) == 0
+
+
+def test_it_overfits_eight_images():
+    # Two-colour images: left and right halves of random colours.
+    colours = jax.random.uniform(jax.random.key(0), (8, 2, 3), minval=-1.0)
+    image = jnp.repeat(jnp.repeat(colours[:, None], 16, axis=1), 8, axis=2)
+    config = dataclasses.replace(TINY, patch_size=8, channel_multipliers=(1,), usage_decay=0.9)
+    model = VQTokenizer(config)
+    params = _random_params(lambda key: model.init(key, image, deterministic=True))
+    weights = VQLossConfig(entropy_weight=0.0)
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state, opt_state, key):
+        def loss(params):
+            variables = {"params": params, **state}
+            (reconstruction, out), updated = model.apply(
+                variables, image, deterministic=False, mutable=["codebook_stats"]
+            )
+            losses = vq_loss(image, reconstruction, out, 0, weights)
+            return losses["loss"][0] / losses["loss"][1], (losses, updated)
+
+        gradient, (losses, state) = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(gradient, opt_state)
+        params = optax.apply_updates(params, updates)
+        params, state, _ = revive_tokenizer_codes(params, state, key, config)
+        return params, state, opt_state, losses["reconstruction"][0] / 8
+
+    state, opt_state, history = {}, tx.init(params), []
+    for i in range(60):
+        key = jax.random.fold_in(jax.random.key(2), i)
+        params, state, opt_state, reconstruction = step(params, state, opt_state, key)
+        history.append(float(reconstruction))
+    assert history[-1] < 0.1 * history[0], (history[0], history[-1])
