@@ -1,0 +1,1 @@
+"""Losses as {name: (sum, count)}: divided once, after adding up over hosts and steps."""

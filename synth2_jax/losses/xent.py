@@ -1,0 +1,41 @@
+"""Cross-entropy over a vocabulary.
+
+... any leading axes, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def token_cross_entropy(
+    logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0
+) -> jax.Array:
+    """f32[...], in nats, of logits [..., V] and targets i32[...].
+
+    With smoothing e the target distribution is 1 - e on the target plus e / V on every id.
+    """
+    logits = logits.astype(jnp.float32)
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    expected_logit = (1.0 - label_smoothing) * target_logit
+    if label_smoothing:
+        expected_logit = expected_logit + label_smoothing * jnp.mean(logits, axis=-1)
+    return log_normalizer - expected_logit
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, label_smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """(sum, count), f32[] each: weighted nats and the sum of `weights` (bool or float, [...])."""
+    xent = token_cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return weighted_sum(xent, weights)
+
+
+def weighted_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum of values * weights, sum of weights), f32[] each.
+
+    Where the weight is 0 the value may be anything, NaN included.
+    """
+    weights = weights.astype(jnp.float32)
+    values = jnp.where(weights == 0.0, 0.0, values.astype(jnp.float32))
+    return jnp.sum(values * weights), jnp.sum(weights)

@@ -1,0 +1,74 @@
+"""Classifier-free guidance, (1 + t) conditional - t unconditional, in one batch (Muse, 2.7).
+
+Legend: B batch, N image tokens, V codebook size, S sampling steps.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synth2_jax.errors import UserError, nearest
+
+RAMPS = ("constant", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceConfig:
+    """How strongly samples follow the caption.
+
+    Attributes:
+      scale: t in (1 + t) conditional - t unconditional; 0 is plain conditional sampling.
+      ramp: "constant", or "linear": step s of S uses scale * (s + 1) / S, so that early tokens stay
+        diverse (Muse).
+      interval: (start, end) in fractions of the steps: step s is guided when start <= s / S < end,
+        and is plainly conditional outside.
+    """
+
+    scale: float = 3.0
+    ramp: str = "linear"
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        if self.ramp not in RAMPS:
+            raise UserError(f"guidance ramp: found {self.ramp!r}; {nearest(self.ramp, RAMPS)}")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise UserError(
+                f"guidance interval: found {self.interval}, expected 0 <= start <= end <= 1"
+            )
+
+
+def guidance_scales(config: GuidanceConfig, num_steps: int) -> np.ndarray:
+    """The scale t of each step, float32[S]; 0 outside the interval."""
+    steps_S = np.arange(num_steps)
+    scale_S = np.full(num_steps, config.scale)
+    if config.ramp == "linear":
+        scale_S = scale_S * (steps_S + 1) / num_steps
+    start, end = config.interval
+    inside_S = (start <= steps_S / num_steps) & (steps_S / num_steps < end)
+    return np.where(inside_S, scale_S, 0.0).astype(np.float32)
+
+
+def guided(
+    logits_fn2: Callable[[jax.Array], jax.Array], config: GuidanceConfig, *, num_steps: int
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The sampler's `logits_fn(ids_BN, step) -> f32 logits_BNV` of a model of both conditions.
+
+    Args:
+      logits_fn2: ids of 2B rows -> logits of 2B rows; the first B rows see the caption, the last B
+        the null caption (`Generator.encode_text_and_null` makes their keys and values, once, before
+        the loop).
+      config: guidance settings.
+      num_steps: steps of the sampler, of which ramp and interval are fractions.
+    """
+    scale_S = jnp.asarray(guidance_scales(config, num_steps))
+
+    def logits_fn(ids_BN, step):
+        logits = logits_fn2(jnp.concatenate([ids_BN, ids_BN])).astype(jnp.float32)
+        conditional_BNV, unconditional_BNV = jnp.split(logits, 2)
+        scale = scale_S[step]
+        return (1 + scale) * conditional_BNV - scale * unconditional_BNV
+
+    return logits_fn

@@ -1,0 +1,306 @@
+"""Text decoding: greedy, beam and nucleus over a step function, each one `while_loop`.
+
+`step_fn(tokens_B, cache) -> (logits_BV, cache)` feeds one token a row and returns the logits of
+the next. Decoding starts from `logits_BV`, those after the prompt: the caller has put the prompt
+through the model into the cache in one go, so all prompts of a batch have one length. For example
+
+    visual = vlm.apply(variables, image_embeddings, method="visual")
+    cache = init_cache(config.language_model, batch_size, prompt_length + max_length)
+    logits, cache = vlm.apply(variables, prompt_inputs, cache, visual, method="step")
+
+    def step_fn(tokens, cache):
+        logits, cache = vlm.apply(variables, tokens[:, None], cache, visual, method="step")
+        return logits[:, 0], cache
+
+    ids, scores = beam(step_fn, logits[:, -1], cache, max_length=max_length)
+
+All return (ids i32[B, T], scores f32[B]) with T = max_length: generated ids with eos, then pads; no
+eos in a row that was cut at max_length. The cache sees at most max_length - 1 more tokens. Pad is
+never generated. A row's result does not depend on the other rows.
+
+B batch, V vocabulary, T max_length, K beams.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from synth2_jax.errors import UserError, nearest
+
+PyTree = Any
+StepFn = Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]]
+
+_METHODS = ("greedy", "beam", "nucleus")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDecodeConfig:
+    """How to write text. Raises UserError on an unknown method or a value out of range."""
+
+    method: str = "beam"
+    max_length: int = 64
+    num_beams: int = 3
+    length_penalty: float = 0.6
+    temperature: float = 1.0
+    top_p: float = 0.9
+
+    def __post_init__(self):
+        if self.method not in _METHODS:
+            raise UserError(f"method: unknown {self.method!r}; {nearest(self.method, _METHODS)}")
+        if self.max_length < 1 or self.num_beams < 1:
+            raise UserError(
+                f"max_length and num_beams: found {self.max_length} and {self.num_beams}, "
+                "expected at least 1"
+            )
+        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f"temperature and top_p: found {self.temperature} and {self.top_p}, expected "
+                "temperature > 0 (or method greedy) and 0 < top_p <= 1"
+            )
+
+
+def decode(
+    step_fn: StepFn,
+    logits_BV: jax.Array,
+    cache: PyTree,
+    config: TextDecodeConfig,
+    *,
+    keys_B: jax.Array | None = None,
+    cache_batch_axis: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """Decodes as `config` says; nucleus needs `keys_B`, one key a row."""
+    if config.method == "greedy":
+        return greedy(step_fn, logits_BV, cache, max_length=config.max_length)
+    if config.method == "beam":
+        return beam(
+            step_fn,
+            logits_BV,
+            cache,
+            max_length=config.max_length,
+            num_beams=config.num_beams,
+            length_penalty=config.length_penalty,
+            cache_batch_axis=cache_batch_axis,
+        )
+    if keys_B is None:
+        raise ValueError("nucleus decoding needs keys_B, one key a row")
+    return nucleus(
+        step_fn,
+        logits_BV,
+        cache,
+        keys_B,
+        max_length=config.max_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+    )
+
+
+def greedy(
+    step_fn: StepFn,
+    logits_BV: jax.Array,
+    cache: PyTree,
+    *,
+    max_length: int,
+    eos_id: int = 1,
+    pad_id: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """The likeliest token each time. Scores are the ids' log probabilities."""
+
+    def choose(logp_BV, position):
+        del position
+        return jnp.argmax(logp_BV, axis=-1)
+
+    return _one_path(step_fn, logits_BV, cache, choose, max_length, eos_id, pad_id)
+
+
+def nucleus(
+    step_fn: StepFn,
+    logits_BV: jax.Array,
+    cache: PyTree,
+    keys_B: jax.Array,
+    *,
+    max_length: int,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    eos_id: int = 1,
+    pad_id: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Samples among the likeliest tokens that hold `top_p` of the mass (arXiv 1904.09751).
+
+    Row b draws with `keys_B[b]` only. Scores are the ids' log probabilities under the model itself,
+    without temperature and truncation.
+    """
+
+    def choose(logp_BV, position):
+        keep_BV = nucleus_mask(logp_BV / temperature, top_p)
+        filtered_BV = jnp.where(keep_BV, logp_BV / temperature, -jnp.inf)
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, position)
+        return jax.vmap(jax.random.categorical)(step_keys_B, filtered_BV)
+
+    return _one_path(step_fn, logits_BV, cache, choose, max_length, eos_id, pad_id)
+
+
+def nucleus_mask(logits_BV: jax.Array, top_p: float) -> jax.Array:
+    """bool[B, V]: the fewest likeliest ids that together have at least `top_p`; never none."""
+    order_BV = jnp.argsort(-logits_BV, axis=-1)
+    probs_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1))
+    mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    rank_BV = jnp.argsort(order_BV, axis=-1)
+    keep_BV = (mass_before_BV < top_p).at[:, 0].set(True)
+    return jnp.take_along_axis(keep_BV, rank_BV, axis=-1)
+
+
+def _one_path(
+    step_fn: StepFn,
+    logits_BV: jax.Array,
+    cache: PyTree,
+    choose: Callable[[jax.Array, jax.Array], jax.Array],
+    max_length: int,
+    eos_id: int,
+    pad_id: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Decodes one sequence a row; `choose(logp_BV, position) -> tokens_B`."""
+    batch_size = logits_BV.shape[0]
+
+    def write(logits_BV, position, ids_BT, scores_B, done_B):
+        logp_BV = _log_probs(logits_BV, pad_id)
+        tokens_B = choose(logp_BV, position).astype(jnp.int32)
+        logp_B = jnp.take_along_axis(logp_BV, tokens_B[:, None], axis=-1)[:, 0]
+        tokens_B = jnp.where(done_B, pad_id, tokens_B)
+        scores_B = scores_B + jnp.where(done_B, 0.0, logp_B)
+        ids_BT = ids_BT.at[:, position].set(tokens_B)
+        return position + 1, ids_BT, scores_B, done_B | (tokens_B == eos_id)
+
+    def keep_on(carry):
+        (position, _, _, done_B), _ = carry
+        return (position < max_length) & ~jnp.all(done_B)
+
+    def body(carry):
+        (position, ids_BT, scores_B, done_B), cache = carry
+        logits_BV, cache = step_fn(ids_BT[:, position - 1], cache)
+        return write(logits_BV, position, ids_BT, scores_B, done_B), cache
+
+    state = write(
+        logits_BV,
+        jnp.zeros((), jnp.int32),
+        jnp.full((batch_size, max_length), pad_id, jnp.int32),
+        jnp.zeros((batch_size,), jnp.float32),
+        jnp.zeros((batch_size,), bool),
+    )
+    (_, ids_BT, scores_B, _), _ = jax.lax.while_loop(keep_on, body, (state, cache))
+    return ids_BT, scores_B
+
+
+def beam(
+    step_fn: StepFn,
+    logits_BV: jax.Array,
+    cache: PyTree,
+    *,
+    max_length: int,
+    num_beams: int = 3,
+    length_penalty: float = 0.6,
+    cache_batch_axis: int = 1,
+    eos_id: int = 1,
+    pad_id: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """The best of what a beam search finds.
+
+    Scores are log probabilities over ((5 + length) / 6) ** length_penalty (arXiv 1609.08144), the
+    length with eos. A sequence is finished when its eos is among the K best continuations; a row is
+    done when it has K finished ones and none of its open ones, ended now, would beat the worst of
+    them. At max_length what is still open counts as ended there. One beam is greedy.
+
+    Args:
+      step_fn: is called with B * K rows, the K beams of a row next to each other.
+      logits_BV: after the prompt, one row a prompt.
+      cache: after the prompt, B rows. What does not change while decoding (an image's keys and
+        values) is better closed over than cached: the beams reorder the cache at every token.
+      cache_batch_axis: where the cache's leaves have their rows, 1 for a `KVCache`; leaves of lower
+        rank (an index) are shared by all rows.
+    """
+    batch_size, vocab_size = logits_BV.shape
+    num_candidates = min(2 * num_beams, num_beams * vocab_size)
+    row_B1 = jnp.arange(batch_size)[:, None]
+
+    def map_rows(function, cache):
+        return jax.tree.map(
+            lambda leaf: function(leaf) if leaf.ndim > cache_batch_axis else leaf, cache
+        )
+
+    def normalize(logp, length):
+        return logp / ((5.0 + length) / 6.0) ** length_penalty
+
+    def extend(logits_BKV, position, state):
+        """Adds one token to every open sequence; also returns which beam each continues."""
+        logp_BKV = _log_probs(logits_BKV, pad_id) + state["open_logp_BK"][:, :, None]
+        # 2K candidates: at most K of them end here, so K stay open.
+        logp_BC, index_BC = jax.lax.top_k(logp_BKV.reshape(batch_size, -1), num_candidates)
+        beam_BC, token_BC = index_BC // vocab_size, index_BC % vocab_size
+        ids_BCT = state["open_ids_BKT"][row_B1, beam_BC].at[:, :, position].set(token_BC)
+        ended_BC = token_BC == eos_id
+
+        among_best_C = jnp.arange(num_candidates) < num_beams
+        counts_BC = ended_BC & among_best_C[None] & ~state["done_B"][:, None]
+        score_BC = jnp.where(counts_BC, normalize(logp_BC, position + 1), -jnp.inf)
+        scores = jnp.concatenate([state["score_BK"], score_BC], axis=1)
+        ids = jnp.concatenate([state["ids_BKT"], ids_BCT], axis=1)
+        score_BK, best_BK = jax.lax.top_k(scores, num_beams)
+
+        open_logp_BK, kept_BK = jax.lax.top_k(jnp.where(ended_BC, -jnp.inf, logp_BC), num_beams)
+        best_open_B = normalize(open_logp_BK[:, 0], position + 1)
+        # The worst is -inf until K have finished; a row with nothing left open is done as well.
+        done_B = (score_BK[:, -1] >= best_open_B) | (best_open_B == -jnp.inf)
+        state = {
+            "open_ids_BKT": ids_BCT[row_B1, kept_BK],
+            "open_logp_BK": open_logp_BK,
+            "ids_BKT": ids[row_B1, best_BK],
+            "score_BK": score_BK,
+            "done_B": state["done_B"] | done_B,
+        }
+        return position + 1, state, beam_BC[row_B1, kept_BK]
+
+    def reorder(cache, beam_BK):
+        rows = (row_B1 * num_beams + beam_BK).reshape(-1)
+        return map_rows(lambda leaf: jnp.take(leaf, rows, axis=cache_batch_axis), cache)
+
+    def keep_on(carry):
+        position, state, _ = carry
+        return (position < max_length) & ~jnp.all(state["done_B"])
+
+    def body(carry):
+        position, state, cache = carry
+        tokens_BK = state["open_ids_BKT"][:, :, position - 1]
+        logits, cache = step_fn(tokens_BK.reshape(-1), cache)
+        logits_BKV = logits.reshape(batch_size, num_beams, vocab_size)
+        position, state, beam_BK = extend(logits_BKV, position, state)
+        return position, state, reorder(cache, beam_BK)
+
+    no_ids_BKT = jnp.full((batch_size, num_beams, max_length), pad_id, jnp.int32)
+    no_score_BK = jnp.full((batch_size, num_beams), -jnp.inf, jnp.float32)
+    state = {
+        "open_ids_BKT": no_ids_BKT,
+        # All beams start from one prompt: only the first may be continued.
+        "open_logp_BK": no_score_BK.at[:, 0].set(0.0),
+        "ids_BKT": no_ids_BKT,
+        "score_BK": no_score_BK,
+        "done_B": jnp.zeros((batch_size,), bool),
+    }
+    logits_BKV = jnp.repeat(logits_BV[:, None], num_beams, axis=1)
+    position, state, _ = extend(logits_BKV, jnp.zeros((), jnp.int32), state)
+    cache = map_rows(lambda leaf: jnp.repeat(leaf, num_beams, axis=cache_batch_axis), cache)
+    position, state, _ = jax.lax.while_loop(keep_on, body, (position, state, cache))
+
+    score_B, open_score_B = (
+        state["score_BK"][:, 0],
+        normalize(state["open_logp_BK"][:, 0], position),
+    )
+    cut_B = ~state["done_B"] & (open_score_B > score_B)
+    ids_BT = jnp.where(cut_B[:, None], state["open_ids_BKT"][:, 0], state["ids_BKT"][:, 0])
+    return ids_BT, jnp.where(cut_B, open_score_B, score_B)
+
+
+def _log_probs(logits: jax.Array, pad_id: int) -> jax.Array:
+    """f32 log probabilities with no mass on pad, which is no token to generate."""
+    return jax.nn.log_softmax(logits.astype(jnp.float32).at[..., pad_id].set(-jnp.inf))
