@@ -1,0 +1,161 @@
+"""The device mesh, and the one table that maps logical axis names to its axes.
+
+Layers name the axes of their parameters (`nn.with_logical_partitioning`) and know no mesh;
+AXIS_RULES says where each name goes. Another layout is another table. The mesh has three axes:
+`data` copies the parameters, `fsdp` splits parameters and batch, `tensor` splits parameters and
+activations.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from synth2_jax.errors import UserError, nearest
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. () is "on every device". Within one array each mesh axis is used once:
+# the leftmost dimension that asks for it gets it.
+AXIS_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    # t5x's names.
+    ("batch", ("data", "fsdp")),
+    ("length", ()),
+    ("embed", ("fsdp",)),
+    ("mlp", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv", ()),
+    ("joined_kv", ("tensor",)),
+    ("vocab", ("tensor",)),
+    ("layers", ()),
+    ("relpos_buckets", ()),
+    # Ours.
+    ("image_tokens", ()),
+    ("latents", ()),
+    ("codebook", ("tensor",)),
+    ("conv_in", ("fsdp",)),
+    ("conv_out", ("tensor",)),
+    ("spatial", ()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; at most one of them is -1, "all that are left"."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.astuple(self)
+        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(
+                f"found data={self.data} fsdp={self.fsdp} tensor={self.tensor}, "
+                "expected positive sizes and at most one -1"
+            )
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh with the axes MESH_AXES over `devices` (default: all, of every process).
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"config.mesh: data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
+            f"does not fit {len(devices)} devices"
+        )
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES)
+
+
+def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Returns where an array with these logical axis names and this shape goes on `mesh`.
+
+    A dimension that its mesh axes do not divide (a vocabulary of 8193 rows) stays whole.
+
+    Raises:
+      ValueError: a name that the table lacks, or not one name a dimension.
+    """
+    rules = dict(AXIS_RULES)
+    if len(names) != len(shape):
+        raise ValueError(f"axes {tuple(names)} do not fit shape {tuple(shape)}")
+    taken: set[str] = set()
+    spec: list[tuple[str, ...] | None] = []
+    for name, size in zip(names, shape, strict=True):
+        if name is not None and name not in rules:
+            raise ValueError(f"unknown logical axis {name!r}; {nearest(name, rules)}")
+        axes = tuple(axis for axis in rules.get(name, ()) if axis not in taken)
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            logging.info("axis %r of %s stays whole: %d parts", name, tuple(shape), parts)
+            axes = ()
+        taken.update(axes)
+        spec.append(axes or None)
+    return PartitionSpec(*spec)
+
+
+def state_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
+    """Returns the tree of NamedShardings for a tree of shapes.
+
+    Args:
+      abstract_boxed: ShapeDtypeStructs, those of parameters in flax's LogicallyPartitioned boxes,
+        as `jax.eval_shape` of an init returns them. A leaf without a box is kept on every device,
+        and so is one whose rank is not its box's (the factored moments of adafactor).
+      mesh: from `make_mesh`.
+
+    Raises:
+      ValueError: a box holds a name that AXIS_RULES lacks.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        spec = PartitionSpec()
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            names, shape = leaf.names, leaf.value.shape
+            fits = len(names) == len(shape)
+            spec = partition_spec(names, shape if fits else (1,) * len(names), mesh)
+            spec = spec if fits else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map(sharding, abstract_boxed, is_leaf=_is_box)
+
+
+def check_named(params: Mapping[str, Any]) -> None:
+    """Raises ValueError unless every parameter carries one logical name a dimension."""
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box):
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            raise ValueError(f"parameter {path} has no logical axis names")
+        if len(leaf.names) != len(leaf.value.shape):
+            raise ValueError(f"parameter {path}: axes {leaf.names} of shape {leaf.value.shape}")
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch's arrays: the first dimension is split, the others whole."""
+    return NamedSharding(mesh, PartitionSpec(dict(AXIS_RULES)["batch"]))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Moves this process's rows onto its devices as its part of the global batch."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+        for name, array in batch.items()
+    }
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)

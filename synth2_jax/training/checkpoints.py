@@ -1,0 +1,320 @@
+"""Checkpoints: one Orbax step folder holds all that a run needs to go on, or to be used elsewhere.
+
+WORKDIR/checkpoints/STEP/ has the items
+  params        the parameter tree; opens alone, on any number of devices
+  train         step, optimizer state, model state, key
+  iterator      PROCESS-of-PROCESSES.bin, where each process's data iterator stands
+  config        the resolved config, JSON
+  fingerprints  of what the run depends on (tokenizer, data, ...), JSON
+A step folder gets its name only when it is complete: a killed save leaves none that looks whole.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+
+from synth2_jax.errors import UserError
+from synth2_jax.training import train_state
+from synth2_jax.training.train_state import Params, TrainState
+
+FOLDER = "checkpoints"
+
+
+class DataIterator(Protocol):
+    """Batches of this process's rows, as numpy; its position can be saved."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> bytes: ...
+
+    def set_state(self, state: bytes) -> None: ...
+
+
+class BytesHandler(ocp.CheckpointHandler):
+    """Saves one bytes object a process. (Orbax's JSON and array handlers save one for all.)"""
+
+    def save(self, directory: os.PathLike[str], args: "BytesSave") -> None:
+        (pathlib.Path(directory) / _process_file()).write_bytes(args.item)
+
+    def restore(self, directory: os.PathLike[str], args: "BytesRestore") -> bytes:
+        del args
+        path = pathlib.Path(directory) / _process_file()
+        if not path.exists():
+            found = sorted(entry.name for entry in path.parent.glob("*-of-*.bin"))
+            raise UserError(
+                f"{path.parent}: the data position was saved as {found}, expected {path.name}; "
+                "resume on as many processes as saved it"
+            )
+        return path.read_bytes()
+
+    def close(self) -> None:
+        pass
+
+
+@ocp.args.register_with_handler(BytesHandler, for_save=True)
+@dataclasses.dataclass
+class BytesSave(ocp.args.CheckpointArgs):
+    item: bytes
+
+
+@ocp.args.register_with_handler(BytesHandler, for_restore=True)
+@dataclasses.dataclass
+class BytesRestore(ocp.args.CheckpointArgs):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.restore` brings back; `iterator` is the argument of `set_state`."""
+
+    state: TrainState
+    iterator: bytes
+    config: dict[str, Any]
+    fingerprints: dict[str, str]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      workdir: of the run.
+      keep: the last so many are kept.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], keep: int = 2):
+        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(
+        self,
+        state: TrainState,
+        iterator: DataIterator,
+        config: Mapping[str, Any],
+        fingerprints: Mapping[str, str],
+    ) -> None:
+        """Starts saving; the state may be donated when this returns. A step is saved only once.
+
+        Raises what an earlier save, running in the background, has failed with.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(state.params),
+                train=ocp.args.PyTreeSave(_train_item(state)),
+                iterator=BytesSave(iterator.get_state()),
+                config=ocp.args.JsonSave(dict(config)),
+                fingerprints=ocp.args.JsonSave(dict(fingerprints)),
+            ),
+            force=True,
+        )
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest complete checkpoint, None when there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, layout: TrainState) -> Restored | None:
+        """Restores the newest checkpoint that can be read, onto the mesh of `layout`.
+
+        An unreadable one is passed over with a warning, and set aside (renamed) once an older one
+        was read, so that its step can be saved again.
+
+        Returns:
+          None when there is no checkpoint.
+
+        Raises:
+          UserError: none of the checkpoints can be read, or one was saved by a different model.
+        """
+        unreadable: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, error = None, None
+            try:
+                restored = self._restore_step(step, layout)
+            except UserError:
+                raise
+            except Exception as caught:  # Orbax and TensorStore raise many types on a damaged file.
+                error = caught
+            if _on_all_processes(restored is not None):
+                self._set_aside(unreadable)
+                return restored
+            logging.warning(
+                "%s/%d cannot be read, trying the one before: %s", self.folder, step, error
+            )
+            unreadable.append(step)
+        if unreadable:
+            raise UserError(f"{self.folder}: cannot read any of the steps {sorted(unreadable)}")
+        return None
+
+    def check_for_errors(self) -> None:
+        """Raises what a save in the background has failed with."""
+        self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until every started save is complete, and raises what it failed with."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the saves and frees the threads."""
+        self._manager.close()
+
+    def _restore_step(self, step: int, layout: TrainState) -> Restored:
+        train = _train_item(layout)
+        _check_shapes(self.folder / str(step) / "params", layout.params)
+        _check_shapes(self.folder / str(step) / "train", train)
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=_restore_like(layout.params),
+                train=_restore_like(train),
+                iterator=BytesRestore(),
+                config=ocp.args.JsonRestore(),
+                fingerprints=ocp.args.JsonRestore(),
+            ),
+        )
+        state = layout.replace(params=found.params, **found.train)
+        return Restored(state, found.iterator, found.config, found.fingerprints)
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            if jax.process_index() == 0:
+                (self.folder / str(step)).rename(self.folder / f"unreadable-{step}")
+        if steps:
+            _on_all_processes(True)
+            self._manager.reload()
+
+
+def latest_step(path: str | os.PathLike[str]) -> int:
+    """Returns the newest step in a workdir or its checkpoints folder; UserError without any."""
+    return _steps(path)[1][-1]
+
+
+def restore_params(
+    path: str | os.PathLike[str], step: int | None = None, abstract: Params | None = None
+) -> tuple[Params, dict[str, Any], dict[str, str]]:
+    """Reads the parameters of a checkpoint and nothing of its optimizer; any device count will do.
+
+    Args:
+      path: the workdir of a training run, or its checkpoints folder.
+      step: which one; None takes the newest.
+      abstract: tree of ShapeDtypeStructs with shardings, to get jax.Arrays placed by it; None gets
+        numpy arrays, whole on every process.
+
+    Returns:
+      (params, config as saved, fingerprints as saved).
+
+    Raises:
+      UserError: no such checkpoint, or its shapes differ from those of `abstract`.
+    """
+    folder, steps = _steps(path)
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise UserError(f"{folder}: found no step {step}, it has {steps}")
+    if abstract is not None:
+        _check_shapes(folder / str(step) / "params", abstract)
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    if abstract is None:
+        saved = _saved_tree(folder / str(step) / "params")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        params_args = ocp.args.PyTreeRestore(item=saved, restore_args=as_numpy)
+    else:
+        params_args = _restore_like(abstract)
+    found = checkpointer.restore(
+        folder / str(step),
+        args=ocp.args.Composite(
+            params=params_args,
+            config=ocp.args.JsonRestore(),
+            fingerprints=ocp.args.JsonRestore(),
+        ),
+    )
+    return found.params, found.config, found.fingerprints
+
+
+def fingerprint(params: Params) -> str:
+    """Returns 16 hex digits of a sha256 over a tree: sorted paths, dtypes, shapes and bytes.
+
+    It does not depend on the mesh. With several processes all must call it.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in sorted(train_state.flatten(params).items()):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype.name} {np.shape(leaf)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _train_item(state: TrainState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "model_state": state.model_state,
+        "rng": state.rng,
+    }
+
+
+def _restore_like(abstract: Any) -> ocp.args.PyTreeRestore:
+    """Restores onto the shardings of `abstract`, whatever they were when saved."""
+    return ocp.args.PyTreeRestore(
+        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+    )
+
+
+def _saved_tree(item_folder: pathlib.Path) -> Any:
+    """Returns a saved tree with metadata of shape and dtype as its leaves."""
+    return ocp.PyTreeCheckpointHandler().metadata(item_folder).tree
+
+
+def _check_shapes(item_folder: pathlib.Path, expected: Any) -> None:
+    """Raises UserError unless the saved tree has the names and shapes of `expected`."""
+    saved, wanted = _shapes(_saved_tree(item_folder)), _shapes(expected)
+    for path in sorted(saved.keys() | wanted.keys()):
+        if saved.get(path) != wanted.get(path):
+            raise UserError(
+                f"{item_folder}: {path} has shape {saved.get(path, 'missing')}, this run's is "
+                f"{wanted.get(path, 'missing')}; another config needs another workdir"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns shapes by path; a saved named tuple is a dict, but its paths are the same."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
+
+
+def _steps(path: str | os.PathLike[str]) -> tuple[pathlib.Path, list[int]]:
+    """Returns the folder of the steps and the complete steps in it, rising."""
+    path = pathlib.Path(path).absolute()
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    if not folder.is_dir():
+        raise UserError(f"{path}: no such folder, expected the workdir of a training run")
+    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    if not steps:
+        found = sorted(entry.name for entry in folder.iterdir())[:8]
+        raise UserError(f"{folder}: found {found or 'nothing'}, expected checkpoint steps")
+    return folder, steps
+
+
+def _process_file() -> str:
+    return f"{jax.process_index()}-of-{jax.process_count()}.bin"
+
+
+def _on_all_processes(ok: bool) -> bool:
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.array(ok)).all())

@@ -1,0 +1,184 @@
+"""Metrics: sums and counts on the device, and where their means are written.
+
+A metric is a pair (sum, count). Pairs are added up over devices and steps, and divided once, on the
+host, when they are written; a mean of means would weigh a nearly empty batch like a full one.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TextIO
+
+import jax
+import jax.numpy as jnp
+import tensorboardX
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def mean(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Returns sum / count, on the device; 0 where nothing was counted."""
+    total, count = pair
+    return total / jnp.where(count == 0, 1, count)
+
+
+@jax.jit
+def merge(left: Metrics, right: Metrics) -> Metrics:
+    """Adds up the metrics of two steps, on the device."""
+    return jax.tree.map(jnp.add, left, right)
+
+
+def to_scalars(metrics: Metrics) -> dict[str, float]:
+    """Fetches metrics and divides; names that counted nothing (an empty bucket) are left out."""
+    return {
+        name: float(total) / float(count)
+        for name, (total, count) in jax.device_get(metrics).items()
+        if count != 0
+    }
+
+
+class Writer(Protocol):
+    """A place that scalars go to."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of one step."""
+
+    def close(self) -> None:
+        """Flushes and closes."""
+
+
+class JsonlWriter:
+    """Appends one JSON object a line: {"step": 100, "time": unix seconds, name: value, ...}.
+
+    A value that is not finite is written as null, which JSON has, instead of NaN, which it has not.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A run that was killed may have left half a line; the next one must not be glued to it.
+        torn = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+        self._file = path.open("a", encoding="utf-8")
+        if torn:
+            self._file.write("\n")
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = {name: float(value) for name, value in scalars.items()}
+        values = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        line = {"step": int(step), "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Returns the lines of a metrics.jsonl by rising step, lines of one step merged.
+
+    A resumed run writes again the steps after its checkpoint; the later line holds. A torn line,
+    left by a killed run, is skipped.
+    """
+    by_step: dict[int, dict[str, float]] = {}
+    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        by_step.setdefault(values["step"], {}).update(values)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+class TensorBoardWriter:
+    """Writes TensorBoard event files, without TensorFlow."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._writer = tensorboardX.SummaryWriter(os.fspath(folder))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, int(step))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class ProgressWriter:
+    """Shows progress: a bar on a terminal, a plain line elsewhere; rate and time left on both.
+
+    Args:
+      total_steps: of the whole run, those before a resume included.
+      label: starts every line, such as the stage's name.
+      stream: where to; a bar is drawn when it is a terminal.
+      shown: names of the scalars shown, whatever stands before a "/" in them; all of them are when
+        it is empty.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        label: str = "train",
+        stream: TextIO | None = None,
+        shown: Sequence[str] = ("loss", "learning_rate", "cider", "objects_right"),
+    ):
+        self._total_steps = total_steps
+        self._label = label
+        self._stream = sys.stderr if stream is None else stream
+        self._shown = tuple(shown)
+        self._is_terminal = self._stream.isatty()
+        self._last: tuple[int, float] | None = None
+        self._rate: float | None = None
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._update_rate(step)
+        chosen = [n for n in scalars if not self._shown or n.split("/")[-1] in self._shown]
+        values = "  ".join(f"{name} {scalars[name]:.4g}" for name in chosen or scalars)
+        line = f"{self._label} {step}/{self._total_steps}  {values}"
+        if self._rate:
+            left = max(self._total_steps - step, 0) / self._rate
+            line += f"  {self._rate:.3g} steps/s  {_duration(left)} left"
+        if self._is_terminal:
+            done = round(20 * min(step / max(self._total_steps, 1), 1))
+            # \x1b[K clears what a longer line left behind.
+            self._stream.write(f"\r[{'#' * done}{'.' * (20 - done)}] {line}\x1b[K")
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._is_terminal and self._last is not None:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _update_rate(self, step: int) -> None:
+        now = time.monotonic()
+        if self._last is not None and step > self._last[0]:
+            self._rate = (step - self._last[0]) / max(now - self._last[1], 1e-9)
+        if self._last is None or step > self._last[0]:
+            self._last = (step, now)
+
+
+def make_writers(workdir: str | os.PathLike[str], total_steps: int, label: str) -> list[Writer]:
+    """Returns the usual writers: metrics.jsonl and tensorboard/ in `workdir`, and progress.
+
+    On a process that is not the first it returns none: every process holds the same global means.
+    """
+    if jax.process_index():
+        return []
+    workdir = pathlib.Path(workdir)
+    return [
+        JsonlWriter(workdir / "metrics.jsonl"),
+        TensorBoardWriter(workdir / "tensorboard"),
+        ProgressWriter(total_steps, label),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,369 @@
+"""What each of the four models is trained for: the model, its loss, and the part that stays frozen.
+
+Parameter trees by model (a checkpoint of each can be used alone):
+
+    tokenizer        tokenizer, discriminator (when there is one)
+    language_model   language_model
+    generator        generator, tokenizer (frozen)
+    vlm              vlm/{language_model (frozen), resampler, cross_attention}, tokenizer (frozen)
+
+Legend: B batch, N image tokens, T text tokens.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from synth2_jax import config as config_lib
+from synth2_jax.errors import UserError, nearest
+from synth2_jax.losses.generator_loss import generator_loss, sample_mask
+from synth2_jax.losses.vlm_loss import vlm_loss
+from synth2_jax.losses.vq_loss import VQLossConfig, vq_loss
+from synth2_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig, shift_right
+from synth2_jax.models.maskgit import Generator, GeneratorConfig
+from synth2_jax.models.quantizer import STATS
+from synth2_jax.models.vlm import VLM, VLMConfig
+from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig, revive_tokenizer_codes
+from synth2_jax.training.train_state import Objective, Params
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+LossResult = tuple[Metrics, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerTask:
+    """config.model of a tokenizer.
+
+    Attributes:
+      tokenizer: what is trained.
+      loss: weights of its losses.
+      discriminator: where `loss.adversarial_weight` is above 0, and only there.
+      quantize_start: the first step that quantizes; before it an autoencoder is trained, whose
+        outputs then give the first codes.
+    """
+
+    tokenizer: VQTokenizerConfig
+    loss: VQLossConfig = VQLossConfig()
+    discriminator: DiscriminatorConfig | None = None
+    quantize_start: int = 0
+
+    def __post_init__(self):
+        if (self.discriminator is None) != (self.loss.adversarial_weight == 0):
+            raise ValueError(
+                f"adversarial_weight {self.loss.adversarial_weight} with discriminator "
+                f"{self.discriminator}, expected both or neither"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelTask:
+    """config.model of a language model; `text_length` is T."""
+
+    language_model: LanguageModelConfig
+    text_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorTask:
+    """config.model of a generator.
+
+    Attributes:
+      tokenizer: of the image tokens; frozen.
+      generator: the caption encoder and the image transformer.
+      text_length: T.
+      mask_schedule: see models/mask_schedule.py.
+      caption_dropout: share of captions replaced by the null caption, for guidance (Muse: 0.1).
+      label_smoothing: MaskGIT: 0.1.
+    """
+
+    tokenizer: VQTokenizerConfig
+    generator: GeneratorConfig
+    text_length: int
+    mask_schedule: str = "cosine"
+    caption_dropout: float = 0.1
+    label_smoothing: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMTask:
+    """config.model of a VLM.
+
+    Attributes:
+      tokenizer: of the image tokens; frozen.
+      vlm: the language model (frozen), resampler and gated cross-attention.
+      text_length: T.
+      image_space: "embedding" looks codebook vectors up; "pixel" decodes the tokens to pixels and
+        encodes these again first, which is what a generator that renders its images costs.
+    """
+
+    tokenizer: VQTokenizerConfig
+    vlm: VLMConfig
+    text_length: int
+    image_space: Literal["embedding", "pixel"] = "embedding"
+
+
+class TokenizerObjective:
+    """VQ-GAN: reconstruction, codebook and, from a step on, adversarial losses."""
+
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self, task: TokenizerTask):
+        self.task = task
+        self._model = VQTokenizer(task.tokenizer)
+        self._discriminator = Discriminator(task.discriminator) if task.discriminator else None
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key)
+        size = self.task.tokenizer.image_size
+        image = jnp.zeros((1, size, size, 3))
+        variables = dict(self._model.init(keys[0], image, deterministic=False))
+        params = {"tokenizer": variables.pop("params")}
+        if self._discriminator:
+            params["discriminator"] = self._discriminator.init(keys[1], image)["params"]
+        return {"params": params, **variables}
+
+    def loss(
+        self,
+        params: Params,
+        model_state: dict[str, Any],
+        batch: Mapping[str, jax.Array],
+        rngs: Mapping[str, jax.Array],
+        step: jax.Array,
+        *,
+        train: bool,
+    ) -> LossResult:
+        del rngs
+        variables = {"params": params["tokenizer"], **model_state}
+        mutable = [STATS] if train else []
+        (reconstruction, intermediates), changed = self._model.apply(
+            variables,
+            batch["image"],
+            deterministic=not train,
+            quantize=(step >= self.task.quantize_start) | (not train),
+            mutable=mutable,
+        )
+        metrics = vq_loss(
+            batch["image"],
+            reconstruction,
+            intermediates,
+            step,
+            self.task.loss,
+            discriminator=self._discriminate if self._discriminator else None,
+            discriminator_params=params.get("discriminator"),
+        )
+        return metrics, {**model_state, **changed}
+
+    def after_update(
+        self, params: Params, model_state: dict[str, Any], rng: jax.Array
+    ) -> tuple[Params, dict[str, Any]]:
+        tokenizer, model_state, _ = revive_tokenizer_codes(
+            params["tokenizer"], model_state, rng, self.task.tokenizer
+        )
+        return {**params, "tokenizer": tokenizer}, model_state
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        size = self.task.tokenizer.image_size
+        return {"image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)}
+
+    def _discriminate(self, params: Params, image: jax.Array) -> jax.Array:
+        return self._discriminator.apply({"params": params}, image)
+
+
+class _Unchanged:
+    """Models without mutable state: nothing happens after an update."""
+
+    def after_update(
+        self, params: Params, model_state: dict[str, Any], rng: jax.Array
+    ) -> tuple[Params, dict[str, Any]]:
+        del rng
+        return params, model_state
+
+
+class LanguageModelObjective(_Unchanged):
+    """Next-token prediction on captions and prompts."""
+
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self, task: LanguageModelTask):
+        self.task = task
+        self._model = LanguageModel(task.language_model)
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        tokens = jnp.zeros((1, self.task.text_length), jnp.int32)
+        variables = self._model.init(key, tokens, deterministic=True)
+        return {"params": {"language_model": variables["params"]}}
+
+    def loss(self, params, model_state, batch, rngs, step, *, train: bool) -> LossResult:
+        del step
+        logits_BTV = self._model.apply(
+            {"params": params["language_model"]},
+            shift_right(batch["text_tokens"]),
+            deterministic=not train,
+            rngs={"dropout": rngs["dropout"]},
+        )
+        return vlm_loss(logits_BTV, batch["text_tokens"], batch["loss_mask"]), model_state
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        text = (batch_size, self.task.text_length)
+        return {
+            "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
+            "loss_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
+        }
+
+
+class GeneratorObjective(_Unchanged):
+    """Masked image tokens from the visible ones and the caption (Muse, section 2.3)."""
+
+    frozen = ("^tokenizer/",)
+
+    def __init__(self, task: GeneratorTask):
+        self.task = task
+        self._tokenizer = VQTokenizer(task.tokenizer)
+        self._model = Generator(task.generator)
+        _check_tokens(
+            task.generator.maskgit.num_tokens, task.generator.maskgit.codebook_size, task.tokenizer
+        )
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key)
+        tokenizer = _init_tokenizer(self._tokenizer, keys[0])
+        ids = jnp.zeros((1, self.task.tokenizer.num_tokens), jnp.int32)
+        text = jnp.zeros((1, self.task.text_length), jnp.int32)
+        codebook_KC = nn.unbox(tokenizer)["quantizer"]["codebook"]
+        variables = self._model.init(
+            keys[1],
+            ids,
+            text,
+            text == 0,
+            jnp.zeros(1, bool),
+            codebook_KC,
+            deterministic=True,
+        )
+        return {"params": {"generator": variables["params"], "tokenizer": tokenizer}}
+
+    def loss(self, params, model_state, batch, rngs, step, *, train: bool) -> LossResult:
+        del step
+        task = self.task
+        ids_BN = batch["image_tokens"]
+        masked_BN = sample_mask(rngs["mask"], *ids_BN.shape, task.mask_schedule)
+        drop_B = jax.random.uniform(rngs["drop"], ids_BN.shape[:1]) < task.caption_dropout * train
+        logits_BNV = self._model.apply(
+            {"params": params["generator"]},
+            jnp.where(masked_BN, task.generator.maskgit.mask_id, ids_BN),
+            batch["text_tokens"],
+            batch["text_mask"],
+            drop_B,
+            params["tokenizer"]["quantizer"]["codebook"],
+            deterministic=not train,
+            rngs={"dropout": rngs["dropout"]},
+        )
+        smoothing = task.label_smoothing if train else 0.0
+        metrics = generator_loss(logits_BNV, ids_BN, masked_BN, label_smoothing=smoothing)
+        return metrics, model_state
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        text = (batch_size, self.task.text_length)
+        return {
+            "image_tokens": _image_tokens(batch_size, self.task.tokenizer),
+            "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
+            "text_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
+        }
+
+
+class VLMObjective(_Unchanged):
+    """Captions from image embeddings; the language model stays as it is (Flamingo, section 2.2)."""
+
+    frozen = ("^tokenizer/", "^vlm/language_model/")
+
+    def __init__(self, task: VLMTask):
+        self.task = task
+        self._tokenizer = VQTokenizer(task.tokenizer)
+        self._model = VLM(task.vlm)
+        _check_tokens(task.vlm.num_image_tokens, task.tokenizer.codebook_size, task.tokenizer)
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key)
+        cfg = self.task.tokenizer
+        embeddings = jnp.zeros((1, cfg.num_tokens, cfg.embedding_dim))
+        text = jnp.zeros((1, self.task.text_length), jnp.int32)
+        variables = self._model.init(keys[1], embeddings, text, deterministic=True)
+        tokenizer = _init_tokenizer(self._tokenizer, keys[0])
+        return {"params": {"vlm": variables["params"], "tokenizer": tokenizer}}
+
+    def loss(self, params, model_state, batch, rngs, step, *, train: bool) -> LossResult:
+        del step
+        logits_BTV = self._model.apply(
+            {"params": params["vlm"]},
+            self.image_embeddings(params, batch["image_tokens"]),
+            shift_right(batch["text_tokens"]),
+            deterministic=not train,
+            rngs={"dropout": rngs["dropout"]},
+        )
+        metrics = vlm_loss(
+            logits_BTV, batch["text_tokens"], batch["loss_mask"], batch["is_synthetic"]
+        )
+        return metrics, model_state
+
+    def image_embeddings(self, params: Params, image_tokens_BN: jax.Array) -> jax.Array:
+        """f32[B, N, C], the VLM's input; the codebook is frozen, so no gradient goes further."""
+        variables = {"params": params["tokenizer"]}
+        if self.task.image_space == "pixel":
+            pixels = self._tokenizer.apply(variables, image_tokens_BN, method="decode")
+            image_tokens_BN = self._tokenizer.apply(
+                variables, jnp.clip(pixels, -1, 1), method="encode"
+            )
+        return self._tokenizer.apply(variables, image_tokens_BN, method="embed")
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        text = (batch_size, self.task.text_length)
+        return {
+            "image_tokens": _image_tokens(batch_size, self.task.tokenizer),
+            "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
+            "loss_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
+            "is_synthetic": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+        }
+
+
+OBJECTIVES = {
+    "tokenizer": (TokenizerTask, TokenizerObjective),
+    "language_model": (LanguageModelTask, LanguageModelObjective),
+    "generator": (GeneratorTask, GeneratorObjective),
+    "vlm": (VLMTask, VLMObjective),
+}
+
+
+def make_objective(model_name: str, section: Any) -> Objective:
+    """The objective called `model_name`, a key of OBJECTIVES, from the section `config.model`.
+
+    Raises:
+      UserError: an unknown name, or a section that does not fit it.
+    """
+    if model_name not in OBJECTIVES:
+        raise UserError(
+            f"config.model_name: {model_name!r} unknown; {nearest(model_name, OBJECTIVES)}"
+        )
+    task_class, objective_class = OBJECTIVES[model_name]
+    return objective_class(config_lib.build(task_class, section, "config.model"))
+
+
+def _init_tokenizer(model: VQTokenizer, key: jax.Array) -> Params:
+    size = model.config.image_size
+    return model.init(key, jnp.zeros((1, size, size, 3)), deterministic=True)["params"]
+
+
+def _image_tokens(batch_size: int, tokenizer: VQTokenizerConfig) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch_size, tokenizer.num_tokens), jnp.int32)
+
+
+def _check_tokens(num_tokens: int, codebook_size: int, tokenizer: VQTokenizerConfig) -> None:
+    found, expected = (num_tokens, codebook_size), (tokenizer.num_tokens, tokenizer.codebook_size)
+    if found != expected:
+        raise UserError(
+            f"config.model: (image tokens, codebook size) {found}, "
+            f"expected the tokenizer's {expected}"
+        )

@@ -1,0 +1,115 @@
+"""Optimizers and learning-rate schedules, from one config section."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from synth2_jax.errors import nearest
+from synth2_jax.training import train_state
+
+SCHEDULES = ("constant", "cosine", "linear")
+OPTIMIZERS = ("adafactor", "adam", "adamw")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Attributes that are not plain from their names:
+
+    learning_rate: the highest of the schedule, reached by a linear climb of `warmup_steps`.
+    schedule: "constant", or a "cosine" or "linear" fall to `final_fraction * learning_rate` at
+      `total_steps` (which warm-up is part of). `total_steps` of 0 is allowed with "constant" only.
+    beta1, beta2, epsilon: Adam's and AdamW's; adafactor has none of them.
+    weight_decay: decoupled, times the learning rate; only "adamw" and "adafactor" have it.
+    weight_decay_skip: regular expressions; a parameter with one of them in its path does not decay.
+    clip_norm: gradients are scaled down to this global norm; 0 does not clip.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 0
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    weight_decay_skip: tuple[str, ...] = ()
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"unknown name {self.name!r}; {nearest(self.name, OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
+            )
+        if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule {self.schedule!r} with total_steps={self.total_steps}, "
+                f"expected more than warmup_steps={self.warmup_steps}"
+            )
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError(f"adam with weight_decay={self.weight_decay}, expected 0; use adamw")
+        if self.weight_decay_skip and not self.weight_decay:
+            raise ValueError("weight_decay_skip without weight_decay")
+
+
+class Optimizer(NamedTuple):
+    """An optax.GradientTransformation that also tells its learning rate: i32[] step -> f32[]."""
+
+    init: Callable[..., optax.OptState]
+    update: Callable[..., tuple[Any, optax.OptState]]
+    learning_rate: Callable[[jax.Array], jax.Array]
+
+
+def make_optimizer(config: OptimizerConfig) -> Optimizer:
+    """Returns the optimizer of the config, for parameters keyed by path.
+
+    Its `init` raises UserError when a pattern of `weight_decay_skip` matches nothing trained.
+    """
+    rate = learning_rate_schedule(config)
+    decay = config.weight_decay
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name == "adafactor":
+        parts += [
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        ]
+    else:
+        parts += [optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)]
+    if decay:
+
+        def decays(params: Mapping[str, Any]) -> dict[str, bool]:
+            where = "config.optimizer.weight_decay_skip"
+            skipped = train_state.select(config.weight_decay_skip, params, where)
+            return {path: path not in skipped for path in params}
+
+        parts += [optax.add_decayed_weights(decay, mask=decays)]
+    parts += [optax.scale_by_learning_rate(rate)]
+    return Optimizer(*optax.chain(*parts), learning_rate=rate)
+
+
+def learning_rate_schedule(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
+    """Returns the learning rate as a function of the number of updates made before."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    final = peak * config.final_fraction
+    fall_steps = config.total_steps - warmup
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, fall_steps, alpha=config.final_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, final, fall_steps)
+    else:
+        after = optax.constant_schedule(peak)
+
+    def rate(step: jax.Array) -> jax.Array:
+        # The first update is already of size peak / warmup: one at rate 0 would be a wasted batch.
+        climb = peak * (step + 1) / max(warmup, 1)
+        return jnp.where(step < warmup, climb, after(step - warmup)).astype(jnp.float32)
+
+    return rate

@@ -1,0 +1,47 @@
+"""SIGTERM, which schedulers send before they take a machine away, as a flag to be polled."""
+
+import signal
+import threading
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+EXIT_CODE = 128 + signal.SIGTERM  # 143: "stopped, state saved; run the same command again"
+
+
+class StopSignal:
+    """A context manager inside which SIGTERM sets a flag instead of killing the process.
+
+    Long loops other than training (evaluation, generation) poll the same object. Entering it again
+    while entered is allowed. Outside the main thread Python takes no signal handlers, and it does
+    nothing.
+    """
+
+    def __init__(self):
+        self._received = False
+        self._previous: list = []
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._previous.append(signal.signal(signal.SIGTERM, self._receive))
+        return self
+
+    def __exit__(self, *exception_info) -> None:
+        if self._previous:
+            signal.signal(signal.SIGTERM, self._previous.pop())
+
+    def requested(self) -> bool:
+        """Returns whether any process was told to stop; with several, all must call it together."""
+        if jax.process_count() == 1:
+            return self._received
+        # Processes hear the signal at different steps: one that left alone would hang the others.
+        return bool(multihost_utils.process_allgather(np.array(self._received)).any())
+
+    def exit(self) -> None:
+        """Leaves the program with the code by which a launcher knows to run it again."""
+        raise SystemExit(EXIT_CODE)
+
+    def _receive(self, signum, frame) -> None:
+        del signum, frame
+        self._received = True

@@ -1,0 +1,171 @@
+"""The training loop. Order is load-bearing in it: see the comments."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.training import train_state
+from synth2_jax.training.checkpoints import Checkpoints, DataIterator
+from synth2_jax.training.metrics import Writer
+from synth2_jax.training.optimizer import Optimizer
+from synth2_jax.training.stop_signal import StopSignal
+from synth2_jax.training.train_state import Objective, Params, TrainState, create_train_state
+from synth2_jax.training.train_step import make_train_step
+from synth2_jax.training.watch import Watch
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainLoopConfig:
+    """Periods are in steps; `eval_every` of 0 never evaluates. The last step always saves."""
+
+    steps: int
+    seed: int = 0
+    log_every: int = 100
+    eval_every: int = 0
+    checkpoint_every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self):
+        if min(self.steps, self.log_every, self.checkpoint_every, self.keep) < 1:
+            raise ValueError("expected steps, log_every, checkpoint_every and keep of at least 1")
+
+
+def train(
+    objective: Objective,
+    tx: Optimizer,
+    mesh: Mesh,
+    train_iterator: DataIterator,
+    config: TrainLoopConfig,
+    workdir: str | os.PathLike[str],
+    writers: Sequence[Writer] = (),
+    *,
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    initial_params: Mapping[str, Params] | None = None,
+    resolved_config: Mapping[str, Any] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+    stop: StopSignal | None = None,
+) -> TrainState:
+    """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      objective: what is trained.
+      tx: from `make_optimizer`.
+      mesh: from `make_mesh`.
+      train_iterator: this process's rows of every batch; its position is saved and restored.
+      config: see TrainLoopConfig.
+      workdir: checkpoints go to WORKDIR/checkpoints.
+      writers: get the training metrics, and what `evaluate` returns.
+      evaluate: called with the state every `eval_every` steps and after the last one.
+      initial_params: pretrained parameters for a new run (see `create_train_state`).
+      resolved_config: saved with every checkpoint.
+      fingerprints: of what the parameters are only good with; a checkpoint with others is refused.
+      stop: pass one that `evaluate` polls too; None makes one.
+
+    Raises:
+      UserError: the loss is not finite; batches or a checkpoint do not fit the model.
+      SystemExit: with code 143, after SIGTERM and a save.
+    """
+    fingerprints = dict(fingerprints or {})
+    layout = train_state.state_layout(objective, tx, mesh)
+    stop = stop or StopSignal()
+    with stop, contextlib.closing(Checkpoints(workdir, config.keep)) as checkpoints:
+        watch = Watch(writers, checkpoints, config.log_every, config.steps)
+        state = _restore(checkpoints, layout, train_iterator, fingerprints)
+        if state is None:
+            state = create_train_state(objective, tx, layout, config.seed, initial_params)
+        train_step = _compile(objective, tx, layout, mesh)
+        first = step = int(state.step)
+
+        def save() -> None:
+            watch.settle()  # A step whose loss nobody has looked at may hold NaNs.
+            checkpoints.save(state, train_iterator, resolved_config or {}, fingerprints)
+
+        while step < config.steps:
+            # Saved before the iterator moves: state and data position are of the same step.
+            if step > first and step % config.checkpoint_every == 0:
+                save()
+            if stop.requested():
+                save()
+                checkpoints.wait()
+                stop.exit()
+            with watch.input():
+                batch = next(train_iterator)
+            if step == first:
+                _check_batch(batch, objective, mesh)
+            state, metrics = train_step(state, sharding.put_batch(batch, mesh))
+            step += 1
+            # The device now works on this step, while the host looks at the one before.
+            watch.settle()
+            watch.add(step, metrics, batch)
+            if evaluate and _is_due(step, config.eval_every, config.steps):
+                watch.settle()
+                with watch.aside():
+                    watch.write(step, evaluate(state))
+        if step > first:
+            save()
+    return state
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def _restore(
+    checkpoints: Checkpoints,
+    layout: TrainState,
+    iterator: DataIterator,
+    fingerprints: Mapping[str, str],
+) -> TrainState | None:
+    restored = checkpoints.restore(layout)
+    if restored is None:
+        return None
+    for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
+        saved, now = restored.fingerprints.get(name), fingerprints.get(name)
+        if saved != now:
+            raise UserError(
+                f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
+                "another input needs another workdir"
+            )
+    iterator.set_state(restored.iterator)
+    logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
+    return restored.state
+
+
+def _compile(objective: Objective, tx: Optimizer, layout: TrainState, mesh: Mesh) -> Callable:
+    places = train_state.shardings(layout)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        make_train_step(objective, tx),
+        in_shardings=(places, sharding.batch_sharding(mesh)),
+        out_shardings=(places, everywhere),
+        donate_argnums=0,
+    )
+
+
+def _check_batch(batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mesh) -> None:
+    """Raises UserError unless the batch is what the objective and the mesh expect."""
+    rows = len(next(iter(batch.values()))) if batch else 0
+    spec = objective.batch_spec(rows)
+    found = {name: (array.shape, np.dtype(array.dtype).name) for name, array in batch.items()}
+    expected = {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in spec.items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"batch[{name!r}]: found {found.get(name, 'nothing')}, "
+                f"expected {expected.get(name, 'nothing')}"
+            )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows * jax.process_count() % parts:
+        raise UserError(
+            f"batch of {rows * jax.process_count()} rows cannot be split over {parts} devices "
+            f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']})"
+        )

@@ -1,0 +1,212 @@
+"""The training state: its layout on a mesh, its creation, and which parameters are trained.
+
+Parameters are a nested dict; wherever some of them are chosen they are a flat one, keyed by their
+"/"-joined path ("language_model/layers/mlp/kernel"), which is what the patterns of configs match.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct, traverse_util
+from jax.sharding import Mesh
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError, nearest
+
+Params = dict[str, Any]
+FlatParams = dict[str, Any]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step reads and writes.
+
+    Attributes:
+      step: i32[], the number of updates made.
+      params: the whole parameter tree, frozen parameters included.
+      opt_state: of the trainable parameters only.
+      model_state: mutable collections other than params; {} for most models.
+      rng: u32[2], data of the key that every step's streams are folded from; never changes.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    model_state: dict[str, Any]
+    rng: jax.Array
+
+
+class Objective(Protocol):
+    """What is trained: a model, its loss and its frozen part (see objectives.py)."""
+
+    frozen: Sequence[str]
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Returns boxed variables {"params": ..., **model_state}."""
+
+    def loss(
+        self,
+        params: Params,
+        model_state: dict[str, Any],
+        batch: Mapping[str, jax.Array],
+        rngs: Mapping[str, jax.Array],
+        step: jax.Array,
+        *,
+        train: bool,
+    ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Any]]:
+        """Returns {name: (sum, count)}, of which "loss" is minimized, and the new model_state."""
+
+    def after_update(
+        self, params: Params, model_state: dict[str, Any], rng: jax.Array
+    ) -> tuple[Params, dict[str, Any]]:
+        """Returns parameters and model_state as they leave the step; mostly unchanged."""
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the arrays that a batch of `batch_size` rows must hold."""
+
+
+def flatten(params: Mapping[str, Any]) -> FlatParams:
+    """Returns {"a/b/c": leaf} of a nested dict."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(params: FlatParams) -> Params:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def select(patterns: Iterable[str], names: Iterable[str], where: str) -> set[str]:
+    """Returns the names in which any of the regular expressions is found (`re.search`).
+
+    Raises:
+      UserError: a pattern is found in none of them: a selector that selects nothing is a typo.
+    """
+    names = sorted(names)
+    selected: set[str] = set()
+    for pattern in patterns:
+        matches = {name for name in names if re.search(pattern, name)}
+        if not matches:
+            raise UserError(f"{where}: {pattern!r} matches no parameter, such as {names[:5]}")
+        selected |= matches
+    return selected
+
+
+def split_params(params: Params, frozen: Sequence[str]) -> tuple[FlatParams, FlatParams]:
+    """Returns (trainable, frozen) parameters by path; UserError when nothing is left to train."""
+    flat = flatten(params)
+    fixed = select(frozen, flat, "frozen")
+    if len(fixed) == len(flat):
+        raise UserError(f"frozen: {list(frozen)} leave none of {len(flat)} parameters to train")
+    trainable = {path: leaf for path, leaf in flat.items() if path not in fixed}
+    return trainable, {path: leaf for path, leaf in flat.items() if path in fixed}
+
+
+def join_params(trainable: FlatParams, frozen: FlatParams) -> Params:
+    """The inverse of `split_params`."""
+    return unflatten({**trainable, **frozen})
+
+
+def state_layout(objective: Objective, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the state as ShapeDtypeStructs that carry their shardings; allocates nothing.
+
+    Raises:
+      ValueError: a parameter without logical axis names, or with an unknown one.
+      UserError: a pattern of `objective.frozen` or of the optimizer matches no parameter.
+    """
+
+    def boxed_state(key: jax.Array) -> TrainState:
+        model_state = dict(objective.init(key))
+        params = unflatten(flatten(model_state.pop("params")))
+        opt_state = tx.init(split_params(params, objective.frozen)[0])
+        return TrainState(jnp.int32(0), params, opt_state, model_state, jax.random.key_data(key))
+
+    boxed = jax.eval_shape(boxed_state, jax.random.key(0))
+    sharding.check_named(boxed.params)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        nn.unbox(boxed),
+        sharding.state_shardings(boxed, mesh),
+    )
+
+
+def create_train_state(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    layout: TrainState,
+    seed: int,
+    initial_params: Mapping[str, Params] | None = None,
+) -> TrainState:
+    """Creates the state at step 0, every array straight in its place on the mesh.
+
+    Args:
+      objective: see Objective.
+      tx: the optimizer; it sees the trainable parameters by path.
+      layout: from `state_layout` with the same objective and optimizer.
+      seed: of the parameters and of every stream of the training steps.
+      initial_params: pretrained parameters, {path prefix: tree}: {"language_model": tree} replaces
+        params["language_model"], {"": tree} everything. Cast to the model's dtypes.
+
+    Raises:
+      UserError: a pretrained tree differs from the model's in a name or a shape.
+    """
+    places = shardings(layout)
+    loaded = _pretrained(initial_params or {}, flatten(layout.params))
+    flat_places = flatten(places.params)
+    fresh_places = {path: place for path, place in flat_places.items() if path not in loaded}
+
+    def init(key: jax.Array) -> tuple[FlatParams, dict[str, Any]]:
+        variables = dict(nn.unbox(objective.init(key)))
+        params = flatten(variables.pop("params"))
+        # What is loaded is not returned, so XLA never computes it.
+        return {path: params[path] for path in fresh_places}, variables
+
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    fresh, model_state = jax.jit(init, out_shardings=(fresh_places, places.model_state))(init_key)
+    params = unflatten({**fresh, **loaded})
+    trainable, _ = split_params(params, objective.frozen)
+    opt_state = jax.jit(tx.init, out_shardings=places.opt_state)(trainable)
+    step, rng = jax.device_put(
+        (np.int32(0), np.asarray(jax.random.key_data(step_key))), (places.step, places.rng)
+    )
+    return TrainState(step, params, opt_state, model_state, rng)
+
+
+def shardings(layout: TrainState) -> TrainState:
+    """Returns the NamedShardings of a layout."""
+    return jax.tree.map(lambda leaf: leaf.sharding, layout)
+
+
+def _pretrained(initial_params: Mapping[str, Params], expected: FlatParams) -> FlatParams:
+    """Returns the pretrained parameters by full path, on the mesh, checked against the model's."""
+    placed: FlatParams = {}
+    for prefix, tree in initial_params.items():
+        where = f"initial_params[{prefix!r}]"
+        start = f"{prefix}/" if prefix else ""
+        found = {start + path: leaf for path, leaf in flatten(tree).items()}
+        wanted = {path: leaf for path, leaf in expected.items() if path.startswith(start)}
+        if not wanted:
+            tops = {path.split("/")[0] for path in expected}
+            raise UserError(f"{where}: the model has no such part; {nearest(prefix, tops)}")
+        for path in found:
+            if path not in wanted:
+                raise UserError(f"{where}: the model has no {path!r}; {nearest(path, wanted)}")
+        for path, leaf in wanted.items():
+            if path not in found:
+                raise UserError(f"{where}: found no {path!r}, expected shape {leaf.shape}")
+            if found[path].shape != leaf.shape:
+                raise UserError(
+                    f"{where}: {path!r} has shape {found[path].shape}, expected {leaf.shape}"
+                )
+            placed[path] = _place(found[path], leaf)
+    return placed
+
+
+def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Puts one array on the mesh; every process gives its own devices their parts."""
+    array = np.asarray(value).astype(leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])

@@ -1,0 +1,62 @@
+"""One update: gradients of sum / count with respect to the trainable parameters."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from synth2_jax.training import train_state
+from synth2_jax.training.metrics import Metrics, mean
+from synth2_jax.training.optimizer import Optimizer
+from synth2_jax.training.train_state import FlatParams, Objective, TrainState
+
+# Named streams of randomness. A stream's place is part of what a checkpoint resumes: append only.
+RNG_STREAMS = ("dropout", "mask", "drop", "noise", "after_update")
+
+StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]
+
+
+def step_rngs(rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+    """Returns one key a stream. They depend on (rng, step) alone, so a resumed run repeats them.
+
+    Args:
+      rng: u32[2], `TrainState.rng`.
+      step: i32[].
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
+    return {name: jax.random.fold_in(key, i) for i, name in enumerate(RNG_STREAMS)}
+
+
+def make_train_step(objective: Objective, tx: Optimizer) -> StepFn:
+    """Returns `(state, batch) -> (state, {name: (sum, count)})`, to be jitted by the caller.
+
+    The metrics are the objective's, of the parameters before the update, with "grad_norm" (before
+    clipping, trainable parameters only) and "learning_rate".
+    """
+
+    def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        trainable, frozen = train_state.split_params(state.params, objective.frozen)
+        rngs = step_rngs(state.rng, state.step)
+
+        def loss_fn(trainable: FlatParams):
+            params = train_state.join_params(trainable, frozen)
+            metrics, model_state = objective.loss(
+                params, state.model_state, batch, rngs, state.step, train=True
+            )
+            return mean(metrics["loss"]), (metrics, model_state)
+
+        grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, trainable)
+        params = train_state.join_params(optax.apply_updates(trainable, updates), frozen)
+        params, model_state = objective.after_update(params, model_state, rngs["after_update"])
+        metrics = metrics | {
+            "grad_norm": (optax.tree.norm(grads), jnp.float32(1)),
+            "learning_rate": (tx.learning_rate(state.step), jnp.float32(1)),
+        }
+        state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
+        )
+        return state, metrics
+
+    return train_step

@@ -1,0 +1,112 @@
+"""The loop's eyes: is the loss finite, how fast does it go, and what goes to the writers."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from synth2_jax.errors import UserError
+from synth2_jax.training import metrics as metrics_lib
+from synth2_jax.training.checkpoints import Checkpoints
+from synth2_jax.training.metrics import Metrics, Writer
+
+# A finite loss can have an infinite gradient, which spoils the parameters all the same.
+WATCHED = ("loss", "grad_norm")
+
+
+class Watch:
+    """Takes each step's metrics when it is dispatched (`add`), looks at them later (`settle`).
+
+    Fetching a metric waits for its step. The loop settles a step after it has dispatched the next
+    one, so that the device never waits for the host.
+
+    Args:
+      writers: get the means of every `log_every` steps, the steps a second and the share of the
+        time that was spent waiting for input.
+      checkpoints: their background errors surface here, and error messages name the last good one.
+      log_every: in steps.
+      last_step: logged in any case.
+    """
+
+    def __init__(
+        self, writers: Sequence[Writer], checkpoints: Checkpoints, log_every: int, last_step: int
+    ):
+        self._writers = writers
+        self._checkpoints = checkpoints
+        self._log_every = log_every
+        self._last_step = last_step
+        self._created = time.monotonic()
+        self._is_first = True
+        self._pending: tuple[int, Metrics, list[str]] | None = None
+        self._merged: Metrics = {}
+        self._restart_clock()
+
+    @contextlib.contextmanager
+    def input(self) -> Iterator[None]:
+        """Counts the time inside as waiting for input."""
+        start = time.monotonic()
+        yield
+        self._input_seconds += time.monotonic() - start
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves the time inside (an evaluation) out of the speed."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
+    def add(self, step: int, metrics: Metrics, batch: Mapping[str, np.ndarray]) -> None:
+        """Takes the metrics of a step that was dispatched; the step before must be settled."""
+        self._pending = (step, metrics, sorted(batch))
+        self._merged = metrics_lib.merge(self._merged, metrics) if self._merged else metrics
+        if self._is_first:
+            self._is_first = False
+            self.settle()
+            self.write(step, {"seconds_to_first_step": time.monotonic() - self._created})
+            self._restart_clock()
+
+    def settle(self) -> None:
+        """Waits for the step added last, checks it, and writes if it is one to be logged.
+
+        Raises:
+          UserError: its loss or gradient is not finite.
+        """
+        self._checkpoints.check_for_errors()
+        if self._pending is None:
+            return
+        (step, metrics, batch_keys), self._pending = self._pending, None
+        self._check_finite(step, metrics, batch_keys)
+        self._steps += 1
+        if step % self._log_every == 0 or step == self._last_step:
+            seconds = time.monotonic() - self._since
+            speed = {
+                "steps_per_second": self._steps / seconds,
+                "input_wait_share": self._input_seconds / seconds,
+            }
+            self.write(step, metrics_lib.to_scalars(self._merged) | speed)
+            self._merged = {}
+            self._restart_clock()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Gives scalars to every writer."""
+        for writer in self._writers:
+            writer.write(step, scalars)
+
+    def _restart_clock(self) -> None:
+        self._since = time.monotonic()
+        self._input_seconds = 0.0
+        self._steps = 0
+
+    def _check_finite(self, step: int, metrics: Metrics, batch_keys: list[str]) -> None:
+        scalars = metrics_lib.to_scalars({name: metrics[name] for name in WATCHED})
+        for name in WATCHED:
+            value = scalars.get(name, 0.0)
+            if not math.isfinite(value):
+                self._checkpoints.wait()
+                good = self._checkpoints.latest_step()
+                raise UserError(
+                    f"{name} is {value} at step {step} (batch: {', '.join(batch_keys)}); "
+                    f"last good checkpoint: step {good} in {self._checkpoints.folder}"
+                )

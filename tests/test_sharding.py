@@ -1,0 +1,129 @@
+"""Tests of the mesh and of the one table from logical to mesh axes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.sharding import MeshConfig
+
+CONTRACT_NAMES = [
+    "batch",
+    "length",
+    "embed",
+    "mlp",
+    "heads",
+    "kv",
+    "joined_kv",
+    "vocab",
+    "layers",
+    "image_tokens",
+    "latents",
+    "codebook",
+    "relpos_buckets",
+    "conv_in",
+    "conv_out",
+    "spatial",
+]
+
+ON_EIGHT_DEVICES = """
+import json, jax
+from synth2_jax import sharding
+from synth2_jax.sharding import MeshConfig
+
+mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
+one = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+specs = {
+    "vocab embed": (("vocab", "embed"), (8, 8)),
+    "whole vocab": (("vocab", "embed"), (9, 8)),
+    "embed embed": (("embed", "embed"), (8, 8)),
+    "mlp heads": (("mlp", "heads"), (8, 8)),
+    "batch embed": (("batch", "embed"), (8, 8)),
+    "layers": (("layers", None, "kv"), (3, 3, 3)),
+}
+specs = {k: str(sharding.partition_spec(names, shape, mesh)) for k, (names, shape) in specs.items()}
+print(json.dumps({"mesh": dict(mesh.shape), "one": dict(one.shape), **specs}))
+"""
+
+
+def abstract(shape, names):
+    return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def test_the_table_has_every_name_once_and_known_mesh_axes():
+    names = [name for name, _ in sharding.AXIS_RULES]
+    assert sorted(names) == sorted(CONTRACT_NAMES)
+    assert {axis for _, axes in sharding.AXIS_RULES for axis in axes} <= set(sharding.MESH_AXES)
+
+
+def test_specs_on_eight_devices():
+    env = dict(os.environ, JAX_PLATFORMS="cpu")
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    output = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES], env=env, check=True, capture_output=True
+    ).stdout
+    assert json.loads(output) == {
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        "one": {"data": 1, "fsdp": 1, "tensor": 1},
+        "vocab embed": str(P("tensor", "fsdp")),
+        "whole vocab": str(P(None, "fsdp")),
+        "embed embed": str(P("fsdp", None)),
+        "mlp heads": str(P("tensor", None)),
+        "batch embed": str(P(("data", "fsdp"), None)),
+        "layers": str(P(None, None, None)),
+    }
+
+
+def test_an_unknown_name_raises_with_the_nearest(mesh):
+    with pytest.raises(ValueError, match="unknown logical axis 'embde'; did you mean 'embed'"):
+        sharding.state_shardings({"w": abstract((2, 2), ("embde", "mlp"))}, mesh)
+
+
+def test_an_unknown_name_raises_even_where_the_rank_differs(mesh):
+    with pytest.raises(ValueError, match="unknown logical axis"):
+        sharding.state_shardings({"row": abstract((2,), ("embde", "mlp"))}, mesh)
+
+
+def test_leaves_without_names_or_of_another_rank_are_whole(mesh):
+    tree = {"step": jax.ShapeDtypeStruct((), jnp.int32), "row": abstract((2,), ("embed", "mlp"))}
+    shardings = sharding.state_shardings(tree, mesh)
+    assert shardings["step"].spec == P() and shardings["row"].spec == P()
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (jax.ShapeDtypeStruct((2,), jnp.float32), "a/b has no logical axis names"),
+        (abstract((2, 2), ("embed",)), r"a/b: axes \('embed',\) of shape \(2, 2\)"),
+    ],
+)
+def test_every_parameter_must_be_named(leaf, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.check_named({"a": {"b": leaf}})
+
+
+def test_batches_are_split_by_rows_and_keep_their_values(mesh):
+    assert sharding.batch_sharding(mesh).spec == P(("data", "fsdp"))
+    batch = {"x": np.arange(6).reshape(3, 2)}
+    np.testing.assert_array_equal(sharding.put_batch(batch, mesh)["x"], batch["x"])
+
+
+def test_a_mesh_that_does_not_fit_says_so():
+    with pytest.raises(UserError, match="data=-1 fsdp=3 tensor=1 does not fit 1 devices"):
+        sharding.make_mesh(MeshConfig(fsdp=3), jax.devices()[:1])
+    with pytest.raises(ValueError, match="at most one -1"):
+        MeshConfig(data=-1, fsdp=-1)

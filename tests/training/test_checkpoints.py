@@ -1,0 +1,172 @@
+"""Tests of saving, of what is found damaged, and of reading elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.sharding import MeshConfig
+from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.training import train_state
+from synth2_jax.training.checkpoints import Checkpoints, fingerprint, latest_step, restore_params
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+CONFIG = {"model": {"depth": 2}, "sizes": [1, 2]}
+FINGERPRINTS = {"tokenizer": "0123456789abcdef"}
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def layout_and_state(mesh, toy=None, optimizer="adamw"):
+    toy = toy or ToyObjective()
+    tx = make_optimizer(OptimizerConfig(name=optimizer))
+    layout = train_state.state_layout(toy, tx, mesh)
+    return layout, train_state.create_train_state(toy, tx, layout, seed=1)
+
+
+def save_steps(workdir, state, steps, keep=5):
+    checkpoints = Checkpoints(workdir, keep)
+    batches = FakeBatches(ToyObjective().batch_spec(2))
+    for step in steps:
+        next(batches)
+        params = jax.tree.map(lambda x, s=step: x + s, state.params)
+        saved = state.replace(step=jnp.int32(step), params=params)
+        checkpoints.save(saved, batches, CONFIG, FINGERPRINTS)
+    checkpoints.close()
+
+
+def damage(folder):
+    """Truncates every file of arrays in a step folder."""
+    files = [path for path in folder.rglob("d/*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:10])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_what_is_restored_is_what_was_saved(tmp_path, mesh, optimizer):
+    layout, state = layout_and_state(mesh, optimizer=optimizer)
+    save_steps(tmp_path, state, [0])
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(layout)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
+    places = jax.tree.map(lambda leaf: leaf.sharding, restored.state)
+    assert places == train_state.shardings(layout)
+    assert restored.iterator == b"1"
+    assert restored.config == CONFIG and restored.fingerprints == FINGERPRINTS
+
+
+def test_nothing_to_restore_is_none(tmp_path, mesh):
+    layout, _ = layout_and_state(mesh)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(layout) is None and checkpoints.latest_step() is None
+
+
+def test_the_last_ones_are_kept(tmp_path, mesh):
+    _, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1, 2, 3], keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    assert names == ["2", "3"]
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path, mesh, caplog):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1, 2])
+    damage(tmp_path / "checkpoints" / "2")
+    checkpoints = Checkpoints(tmp_path)
+    with caplog.at_level("WARNING", logger="absl"):
+        restored = checkpoints.restore(layout)
+    assert f"{tmp_path / 'checkpoints' / '2'} cannot be read" in caplog.text
+    assert int(restored.state.step) == 1 and restored.iterator == b"1"
+    # The damaged folder is out of the way: its step can be saved again, and read.
+    again = restored.state.replace(step=jnp.int32(2))
+    checkpoints.save(again, FakeBatches({}), CONFIG, FINGERPRINTS)
+    checkpoints.wait()
+    assert int(checkpoints.restore(layout).state.step) == 2
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "unreadable-2").is_dir()
+
+
+def test_only_damaged_checkpoints_are_an_error_and_left_alone(tmp_path, mesh):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    damage(tmp_path / "checkpoints" / "1")
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match=r"cannot read any of the steps \[1\]"):
+        checkpoints.restore(layout)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_another_model_is_an_error_with_the_parameter(tmp_path, mesh):
+    layout, state = layout_and_state(mesh)
+    bias = {"bias": jnp.zeros(5), "kernel": state.params["head"]["kernel"]}
+    save_steps(tmp_path, state.replace(params=state.params | {"head": bias}), [1])
+    with pytest.raises(UserError, match=r"head/bias has shape \(5,\), this run's is \(4,\)"):
+        Checkpoints(tmp_path).restore(layout)
+
+
+def test_another_optimizer_is_an_error_of_one_line_and_loses_no_checkpoint(tmp_path, mesh):
+    _, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1, 2])
+    layout, _ = layout_and_state(mesh, optimizer="adafactor")
+    with pytest.raises(UserError) as error:
+        Checkpoints(tmp_path).restore(layout)
+    assert "checkpoints/2/train: opt_state/" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_an_iterator_of_another_process_count_is_an_error(tmp_path, mesh):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    folder = tmp_path / "checkpoints" / "1" / "iterator"
+    (folder / "0-of-1.bin").rename(folder / "0-of-2.bin")
+    with pytest.raises(UserError, match=r"saved as \['0-of-2.bin'\], expected 0-of-1.bin"):
+        Checkpoints(tmp_path).restore(layout)
+
+
+def test_parameters_alone_come_as_numpy_or_where_they_are_asked_to(tmp_path, mesh):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1, 2])
+    expected = jax.tree.map(lambda x: x + 2, state.params)
+    params, config, fingerprints = restore_params(tmp_path)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert config == CONFIG and fingerprints == FINGERPRINTS
+    placed = restore_params(tmp_path / "checkpoints", abstract=layout.params)[0]
+    assert placed["head"]["bias"].sharding == layout.params["head"]["bias"].sharding
+    jax.tree.map(np.testing.assert_array_equal, placed, expected)
+    older = restore_params(tmp_path, step=1)[0]
+    np.testing.assert_array_equal(older["head"]["bias"], state.params["head"]["bias"] + 1)
+
+
+def test_a_missing_checkpoint_names_the_path_and_what_was_found(tmp_path, mesh):
+    with pytest.raises(UserError, match="/nowhere: no such folder, expected the workdir"):
+        restore_params(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=r"found \['notes.txt'\], expected checkpoint steps"):
+        latest_step(tmp_path)
+    _, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    with pytest.raises(UserError, match=r"found no step 7, it has \[1\]"):
+        restore_params(tmp_path, step=7)
+
+
+def test_fingerprint_is_of_paths_dtypes_shapes_and_values_only(mesh):
+    params = {"a": {"b": np.arange(6, dtype=np.float32)}, "c": np.zeros(2, np.float32)}
+    same = {"c": jnp.zeros(2), "a": {"b": jnp.arange(6, dtype=jnp.float32)}}
+    same["a"]["b"] = jax.device_put(same["a"]["b"], NamedSharding(mesh, PartitionSpec("fsdp")))
+    assert fingerprint(params) == fingerprint(same) and len(fingerprint(params)) == 16
+    values = params["a"]["b"]
+    others = [values.reshape(2, 3), values.astype(np.int32), values + 1]
+    trees = [{"a": {"b": other}, "c": params["c"]} for other in others]
+    trees += [{"a": {"d": values}, "c": params["c"]}]
+    assert len({fingerprint(tree) for tree in [params, *trees]}) == 5

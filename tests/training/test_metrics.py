@@ -1,0 +1,99 @@
+"""Tests of merging and writing metrics."""
+
+import io
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synth2_jax.training import metrics
+from synth2_jax.training.metrics import JsonlWriter, ProgressWriter, TensorBoardWriter
+
+
+def pair(total, count):
+    return jnp.float32(total), jnp.float32(count)
+
+
+def test_means_are_of_all_that_was_counted_not_of_means():
+    merged = metrics.merge({"loss": pair(9, 9)}, {"loss": pair(3, 1)})
+    assert metrics.to_scalars(merged) == {"loss": pytest.approx(1.2)}
+
+
+def test_what_counted_nothing_has_no_mean():
+    assert metrics.to_scalars({"bucket": pair(0, 0), "loss": pair(1, 2)}) == {"loss": 0.5}
+    assert float(metrics.mean(pair(0, 0))) == 0.0
+    assert float(metrics.mean(pair(1, 0.5))) == 2.0
+
+
+def test_lines_are_json_appended_and_the_later_one_of_a_step_holds(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    for loss in (1.0, 0.5):
+        writer = JsonlWriter(path)
+        writer.write(2, {"loss": loss})
+        assert json.loads(path.read_text().splitlines()[-1])["loss"] == loss  # flushed
+        writer.write(1, {"loss": np.float32(3.0), "bad": float("nan")})
+        writer.close()
+    assert len(path.read_text().splitlines()) == 4
+    assert '"bad": null' in path.read_text()
+    lines = metrics.read_metrics(path)
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 3.0), (2, 0.5)]
+
+
+def test_a_line_torn_by_a_kill_spoils_no_other(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    writer = JsonlWriter(path)
+    writer.write(2, {"loss": 1.0})
+    writer.close()
+    assert [line["loss"] for line in metrics.read_metrics(path)] == [2.0, 1.0]
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    writer.write(1, {"train_loss": 2.0})
+    writer.close()
+    (events,) = tmp_path.glob("events.*")
+    assert b"train_loss" in events.read_bytes()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    return now
+
+
+def write_twice(writer, clock):
+    writer.write(100, {"loss": 2.0, "grad_norm": 1.0})
+    clock[0] += 50
+    writer.write(200, {"loss": 1.0, "grad_norm": 1.0})
+    writer.close()
+
+
+def test_plain_lines_have_rate_and_time_left(clock):
+    stream = io.StringIO()
+    write_twice(ProgressWriter(400, "train", stream), clock)
+    assert stream.getvalue().splitlines() == [
+        "train 100/400  loss 2",
+        "train 200/400  loss 1  2 steps/s  1:40 left",
+    ]
+
+
+def test_a_terminal_gets_one_bar(clock):
+    stream = Terminal()
+    write_twice(ProgressWriter(400, "train", stream), clock)
+    text = stream.getvalue()
+    assert text.count("\n") == 1 and text.endswith("\n")
+    assert "\r[##########..........] train 200/400  loss 1  2 steps/s  1:40 left" in text
+
+
+def test_hours_left(clock):
+    stream = io.StringIO()
+    write_twice(ProgressWriter(20_200, "train", stream), clock)
+    assert "2:46:40 left" in stream.getvalue()

@@ -1,0 +1,86 @@
+"""Tests of schedules and optimizers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synth2_jax.config import build
+from synth2_jax.errors import UserError
+from synth2_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+)
+
+
+def rates(steps, **kwargs):
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, **kwargs))
+    return [round(float(schedule(jnp.int32(step))), 4) for step in steps]
+
+
+def test_schedules_are_these_curves():
+    assert rates(range(6), warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1]
+    linear = {"schedule": "linear", "warmup_steps": 2, "total_steps": 6, "final_fraction": 0.2}
+    assert rates(range(8), **linear) == [0.5, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]
+    cosine = {"schedule": "cosine", "total_steps": 4, "final_fraction": 0.5}
+    assert rates([0, 1, 2, 4, 9], **cosine) == [1, 0.9268, 0.75, 0.5, 0.5]
+
+
+def test_adamw_is_its_equations():
+    config = OptimizerConfig(
+        learning_rate=0.1, beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.5, clip_norm=0.0
+    )
+    tx = make_optimizer(config)
+    w, g = np.array([1.0, -2.0]), [np.array([0.3, 4.0]), np.array([-1.0, 0.5])]
+    params = {"w": jnp.array(w)}
+    state, m, v = tx.init(params), np.zeros(2), np.zeros(2)
+    for t, grad in enumerate(g, start=1):
+        updates, state = tx.update({"w": jnp.array(grad)}, state, params)
+        params = {"w": params["w"] + updates["w"]}
+        m, v = 0.8 * m + 0.2 * grad, 0.9 * v + 0.1 * grad**2
+        step = (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-6)
+        w = w - 0.1 * (step + 0.5 * w)
+        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_skipped_parameters_do_not_decay(name):
+    config = OptimizerConfig(name=name, weight_decay=0.5, weight_decay_skip=("bias$",))
+    tx = make_optimizer(config)
+    params = {"a/kernel": jnp.ones(3), "a/bias": jnp.ones(3)}
+    zeros = {path: jnp.zeros(3) for path in params}
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(updates["a/kernel"], -0.5e-3 * np.ones(3), rtol=1e-6)
+    np.testing.assert_array_equal(updates["a/bias"], np.zeros(3))
+
+
+def test_a_skip_that_matches_nothing_is_an_error():
+    tx = make_optimizer(OptimizerConfig(weight_decay=0.5, weight_decay_skip=("bais$",)))
+    with pytest.raises(UserError, match=r"weight_decay_skip: 'bais\$' matches no parameter"):
+        tx.init({"a/bias": jnp.ones(3)})
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    """Adam's first step does not see the scale of a gradient, its second moment does."""
+    grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
+    for clip_norm, scale in [(5.0, 0.1), (100.0, 1.0), (0.0, 1.0)]:
+        tx = make_optimizer(OptimizerConfig(beta1=0.0, beta2=0.5, clip_norm=clip_norm))
+        _, state = tx.update(grads, tx.init(grads), grads)
+        adam = next(part for part in state if hasattr(part, "nu"))
+        np.testing.assert_allclose(adam.nu["b"], 0.5 * (40 * scale) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "adamm"}, "config.optimizer: unknown name 'adamm'; did you mean 'adam'?"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        ({"schedule": "linear"}, "with total_steps=0, expected more than warmup_steps=0"),
+        ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
+        ({"weight_decay_skip": ["bias"]}, "weight_decay_skip without weight_decay"),
+    ],
+)
+def test_mistakes_in_the_config(section, message):
+    with pytest.raises(UserError) as error:
+        build(OptimizerConfig, section, "config.optimizer")
+    assert message in str(error.value)

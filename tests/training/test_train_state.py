@@ -1,0 +1,118 @@
+"""Tests of the state's creation, its frozen part and pretrained parameters."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.sharding import MeshConfig
+from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.training import train_state
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def create(mesh, toy, seed=0, initial_params=None):
+    tx = make_optimizer(OptimizerConfig())
+    layout = train_state.state_layout(toy, tx, mesh)
+    return layout, train_state.create_train_state(toy, tx, layout, seed, initial_params)
+
+
+def test_the_layout_is_that_of_the_created_state(mesh):
+    layout, state = create(mesh, ToyObjective())
+    as_layout = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    assert as_layout == layout
+    assert layout.params["encoder"]["kernel"].sharding.spec == jax.P("fsdp", "tensor")
+    assert int(state.step) == 0 and state.rng.dtype == jnp.uint32
+
+
+def test_parameters_are_those_of_a_plain_init_and_depend_on_the_seed(mesh):
+    toy = ToyObjective()
+    _, state = create(mesh, toy, seed=3)
+    init_key, _ = jax.random.split(jax.random.key(3))
+    expected = nn.unbox(toy.init(init_key))
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.model_state["usage"], expected["usage"])
+    _, other = create(mesh, toy, seed=4)
+    assert not np.array_equal(other.params["head"]["kernel"], state.params["head"]["kernel"])
+    assert not np.array_equal(other.rng, state.rng)
+
+
+def test_frozen_parameters_have_no_optimizer_state(mesh):
+    layout, state = create(mesh, ToyObjective(frozen=["^encoder/"]))
+    moments = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.opt_state)]
+    assert any("head/kernel" in path for path in moments)
+    assert not any("encoder" in path for path in moments)
+    assert "encoder" in layout.params
+
+
+def test_split_and_join_are_inverse():
+    params = {"a": {"b": 1, "c": 2}, "d": 3}
+    trainable, frozen = train_state.split_params(params, ["^a/b$"])
+    assert trainable == {"a/c": 2, "d": 3} and frozen == {"a/b": 1}
+    assert train_state.join_params(trainable, frozen) == params
+
+
+def test_a_pattern_must_match_and_leave_something():
+    with pytest.raises(UserError, match=r"frozen: '\^langage' matches no parameter, such as \['a'"):
+        train_state.split_params({"a": 1}, ["^langage"])
+    with pytest.raises(UserError, match="leave none of 1 parameters to train"):
+        train_state.split_params({"a": 1}, ["a"])
+
+
+def test_pretrained_parameters_replace_their_part_and_take_its_dtype(mesh):
+    kernel = np.arange(128, dtype=np.float64).reshape(8, 16)
+    toy = ToyObjective()
+    _, plain = create(mesh, toy)
+    layout, state = create(mesh, toy, initial_params={"encoder": {"kernel": kernel}})
+    np.testing.assert_array_equal(state.params["encoder"]["kernel"], kernel)
+    assert state.params["encoder"]["kernel"].dtype == jnp.float32
+    assert state.params["encoder"]["kernel"].sharding == layout.params["encoder"]["kernel"].sharding
+    jax.tree.map(np.testing.assert_array_equal, state.params["head"], plain.params["head"])
+
+
+def test_the_empty_prefix_replaces_everything(mesh):
+    _, source = create(mesh, ToyObjective(), seed=1)
+    _, state = create(mesh, ToyObjective(), seed=2, initial_params={"": source.params})
+    jax.tree.map(np.testing.assert_array_equal, state.params, source.params)
+
+
+@pytest.mark.parametrize(
+    ("initial_params", "message"),
+    [
+        ({"encodr": {}}, "initial_params['encodr']: the model has no such part; did you mean"),
+        ({"head": {"bias": np.zeros(4)}}, "found no 'head/kernel', expected shape (16, 4)"),
+        (
+            {"encoder": {"kernel": np.zeros((8, 16)), "bais": np.zeros(1)}},
+            "the model has no 'encoder/bais'; did you mean 'encoder/kernel'?",
+        ),
+        (
+            {"encoder": {"kernel": np.zeros((16, 8))}},
+            "'encoder/kernel' has shape (16, 8), expected (8, 16)",
+        ),
+    ],
+)
+def test_pretrained_parameters_that_do_not_fit_are_an_error_of_one_line(
+    mesh, initial_params, message
+):
+    with pytest.raises(UserError) as error:
+        create(mesh, ToyObjective(), initial_params=initial_params)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_parameter_without_names_is_an_error(mesh):
+    class Unnamed(ToyObjective):
+        def init(self, key):
+            return nn.unbox(super().init(key))
+
+    with pytest.raises(ValueError, match="encoder/kernel has no logical axis names"):
+        create(mesh, Unnamed())

@@ -1,0 +1,95 @@
+"""Tests of one update."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from synth2_jax import sharding
+from synth2_jax.sharding import MeshConfig
+from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.training import train_state
+from synth2_jax.training.optimizer import Optimizer
+from synth2_jax.training.train_step import RNG_STREAMS, make_train_step, step_rngs
+
+
+def sgd(rate):
+    return Optimizer(*optax.sgd(rate), learning_rate=lambda step: jnp.float32(rate))
+
+
+def one_step(toy, tx=None):
+    tx = tx or sgd(0.5)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    layout = train_state.state_layout(toy, tx, mesh)
+    before = train_state.create_train_state(toy, tx, layout, seed=0)
+    batch = next(FakeBatches(toy.batch_spec(3)))
+    after, metrics = jax.jit(make_train_step(toy, tx))(before, batch)
+    return before, batch, after, metrics
+
+
+def test_an_update_is_sgd_on_sum_over_count():
+    before, batch, after, metrics = one_step(ToyObjective(noise=0.0))
+    encoder, head = (jax.tree.map(np.asarray, before.params[k]) for k in ("encoder", "head"))
+    hidden = batch["x"] @ encoder["kernel"]
+    error = hidden @ head["kernel"] + head["bias"] - batch["y"]
+    total, count = metrics["loss"]
+    np.testing.assert_allclose(total, np.sum(error**2), rtol=1e-5)
+    assert count == error.size
+    gradient = 2 * hidden.T @ error / error.size
+    np.testing.assert_allclose(
+        after.params["head"]["kernel"], head["kernel"] - 0.5 * gradient, atol=1e-6
+    )
+    usage = after.model_state["usage"]["target_sum"]
+    np.testing.assert_allclose(usage, batch["y"].sum(axis=0), rtol=1e-6)
+    assert int(after.step) == 1 and float(metrics["learning_rate"][0]) == 0.5
+
+
+def test_frozen_parameters_do_not_move_nor_count_in_the_gradient_norm():
+    before, _, after, metrics = one_step(ToyObjective(frozen=["^encoder/"], noise=0.0))
+    np.testing.assert_array_equal(
+        before.params["encoder"]["kernel"], after.params["encoder"]["kernel"]
+    )
+    moved = jax.tree.map(lambda a, b: a - b, before.params["head"], after.params["head"])
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(moved))) / 0.5
+    np.testing.assert_allclose(metrics["grad_norm"][0], norm, rtol=1e-4)
+
+
+def test_nothing_counted_is_a_zero_gradient_not_a_nan():
+    class Nothing(ToyObjective):
+        def loss(self, *args, **kwargs):
+            metrics, model_state = super().loss(*args, **kwargs)
+            return jax.tree.map(jnp.zeros_like, metrics), model_state
+
+    before, _, after, _ = one_step(Nothing())
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+
+
+def test_after_update_has_the_last_word():
+    class Revived(ToyObjective):
+        def after_update(self, params, model_state, rng):
+            noise = jax.random.normal(rng, (4,))
+            return params | {"head": params["head"] | {"bias": noise}}, {"usage": {}}
+
+    before, _, after, _ = one_step(Revived())
+    expected = jax.random.normal(step_rngs(before.rng, before.step)["after_update"], (4,))
+    np.testing.assert_allclose(after.params["head"]["bias"], expected, rtol=1e-6)
+    assert after.model_state == {"usage": {}}
+
+
+def test_streams_differ_from_each_other_and_from_step_to_step_and_repeat():
+    rng = jax.random.key_data(jax.random.key(0))
+    draws = {
+        (name, step): float(jax.random.uniform(key))
+        for step in (0, 1)
+        for name, key in step_rngs(rng, jnp.int32(step)).items()
+    }
+    assert len(set(draws.values())) == 2 * len(RNG_STREAMS)
+    again = step_rngs(rng, jnp.int32(1))["mask"]
+    assert float(jax.random.uniform(again)) == draws["mask", 1]
+
+
+def test_the_noise_stream_reaches_the_loss():
+    quiet, loud = (one_step(ToyObjective(noise=n))[3]["loss"][0] for n in (0.0, 1.0))
+    assert float(quiet) != pytest.approx(float(loud))
