@@ -1,0 +1,175 @@
+"""Task features -> the batch that each model takes.
+
+Text stays text until here, and is tokenized in blocks: tokenizing each example by a call of its own
+costs more than all the rest of the pipeline.
+
+`key` and `source` of an example go along for messages and counts; `iterators` takes them off.
+
+Legend: B block of examples, N image tokens, H W pixels, T text tokens (targets).
+"""
+
+import abc
+from collections.abc import Mapping
+
+import seqio
+
+from synth2_jax.data.preprocessors import Features, map_blocks, normalize_images, text_targets
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import UserError, nearest
+
+_Spec = seqio.FeatureConverter.FeatureSpec
+_TEXT = _Spec(tf.string, rank=0)
+_TOKENS = _Spec(tf.int32)
+_MASK = _Spec(tf.bool)
+_IMAGE_SHAPE = (None, None, 3)
+
+COMPANIONS = ("key", "source")
+
+
+class _BlockConverter(seqio.FeatureConverter):
+    """Converts blocks; subclasses say how. The length of task feature "caption" is T."""
+
+    PACKING_FEATURE_DTYPES = None
+
+    def __init__(self, vocabulary: seqio.Vocabulary | None = None):
+        # SeqIO checks lengths by a call per example; `_convert_block` fixes the shapes instead.
+        super().__init__(pack=False, apply_length_check=False)
+        self._vocabulary = vocabulary
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        return map_blocks(ds, lambda block: self._convert_block(block, task_feature_lengths))
+
+    @abc.abstractmethod
+    def _convert_block(self, block: Features, lengths: Mapping[str, int]) -> Features:
+        """{task feature: [B, ...]} -> {model feature: [B, ...]}."""
+
+    def _text(self, block: Features, length: int, *, prompted: bool) -> tuple[tf.Tensor, ...]:
+        captions = self._vocabulary.encode_tf(block["caption"])
+        # A prompt is that of many examples: each is tokenized once a block.
+        distinct, index_B = tf.unique(
+            block["prompt"] if prompted else tf.zeros_like(block["caption"])
+        )
+        prompts = tf.gather(self._vocabulary.encode_tf(distinct), index_B)
+        return text_targets(prompts, captions, length, self._vocabulary.eos_id)
+
+
+class TokenizerConverter(_BlockConverter):
+    """{image f32[H,W,3] in [-1, 1]}."""
+
+    TASK_FEATURES = {"image": _Spec(tf.uint8, rank=3)}
+    MODEL_FEATURES = {"image": _Spec(tf.float32, rank=3)}
+
+    def get_model_feature_lengths(self, task_feature_lengths):
+        return {"image": task_feature_lengths["image"]}
+
+    def _convert_block(self, block, lengths):
+        return {"image": normalize_images(tf.ensure_shape(block["image"], (None, *_IMAGE_SHAPE)))}
+
+
+class LanguageModelConverter(_BlockConverter):
+    """{text_tokens i32[T], loss_mask bool[T]}."""
+
+    TASK_FEATURES = {"prompt": _TEXT, "caption": _TEXT, "key": _TEXT}
+    MODEL_FEATURES = {"text_tokens": _TOKENS, "loss_mask": _MASK, "key": _TEXT}
+
+    def get_model_feature_lengths(self, task_feature_lengths):
+        length = task_feature_lengths["caption"]
+        return {"text_tokens": length, "loss_mask": length, "key": 0}
+
+    def _convert_block(self, block, lengths):
+        text_tokens_BT, _, loss_mask_BT = self._text(block, lengths["caption"], prompted=True)
+        return {"text_tokens": text_tokens_BT, "loss_mask": loss_mask_BT, "key": block["key"]}
+
+
+class GeneratorConverter(_BlockConverter):
+    """{image_tokens i32[N], text_tokens i32[T], text_mask bool[T]}: caption and eos, no prompt."""
+
+    TASK_FEATURES = {"image_tokens": _TOKENS, "caption": _TEXT, "source": _TEXT, "key": _TEXT}
+    MODEL_FEATURES = {
+        "image_tokens": _TOKENS,
+        "text_tokens": _TOKENS,
+        "text_mask": _MASK,
+        "source": _TEXT,
+        "key": _TEXT,
+    }
+
+    def get_model_feature_lengths(self, task_feature_lengths):
+        length = task_feature_lengths["caption"]
+        return {
+            "image_tokens": task_feature_lengths["image_tokens"],
+            "text_tokens": length,
+            "text_mask": length,
+            "source": 0,
+            "key": 0,
+        }
+
+    def _convert_block(self, block, lengths):
+        text_tokens_BT, text_mask_BT, _ = self._text(block, lengths["caption"], prompted=False)
+        return {
+            "image_tokens": tf.ensure_shape(block["image_tokens"], (None, lengths["image_tokens"])),
+            "text_tokens": text_tokens_BT,
+            "text_mask": text_mask_BT,
+            "source": block["source"],
+            "key": block["key"],
+        }
+
+
+class VLMConverter(_BlockConverter):
+    """{image_tokens i32[N], text_tokens i32[T], loss_mask bool[T], is_synthetic bool}."""
+
+    TASK_FEATURES = {
+        "image_tokens": _TOKENS,
+        "prompt": _TEXT,
+        "caption": _TEXT,
+        "source": _TEXT,
+        "key": _TEXT,
+    }
+    MODEL_FEATURES = {
+        "image_tokens": _TOKENS,
+        "text_tokens": _TOKENS,
+        "loss_mask": _MASK,
+        "is_synthetic": _Spec(tf.bool, rank=0),
+        "source": _TEXT,
+        "key": _TEXT,
+    }
+
+    def get_model_feature_lengths(self, task_feature_lengths):
+        length = task_feature_lengths["caption"]
+        return {
+            "image_tokens": task_feature_lengths["image_tokens"],
+            "text_tokens": length,
+            "loss_mask": length,
+            "is_synthetic": 0,
+            "source": 0,
+            "key": 0,
+        }
+
+    def _convert_block(self, block, lengths):
+        text_tokens_BT, _, loss_mask_BT = self._text(block, lengths["caption"], prompted=True)
+        return {
+            "image_tokens": tf.ensure_shape(block["image_tokens"], (None, lengths["image_tokens"])),
+            "text_tokens": text_tokens_BT,
+            "loss_mask": loss_mask_BT,
+            "is_synthetic": block["source"] == "synthetic",
+            "source": block["source"],
+            "key": block["key"],
+        }
+
+
+CONVERTERS = {
+    "tokenizer": TokenizerConverter,
+    "language_model": LanguageModelConverter,
+    "generator": GeneratorConverter,
+    "vlm": VLMConverter,
+}
+
+
+def converter_class(model_name: str) -> type[_BlockConverter]:
+    """The converter of a model; UserError on an unknown name."""
+    if model_name not in CONVERTERS:
+        raise UserError(
+            f"model {model_name!r}: no batches for it; {nearest(model_name, CONVERTERS)}"
+        )
+    return CONVERTERS[model_name]

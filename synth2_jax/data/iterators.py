@@ -1,0 +1,354 @@
+"""Batches from SeqIO: the position of a training iterator can be saved, and evaluation ends.
+
+A saved position is a zip of TensorFlow's checkpoint of the iterator (the places in the shards and
+the examples that wait in shuffle buffers) and a header that says which data it belongs to.
+
+Legend: B batch rows of this process, T text tokens.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import seqio
+
+from synth2_jax.data import mixtures
+from synth2_jax.data.feature_converters import COMPANIONS, converter_class
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import UserError
+
+_HEADER = "position.json"
+_VERSION = 1
+_PREFETCH = 2  # batches
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What to read, and for which model.
+
+    Attributes:
+      provider: a task or a mixture.
+      split: of each of its tasks.
+      model_name: chooses the feature converter.
+      text_length: T, for models that take text.
+      batch_size: rows of all processes together.
+      process_index, process_count: this process reads its part of the examples.
+    """
+
+    provider: seqio.Task | seqio.Mixture
+    split: str
+    model_name: str
+    text_length: int
+    batch_size: int
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        if self.batch_size % self.process_count:
+            raise UserError(
+                f"data.batch_size: found {self.batch_size}, expected a multiple of the "
+                f"{self.process_count} processes"
+            )
+
+    @property
+    def label(self) -> str:
+        """The beginning of messages about this data."""
+        kind = "mixture" if isinstance(self.provider, seqio.Mixture) else "task"
+        return f"{kind} {self.provider.name!r}"
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.batch_size // self.process_count
+
+    def task_lengths(self) -> dict[str, int]:
+        """Lengths of the task features that are converted, from the first example of each task.
+
+        Raises:
+          UserError: a task has no example, lacks a feature, or disagrees on a length with another.
+        """
+        mixtures.check_split(self.provider, self.split)
+        lengths: dict[str, int] = {}
+        for task in mixtures.tasks_of(self.provider):
+            example = _first_example(task, self.split)
+            for feature, spec in converter_class(self.model_name).TASK_FEATURES.items():
+                found = example.get(feature)
+                if found is None or (found.dtype, found.shape.rank) != (spec.dtype, spec.rank):
+                    what = "missing"
+                    if found is not None:
+                        what = f"{found.dtype.name}, rank {found.shape.rank}"
+                    raise UserError(
+                        f"task {task.name!r}: feature {feature!r} is {what}, the {self.model_name} "
+                        f"needs {spec.dtype.name}, rank {spec.rank}"
+                    )
+                length = len(found) if spec.rank else 0
+                if lengths.setdefault(feature, length) != length:
+                    raise UserError(
+                        f"task {task.name!r}: {feature} of length {length}, the tasks before it "
+                        f"have {lengths[feature]}"
+                    )
+        if "caption" in lengths:
+            lengths["caption"] = self.text_length
+        return lengths
+
+    def convert(self, dataset: tf.data.Dataset, lengths: Mapping[str, int]) -> tf.data.Dataset:
+        """Examples with task features -> examples with the model's, and their companions."""
+        cls = converter_class(self.model_name)
+        vocabulary = None
+        if "caption" in cls.TASK_FEATURES:
+            vocabulary = self.provider.output_features["caption"].vocabulary
+        if set(dataset.element_spec) != set(cls.TASK_FEATURES):
+            # Others may have lengths of their own, which do not stack into blocks.
+            dataset = dataset.map(lambda example: {f: example[f] for f in cls.TASK_FEATURES})
+        return cls(vocabulary)(dataset, lengths)
+
+
+class TrainIterator:
+    """Shuffled, mixed batches whose position can be saved and restored exactly.
+
+    `source_counts` is the number of examples delivered so far by source ("real", "synthetic"), a
+    part of the saved position; empty for data without a source.
+
+    Args:
+      stream: what to read.
+      seed: of shuffling and mixing.
+      num_epochs: None reads for ever.
+      identity: what tells this data from other data, besides `stream` and `seed`; JSON values. A
+        position can only be restored into an iterator of the same identity.
+
+    Raises:
+      UserError: no examples, unfitting features, and in `__next__` unreadable ones.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        seed: int,
+        num_epochs: int | None = None,
+        identity: Mapping[str, object] | None = None,
+    ):
+        self._stream = stream
+        self._seed = seed
+        self._num_epochs = num_epochs
+        self._identity = {
+            "mixture": stream.provider.name,
+            "split": stream.split,
+            "model": stream.model_name,
+            "text_length": stream.text_length,
+            "batch_size": stream.batch_size,
+            "processes": [stream.process_index, stream.process_count],
+            "seed": seed,
+            "num_epochs": num_epochs,
+            **(identity or {}),
+        }
+        self._num_batches = 0
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._lengths = stream.task_lengths()
+        self._iterator = self._start()
+
+    def _start(self) -> Iterator[Mapping[str, tf.Tensor]]:
+        stream = self._stream
+        with _one_line_errors(stream.label):
+            examples = stream.provider.get_dataset(
+                split=stream.split,
+                shuffle=True,
+                seed=self._seed,
+                num_epochs=self._num_epochs,
+                shard_info=_shard_info(stream),
+                trim_output_features=False,
+                # A cache in memory would be copied into every saved position.
+                try_in_mem_cache=False,
+            )
+            batches = stream.convert(examples, self._lengths)
+            batches = batches.batch(stream.rows, drop_remainder=True).prefetch(_PREFETCH)
+            return iter(batches.with_options(_options()))
+
+    @property
+    def source_counts(self) -> dict[str, int]:
+        return dict(self._counts)
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        with _one_line_errors(self._stream.label):
+            try:
+                tensors = next(self._iterator)
+            except StopIteration:
+                if self._num_batches == 0:
+                    raise UserError(
+                        f"{self._stream.label}: fewer examples than the "
+                        f"{self._stream.rows} of one batch"
+                    ) from None
+                raise
+        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
+        _check_targets(batch, self._stream)
+        companions = {name: batch.pop(name) for name in COMPANIONS if name in batch}
+        self._num_batches += 1
+        self._counts.update(source.decode() for source in companions.get("source", ()))
+        return batch
+
+    def get_state(self) -> bytes:
+        """The position after the last batch delivered."""
+        header = {
+            "version": _VERSION,
+            "identity": self._identity,
+            "num_batches": self._num_batches,
+            "source_counts": self.source_counts,
+        }
+        packed = io.BytesIO()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        ):
+            archive.writestr(_HEADER, json.dumps(header))
+            tf.train.Checkpoint(iterator=self._iterator).write(f"{folder}/iterator")
+            for path in sorted(pathlib.Path(folder).iterdir()):
+                archive.write(path, path.name)
+        return packed.getvalue()
+
+    def set_state(self, state: bytes) -> None:
+        """Goes on exactly where `get_state` was called, in this or another process.
+
+        Raises:
+          UserError: not a position, or one of other data; it names what differs.
+        """
+        try:
+            archive = zipfile.ZipFile(io.BytesIO(state))
+            header = json.loads(archive.read(_HEADER))
+        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+            raise UserError("data position: these bytes are not one of this pipeline") from error
+        if header["version"] != _VERSION:
+            raise UserError(f"data position: version {header['version']}, expected {_VERSION}")
+        identity = json.loads(json.dumps(self._identity))
+        for key in sorted({*identity, *header["identity"]}):
+            if identity.get(key) != header["identity"].get(key):
+                raise UserError(
+                    f"data position: saved with {key} {header['identity'].get(key)!r}, this run "
+                    f"has {identity.get(key)!r}; to change data, start from the parameters alone"
+                )
+        if self._num_batches:
+            # The seeds of epochs live outside of TensorFlow's iterator, and have moved on.
+            self._iterator = self._start()
+        if header["num_batches"]:
+            with archive, tempfile.TemporaryDirectory() as folder:
+                archive.extractall(folder)
+                restored = tf.train.Checkpoint(iterator=self._iterator).read(f"{folder}/iterator")
+                restored.assert_consumed()
+        self._num_batches = header["num_batches"]
+        self._counts = collections.Counter(header["source_counts"])
+
+
+def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[Batch]:
+    """Every example once, in order, task after task.
+
+    Each process reads all and takes its rows of each batch, so that all see the same number of
+    batches. Rows that fill up the last batch repeat its last example, with nothing in `loss_mask`.
+
+    Args:
+      stream: what to read.
+      with_keys: adds `key`, an array of str; only for data that has keys.
+
+    Yields:
+      the model's batch and `valid` bool[B], false on rows that fill up.
+    """
+    lengths = stream.task_lengths()
+    with _one_line_errors(stream.label):
+        parts = [
+            task.get_dataset(
+                split=stream.split,
+                shuffle=False,
+                num_epochs=1,
+                trim_output_features=False,
+                try_in_mem_cache=False,
+            )
+            for task in mixtures.tasks_of(stream.provider)
+        ]
+        batches = [stream.convert(part, lengths) for part in parts]
+        examples = batches[0]
+        for part in batches[1:]:
+            examples = examples.concatenate(part)
+        iterator = iter(examples.batch(stream.batch_size).prefetch(_PREFETCH))
+    mine = slice(stream.process_index * stream.rows, (stream.process_index + 1) * stream.rows)
+    while True:
+        with _one_line_errors(stream.label):
+            tensors = next(iterator, None)
+        if tensors is None:
+            return
+        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
+        _check_targets(batch, stream)
+        num_valid = len(next(iter(batch.values())))
+        rows = np.minimum(np.arange(stream.batch_size), num_valid - 1)[mine]
+        valid = (np.arange(stream.batch_size) < num_valid)[mine]
+        keys = batch.get("key")
+        batch = {name: array[rows] for name, array in batch.items() if name not in COMPANIONS}
+        batch["valid"] = valid
+        if "loss_mask" in batch:
+            batch["loss_mask"] &= valid[:, None]
+        if with_keys:
+            batch["key"] = np.array([keys[row].decode() for row in rows])
+        yield batch
+
+
+def _first_example(task: seqio.Task, split: str) -> Mapping[str, tf.Tensor]:
+    with _one_line_errors(f"task {task.name!r}"):
+        examples = task.get_dataset(
+            split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False
+        )
+        example = next(iter(examples.take(1)), None)
+    if example is None:
+        raise UserError(f"task {task.name!r}: no examples in split {split!r}")
+    return example
+
+
+def _check_targets(batch: Batch, stream: Stream) -> None:
+    """Raises UserError when a row of text has no token to learn but its eos."""
+    mask_BT = batch.get("loss_mask", batch.get("text_mask"))
+    if mask_BT is None:
+        return
+    empty_B = mask_BT.sum(axis=-1) <= 1
+    if empty_B.any():
+        key = batch["key"][np.argmax(empty_B)].decode()
+        raise UserError(
+            f"example {key!r}: no token of its caption is left to learn ({empty_B.sum()} such in a "
+            f"batch); its caption is empty or text_length {stream.text_length} is too short"
+        )
+
+
+def _shard_info(stream: Stream) -> seqio.ShardInfo | None:
+    if stream.process_count == 1:
+        return None
+    return seqio.ShardInfo(stream.process_index, stream.process_count)
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    return options
+
+
+@contextlib.contextmanager
+def _one_line_errors(label: str) -> Iterator[None]:
+    """Unreadable or malformed examples are the user's to mend; TensorFlow says so in many lines."""
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        raise UserError(f"{label}: a shard is damaged or gone: {_one_line(error)}") from error
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise UserError(f"{label}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of a message, without the names of TensorFlow's own functions."""
+    message = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", getattr(error, "message", str(error)))
+    return message.strip().split("\n")[0]

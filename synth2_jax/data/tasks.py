@@ -1,0 +1,237 @@
+"""SeqIO tasks: where examples come from and which features they have.
+
+Nothing is registered by importing this module. A task of your own is a few lines:
+
+    seqio.TaskRegistry.add(
+        "my_pairs",
+        source=seqio.FileDataSource(tf.data.TFRecordDataset, {"train": "/data/mine-*.tfrecord"}),
+        preprocessors=[functools.partial(preprocessors.decode_pairs, prompt="Output:")],
+        output_features=tasks.pair_features("scenes"),
+    )
+
+Legend: N image tokens, H W pixels.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import seqio
+
+from synth2_jax.captioners.prompts import CAPTION_PROMPT, class_prompt
+from synth2_jax.data import preprocessors, records
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import UserError
+from synth2_jax.scenes import dataset as scenes
+from synth2_jax.vocabulary import vocabulary_path
+
+SCENES_IMAGES = "scenes_images"
+SCENES_TEXT = "scenes_text"
+_VALIDATION_TEXTS = 256
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def sentencepiece(vocabulary: str) -> seqio.SentencePieceVocabulary:
+    """The vocabulary of a built-in name or a model file, as SeqIO has it."""
+    return seqio.SentencePieceVocabulary(vocabulary_path(vocabulary), extra_ids=0)
+
+
+def text_features(vocabulary: str) -> dict[str, seqio.Feature]:
+    """prompt, caption, key: strings; the converter tokenizes with the vocabulary of `caption`."""
+    text = seqio.Feature(sentencepiece(vocabulary), add_eos=False, dtype=tf.string, rank=0)
+    return {"prompt": text, "caption": text, "key": _string()}
+
+
+def pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
+    """image_tokens i32[N], source ("real" or "synthetic"), and those of `text_features`."""
+    tokens = seqio.ContinuousFeature(dtype=tf.int32, rank=1)
+    return {"image_tokens": tokens, "source": _string(), **text_features(vocabulary)}
+
+
+def image_features() -> dict[str, seqio.Feature]:
+    """image u8[H,W,3]."""
+    return {"image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3)}
+
+
+def add_pairs_task(
+    name: str,
+    folder: str,
+    vocabulary: str = "scenes",
+    prompt: str = CAPTION_PROMPT,
+    *,
+    shuffle_buffer: int = 2048,
+    replace: bool = False,
+) -> seqio.Task:
+    """Registers a folder of pairs (see `records`) as a task; its split is the manifest's.
+
+    Args:
+      name: of the task.
+      folder: of the pairs.
+      vocabulary: of the captions, a built-in name or the path of a SentencePiece model file.
+      prompt: comes before each caption in the VLM's and the language model's text.
+      shuffle_buffer: examples that wait in memory, and in each saved position, to be shuffled.
+      replace: whether this takes the place of another task of the same name.
+
+    Raises:
+      UserError: the folder is not whole, or another task has this name and `replace` is false.
+    """
+    manifest = records.read_manifest(folder)
+    arguments = {
+        "folder": str(pathlib.Path(folder).resolve()),
+        "contents": manifest.fingerprint,
+        "vocabulary": vocabulary_path(vocabulary),
+        "prompt": prompt,
+        "shuffle_buffer": shuffle_buffer,
+    }
+    return _register(
+        name,
+        source=lambda: ShardSource(manifest, arguments),
+        arguments=arguments,
+        preprocessors=[functools.partial(preprocessors.decode_pairs, prompt=prompt)],
+        output_features=pair_features(vocabulary),
+        shuffle_buffer_size=shuffle_buffer,
+        replace=replace,
+    )
+
+
+def add_scenes_tasks(vocabulary: str = "scenes", *, replace: bool = False) -> None:
+    """Registers `scenes_images` (train, validation, test) and `scenes_text` (train, validation)."""
+    image_splits = {
+        "train": functools.partial(_scenes_images, "images"),
+        "validation": functools.partial(_scenes_images, "validation"),
+        "test": functools.partial(_scenes_images, "test"),
+    }
+    text_splits = {
+        "train": functools.partial(_scenes_text, 0, scenes.SPLITS["text"]),
+        "validation": functools.partial(
+            _scenes_text, scenes.SPLITS["text"], scenes.SPLITS["text"] + _VALIDATION_TEXTS
+        ),
+    }
+    for name, splits, arguments, features in (
+        (SCENES_IMAGES, image_splits, {"scenes": "images"}, image_features()),
+        (
+            SCENES_TEXT,
+            text_splits,
+            {"scenes": "text", "vocabulary": vocabulary_path(vocabulary)},
+            text_features(vocabulary),
+        ),
+    ):
+        _register(
+            name,
+            source=functools.partial(ArraySource, splits, arguments),
+            arguments=arguments,
+            preprocessors=[],
+            output_features=features,
+            shuffle_buffer_size=None,  # the source itself shuffles all of its examples
+            replace=replace,
+        )
+
+
+class ShardSource(seqio.FileDataSource):
+    """The shards of one manifest. Positions hold their names only: the folder may be moved."""
+
+    def __init__(self, manifest: records.Manifest, arguments: Mapping[str, object]):
+        self.arguments = dict(arguments)
+        # A process whose only shard is empty would have nothing to read.
+        filled = [shard.name for shard in manifest.shards if shard.num_pairs]
+        self._shards = tuple(filled or [shard.name for shard in manifest.shards])
+        folder = str(arguments["folder"])
+        super().__init__(
+            read_file_fn=lambda name: tf.data.TFRecordDataset(
+                tf.strings.join([folder, name], separator="/")
+            ),
+            split_to_filepattern={manifest.provenance.split: self._shards},
+            num_input_examples={manifest.provenance.split: manifest.num_pairs},
+        )
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return self._shards
+
+
+class ArraySource(seqio.DataSource):
+    """Examples from arrays in memory, made when first read.
+
+    Shuffling permutes all examples, anew in each epoch; a saved position holds their indices only.
+
+    Args:
+      splits: {split: function that returns {feature: array with one row per example}}.
+      arguments: what tells this source from others, for `_register`.
+    """
+
+    def __init__(self, splits: Mapping[str, Callable[[], Arrays]], arguments: Mapping[str, object]):
+        super().__init__(splits=splits, performs_internal_shuffling=True)
+        self.arguments = dict(arguments)
+        self._arrays = {split: functools.cache(load) for split, load in splits.items()}
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def get_dataset(
+        self, split="train", shuffle=True, seed=None, shard_info=None, **unused
+    ) -> tf.data.Dataset:
+        arrays = self._arrays[split]()
+        num_examples = len(next(iter(arrays.values())))
+        # Constants of the graph, not of the iterator: they stay out of saved positions.
+        tensors = {name: tf.constant(array) for name, array in arrays.items()}
+        indices = tf.data.Dataset.range(num_examples)
+        if shard_info:
+            indices = indices.shard(shard_info.num_shards, shard_info.index)
+        if shuffle:
+            indices = indices.shuffle(num_examples, seed=seed)
+        return preprocessors.map_blocks(
+            indices,
+            lambda indices_B: {name: tf.gather(t, indices_B) for name, t in tensors.items()},
+        )
+
+
+def _string() -> seqio.Feature:
+    return seqio.ContinuousFeature(dtype=tf.string, rank=0)
+
+
+def _register(
+    name: str,
+    *,
+    source: Callable[[], seqio.DataSource],
+    arguments: Mapping[str, object],
+    replace: bool,
+    **task_arguments,
+) -> seqio.Task:
+    """Adds a task, unless the same one is there; `arguments` is what makes it the same."""
+    if name in seqio.TaskRegistry.names():
+        found = getattr(seqio.TaskRegistry.get(name).source, "arguments", None)
+        if found == arguments:
+            return seqio.TaskRegistry.get(name)
+        if found is None or not replace:
+            raise UserError(
+                f"task {name!r}: already registered with {found or 'a source of its own'}, "
+                f"now asked for with {dict(arguments)}; choose another name"
+            )
+        seqio.TaskRegistry.remove(name)
+    try:
+        return seqio.TaskRegistry.add(name, source=source(), **task_arguments)
+    except ValueError as error:
+        raise UserError(f"task {name!r}: {error}") from error
+
+
+def _scenes_images(split: str) -> Arrays:
+    return {"image": scenes.images(split)}
+
+
+def _scenes_text(start: int, stop: int) -> Arrays:
+    """Half of the lines ask for any caption, half name a class: the model learns both prompts."""
+    lines = scenes.texts(stop)[start:]
+    prompts = [
+        class_prompt(class_name) if index % 2 else CAPTION_PROMPT
+        for index, (class_name, _) in enumerate(lines)
+    ]
+    return {
+        "prompt": np.array(prompts, dtype=object),
+        "caption": np.array([caption for _, caption in lines], dtype=object),
+        "key": np.array([f"text-{index:06d}" for index in range(start, stop)], dtype=object),
+    }

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+
+from synth2_jax.data import feature_converters, tasks
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import UserError
+from synth2_jax.vocabulary import load_vocabulary
+
+PROMPT = load_vocabulary("scenes").encode("Output:")
+RED = load_vocabulary("scenes").encode("a red circle")
+TWO = load_vocabulary("scenes").encode("two blue squares in a row")
+T = len(PROMPT) + len(RED) + 3
+PAIRS = [
+    {"image_tokens": [5, 6], "caption": "a red circle", "source": "real", "key": "real-0"},
+    {
+        "image_tokens": [7, 8],
+        "caption": "two blue squares in a row",
+        "source": "synthetic",
+        "key": "synthetic-0",
+    },
+]
+
+
+def convert(model_name, examples, lengths):
+    spec = feature_converters.converter_class(model_name).TASK_FEATURES
+    examples = [{name: example[name] for name in spec} for example in examples]
+    dataset = tf.data.Dataset.from_tensor_slices(
+        {name: tf.constant([e[name] for e in examples], spec[name].dtype) for name in spec}
+    )
+    converter = feature_converters.converter_class(model_name)(tasks.sentencepiece("scenes"))
+    return list(converter(dataset, {**dict.fromkeys(spec, 0), **lengths}).as_numpy_iterator())
+
+
+def assert_examples(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            np.testing.assert_array_equal(one[name], value, err_msg=name)
+
+
+def padded(ids):
+    return np.array(ids + [0] * (T - len(ids)))
+
+
+def mask(start, stop):
+    return np.array([start <= i < stop for i in range(T)])
+
+
+def test_vlm():
+    examples = [{**pair, "prompt": "Output:"} for pair in PAIRS]
+    room = T - len(PROMPT) - 1
+    assert len(RED) < room < len(TWO)  # one caption is padded, the other cut
+    assert_examples(
+        convert("vlm", examples, {"image_tokens": 2, "caption": T}),
+        [
+            {
+                "image_tokens": [5, 6],
+                "text_tokens": padded([*PROMPT, *RED, 1]),
+                "loss_mask": mask(len(PROMPT), len(PROMPT) + len(RED) + 1),
+                "is_synthetic": False,
+                "source": b"real",
+                "key": b"real-0",
+            },
+            {
+                "image_tokens": [7, 8],
+                "text_tokens": [*PROMPT, *TWO[:room], 1],
+                "loss_mask": mask(len(PROMPT), T),
+                "is_synthetic": True,
+                "source": b"synthetic",
+                "key": b"synthetic-0",
+            },
+        ],
+    )
+
+
+def test_generator_has_no_prompt():
+    assert_examples(
+        convert("generator", PAIRS[:1], {"image_tokens": 2, "caption": T}),
+        [
+            {
+                "image_tokens": [5, 6],
+                "text_tokens": padded([*RED, 1]),
+                "text_mask": mask(0, len(RED) + 1),
+                "source": b"real",
+                "key": b"real-0",
+            }
+        ],
+    )
+
+
+def test_language_model_takes_a_prompt_of_each_example():
+    longer = load_vocabulary("scenes").encode("Class: red circle. Output:")
+    examples = [
+        {"prompt": "Output:", "caption": "a red circle", "key": "text-0"},
+        {"prompt": "Class: red circle. Output:", "caption": "a red circle", "key": "text-1"},
+        {"prompt": "", "caption": "a red circle", "key": "text-2"},
+    ]
+    found = convert("language_model", examples, {"caption": 40})
+    for example, prompt in zip(found, (PROMPT, longer, []), strict=True):
+        text = [*prompt, *RED, 1]
+        assert example["text_tokens"].tolist() == text + [0] * (40 - len(text))
+        assert np.flatnonzero(example["loss_mask"]).tolist() == list(range(len(prompt), len(text)))
+
+
+def test_tokenizer():
+    image = np.array([[[0, 255, 51]]], np.uint8)
+    (found,) = convert("tokenizer", [{"image": image}], {"image": 1})
+    assert found.keys() == {"image"} and found["image"].dtype == np.float32
+    np.testing.assert_allclose(found["image"], [[[-1.0, 1.0, -0.6]]], atol=1e-6)
+
+
+def test_text_is_the_same_as_without_tensorflow():
+    texts = ["a red circle", "two BLUE squäres, 3 of them", ""]
+    found = tasks.sentencepiece("scenes").encode_tf(tf.constant(texts)).to_list()
+    assert found == [load_vocabulary("scenes").encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("model_name", feature_converters.CONVERTERS)
+def test_order_and_number_survive_blocks(model_name):
+    count = 300  # more than two blocks
+    examples = [
+        {
+            "image": np.full((1, 1, 3), i % 256),
+            "image_tokens": [i, i],
+            "prompt": "Output:",
+            "caption": "a red circle",
+            "source": "real",
+            "key": f"real-{i:03d}",
+        }
+        for i in range(count)
+    ]
+    lengths = {"image": 1, "image_tokens": 2, "caption": T}
+    taken = feature_converters.CONVERTERS[model_name].TASK_FEATURES
+    found = convert(model_name, examples, {name: lengths.get(name, 0) for name in taken})
+    if model_name == "tokenizer":
+        assert [round((e["image"][0, 0, 0] + 1) * 127.5) for e in found] == [
+            i % 256 for i in range(count)
+        ]
+    else:
+        assert [e["key"].decode() for e in found] == [e["key"] for e in examples]
+
+
+def test_unknown_model():
+    with pytest.raises(UserError, match="'vml'.*did you mean 'vlm'"):
+        feature_converters.converter_class("vml")

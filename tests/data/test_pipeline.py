@@ -1,0 +1,399 @@
+import collections
+import dataclasses
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax.data import pipeline, records
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("clean_registry")
+
+
+@pytest.fixture
+def both(write_folder):
+    """Three synthetic pairs to one real one."""
+    return DataConfig(
+        mixture="both",
+        folders={"real": write_folder("real", 30), "synthetic": write_folder("synthetic", 50)},
+        rates={"real": 1.0, "synthetic": 3.0},
+        batch_size=8,
+        text_length=24,
+        shuffle_buffer=16,
+    )
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def user_error(pattern):
+    """One line that matches."""
+    return pytest.raises(UserError, match=rf"\A.*{pattern}.*\Z")
+
+
+@pytest.mark.parametrize(
+    ("model_name", "expected"),
+    [
+        (
+            "vlm",
+            {
+                "image_tokens": ((8, 4), "int32"),
+                "text_tokens": ((8, 24), "int32"),
+                "loss_mask": ((8, 24), "bool"),
+                "is_synthetic": ((8,), "bool"),
+            },
+        ),
+        (
+            "generator",
+            {
+                "image_tokens": ((8, 4), "int32"),
+                "text_tokens": ((8, 24), "int32"),
+                "text_mask": ((8, 24), "bool"),
+            },
+        ),
+        ("language_model", {"text_tokens": ((8, 24), "int32"), "loss_mask": ((8, 24), "bool")}),
+    ],
+)
+def test_batches_are_as_the_models_take_them(both, model_name, expected):
+    batch = next(pipeline.train_iterator(both, model_name))
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == expected
+
+
+def test_scenes_images(monkeypatch):
+    from synth2_jax.scenes import dataset
+
+    monkeypatch.setitem(dataset.SPLITS, "images", 5)
+    config = DataConfig(mixture="scenes_images", batch_size=4)
+    batch = next(pipeline.train_iterator(config, "tokenizer"))
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        "image": ((4, 32, 32, 3), np.float32)
+    }
+    assert -1 <= batch["image"].min() < 0 < batch["image"].max() <= 1
+
+
+def test_the_seed_alone_decides_the_batches(both):
+    first, again = (take(pipeline.train_iterator(both, "vlm"), 30) for _ in range(2))
+    assert_same(first, again)
+    other = take(pipeline.train_iterator(dataclasses.replace(both, seed=1), "vlm"), 3)
+    with pytest.raises(AssertionError):
+        assert_same(first[:3], other)
+
+
+def test_sources_are_counted_and_follow_the_rates(both):
+    iterator = pipeline.train_iterator(both, "vlm")
+    flags = np.concatenate([batch["is_synthetic"] for batch in take(iterator, 250)])
+    counts = collections.Counter("synthetic" if flag else "real" for flag in flags)
+    assert iterator.source_counts == counts
+    spread = (0.75 * 0.25 / flags.size) ** 0.5
+    assert abs(flags.mean() - 0.75) < 4 * spread
+
+
+def test_images_keep_their_captions(both):
+    """Shuffling and mixing move whole examples."""
+    known = {
+        tuple(pair.image_tokens.tolist()): (pair.caption, pair.source)
+        for folder in both.folders.values()
+        for pair in records.read_pairs(folder)
+    }
+    vocabulary = pipeline_vocabulary()
+    for batch in take(pipeline.train_iterator(both, "vlm"), 20):
+        for i, tokens in enumerate(batch["image_tokens"].tolist()):
+            caption, source = known[tuple(tokens)]
+            kept = batch["text_tokens"][i][batch["loss_mask"][i]]
+            assert vocabulary.decode(kept) == caption
+            assert batch["is_synthetic"][i] == (source == "synthetic")
+
+
+def pipeline_vocabulary():
+    from synth2_jax.vocabulary import load_vocabulary
+
+    return load_vocabulary("scenes")
+
+
+@pytest.mark.parametrize("before", [0, 1, 23])
+def test_a_restored_position_goes_on_exactly(both, before):
+    straight = pipeline.train_iterator(both, "vlm")
+    take(straight, before)
+    state, counts = straight.get_state(), straight.source_counts
+    expected = take(straight, 20)  # beyond an epoch of either task
+
+    resumed = pipeline.train_iterator(both, "vlm")
+    take(resumed, 3)  # whatever it read before is forgotten
+    resumed.set_state(state)
+    assert resumed.source_counts == counts
+    assert_same(take(resumed, 20), expected)
+    assert resumed.source_counts == straight.source_counts
+
+
+_RUN = """
+import itertools, os, pathlib, pickle, sys
+from synth2_jax.data import pipeline
+config, workdir, kill_at = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
+iterator = pipeline.train_iterator(config, "vlm")
+if (workdir / "state").exists():
+    iterator.set_state((workdir / "state").read_bytes())
+for step in itertools.count():
+    if step == kill_at:
+        os.kill(os.getpid(), 9)
+    if step == 5 and kill_at:
+        (workdir / "state").write_bytes(iterator.get_state())
+    if step == 10:
+        break
+    with open(workdir / "log", "ab") as file:
+        pickle.dump(next(iterator), file)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_exactly_in_another_with_its_folders_moved(both, tmp_path):
+    import pickle
+    import shutil
+
+    def run(config, kill_at):
+        arguments = tmp_path / "arguments"
+        arguments.write_bytes(pickle.dumps((config, tmp_path, kill_at)))
+        command = [sys.executable, "-c", _RUN, str(arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    straight = take(pipeline.train_iterator(both, "vlm"), 15)
+    assert run(both, kill_at=8).returncode == -9
+    moved = {
+        name: shutil.move(folder, tmp_path / f"moved-{name}")
+        for name, folder in both.folders.items()
+    }
+    done = run(dataclasses.replace(both, folders=moved), kill_at=None)
+    assert done.returncode == 0, done.stderr
+    log = []
+    with open(tmp_path / "log", "rb") as file:
+        for _ in range(8 + 10):
+            log.append(pickle.load(file))
+    assert_same(log[:8], straight[:8])
+    assert_same(log[8:], straight[5:15])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 16}, "saved with batch_size 8, this run has 16"),
+        ({"seed": 5}, "saved with seed 0, this run has 5"),
+        ({"rates": {"real": 1.0, "synthetic": 1.0}}, "saved with rates"),
+        ({"text_length": 30}, "saved with text_length 24, this run has 30"),
+    ],
+)
+def test_a_position_of_other_data_is_refused(both, change, message):
+    state = pipeline.train_iterator(both, "vlm").get_state()
+    other = pipeline.train_iterator(dataclasses.replace(both, **change), "vlm")
+    with user_error(message):
+        other.set_state(state)
+
+
+def test_a_position_of_other_pairs_is_refused(both, write_folder):
+    state = pipeline.train_iterator(both, "vlm").get_state()
+    folders = {**both.folders, "real": write_folder("real", 31, name="more")}
+    with user_error("saved with folders"):
+        changed = dataclasses.replace(both, folders=folders)
+        pipeline.train_iterator(changed, "vlm").set_state(state)
+    with user_error("these bytes are not one"):
+        pipeline.train_iterator(both, "vlm").set_state(b"12")
+
+
+def test_a_position_is_small(write_folder):
+    """The examples that wait to be shuffled are nearly all of it."""
+    shape = {"num_image_tokens": 256, "codebook_size": 8192}
+    folder = write_folder("real", 1500, **shape)
+    config = DataConfig(folders={"real": folder}, batch_size=64, shuffle_buffer=1000)
+    iterator = pipeline.train_iterator(config, "vlm")
+    take(iterator, 3)
+    assert len(iterator.get_state()) < 4e6
+
+
+def test_processes_read_disjoint_parts(both):
+    """With as many shards as processes, and with fewer."""
+    config = dataclasses.replace(
+        both, mixture="real", rates={}, num_epochs=1, batch_size=6, shuffle_buffer=100
+    )
+    for count in (2, 3):
+        parts = [
+            {
+                tuple(tokens)
+                for batch in pipeline.train_iterator(
+                    config, "vlm", process_index=index, process_count=count
+                )
+                for tokens in batch["image_tokens"].tolist()
+            }
+            for index in range(count)
+        ]
+        assert sum(map(len, parts)) == len(set.union(*parts)) >= 30 - 6
+    with user_error("batch_size: found 6.*4 processes"):
+        pipeline.train_iterator(config, "vlm", process_count=4)
+
+
+def test_evaluation_is_one_pass_in_order(both):
+    config = dataclasses.replace(both, rates={}, mixture="real")
+    batches = list(pipeline.eval_batches(config, "vlm", with_keys=True))
+    assert [batch["valid"].sum() for batch in batches] == [8, 8, 8, 6]
+    keys = np.concatenate([batch["key"][batch["valid"]] for batch in batches])
+    assert keys.tolist() == [f"real-{i:03d}" for i in range(30)]
+    last = batches[-1]
+    assert last["text_tokens"].shape == (8, 24)
+    assert not last["loss_mask"][6:].any() and last["loss_mask"][:6].any(axis=1).all()
+    np.testing.assert_array_equal(last["image_tokens"][6:], last["image_tokens"][[5, 5]])
+    assert "key" not in next(pipeline.eval_batches(config, "vlm"))
+
+
+def test_evaluation_of_a_mixture_reads_all_its_tasks(both):
+    batches = pipeline.eval_batches(both, "vlm", with_keys=True)
+    keys = np.concatenate([batch["key"][batch["valid"]] for batch in batches])
+    assert len(keys) == len(set(keys)) == 80
+
+
+def test_processes_evaluate_the_same_number_of_batches(both):
+    config = dataclasses.replace(both, rates={}, mixture="real", batch_size=14)
+    parts = [
+        list(pipeline.eval_batches(config, "vlm", process_index=i, process_count=2, with_keys=True))
+        for i in range(2)
+    ]
+    assert [len(part) for part in parts] == [3, 3]
+    assert [batch["valid"].sum() for batch in parts[1]] == [7, 7, 0]
+    keys = [key for part in parts for batch in part for key in batch["key"][batch["valid"]]]
+    assert sorted(keys) == [f"real-{i:03d}" for i in range(30)]
+
+
+def test_a_users_module_brings_a_mixture(both, tmp_path, monkeypatch):
+    """Several of a user's own lines, over shards of theirs, mixed with a folder of the config."""
+    (tmp_path / "my_tasks_for_a_test.py").write_text(
+        f"""
+import functools
+import seqio
+import tensorflow as tf
+from synth2_jax.data import preprocessors, tasks
+
+seqio.TaskRegistry.add(
+    "my_task",
+    source=seqio.FileDataSource(
+        tf.data.TFRecordDataset, {{"train": "{both.folders["synthetic"]}/*.tfrecord"}}
+    ),
+    preprocessors=[functools.partial(preprocessors.decode_pairs, prompt="Output:")],
+    output_features=tasks.pair_features("scenes"),
+)
+seqio.MixtureRegistry.add("my_mixture", [("my_task", 3.0), ("real", 1.0)])
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = dataclasses.replace(
+        both,
+        folders={"real": both.folders["real"]},
+        rates={},
+        modules="my_tasks_for_a_test",
+        mixture="my_mixture",
+    )
+    iterator = pipeline.train_iterator(config, "vlm")
+    flags = np.concatenate([batch["is_synthetic"] for batch in take(iterator, 100)])
+    assert abs(flags.mean() - 0.75) < 4 * (0.75 * 0.25 / flags.size) ** 0.5
+    state, expected = iterator.get_state(), take(iterator, 5)
+    resumed = pipeline.train_iterator(config, "vlm")
+    resumed.set_state(state)
+    assert_same(take(resumed, 5), expected)
+
+
+def test_pairs_of_another_tokenizer_are_refused(both, write_folder):
+    pipeline.train_iterator(both, "vlm", tokenizer_fingerprint="tok-a")
+    for read in (pipeline.train_iterator, pipeline.eval_batches):
+        with user_error("tok-a.*tok-z"):
+            read(both, "vlm", tokenizer_fingerprint="tok-z")
+
+
+def test_unfit_configs(both, write_folder):
+    def start(model_name="vlm", **changes):
+        next(pipeline.train_iterator(dataclasses.replace(both, **changes), model_name))
+
+    start()
+    with user_error("'bohth'.*did you mean 'both'"):
+        start(rates={}, mixture="bohth")
+    with user_error("no split 'tran'; did you mean 'train'"):
+        start(split="tran")
+    with user_error("data.mixture: none given, with 2 folders"):
+        start(mixture="", rates={})
+    with user_error("'generater'.*did you mean 'generator'"):
+        start("generater")
+    with user_error("task 'real': feature 'image' is missing, the tokenizer needs uint8, rank 3"):
+        start("tokenizer")
+    with user_error("fewer examples than the 64 of one batch"):
+        start(mixture="real", rates={}, batch_size=64, num_epochs=1)
+    with user_error("task 'real': no examples in split 'train'"):
+        start(folders={"real": write_folder("real", 0, name="empty")}, mixture="", rates={})
+    wide = write_folder("synthetic", 5, name="wide", num_image_tokens=9)
+    with user_error("task 'synthetic': image_tokens of length 9, the tasks before it have 4"):
+        start(folders={**both.folders, "synthetic": wide})
+    with user_error("no manifest.json"):
+        start(folders={"real": "/nowhere"})
+
+
+def test_a_caption_without_targets_is_named(both):
+    with user_error("example '.*-0.*text_length 2 is too short"):
+        next(pipeline.train_iterator(dataclasses.replace(both, text_length=2), "vlm"))
+    with user_error("example 'real-000'"):
+        config = dataclasses.replace(both, text_length=2, mixture="real", rates={})
+        next(pipeline.eval_batches(config, "vlm"))
+
+
+def test_a_damaged_shard_is_one_line(both):
+    for path in pathlib.Path(both.folders["real"]).glob("*.tfrecord"):
+        contents = bytearray(path.read_bytes())
+        contents[len(contents) // 2] ^= 1
+        path.write_bytes(contents)
+    with user_error("a shard is damaged or gone"):
+        take(pipeline.train_iterator(both, "vlm"), 30)
+
+
+def test_the_config_is_checked():
+    section = {"folders": {"real": "/r"}, "rates": {"real": 1}, "modules": ["a", "b"]}
+    config = config_lib.build(DataConfig, section, "config.data")
+    assert (dict(config.folders), dict(config.rates)) == ({"real": "/r"}, {"real": 1})
+    assert config.module_names == ("a", "b")
+    assert dataclasses.replace(config, modules="a, b").module_names == ("a", "b")
+    with user_error("config.data.*unknown source 'sequio'; did you mean 'seqio'"):
+        config_lib.build(DataConfig, {"source": "sequio"}, "config.data")
+
+
+def test_fake_batches_need_no_tensorflow():
+    script = """
+import sys, jax, numpy as np
+from synth2_jax.data import pipeline
+spec = {"text_tokens": jax.ShapeDtypeStruct((2, 3), np.int32)}
+config = pipeline.DataConfig(source="fake")
+iterator = pipeline.train_iterator(config, "language_model", batch_spec=spec)
+assert next(iterator)["text_tokens"].shape == (2, 3)
+assert not {"tensorflow", "seqio"} & set(sys.modules)
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    with user_error("'fake'.*shapes"):
+        pipeline.train_iterator(DataConfig(source="fake"), "vlm")
+    with user_error("'fake'.*no end"):
+        pipeline.eval_batches(DataConfig(source="fake"), "vlm")
+
+
+def test_no_accelerator_is_taken_from_jax():
+    from synth2_jax.data.tensorflow_cpu import tf
+
+    assert tf.config.get_visible_devices("GPU") == []
+    assert tf.config.get_visible_devices("TPU") == []

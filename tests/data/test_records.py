@@ -1,0 +1,187 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from synth2_jax.data import records
+from synth2_jax.errors import UserError
+
+PROVENANCE = records.Provenance(
+    "tok-a",
+    num_image_tokens=3,
+    codebook_size=65536,
+    generator={"checkpoint": "generator/100", "fingerprint": "gen-b"},
+    sampler={"num_steps": 8},
+    captions={"source": "language_model", "seed": 7},
+    config={"steps": 10},
+)
+PAIR = records.Pair("real-0", np.array([0, 65535, 256]), "a größer Kreis", "real")
+
+
+def raises_line(*parts):
+    """One line with all of `parts` in order."""
+    return pytest.raises(
+        UserError, match="^[^\n]*" + "[^\n]*".join(map(re.escape, parts)) + "[^\n]*$"
+    )
+
+
+def test_pairs_and_manifest_come_back(tmp_path):
+    synthetic = dataclasses.replace(PAIR, key="synthetic-0", source="synthetic")
+    written = records.write_pairs(tmp_path, [PAIR, synthetic], PROVENANCE, num_shards=2)
+    assert records.read_manifest(tmp_path) == written
+    assert written.provenance == PROVENANCE
+    assert written.counts == {"real": 1, "synthetic": 1}
+    assert [shard.name for shard in written.shards] == [
+        "pairs-00000-of-00002.tfrecord",
+        "pairs-00001-of-00002.tfrecord",
+    ]
+    first, second = records.read_pairs(tmp_path)
+    assert first.image_tokens.tolist() == [0, 65535, 256]
+    assert (first.key, first.caption, first.source) == ("real-0", "a größer Kreis", "real")
+    assert (second.key, second.source) == ("synthetic-0", "synthetic")
+    assert records.verify(tmp_path) == written
+
+
+def test_image_tokens_are_little_endian_uint16_on_disk(tmp_path):
+    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    (shard,) = tmp_path.glob("*.tfrecord")
+    assert b"\x00\x00\xff\xff\x00\x01" in shard.read_bytes()
+
+
+def test_a_flipped_byte_is_named_by_verify(tmp_path):
+    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    (shard,) = tmp_path.glob("*.tfrecord")
+    contents = bytearray(shard.read_bytes())
+    contents[20] ^= 1
+    shard.write_bytes(contents)
+    records.read_manifest(tmp_path)  # the size is as it was
+    with raises_line(shard.name, "sha256"):
+        records.verify(tmp_path)
+    with raises_line(shard.name, "damaged"):
+        list(records.read_pairs(tmp_path))
+
+
+def test_an_interrupted_writer_leaves_whole_shards_only_and_is_resumed(tmp_path):
+    def interrupted():
+        yield PAIR
+        raise KeyboardInterrupt
+
+    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    writer.write_shard(1, [PAIR])
+    with pytest.raises(KeyboardInterrupt):
+        writer.write_shard(0, interrupted())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pairs-00001-of-00002.tfrecord",
+        "progress.json",
+    ]
+    with raises_line("no manifest.json", "not finished"):
+        records.read_manifest(tmp_path)
+
+    resumed = records.PairWriter(
+        tmp_path, dataclasses.replace(PROVENANCE, config={"steps": 11}), num_shards=2
+    )
+    assert resumed.missing() == [0]
+    with raises_line("1 of 2 shards are missing", "pairs-00000-of-00002.tfrecord"):
+        resumed.finish()
+    resumed.write_shard(0, [dataclasses.replace(PAIR, key="real-1")])
+    assert resumed.finish().num_pairs == 2
+    assert not (tmp_path / "progress.json").exists()
+
+
+def test_a_killed_writer_leaves_no_shard(tmp_path):
+    script = f"""
+import os
+import numpy as np
+from synth2_jax.data import records
+pair = records.Pair("real-0", np.zeros(3, int), "a circle", "real")
+def killed():
+    yield pair
+    os.kill(os.getpid(), 9)
+provenance = records.Provenance("tok-a", num_image_tokens=3, codebook_size=8)
+records.PairWriter({str(tmp_path)!r}, provenance, num_shards=1).write_shard(0, killed())
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -9
+    provenance = records.Provenance("tok-a", num_image_tokens=3, codebook_size=8)
+    writer = records.PairWriter(tmp_path, provenance, num_shards=1)
+    assert writer.missing() == [0]
+    writer.write_shard(0, [dataclasses.replace(PAIR, image_tokens=np.zeros(3, int))])
+    writer.finish()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_run_cannot_add_to_a_folder(tmp_path, finished):
+    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    writer.write_shard(0, [PAIR])
+    if finished:
+        writer.finish()
+    other = dataclasses.replace(PROVENANCE, sampler={"num_steps": 12})
+    with raises_line("sampler", "8", "12", "delete the folder"):
+        records.PairWriter(tmp_path, other, num_shards=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"image_tokens": np.array([1, 2])}, ["'real-0'", "(2,)", "(3,)"]),
+        ({"image_tokens": np.array([1, 2, 65536])}, ["'real-0'", "65536", "0 to 65535"]),
+        ({"image_tokens": np.array([1, -2, 3])}, ["'real-0'", "-2", "0 to 65535"]),
+        ({"source": "fake"}, ["'real-0'", "'fake'", "synthetic"]),
+    ],
+)
+def test_unfit_pairs_are_refused_by_key(tmp_path, change, parts):
+    with raises_line(*parts):
+        records.write_pairs(tmp_path, [dataclasses.replace(PAIR, **change)], PROVENANCE)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_a_key_is_there_once(tmp_path, num_shards):
+    with raises_line("'real-0'", "twice"):
+        records.write_pairs(tmp_path, [PAIR, PAIR], PROVENANCE, num_shards=num_shards)
+
+
+def test_codebooks_fit_uint16():
+    with raises_line("65537", "uint16"):
+        records.Provenance("tok-a", num_image_tokens=3, codebook_size=65537)
+
+
+def test_unfit_folders(tmp_path):
+    with raises_line(str(tmp_path), "no manifest.json", "no pairs here"):
+        records.read_manifest(tmp_path)
+    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    path, (shard,) = tmp_path / "manifest.json", tmp_path.glob("*.tfrecord")
+    whole, contents = path.read_text(), shard.read_bytes()
+
+    shard.write_bytes(contents[:-1])
+    with raises_line(shard.name, f"{len(contents) - 1} bytes", str(len(contents))):
+        records.read_manifest(tmp_path)
+    shard.unlink()
+    with raises_line(shard.name, "listed but missing"):
+        records.read_manifest(tmp_path)
+    newer = {**json.loads(whole), "version": 2}
+    for text in ("{", "[]", json.dumps({"format": "x"}), json.dumps(newer)):
+        path.write_text(text)
+        with raises_line(str(path), "not a manifest of pairs"):
+            records.read_manifest(tmp_path)
+
+
+def test_another_tokenizer_is_named_with_the_expected_one(tmp_path):
+    manifest = records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    records.check_tokenizer(manifest, "tok-a")
+    with raises_line(str(tmp_path), "tok-a", "tok-z"):
+        records.check_tokenizer(manifest, "tok-z", tmp_path)
+
+
+def test_the_manifest_is_read_without_tensorflow(tmp_path):
+    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    script = f"""
+import sys
+from synth2_jax.data import pipeline, records
+records.verify({str(tmp_path)!r})
+assert not {{"tensorflow", "seqio"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
