@@ -1,0 +1,352 @@
+"""CIDEr-D, CIDEr, BLEU and ROUGE-L of captions, numerically as pycocoevalcap computes them.
+
+The metric functions return that package's own scale: 1 is perfect for BLEU and ROUGE-L, 10 for
+CIDEr. Papers print 100 times that ("CIDEr 33.4" is 0.334 here), and so does `score_captions`, whose
+numbers go into results: 100 is perfect for BLEU and ROUGE-L, 1000 for CIDEr. What papers and
+pycocoevalcap call CIDEr is CIDEr-D; so is the key "cider" of `score_captions`.
+
+A CIDEr depends on the tokenizer and on the document frequencies behind its tf-idf weights, so every
+score carries a `provenance` line that names both. Scores with different lines do not compare.
+
+A caption is a string, which `words.tokenize` splits, or a sequence of tokens, taken as it is.
+Legend: B images.
+"""
+
+import collections
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from synth2_jax.scoring import words
+
+Caption = str | Sequence[str]
+Tokens = tuple[str, ...]
+NGram = tuple[str, ...]
+
+MAX_ORDER = 4
+PAPER_SCALE = 100.0
+
+_GIVEN_TOKENS = "given tokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A metric over a set of images.
+
+    `per_image` is f64[B]. `corpus` is its mean, except for BLEU, which pools counts over images.
+    """
+
+    name: str
+    corpus: float
+    per_image: np.ndarray
+    provenance: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.corpus:.4f} ({self.provenance})"
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentFrequency:
+    """In how many images' references each n-gram occurs, and where that was counted.
+
+    Count it with `document_frequency`; pass it to `cider_d` to weigh n-grams by a corpus other than
+    the references being scored.
+    """
+
+    counts: Mapping[NGram, int]
+    num_images: int
+    source: str
+    tokenizer: str
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.num_images} images)"
+
+
+def score_captions(
+    candidates: Sequence[Caption],
+    references: Sequence[Sequence[Caption]],
+    *,
+    frequency: DocumentFrequency | None = None,
+) -> dict[str, float | str]:
+    """All metrics on the scale papers print (times 100), with the line that says how they came.
+
+    Args:
+        candidates: one caption an image.
+        references: one or more captions for each of the same images.
+        frequency: document frequencies for CIDEr; by default those of `references`.
+
+    Returns:
+        "cider" (CIDEr-D), "bleu1" to "bleu4", "rouge_l", and the string "provenance".
+
+    Raises:
+        ValueError: no images, counts that differ, an image without references, strings and tokens
+            mixed, or frequencies counted with another tokenizer.
+    """
+    pairs = _Pairs.of(candidates, references)
+    frequency = _frequency_for(pairs, frequency)
+    scores = {"cider": _cider_d(pairs, frequency)}
+    scores |= {score.name: score for score in _bleu(pairs)}
+    scores["rouge_l"] = _rouge_l(pairs)
+    provenance = f"{pairs.provenance}, df={frequency}, scale=x{PAPER_SCALE:g}"
+    return {name: PAPER_SCALE * s.corpus for name, s in scores.items()} | {"provenance": provenance}
+
+
+def document_frequency(
+    references: Sequence[Sequence[Caption]], source: str = "these references"
+) -> DocumentFrequency:
+    """Counts, for every n-gram up to order 4, the images that have it in any reference."""
+    tokenizer = _tokenizer_of(caption for group in references for caption in group)
+    return _count_images([[_tokens(r) for r in group] for group in references], source, tokenizer)
+
+
+def cider_d(
+    candidates: Sequence[Caption],
+    references: Sequence[Sequence[Caption]],
+    *,
+    frequency: DocumentFrequency | None = None,
+    sigma: float = 6.0,
+) -> Score:
+    """CIDEr-D (Vedantam et al., arXiv 1411.5726, section 6): 0 to 10.
+
+    Ten times the mean over orders 1 to 4 and over references of
+
+        exp(-(|c| - |r|)^2 / (2 sigma^2)) * sum_g min(c_g, r_g) r_g / (||c|| ||r||)
+
+    where c_g and r_g are tf-idf weights of the n-gram g. Scored against its own references a single
+    image gets 0 whatever its caption, since log(1 / 1) weighs every n-gram; that warns.
+
+    Raises:
+        ValueError: as `score_captions`.
+    """
+    pairs = _Pairs.of(candidates, references)
+    return _cider_d(pairs, _frequency_for(pairs, frequency), sigma)
+
+
+def cider(
+    candidates: Sequence[Caption],
+    references: Sequence[Sequence[Caption]],
+    *,
+    frequency: DocumentFrequency | None = None,
+) -> Score:
+    """CIDEr (Vedantam et al., section 3): `cider_d` without clipping or length penalty; 0 to 10.
+
+    Not what papers print as "CIDEr": that is `cider_d`.
+    """
+    pairs = _Pairs.of(candidates, references)
+    frequency = _frequency_for(pairs, frequency)
+    return _consensus(pairs, frequency, "cider_plain", lambda c, r: c * r, lambda delta: 1.0)
+
+
+def bleu(
+    candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]
+) -> tuple[Score, Score, Score, Score]:
+    """BLEU-1 to BLEU-4 (Papineni et al., 2002): 0 to 1, counts pooled over images.
+
+    The brevity penalty uses, for every image, the reference length closest to the candidate's, the
+    shorter one on a tie. pycocoevalcap's constants against division by zero are kept: an order
+    without a match gives a small number rather than 0.
+    """
+    return _bleu(_Pairs.of(candidates, references))
+
+
+def rouge_l(candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> Score:
+    """ROUGE-L (Lin, 2004): 0 to 1, the F-measure of the longest common subsequence with beta = 1.2.
+
+    As in pycocoevalcap the best precision and the best recall may come from different references.
+    """
+    return _rouge_l(_Pairs.of(candidates, references))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """Tokenized candidates and references, checked to fit each other."""
+
+    candidates: list[Tokens]
+    references: list[list[Tokens]]
+    tokenizer: str
+
+    @classmethod
+    def of(cls, candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> "_Pairs":
+        if len(candidates) != len(references):
+            raise ValueError(
+                f"{len(candidates)} candidates, but references of {len(references)} images"
+            )
+        if not candidates:
+            raise ValueError("no captions to score")
+        for image, group in enumerate(references):
+            if isinstance(group, str) or not group:
+                raise ValueError(f"references[{image}] is {group!r}, expected a list of captions")
+        tokenizer = _tokenizer_of([*candidates, *(r for group in references for r in group)])
+        return cls(
+            [_tokens(c) for c in candidates],
+            [[_tokens(r) for r in group] for group in references],
+            tokenizer,
+        )
+
+    @property
+    def provenance(self) -> str:
+        sizes = sorted({len(group) for group in self.references})
+        span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
+        images = len(self.candidates)
+        return f"tokenizer={self.tokenizer}, images={images}, references per image={span}"
+
+
+def _tokenizer_of(captions: Iterable[Caption]) -> str:
+    names = {words.TOKENIZER if isinstance(c, str) else _GIVEN_TOKENS for c in captions}
+    if len(names) > 1:
+        raise ValueError("some captions are strings and some are tokens, expected one kind")
+    return names.pop() if names else _GIVEN_TOKENS
+
+
+def _tokens(caption: Caption) -> Tokens:
+    return tuple(words.tokenize(caption) if isinstance(caption, str) else caption)
+
+
+def _ngrams(tokens: Tokens, order: int) -> list[NGram]:
+    return [tokens[i : i + order] for i in range(len(tokens) - order + 1)]
+
+
+def _count_images(references: list[list[Tokens]], source: str, tokenizer: str) -> DocumentFrequency:
+    counts = collections.Counter()
+    for group in references:
+        counts.update(
+            {g for tokens in group for n in range(1, MAX_ORDER + 1) for g in _ngrams(tokens, n)}
+        )
+    return DocumentFrequency(counts, len(references), source, tokenizer)
+
+
+def _frequency_for(pairs: _Pairs, frequency: DocumentFrequency | None) -> DocumentFrequency:
+    if frequency is None:
+        frequency = _count_images(pairs.references, "these references", pairs.tokenizer)
+    if frequency.tokenizer != pairs.tokenizer:
+        raise ValueError(
+            f"document frequencies were counted with tokenizer={frequency.tokenizer}, "
+            f"the captions have tokenizer={pairs.tokenizer}"
+        )
+    if frequency.num_images < 2:
+        warnings.warn(
+            f"CIDEr is 0 for every caption: its document frequencies come from {frequency}; "
+            "score more images together or pass the frequencies of a larger corpus",
+            stacklevel=3,
+        )
+    return frequency
+
+
+def _tfidf(tokens: Tokens, frequency: DocumentFrequency) -> list[tuple[dict[NGram, float], float]]:
+    """For every order, the tf-idf weights of the n-grams and their Euclidean norm."""
+    log_images = math.log(max(1, frequency.num_images))
+    vectors = []
+    for order in range(1, MAX_ORDER + 1):
+        weights = {
+            ngram: count * (log_images - math.log(max(1, frequency.counts.get(ngram, 0))))
+            for ngram, count in collections.Counter(_ngrams(tokens, order)).items()
+        }
+        vectors.append((weights, math.sqrt(sum(w * w for w in weights.values()))))
+    return vectors
+
+
+def _consensus(
+    pairs: _Pairs,
+    frequency: DocumentFrequency,
+    name: str,
+    product: Callable[[float, float], float],
+    length_factor: Callable[[int], float],
+) -> Score:
+    """The cosine average CIDEr and CIDEr-D share.
+
+    `product(c, r)` is the term of an n-gram that both captions have; `length_factor(delta)`
+    multiplies the cosine, delta being the difference of lengths in words.
+    """
+    per_image = np.zeros(len(pairs.candidates))
+    for image, (candidate, group) in enumerate(
+        zip(pairs.candidates, pairs.references, strict=True)
+    ):
+        candidate_vectors = _tfidf(candidate, frequency)
+        total = 0.0
+        for reference in group:
+            cosines = 0.0
+            for (c, c_norm), (r, r_norm) in zip(
+                candidate_vectors, _tfidf(reference, frequency), strict=True
+            ):
+                # A norm is 0 when the caption is shorter than the order or all idf are 0.
+                if c_norm > 0 and r_norm > 0:
+                    common = sum(product(c[g], r[g]) for g in c if g in r)
+                    cosines += common / (c_norm * r_norm)
+            total += cosines * length_factor(len(candidate) - len(reference))
+        per_image[image] = 10.0 * total / (MAX_ORDER * len(group))
+    provenance = f"{pairs.provenance}, df={frequency}"
+    return Score(name, float(per_image.mean()), per_image, provenance)
+
+
+def _cider_d(pairs: _Pairs, frequency: DocumentFrequency, sigma: float = 6.0) -> Score:
+    return _consensus(
+        pairs,
+        frequency,
+        "cider_d",
+        lambda c, r: min(c, r) * r,
+        lambda delta: math.exp(-(delta**2) / (2 * sigma**2)),
+    )
+
+
+def _bleu(pairs: _Pairs) -> tuple[Score, ...]:
+    # Columns of `counts`: candidate length, reference length, then per order the n-grams that match
+    # and the n-grams proposed.
+    counts = np.zeros((len(pairs.candidates), 2 + 2 * MAX_ORDER))
+    for image, (candidate, group) in enumerate(
+        zip(pairs.candidates, pairs.references, strict=True)
+    ):
+        length = len(candidate)
+        closest = min((abs(len(reference) - length), len(reference)) for reference in group)[1]
+        counts[image, :2] = length, closest
+        for order in range(1, MAX_ORDER + 1):
+            most = collections.Counter()
+            for reference in group:
+                most |= collections.Counter(_ngrams(reference, order))
+            matches = collections.Counter(_ngrams(candidate, order)) & most
+            counts[image, 2 * order] = matches.total()
+            counts[image, 2 * order + 1] = max(0, length - order + 1)
+
+    corpus = _bleu_of_counts(counts.sum(axis=0, keepdims=True))[0]
+    per_image = _bleu_of_counts(counts)
+    return tuple(
+        Score(f"bleu{k + 1}", float(corpus[k]), per_image[:, k], pairs.provenance)
+        for k in range(MAX_ORDER)
+    )
+
+
+def _bleu_of_counts(counts: np.ndarray) -> np.ndarray:
+    """BLEU-1 to BLEU-4 of each row of `_bleu`'s counts: f64[rows, 4]."""
+    tiny, small = 1e-15, 1e-9  # pycocoevalcap's: nothing over nothing is 1e-6, a miss almost 0
+    length, closest = counts[:, 0], counts[:, 1]
+    precision = (counts[:, 2::2] + tiny) / (counts[:, 3::2] + small)
+    mean = np.cumprod(precision, axis=1) ** (1 / np.arange(1, MAX_ORDER + 1))
+    ratio = (length + tiny) / (closest + small)
+    return mean * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)[:, None]
+
+
+def _rouge_l(pairs: _Pairs, beta: float = 1.2) -> Score:
+    per_image = np.zeros(len(pairs.candidates))
+    for image, (candidate, group) in enumerate(
+        zip(pairs.candidates, pairs.references, strict=True)
+    ):
+        common = [_longest_common_subsequence(candidate, reference) for reference in group]
+        precision = max(common) / max(1, len(candidate))
+        recall = max(n / max(1, len(reference)) for n, reference in zip(common, group, strict=True))
+        if precision > 0:
+            per_image[image] = (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    return Score("rouge_l", float(per_image.mean()), per_image, pairs.provenance)
+
+
+def _longest_common_subsequence(a: Tokens, b: Tokens) -> int:
+    best = [0] * (len(b) + 1)
+    for token in a:
+        diagonal = 0
+        for j, other in enumerate(b, start=1):
+            diagonal, best[j] = (
+                best[j],
+                diagonal + 1 if token == other else max(best[j], best[j - 1]),
+            )
+    return best[-1]
