@@ -1,0 +1,22 @@
+"""Captions by the language model, the same number for each colour and shape.
+
+    synth2 captions --config=configs/scenes/captions.py --workdir=WORKDIR/captions \\
+        --config.language_model=WORKDIR/language_model
+"""
+
+import ml_collections
+
+from configs.scenes import models
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`:tiny` writes a few captions only."""
+    tiny = arg == "tiny"
+    return ml_collections.ConfigDict(
+        {
+            "language_model": "",
+            "captions_per_class": 2 if tiny else 250,
+            "decode": {"method": "nucleus", "max_length": 34, "temperature": 1.0, "top_p": 0.95},
+            "vocabulary": models.VOCABULARY,
+        }
+    )

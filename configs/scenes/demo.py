@@ -1,0 +1,50 @@
+"""The whole of Synth² on one machine; `launch/demo.sh` runs it.
+
+synth2 demo --config=configs/scenes/demo.py --workdir=workdir/demo
+"""
+
+import ml_collections
+
+from configs.scenes import (
+    captions,
+    evaluate,
+    generator,
+    language_model,
+    synthesize,
+    tokenize,
+    tokenizer,
+    vlm,
+)
+
+CURVE_POINTS = 12
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`:tiny` runs every stage for a few steps; its numbers mean nothing."""
+    vlm_config = vlm.get_config(arg)
+    vlm_config.train.eval_every = max(1, vlm_config.train.steps // CURVE_POINTS)
+    vlm_config.validation = {
+        "captions": {
+            "folder": "",
+            "max_images": 16 if arg == "tiny" else 256,
+            "decode": {"method": "greedy", "max_length": 34},
+            "scenes_split": "test",
+        }
+    }
+    config = ml_collections.ConfigDict(
+        {
+            "tiny": arg == "tiny",
+            "tokenizer": tokenizer.get_config(arg),
+            "language_model": language_model.get_config(arg),
+            "tokenize": tokenize.get_config(),
+            "captions": captions.get_config(arg),
+            "generator": generator.get_config(arg),
+            "synthesize": synthesize.get_config(),
+            "vlm": vlm_config,
+            "evaluate": evaluate.get_config(),
+        }
+    )
+    if arg == "tiny":
+        config.tokenize.max_images = 64
+        config.captions.max_rounds = 1
+    return config

@@ -1,0 +1,21 @@
+"""Captions of the balanced test pictures, scored against five references each.
+
+    synth2 evaluate --config=configs/scenes/evaluate.py --workdir=WORKDIR/evaluation \\
+        --config.vlm=WORKDIR/vlm_real --config.folder=WORKDIR/pairs/test
+"""
+
+import ml_collections
+
+from configs.scenes import models
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "vlm": "",
+            "folder": "",
+            "decode": {"method": "beam", "num_beams": 3, "max_length": 34},
+            "vocabulary": models.VOCABULARY,
+            "scenes_split": "test",
+        }
+    )

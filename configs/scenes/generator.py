@@ -1,0 +1,43 @@
+"""The text-to-image generator of Scenes, on the few real pairs that the VLM has too.
+
+    synth2 train --config=configs/scenes/generator.py --workdir=WORKDIR/generator \\
+        --config.pretrained.tokenizer=WORKDIR/tokenizer --config.data.folders.real=WORKDIR/pairs/real
+"""
+
+import ml_collections
+
+from configs.scenes import models
+
+STEPS = 2000
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`:tiny` trains a few steps only."""
+    steps = 20 if arg == "tiny" else STEPS
+    return ml_collections.ConfigDict(
+        {
+            "model_name": "generator",
+            "model": {
+                "tokenizer": models.tokenizer(),
+                "generator": models.generator(),
+                "text_length": models.TEXT_LENGTH,
+            },
+            "pretrained": {"tokenizer": ""},
+            "data": {
+                "folders": {"real": ""},
+                "split": "train",
+                "batch_size": 64,
+                "vocabulary": models.VOCABULARY,
+                "text_length": models.TEXT_LENGTH,
+            },
+            "optimizer": {
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_steps": min(100, steps // 2),
+                "total_steps": steps,
+                "weight_decay": 0.03,
+                "beta2": 0.98,
+            },
+            "train": {"steps": steps, "log_every": 50, "checkpoint_every": 500},
+        }
+    )

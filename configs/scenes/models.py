@@ -1,0 +1,75 @@
+"""Sizes of the models for Scenes: the paper's models made small enough for two CPU cores.
+
+Not a config of a stage; the configs beside it share these sections, so that a tokenizer or a
+language model always fits what is built on it.
+"""
+
+VOCABULARY = "scenes"
+VOCAB_SIZE = 512
+TEXT_LENGTH = 36  # prompt, caption and eos of the longest caption of Scenes
+NUM_TOKENS = 16
+CODEBOOK_SIZE = 512
+
+
+def tokenizer() -> dict:
+    """32 pixels in 8x8 patches -> 4x4 tokens of 512 codes."""
+    return {
+        "image_size": 32,
+        "patch_size": 8,
+        "filters": 256,
+        "channel_multipliers": (1,),
+        "num_res_blocks": 1,
+        "kernel_size": 1,
+        "embedding_dim": 32,
+        "codebook_size": CODEBOOK_SIZE,
+        "norm_groups": 8,
+        "usage_decay": 0.9,
+        "revive_share": 0.05,
+    }
+
+
+def language_model() -> dict:
+    """0.6M parameters."""
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "num_layers": 3,
+        "embed_dim": 128,
+        "num_heads": 4,
+        "head_dim": 32,
+        "mlp_dim": 256,
+    }
+
+
+def generator() -> dict:
+    """A T5-style caption encoder and a MaskGIT transformer, both trained from scratch."""
+    width = {"embed_dim": 128, "num_heads": 4, "head_dim": 32}
+    return {
+        "text_encoder": {"vocab_size": VOCAB_SIZE, "num_layers": 2, "mlp_dim": 256, **width},
+        "maskgit": {
+            "codebook_size": CODEBOOK_SIZE,
+            "num_tokens": NUM_TOKENS,
+            "num_layers": 4,
+            "mlp_dim": 384,
+            "token_embedding": "codebook",
+            "dropout_rate": 0.1,
+            **width,
+        },
+    }
+
+
+def vlm() -> dict:
+    """The language model, a resampler of 16 latents, and cross-attention before every layer."""
+    return {
+        "language_model": language_model(),
+        "resampler": {
+            "num_layers": 2,
+            "embed_dim": 128,
+            "num_heads": 4,
+            "head_dim": 32,
+            "mlp_dim": 256,
+            "num_latents": 16,
+        },
+        "image_embedding_dim": tokenizer()["embedding_dim"],
+        "num_image_tokens": NUM_TOKENS,
+        "cross_attention_every": 1,
+    }

@@ -1,0 +1,21 @@
+"""Synthetic pairs: tokens for each caption, by parallel decoding with guidance.
+
+    synth2 synthesize --config=configs/scenes/synthesize.py --workdir=WORKDIR/pairs/synthetic \\
+        --config.generator=WORKDIR/generator --config.captions=WORKDIR/captions
+"""
+
+import ml_collections
+
+from configs.scenes import models
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "generator": "",
+            "captions": "",
+            "sampler": {"num_steps": 12, "choice_temperature": 2.0, "sample_temperature": 1.0},
+            "guidance": {"scale": 1.5, "ramp": "linear"},
+            "vocabulary": models.VOCABULARY,
+        }
+    )

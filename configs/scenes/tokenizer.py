@@ -1,0 +1,35 @@
+"""The VQ-GAN tokenizer of Scenes, on unlabelled pictures.
+
+synth2 train --config=configs/scenes/tokenizer.py --workdir=WORKDIR/tokenizer
+"""
+
+import ml_collections
+
+from configs.scenes import models
+
+STEPS = 800
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`:tiny` trains a few steps only."""
+    steps = 20 if arg == "tiny" else STEPS
+    return ml_collections.ConfigDict(
+        {
+            "model_name": "tokenizer",
+            "model": {
+                "tokenizer": models.tokenizer(),
+                # Without adversary and perceptual net: flat colours need neither.
+                "loss": {"entropy_weight": 0.0},
+                # Codes are drawn from an encoder that has learned something: far fewer steps.
+                "quantize_start": 3 * steps // 8,
+            },
+            "data": {"mixture": "scenes_images", "split": "train", "batch_size": 64},
+            "optimizer": {
+                "learning_rate": 4e-3,
+                "schedule": "cosine",
+                "warmup_steps": min(50, steps // 2),
+                "total_steps": steps,
+            },
+            "train": {"steps": steps, "log_every": 50, "checkpoint_every": 500},
+        }
+    )

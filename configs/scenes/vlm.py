@@ -1,0 +1,55 @@
+"""The visual language model of Scenes, on real pairs alone or mixed with synthetic ones.
+
+    synth2 train --config=configs/scenes/vlm.py --workdir=WORKDIR/vlm_real \\
+        --config.pretrained.tokenizer=WORKDIR/tokenizer \\
+        --config.pretrained.language_model=WORKDIR/language_model \\
+        --config.data.folders.real=WORKDIR/pairs/real
+
+`vlm.py:mixture` takes `--config.data.folders.synthetic=WORKDIR/pairs/synthetic` besides, and draws
+half of each batch from either.
+"""
+
+import ml_collections
+
+from configs.scenes import models
+
+STEPS = 1000
+SYNTHETIC_SHARE = 0.5
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`:mixture` for real and synthetic pairs; `:tiny` trains a few steps only; both as
+    `:mixture,tiny`."""
+    words = arg.split(",")
+    steps = 20 if "tiny" in words else STEPS
+    data = {
+        "folders": {"real": ""},
+        "split": "train",
+        "batch_size": 64,
+        "vocabulary": models.VOCABULARY,
+        "text_length": models.TEXT_LENGTH,
+    }
+    if "mixture" in words:
+        data["folders"]["synthetic"] = ""
+        data["mixture"] = "real_synthetic"
+        data["rates"] = {"real": 1 - SYNTHETIC_SHARE, "synthetic": SYNTHETIC_SHARE}
+    return ml_collections.ConfigDict(
+        {
+            "model_name": "vlm",
+            "model": {
+                "tokenizer": models.tokenizer(),
+                "vlm": models.vlm(),
+                "text_length": models.TEXT_LENGTH,
+            },
+            "pretrained": {"tokenizer": "", "language_model": ""},
+            "data": data,
+            "optimizer": {
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_steps": min(50, steps // 2),
+                "total_steps": steps,
+                "weight_decay": 0.03,
+            },
+            "train": {"steps": steps, "log_every": 50, "checkpoint_every": 500},
+        }
+    )

@@ -1,0 +1,261 @@
+"""`synth2 demo`: the whole of Synth² on the built-in data, from nothing to a report.
+
+Real pairs -> tokenizer -> language model -> synthetic captions -> synthetic image tokens -> a VLM on
+real pairs and one on real and synthetic pairs, at equal steps -> scores, pictures, a page. Writes
+WORKDIR/report/index.html and WORKDIR/report/results.json; stopped and started again, it goes on.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from synth2_jax import environment
+from synth2_jax.data import records
+from synth2_jax.files import read_json_lines, write_json
+from synth2_jax.scenes import dataset, language, oracle
+from synth2_jax.scenes import scores as scenes_scores
+from synth2_jax.scoring.diversity import balance
+from synth2_jax.stages import report
+from synth2_jax.stages.experiment import Experiment
+from synth2_jax.stages.report_page import picture
+from synth2_jax.stages.tokenize import decode_images, encode_images
+from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.training import metrics
+from synth2_jax.training.objectives import make_objective
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+from synth2_jax.training.speed import steps_per_second
+from synth2_jax.training.trained import Trained
+
+COMPARED = ("real", "real_synthetic")
+NUM_SHOWN = 12  # pictures a section of the page
+LOSSES = {
+    "tokenizer": "reconstruction",
+    "language_model": "loss",
+    "generator": "loss",
+    "vlm_real": "loss",
+    "vlm_real_synthetic": "loss",
+}
+
+
+def run(config: Any, workdir: str) -> dict[str, Any]:
+    """Runs every step that is missing, then writes the report; returns the results."""
+    start = time.monotonic()
+    experiment = Experiment(config, workdir)
+    tokenizer = experiment.tokenizer()
+    experiment.language_model()
+    experiment.pairs()
+    experiment.captions()
+    generator = experiment.generator()
+    experiment.synthesize()
+    vlms = {arm: experiment.vlm(arm) for arm in COMPARED}
+    arms = {arm: experiment.evaluate(arm) for arm in COMPARED}
+
+    print("== report", flush=True)
+    reconstructions, tokenizer_right = _reconstructions(tokenizer)
+    synthetic, generator_scores = _synthetic(experiment, generator)
+    curves = {arm: curve(experiment.path(f"vlm_{arm}"), "validation/cider") for arm in COMPARED}
+    caption_sets = _caption_sets(experiment)
+    speed = _speed(vlms["real_synthetic"])
+    times = json.loads((experiment.workdir / "seconds.json").read_text())
+    results = {
+        "arms": {arm: _scores(arms[arm]) for arm in COMPARED},
+        "tokenizer": {"objects_right": tokenizer_right},
+        "generator": generator_scores,
+        "steps_per_second": speed,
+        "balance": _balance(caption_sets),
+        "steps_to_baseline": steps_to_baseline(curves["real"], curves["real_synthetic"]),
+        "seconds": sum(times.values())
+        + time.monotonic()
+        - start
+        - sum(experiment.seconds.values()),
+        "seconds_by_stage": times,
+        "tiny": bool(config.tiny),
+        "config": config.to_dict(),
+        "versions": environment.describe(),
+        "commit": environment.commit(),
+        "captions_scored_by": arms["real"]["provenance"],
+    }
+    material = {
+        "scenes": _real_scenes(),
+        "reconstructions": reconstructions,
+        "synthetic": synthetic,
+        "test": _test_captions(experiment),
+        "curves": curves,
+        "losses": {name: curve(experiment.path(name), loss) for name, loss in LOSSES.items()},
+    }
+    folder = pathlib.Path(workdir) / "report"
+    write_json(folder / "results.json", results)
+    write_json(folder / "material.json", material)
+    print(summary(results))
+    report.run(None, workdir)
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The results in a few lines for a terminal."""
+    real, both = (results["arms"][arm] for arm in COMPARED)
+    gain = both["cider"] / real["cider"] - 1 if real["cider"] else float("nan")
+    speed = results["steps_per_second"]
+    lines = [
+        f"CIDEr: real only {real['cider']:.1f}, real + synthetic {both['cider']:.1f} ({gain:+.0%})",
+        f"CIDEr on combinations never seen: {real['cider_unseen']:.1f}, {both['cider_unseen']:.1f}",
+        f"objects right: {real['objects_right']:.1%}, {both['objects_right']:.1%}",
+        f"tokenizer {results['tokenizer']['objects_right']:.1%}, "
+        f"generator {results['generator']['objects_right']:.1%} of objects right",
+        f"embedding space {speed['embedding'] / speed['pixel']:.2f}x the steps/s of pixel space",
+        f"{results['seconds'] / 60:.1f} minutes",
+    ]
+    if results["tiny"]:
+        lines.insert(0, "tiny: this shows that everything runs; its numbers mean nothing")
+    return "\n".join(lines)
+
+
+def curve(folder: str, name: str) -> list[list[float]]:
+    """[[step, value], ...] of one of a run's metrics."""
+    rows = metrics.read_metrics(pathlib.Path(folder) / "metrics.jsonl")
+    return [[row["step"], row[name]] for row in rows if name in row]
+
+
+def steps_to_baseline(
+    baseline: list[list[float]], other: list[list[float]]
+) -> dict[str, float] | None:
+    """When the other arm first reaches the baseline's last score; None if it never does."""
+    if not baseline or not other:
+        return None
+    last_step, target = baseline[-1]
+    for step, value in other:
+        if value >= target:
+            return {"steps": step, "share": step / last_step}
+    return None
+
+
+def _scores(results: dict[str, Any]) -> dict[str, float]:
+    names = ("cider", "bleu4", "rouge_l", "objects_right", "cider_seen", "cider_unseen")
+    return {name: results[name] for name in names}
+
+
+def _real_scenes() -> list[dict[str, Any]]:
+    return [
+        {
+            "picture": picture(example.image),
+            "captions": list(example.captions),
+            "combinations": ", ".join(
+                language.class_name(item.combination) for item in example.scene.objects
+            ),
+        }
+        for example in dataset.examples("real", NUM_SHOWN)
+    ]
+
+
+def _reconstructions(tokenizer: Trained) -> tuple[list[dict[str, Any]], float]:
+    examples = dataset.examples("test")
+    images = np.stack([example.image for example in examples])
+    decoded = decode_images(tokenizer, encode_images(tokenizer, images, 256, "tokenize test"))
+    scenes = [example.scene for example in examples]
+    shown = [
+        {
+            "original": picture(image),
+            "reconstruction": picture(again),
+            "right": seen == scene,
+        }
+        for image, again, seen, scene in zip(
+            images[:NUM_SHOWN], decoded, oracle.read(decoded[:NUM_SHOWN]), scenes, strict=False
+        )
+    ]
+    return shown, scenes_scores.picture_objects_right(decoded, scenes)
+
+
+def _synthetic(
+    experiment: Experiment, generator: Trained
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """What the oracle sees in the synthetic pairs, decoded to pixels only for this."""
+    pairs = list(records.read_pairs(experiment.synthesize()))
+    chosen = np.random.default_rng(0).permutation(len(pairs))[:1024]
+    pairs = [pairs[i] for i in chosen]
+    images = decode_images(generator, np.stack([pair.image_tokens for pair in pairs]))
+    scenes = oracle.read(images)
+    captions = [pair.caption for pair in pairs]
+    shown = [
+        {
+            "caption": caption,
+            "picture": picture(image),
+            "verdict": {
+                name: list(counts)
+                for name, counts in language.agreement(language.parse(caption), scene).items()
+            },
+            "read_back": ", ".join(
+                f"{item.size} {item.colour} {item.shape}" for item in scene.objects
+            )
+            or "nothing",
+            "unseen": scenes_scores.claims_unseen(caption),
+        }
+        for caption, image, scene in list(zip(captions, images, scenes, strict=True))[:NUM_SHOWN]
+    ]
+    return shown, scenes_scores.agreement_shares(captions, scenes)
+
+
+def _test_captions(experiment: Experiment) -> list[dict[str, Any]]:
+    rows = {
+        arm: read_json_lines(experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl")
+        for arm in COMPARED
+    }
+    shown = []
+    for index in range(min(NUM_SHOWN, len(rows["real"]))):
+        row = rows["real"][index]
+        split, number = row["key"].rsplit("-", 1)
+        example = dataset.examples(split, int(number) + 1)[-1]
+        captions = {arm: rows[arm][index]["caption"] for arm in COMPARED}
+        shown.append(
+            {
+                "picture": picture(example.image),
+                "references": row["references"],
+                "unseen": scenes_scores.has_unseen(example.scene),
+                "captions": {
+                    arm: {
+                        "text": caption,
+                        "objects_right": scenes_scores.caption_objects_right(
+                            [caption], [example.scene]
+                        ),
+                    }
+                    for arm, caption in captions.items()
+                },
+            }
+        )
+    return shown
+
+
+def _caption_sets(experiment: Experiment) -> dict[str, list[str]]:
+    return {
+        "real": [c for example in dataset.examples("real") for c in example.captions],
+        "synthetic": [row["caption"] for row in experiment.written_captions()],
+        "test": [c for example in dataset.examples("test") for c in example.captions],
+    }
+
+
+def _balance(caption_sets: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    sample = min(1000, *(len(captions) for captions in caption_sets.values()))
+    found = balance(caption_sets, sample_size=sample, num_clusters=min(20, sample), seed=0)
+    return {
+        name: {
+            "top5_share": found.sets[name].top_share,
+            "entropy": found.sets[name].entropy,
+            "captions": len(captions),
+        }
+        for name, captions in caption_sets.items()
+    }
+
+
+def _speed(trained: Trained) -> dict[str, float]:
+    """The same VLM step fed from embeddings, and through pixels."""
+    section = trained.config["model"]
+    objectives = {
+        space: make_objective("vlm", {**section, "image_space": space})
+        for space in ("embedding", "pixel")
+    }
+    spec = objectives["embedding"].batch_spec(trained.config["data"]["batch_size"])
+    limits = {"image_tokens": trained.objective.task.tokenizer.codebook_size}
+    tx = make_optimizer(OptimizerConfig())
+    return steps_per_second(objectives, tx, next(FakeBatches(spec, limits=limits)))

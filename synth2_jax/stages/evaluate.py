@@ -1,0 +1,155 @@
+"""`synth2 evaluate`: captions images by a trained VLM and scores the captions.
+
+Writes to the workdir: captions.jsonl (key, caption, references) and results.json. Only parameters
+are restored, on however many devices there are.
+
+Legend: B batch, N image tokens, T text tokens.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from synth2_jax import config as config_lib
+from synth2_jax.captioners.prompts import CAPTION_PROMPT
+from synth2_jax.data.references import ReferencedImage, read_references
+from synth2_jax.errors import UserError
+from synth2_jax.files import write_json_lines, write_text
+from synth2_jax.models.vlm import VLM
+from synth2_jax.sampling.captions import make_caption
+from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.scenes import scores as scenes_scores
+from synth2_jax.scoring.captions import cider_d, score_captions
+from synth2_jax.training.objectives import VLMObjective
+from synth2_jax.training.stop_signal import StopSignal
+from synth2_jax.training.train_state import Objective, Params
+from synth2_jax.training.trained import load_trained
+from synth2_jax.vocabulary import load_vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """How to caption and score.
+
+    Attributes:
+      folder: pairs of images with references.
+      vlm: workdir of the VLM's training run.
+      max_images: the first so many; None for all.
+      batch_size: images a batch.
+      decode: greedy, or beam (Flamingo: 3 beams).
+      prompt: before each caption.
+      vocabulary: the language model's.
+      scenes_split: when the images are of this split of Scenes, objects are scored too, and CIDEr
+        apart for pictures with and without a combination that the split `real` never shows.
+    """
+
+    folder: str
+    vlm: str = ""
+    max_images: int | None = None
+    batch_size: int = 128
+    decode: TextDecodeConfig = TextDecodeConfig()
+    prompt: str = CAPTION_PROMPT
+    vocabulary: str = "scenes"
+    scenes_split: str = ""
+
+
+class CaptionScorer:
+    """Captions the same images with one VLM after another, or with one as it is trained.
+
+    Args:
+      objective: the VLM's; its models and configs are used, not its loss.
+      config: see EvaluateConfig.
+      fingerprints: the images must have been made by the tokenizer of fingerprints["tokenizer"].
+      stop: polled between batches.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: EvaluateConfig,
+        fingerprints: Mapping[str, str],
+        stop: StopSignal | None = None,
+    ):
+        if not isinstance(objective, VLMObjective):
+            raise UserError(f"captions: a {type(objective).__name__} writes none, expected a VLM")
+        if config.decode.method == "nucleus":
+            raise UserError("evaluate.decode.method: found nucleus, expected greedy or beam")
+        self._config = config
+        self._stop = stop
+        self._vocabulary = load_vocabulary(config.vocabulary)
+        self.images = read_references(config.folder, fingerprints["tokenizer"], config.max_images)
+        prompt = self._vocabulary.encode(config.prompt)
+        caption = make_caption(VLM(objective.task.vlm), prompt, config.decode)
+
+        @jax.jit
+        def caption_tokens(params: Params, image_tokens_BN: jax.Array) -> jax.Array:
+            return caption(params["vlm"], objective.image_embeddings(params, image_tokens_BN))[0]
+
+        self._caption_tokens = caption_tokens
+
+    def captions(self, params: Params) -> list[str]:
+        """One caption an image."""
+        written: list[str] = []
+        size = self._config.batch_size
+        for start in range(0, len(self.images), size):
+            if self._stop and self._stop.requested():
+                self._stop.exit()
+            tokens = [image.image_tokens for image in self.images[start : start + size]]
+            num_images = len(tokens)
+            tokens += [tokens[-1]] * (size - num_images)  # one shape, one compilation
+            ids_BT = np.asarray(self._caption_tokens(params, np.stack(tokens)))[:num_images]
+            written += [self._vocabulary.decode(ids.tolist()) for ids in ids_BT]
+        return written
+
+    def scores(self, params: Params) -> dict[str, float]:
+        """Numbers only, for training's metrics."""
+        results = self.score(self.captions(params))
+        return {name: value for name, value in results.items() if isinstance(value, float)}
+
+    def score(self, captions: Sequence[str]) -> dict[str, Any]:
+        """Scores x100 as papers print them, and with `scenes_split` shares of objects right."""
+        results = score_captions(captions, [image.references for image in self.images])
+        if self._config.scenes_split:
+            results |= _scenes_results(captions, self.images)
+        return results
+
+
+def run(config: Any, workdir: str) -> dict[str, Any]:
+    """Evaluates and writes; returns the results."""
+    cfg = config_lib.build(EvaluateConfig, config)
+    trained = load_trained(cfg.vlm, "vlm")
+    with StopSignal() as stop:
+        fingerprints = {"tokenizer": trained.fingerprint("tokenizer")}
+        scorer = CaptionScorer(trained.objective, cfg, fingerprints, stop)
+        captions = scorer.captions(jax.device_put(trained.params))
+    results = scorer.score(captions) | {"vlm": trained.provenance("vlm")}
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_lines(
+        folder / "captions.jsonl",
+        [
+            {"key": image.key, "caption": caption, "references": image.references}
+            for image, caption in zip(scorer.images, captions, strict=True)
+        ],
+    )
+    write_text(folder / "results.json", json.dumps(results, indent=2, default=str) + "\n")
+    for name, value in results.items():
+        print(f"{name:>16}  {value:.4g}" if isinstance(value, float) else f"{name:>16}  {value}")
+    return results
+
+
+def _scenes_results(captions: Sequence[str], images: Sequence[ReferencedImage]) -> dict[str, float]:
+    """objects_right, and CIDEr by whether the picture shows an unseen combination."""
+    scenes = [scenes_scores.scene_of(image.key) for image in images]
+    results = {"objects_right": scenes_scores.caption_objects_right(captions, scenes)}
+    # One document frequency, that of all images, so that the two parts compare.
+    per_image = cider_d(captions, [image.references for image in images]).per_image * 100
+    unseen = np.array([scenes_scores.has_unseen(scene) for scene in scenes])
+    for name, chosen in (("unseen", unseen), ("seen", ~unseen)):
+        results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else float("nan")
+    return results

@@ -1,0 +1,202 @@
+"""The steps that the demo and the study share: from nothing to trained and scored VLMs.
+
+Every step leaves its result in a folder of the workdir and does nothing when it is there already, so
+an interrupted run goes on where it stopped.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from synth2_jax.data import records
+from synth2_jax.data.records import Pair, Provenance
+from synth2_jax.errors import UserError
+from synth2_jax.files import read_json_lines, write_json
+from synth2_jax.scenes import language, renderer
+from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
+from synth2_jax.training import checkpoints
+from synth2_jax.training.trained import Trained, load_trained
+
+# What each arm of a comparison draws its batches from: {folder of pairs: rate}. `real` is in all
+# but one; the other half is the same synthetic captions, with different pictures.
+ARMS = {
+    "real": {"real": 1.0},
+    "real_synthetic": {"real": 0.5, "synthetic": 0.5},
+    "synthetic": {"synthetic": 1.0},
+    "captions_only": {"real": 0.5, "blank": 0.5},
+    "shuffled": {"real": 0.5, "shuffled": 0.5},
+    "rendered": {"real": 0.5, "rendered": 0.5},
+}
+
+
+class Experiment:
+    """One workdir and one config with a section for each step.
+
+    Attributes:
+      seconds: {step: seconds} of what this process did.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+        self.config = config
+        self.workdir = pathlib.Path(workdir)
+        self.seconds: dict[str, float] = {}
+
+    def path(self, *names: str) -> str:
+        return str(self.workdir.joinpath(*names))
+
+    def tokenizer(self) -> Trained:
+        return self._train("tokenizer", self.config.tokenizer)
+
+    def language_model(self) -> Trained:
+        return self._train("language_model", self.config.language_model)
+
+    def pairs(self) -> None:
+        """Tokenizes the real pairs and the test pictures."""
+        section = self._copy(self.config.tokenize)
+        section.tokenizer = self.path("tokenizer")
+        self._step("tokenize", lambda: tokenize.run(section, self.path("pairs")))
+
+    def captions(self) -> None:
+        """The language model writes captions, class by class."""
+        section = self._copy(self.config.captions)
+        section.language_model = self.path("language_model")
+        folder = self.path("captions")
+        if not pathlib.Path(folder, captions.MANIFEST).exists():
+            self._step("captions", lambda: captions.run(section, folder))
+
+    def generator(self, seed: int = 0) -> Trained:
+        """Trained on the real pairs that the VLM has too."""
+        section = self._copy(self.config.generator)
+        section.pretrained.tokenizer = self.path("tokenizer")
+        section.data.folders = {"real": self.path("pairs", "real")}
+        section.train.seed = section.data.seed = seed
+        return self._train(_seeded("generator", seed), section)
+
+    def synthesize(self, seed: int = 0) -> str:
+        """The generator's pictures of the captions, as tokens; returns the folder."""
+        section = self._copy(self.config.synthesize)
+        section.generator = self.path(_seeded("generator", seed))
+        section.captions = self.path("captions")
+        section.seed = seed
+        folder = self.path("pairs", _seeded("synthetic", seed))
+        self._step("synthesize", lambda: synthesize.run(section, folder))
+        return folder
+
+    def repaired(self, name: str, seed: int = 0) -> str:
+        """The synthetic captions with other pictures; returns the folder of pairs.
+
+        Args:
+          name: "shuffled", the same pictures in another order; "blank", an empty picture to each;
+            "rendered", a true picture of each caption, which bounds what a generator can reach.
+          seed: of the synthetic pairs, the order and the rendering.
+        """
+        folder = self.path("pairs", _seeded(name, seed))
+        if pathlib.Path(folder, records.MANIFEST).exists():
+            return folder
+        pairs = list(records.read_pairs(self.synthesize(seed)))
+        provenance = records.read_manifest(self.synthesize(seed)).provenance
+        rng = np.random.default_rng(seed)
+        if name == "shuffled":
+            order = rng.permutation(len(pairs))
+            tokens = [pairs[i].image_tokens for i in order]
+        elif name == "blank":
+            blank = renderer.render(renderer.Scene((), "white"))
+            tokens = [self._encode(blank[None])[0]] * len(pairs)
+        else:
+            scenes = [language.imagine(language.parse(pair.caption), rng) for pair in pairs]
+            kept = [i for i, scene in enumerate(scenes) if scene]  # others contradict themselves
+            pairs = [pairs[i] for i in kept]
+            tokens = self._encode(np.stack([renderer.render(scenes[i]) for i in kept]))
+        records.write_pairs(
+            folder,
+            [
+                Pair(f"{name}-{i:09d}-0", ids, pair.caption, "synthetic")
+                for i, (pair, ids) in enumerate(zip(pairs, tokens, strict=True))
+            ],
+            Provenance(
+                tokenizer=provenance.tokenizer,
+                num_image_tokens=provenance.num_image_tokens,
+                codebook_size=provenance.codebook_size,
+                captions={**dict(provenance.captions or {}), "pictures": name},
+            ),
+            num_shards=4,
+        )
+        return folder
+
+    def vlm(self, arm: str, seed: int = 0) -> Trained:
+        """Trains one arm; all arms have the same tokenizer, language model and steps."""
+        rates = ARMS[arm]
+        folders = {}
+        for source in rates:
+            if source == "real":
+                folders[source] = self.path("pairs", "real")
+            elif source == "synthetic":
+                folders[source] = self.synthesize(seed)
+            else:
+                folders[source] = self.repaired(source, seed)
+        section = self._copy(self.config.vlm)
+        section.pretrained.tokenizer = self.path("tokenizer")
+        section.pretrained.language_model = self.path("language_model")
+        section.data.folders = folders
+        if len(rates) > 1:
+            section.data.rates = dict(rates)
+            section.data.mixture = arm
+        section.train.seed = section.data.seed = seed
+        if "captions" in section.get("validation", {}):
+            section.validation.captions.folder = self.path("pairs", "test")
+        return self._train(_seeded(f"vlm_{arm}", seed), section)
+
+    def evaluate(self, arm: str, seed: int = 0) -> dict[str, Any]:
+        """Captions the test pictures and scores the captions."""
+        name = _seeded(f"vlm_{arm}", seed)
+        folder = self.workdir / "evaluation" / name
+        if not (folder / "results.json").exists():
+            section = self._copy(self.config.evaluate)
+            section.vlm = self.path(name)
+            section.folder = self.path("pairs", "test")
+            self._step(f"evaluate {name}", lambda: evaluate.run(section, str(folder)))
+        return json.loads((folder / "results.json").read_text())
+
+    def written_captions(self) -> list[dict[str, Any]]:
+        return read_json_lines(pathlib.Path(self.path("captions", captions.CAPTIONS)))
+
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        return tokenize.encode_images(self.tokenizer(), images, 256, "tokenize")
+
+    def _train(self, name: str, section: ml_collections.ConfigDict) -> Trained:
+        folder = self.path(name)
+        if not _is_trained(folder, section.train.steps):
+            self._step(name, lambda: train.run(section, folder))
+        return load_trained(folder, section.model_name)
+
+    def _step(self, name: str, function) -> None:
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        function()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        times = self.workdir / "seconds.json"
+        known: Mapping[str, float] = json.loads(times.read_text()) if times.exists() else {}
+        write_json(times, {**known, name: self.seconds[name]})
+
+    def _copy(self, section: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """A copy that takes paths and folders that the config file could not know."""
+        copy = ml_collections.ConfigDict(section.to_dict(), type_safe=False)
+        return copy.unlock()
+
+
+def _seeded(name: str, seed: int) -> str:
+    return f"{name}_seed{seed}" if seed else name
+
+
+def _is_trained(folder: str, steps: int) -> bool:
+    if not pathlib.Path(folder, "checkpoints").is_dir():
+        return False
+    try:
+        return checkpoints.latest_step(folder) >= steps
+    except UserError:  # a run that was stopped before its first checkpoint
+        return False

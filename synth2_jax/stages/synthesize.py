@@ -1,0 +1,148 @@
+"""`synth2 synthesize`: captions -> image tokens by the generator, as shards of synthetic pairs.
+
+No pixel is rendered. A shard is the unit of work: after a kill, the same command makes only the
+shards that are missing.
+
+Legend: B batch, N image tokens, T text tokens.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from synth2_jax import config as config_lib
+from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance
+from synth2_jax.errors import UserError
+from synth2_jax.files import read_json_lines
+from synth2_jax.models.maskgit import Generator
+from synth2_jax.progress import Progress
+from synth2_jax.sampling.guidance import GuidanceConfig
+from synth2_jax.sampling.image_tokens import make_generate
+from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.stages.captions import CAPTIONS, MANIFEST
+from synth2_jax.training.stop_signal import StopSignal
+from synth2_jax.training.trained import Trained, load_trained
+from synth2_jax.vocabulary import EOS_ID, Vocabulary, load_vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesizeConfig:
+    """Attributes:
+
+    generator: workdir of the generator's training run.
+    captions: folder that `synth2 captions` wrote.
+    samples_per_caption: pictures of each caption.
+    sampler, guidance: how tokens are drawn.
+    """
+
+    generator: str
+    captions: str
+    samples_per_caption: int = 1
+    sampler: ParallelDecodeConfig = ParallelDecodeConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    vocabulary: str = "scenes"
+    batch_size: int = 256
+    num_shards: int = 4
+    seed: int = 0
+
+
+def run(config: Any, workdir: str) -> Manifest:
+    """Synthesizes the pairs that are missing; returns the manifest."""
+    cfg = config_lib.build(SynthesizeConfig, config)
+    trained = load_trained(cfg.generator, "generator")
+    rows = read_json_lines(pathlib.Path(cfg.captions) / CAPTIONS)
+    captions = [row["caption"] for row in rows for _ in range(cfg.samples_per_caption)]
+    if not captions:
+        raise UserError(f"{cfg.captions}: found no captions")
+    tokenizer = trained.objective.task.tokenizer
+    writer = PairWriter(
+        workdir,
+        Provenance(
+            tokenizer=trained.fingerprint("tokenizer"),
+            num_image_tokens=tokenizer.num_tokens,
+            codebook_size=tokenizer.codebook_size,
+            generator=trained.provenance("generator"),
+            sampler={
+                **dataclasses.asdict(cfg.sampler),
+                "guidance": dataclasses.asdict(cfg.guidance),
+                "samples_per_caption": cfg.samples_per_caption,
+                "seed": cfg.seed,
+            },
+            captions=json.loads((pathlib.Path(cfg.captions) / MANIFEST).read_text()),
+            config=dataclasses.asdict(cfg),
+        ),
+        num_shards=cfg.num_shards,
+    )
+    missing = writer.missing()
+    bounds = np.linspace(0, len(captions), cfg.num_shards + 1).astype(int)
+    generate = TokenGenerator(trained, cfg)
+    total = sum(int(bounds[i + 1] - bounds[i]) for i in missing)
+    with StopSignal() as stop, Progress("synthesize", total, "pairs") as progress:
+        for index in missing:
+            numbers = range(bounds[index], bounds[index + 1])
+            ids = []
+            for start in range(0, len(numbers), cfg.batch_size):
+                if stop.requested():
+                    stop.exit()
+                part = numbers[start : start + cfg.batch_size]
+                ids.append(generate([captions[i] for i in part], part))
+                progress.add(len(part))
+            tokens = np.concatenate(ids) if ids else np.zeros((0, tokenizer.num_tokens), np.int32)
+            writer.write_shard(
+                index,
+                [
+                    Pair(f"synthetic-{i:09d}-0", row, captions[i], "synthetic")
+                    for i, row in zip(numbers, tokens, strict=True)
+                ],
+            )
+    return writer.finish()
+
+
+class TokenGenerator:
+    """Captions -> image token ids, in batches of one shape.
+
+    Args:
+      trained: a generator.
+      config: sampler, guidance, vocabulary, batch size and seed are used.
+    """
+
+    def __init__(self, trained: Trained, config: SynthesizeConfig):
+        task = trained.objective.task
+        self._batch_size = config.batch_size
+        self._length = task.text_length
+        self._vocabulary = load_vocabulary(config.vocabulary)
+        self._params = jax.device_put(trained.params)
+        generate = make_generate(Generator(task.generator), config.sampler, config.guidance)
+        key = jax.random.key(config.seed)
+
+        @jax.jit
+        def generate_numbered(params, text_tokens_BT, numbers_B):
+            keys_B = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers_B)
+            codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+            return generate(
+                params["generator"], codebook_KC, text_tokens_BT, text_tokens_BT != 0, keys_B
+            )
+
+        self._generate = generate_numbered
+
+    def __call__(self, captions: Sequence[str], numbers: Sequence[int]) -> np.ndarray:
+        """i32[B, N] of up to batch_size captions; row i depends on its caption and number alone."""
+        text_BT = text_ids(captions, self._vocabulary, self._length)
+        fill = self._batch_size - len(captions)
+        text_BT = np.concatenate([text_BT, np.repeat(text_BT[-1:], fill, axis=0)])
+        numbers_B = np.concatenate([np.asarray(numbers), np.zeros(fill)]).astype(np.uint32)
+        return np.asarray(self._generate(self._params, text_BT, numbers_B))[: len(captions)]
+
+
+def text_ids(captions: Sequence[str], vocabulary: Vocabulary, length: int) -> np.ndarray:
+    """i32[B, T] as the generator was trained on: caption and end of sentence, padded with 0."""
+    rows = np.zeros((len(captions), length), np.int32)
+    for row, caption in zip(rows, captions, strict=True):
+        ids = [*vocabulary.encode(caption)[: length - 1], EOS_ID]
+        row[: len(ids)] = ids
+    return rows

@@ -1,0 +1,200 @@
+"""`synth2 train`: trains a tokenizer, language model, generator or VLM by the one loop.
+
+Writes to the workdir: config.json, checkpoints/, metrics.jsonl and tensorboard/.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from synth2_jax import config as config_lib
+from synth2_jax import sharding
+from synth2_jax.data import pipeline
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.errors import UserError
+from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
+from synth2_jax.training import metrics as metrics_lib
+from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.objectives import make_objective
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+from synth2_jax.training.train_loop import TrainLoopConfig, train
+from synth2_jax.training.train_state import Objective, Params, TrainState
+from synth2_jax.training.train_step import step_rngs
+from synth2_jax.training.trained import load_trained
+from synth2_jax.vocabulary import load_vocabulary
+
+# Where each model keeps the parts that it is built on: {part: path in its parameter tree}.
+BUILT_ON = {
+    "tokenizer": {},
+    "language_model": {},
+    "generator": {"tokenizer": "tokenizer"},
+    "vlm": {"tokenizer": "tokenizer", "language_model": "vlm/language_model"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedConfig:
+    """Workdirs of the runs whose models stay frozen in this one; "" where there is none."""
+
+    tokenizer: str = ""
+    language_model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """What `train.eval_every` looks at.
+
+    Attributes:
+      data: for the losses on held-out data; None for none.
+      num_batches: of it.
+      captions: for a VLM's CIDEr on images with references; None for none.
+    """
+
+    data: DataConfig | None = None
+    num_batches: int = 4
+    captions: EvaluateConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """All of a training config; `model` is one of training/objectives.py's tasks."""
+
+    model_name: str
+    model: Any
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainLoopConfig
+    pretrained: PretrainedConfig = PretrainedConfig()
+    validation: ValidationConfig = ValidationConfig()
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
+
+
+def run(config: Any, workdir: str) -> TrainState:
+    """Trains what the config says, or goes on where the workdir's last checkpoint is."""
+    resolved = config.to_dict()
+    cfg = config_lib.build(TrainConfig, config)
+    _check_text(cfg)
+    objective = make_objective(cfg.model_name, cfg.model)
+    mesh = sharding.make_mesh(cfg.mesh)
+    initial_params, fingerprints = _pretrained(cfg)
+    iterator = pipeline.train_iterator(
+        cfg.data,
+        cfg.model_name,
+        tokenizer_fingerprint=fingerprints.get("tokenizer"),
+        batch_spec=objective.batch_spec(cfg.data.batch_size // jax.process_count()),
+        limits=_limits(objective),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(config_lib.to_json(resolved))
+    writers = metrics_lib.make_writers(workdir, cfg.train.steps, cfg.model_name)
+    try:
+        return train(
+            objective,
+            make_optimizer(cfg.optimizer),
+            mesh,
+            iterator,
+            cfg.train,
+            workdir,
+            writers,
+            evaluate=_validation(cfg, objective, fingerprints),
+            initial_params=initial_params,
+            resolved_config=resolved,
+            fingerprints=fingerprints,
+        )
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+def _pretrained(cfg: TrainConfig) -> tuple[dict[str, Params], dict[str, str]]:
+    """Returns the frozen parts by parameter path, and their fingerprints by name."""
+    params, fingerprints = {}, {}
+    for part, path in BUILT_ON.get(cfg.model_name, {}).items():
+        workdir = getattr(cfg.pretrained, part)
+        if not workdir:
+            if cfg.data.source == "fake":
+                continue  # Speed and sharding do not depend on what the frozen weights are.
+            raise UserError(
+                f"config.pretrained.{part}: empty, expected the workdir of a trained {part}"
+            )
+        trained = load_trained(workdir, part)
+        params[path] = trained.params[part]
+        fingerprints[part] = fingerprint(trained.params[part])
+    return params, fingerprints
+
+
+def _validation(
+    cfg: TrainConfig, objective: Objective, fingerprints: Mapping[str, str]
+) -> Callable[[TrainState], dict[str, float]] | None:
+    data, captions = cfg.validation.data, cfg.validation.captions
+    if not cfg.train.eval_every or (data is None and captions is None):
+        return None
+
+    @jax.jit
+    def losses(state: TrainState, batch):
+        rngs = step_rngs(state.rng, 0)  # the same masks each time
+        return objective.loss(
+            state.params, state.model_state, batch, rngs, state.step, train=False
+        )[0]
+
+    scorer = CaptionScorer(objective, captions, fingerprints) if captions else None
+
+    def validate(state: TrainState) -> dict[str, float]:
+        scalars = {}
+        if data is not None:
+            merged = {}
+            batches = pipeline.eval_batches(
+                data, cfg.model_name, tokenizer_fingerprint=fingerprints.get("tokenizer")
+            )
+            for _, batch in zip(range(cfg.validation.num_batches), batches, strict=False):
+                if not batch.pop("valid").all():
+                    break  # A last, partly filled batch would count its filling.
+                merged = (
+                    metrics_lib.merge(merged, losses(state, batch))
+                    if merged
+                    else losses(state, batch)
+                )
+            scalars |= metrics_lib.to_scalars(merged)
+        if scorer:
+            scalars |= scorer.scores(state.params)
+        return {f"validation/{name}": value for name, value in scalars.items()}
+
+    return validate
+
+
+def _check_text(cfg: TrainConfig) -> None:
+    """The model's text length and vocabulary must be the data's."""
+    model = dict(cfg.model)
+    if "text_length" in model and model["text_length"] != cfg.data.text_length:
+        raise UserError(
+            f"config.data.text_length: found {cfg.data.text_length}, expected the model's "
+            f"{model['text_length']}"
+        )
+    size = load_vocabulary(cfg.data.vocabulary).size
+    sections = {
+        "language_model": ("language_model",),
+        "generator": ("generator", "text_encoder"),
+        "vlm": ("vlm", "language_model"),
+    }
+    if cfg.model_name in sections:
+        section = model
+        for name in sections[cfg.model_name]:
+            section = section[name]
+        if section["vocab_size"] < size:
+            raise UserError(
+                f"config.model.{'.'.join(sections[cfg.model_name])}.vocab_size: found "
+                f"{section['vocab_size']}, expected at least the vocabulary's {size}"
+            )
+
+
+def _limits(objective: Objective) -> dict[str, int]:
+    """Upper ends of the integers in fake batches."""
+    task = objective.task
+    tokenizer = getattr(task, "tokenizer", None)
+    return {"image_tokens": tokenizer.codebook_size} if tokenizer else {}
