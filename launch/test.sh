@@ -31,4 +31,5 @@ done
 
 cd -- "$root"
 launch/environment.sh
-exec .venv/bin/python -m pytest ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
+# Two workers: most of the time goes to XLA, which compiles on one core. A file's tests share fixtures.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}

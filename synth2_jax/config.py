@@ -5,6 +5,7 @@ A config file is plain Python that returns a ConfigDict; nothing behind this bor
 with the name of the key that was meant.
 """
 
+import ast
 import dataclasses
 import json
 import types
@@ -67,6 +68,38 @@ def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
         raise UserError(f"{where}: {error}") from error
 
 
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets one key of a config file's config, as `--config.KEY=TEXT` asks for.
+
+    A key that the file does not list is added, for `build` alone knows which ones there are: it
+    refuses unknown keys and wrong types. In the place of a string, text is taken as it is;
+    elsewhere it is read as a Python literal, as true, false or none, or else as a string.
+
+    Args:
+      config: changed in place.
+      key: path from the top of the config, such as "optimizer.learning_rate".
+      text: the value as it was typed; items of a tuple may be separated by commas alone.
+
+    Raises:
+      UserError: the path leads through a value, or to a section.
+    """
+    *path, name = key.split(".")
+    section, where = config, "config"
+    with config.unlocked(), config.ignore_type():
+        for part in path:
+            if section.get(part) is None:
+                section[part] = ml_collections.ConfigDict()
+            section, where = section[part], f"{where}.{part}"
+            if not isinstance(section, ml_collections.ConfigDict):
+                raise UserError(f"{where}: found {section!r}, which has no keys such as {name!r}")
+        current = section.get(name)
+        if isinstance(current, ml_collections.ConfigDict):
+            raise UserError(
+                f"{where}.{name}: a section, expected one of its keys; {_keys(current)}"
+            )
+        section[name] = _typed(text, current)
+
+
 def to_json(config: Any) -> str:
     """Returns a resolved config (ConfigDict, dict or dataclass) as JSON with sorted keys."""
     return json.dumps(_plain(config, "config"), indent=2, sort_keys=True) + "\n"
@@ -75,6 +108,24 @@ def to_json(config: Any) -> str:
 def from_json(text: str) -> ml_collections.ConfigDict:
     """Returns the ConfigDict that `to_json` wrote; JSON lists come back as tuples."""
     return ml_collections.ConfigDict(json.loads(text, object_hook=_lists_to_tuples))
+
+
+def _keys(section: ml_collections.ConfigDict) -> str:
+    return f"it has {', '.join(sorted(section)) or 'none yet'}"
+
+
+def _typed(text: str, current: Any) -> Any:
+    """Returns the value that `text` means in the place of `current`."""
+    if isinstance(current, str):
+        return text
+    words = {"true": True, "false": False, "none": None}
+    try:
+        value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = tuple(text.split(",")) if isinstance(current, tuple) else text
+    if isinstance(current, tuple) and not isinstance(value, tuple | list | None):
+        value = (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain_section(section: Any, where: str) -> dict[str, Any]:
@@ -97,7 +148,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, where)
     if hint is tuple or origin is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise UserError(f"{where}: found {value!r}, expected a list")
+            raise UserError(f"{where}: found {value!r}, expected a list such as ('a', 'b')")
         return _convert_tuple(typing.get_args(hint), value, where)
     if origin is typing.Literal:
         choices = typing.get_args(hint)

@@ -5,14 +5,20 @@ saving, 1 anything else.
 """
 
 import importlib
+import importlib.machinery
+import importlib.util
+import inspect
 import os
 import pathlib
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 
+import ml_collections
 from absl import flags, logging
-from ml_collections import config_flags
 
+from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError, nearest
 
 # In the order data flows. Each is a module of stages/ with `run(config, workdir)`, imported when
@@ -38,6 +44,8 @@ def console() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one stage; returns the exit code."""
+    # Before TensorFlow is imported, which else speaks of itself on stderr.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         stage, config, workdir = parse(argv)
         importlib.import_module(f"synth2_jax.stages.{stage}").run(config, workdir)
@@ -47,11 +55,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]):
-    """Returns (stage, ConfigDict or None, workdir).
+def parse(argv: Sequence[str]) -> tuple[str, ml_collections.ConfigDict | None, str]:
+    """Returns (stage, config, workdir).
+
+    Keys of the config are checked by the stage, which knows them all: a file lists only some.
 
     Raises:
-      UserError: an unknown stage, flag or config key, or a config file that is missing or fails.
+      UserError: an unknown stage or flag, or a config file that is missing or fails.
     """
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         print(f"{__doc__}\nStages: {', '.join(STAGES)}")
@@ -59,54 +69,77 @@ def parse(argv: Sequence[str]):
     stage = argv[1]
     if stage not in STAGES:
         raise UserError(f"stage {stage!r}: unknown; {nearest(stage, STAGES)}")
+    arguments, overrides = _split(argv[2:])
     values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("config", None, "FILE[:ARGUMENT]", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where the stage works.", flag_values=values)
     flags.DEFINE_bool("verbose", False, "Log more.", flag_values=values)
-    _make_siblings_importable(argv[2:])
     try:
-        rest = values([argv[0], *argv[2:]])
-    except UserError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(_one_line(error, argv[2:], values)) from error
+        rest = values([argv[0], *arguments])
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
     if len(rest) > 1:
         raise UserError(f"argument {rest[1]!r}: unexpected; options start with --")
-    if config_flag.value is None and stage not in NEED_NO_CONFIG:
+    if not values.config and (overrides or stage not in NEED_NO_CONFIG):
         raise UserError(f"{stage}: no --config=FILE given; see configs/")
-    if values.workdir is None:
+    if not values.workdir:
         raise UserError(f"{stage}: no --workdir=DIR given")
+    config = load_config(values.config) if values.config else None
+    for key, text in overrides:
+        config_lib.override(config, key, text)
     logging.set_verbosity(logging.INFO if values.verbose else logging.WARNING)
-    return stage, config_flag.value, os.path.abspath(values.workdir)
+    return stage, config, os.path.abspath(values.workdir)
 
 
-def _make_siblings_importable(arguments: Sequence[str]) -> None:
-    """Config files may import others (`from configs.scenes import models`) wherever synth2 runs."""
+def load_config(given: str) -> ml_collections.ConfigDict:
+    """Runs `get_config` of a Python file, given as FILE or FILE:ARGUMENT.
+
+    Config files may import others (`from configs.scenes import models`) wherever synth2 runs.
+
+    Raises:
+      UserError: no such file, or it fails; with the line where it does.
+    """
+    file, colon, argument = given.partition(":")
+    path = pathlib.Path(file).resolve()
+    if not path.is_file():
+        raise UserError(f"--config={given}: no such file, expected a Python file with get_config")
+    for folder in path.parents:
+        if folder.name == "configs" and str(folder.parent) not in sys.path:
+            sys.path.insert(0, str(folder.parent))
+    try:
+        # A loader of its own: a config file may have any ending.
+        loader = importlib.machinery.SourceFileLoader("config", str(path))
+        spec = importlib.util.spec_from_loader("config", loader)
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        if colon and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"--config={given}: {file} takes no argument")
+        config = module.get_config(*([argument] if colon else []))
+    except UserError:
+        raise
+    except Exception as error:  # the file is Python, which fails in any way
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config={where}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config={given}: get_config gave {config!r:.40}, expected a ConfigDict")
+    return config.lock()
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns the arguments for flags, and (key, text) of each `--config.KEY=TEXT`."""
+    plain, overrides = [], []
     for argument in arguments:
-        if argument.startswith("--config="):
-            path = pathlib.Path(argument.removeprefix("--config=").split(":")[0]).resolve()
-            for folder in path.parents:
-                if folder.name == "configs" and str(folder.parent) not in sys.path:
-                    sys.path.insert(0, str(folder.parent))
-
-
-def _one_line(error: Exception, arguments: Sequence[str], values: flags.FlagValues) -> str:
-    """Says of a flag that was refused what it was and what it could have been."""
-    config = values["config"].value if "config" in values else None
-    for argument in arguments:
-        key = argument.split("=")[0].removeprefix("--")
-        if not key.startswith("config.") or config is None:
-            continue
-        section, *path = key.split(".")
-        here = config
-        for name in path:
-            bare = name.split("[")[0]
-            if not hasattr(here, "keys") or bare not in here:
-                known = here.keys() if hasattr(here, "keys") else ()
-                return f"{key}: unknown config key; {nearest(bare, known)}"
-            here = here[bare]
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+        key, equals, text = argument.partition("=")
+        if not re.fullmatch(r"--?config\..*", key):
+            plain.append(argument)
+        elif not equals or not all(key.split(".")):
+            raise UserError(f"{argument}: expected --config.KEY=VALUE")
+        else:
+            overrides.append((key.partition(".")[2], text))
+    return plain, overrides
 
 
 if __name__ == "__main__":

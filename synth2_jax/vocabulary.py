@@ -25,6 +25,7 @@ class Vocabulary:
 
     def __init__(self, path: str):
         self.path = str(path)
+        sentencepiece.set_min_log_level(1)  # warnings; else it speaks at every load
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=self.path)
         except (OSError, RuntimeError) as error:

@@ -11,12 +11,12 @@ from configs.scenes import models
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:tiny` writes a few captions only."""
-    tiny = arg == "tiny"
+    tiny = "tiny" in models.words(arg)
     return ml_collections.ConfigDict(
         {
             "language_model": "",
-            "captions_per_class": 2 if tiny else 250,
-            "decode": {"method": "nucleus", "max_length": 34, "temperature": 1.0, "top_p": 0.95},
+            "captions_per_class": 2 if tiny else 150,
+            "decode": {"method": "nucleus", "max_length": 24, "temperature": 1.0, "top_p": 0.95},
             "vocabulary": models.VOCABULARY,
         }
     )

@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "captions": {
             "folder": "",
             "max_images": 16 if arg == "tiny" else 256,
-            "decode": {"method": "greedy", "max_length": 34},
+            "decode": {"method": "greedy", "max_length": 24},
             "scenes_split": "test",
         }
     }

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "vlm": "",
             "folder": "",
-            "decode": {"method": "beam", "num_beams": 3, "max_length": 34},
+            "decode": {"method": "beam", "num_beams": 3, "max_length": 24},
             "vocabulary": models.VOCABULARY,
             "scenes_split": "test",
         }

@@ -1,7 +1,8 @@
 """The text-to-image generator of Scenes, on the few real pairs that the VLM has too.
 
     synth2 train --config=configs/scenes/generator.py --workdir=WORKDIR/generator \\
-        --config.pretrained.tokenizer=WORKDIR/tokenizer --config.data.folders.real=WORKDIR/pairs/real
+        --config.pretrained.tokenizer=WORKDIR/tokenizer \\
+        --config.data.folders.real=WORKDIR/pairs/real
 """
 
 import ml_collections
@@ -13,7 +14,7 @@ STEPS = 2000
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:tiny` trains a few steps only."""
-    steps = 20 if arg == "tiny" else STEPS
+    steps = 20 if "tiny" in models.words(arg) else STEPS
     return ml_collections.ConfigDict(
         {
             "model_name": "generator",

@@ -7,12 +7,12 @@ import ml_collections
 
 from configs.scenes import models
 
-STEPS = 800
+STEPS = 500
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:tiny` trains a few steps only."""
-    steps = 20 if arg == "tiny" else STEPS
+    steps = 20 if "tiny" in models.words(arg) else STEPS
     text_length = models.TEXT_LENGTH + 6  # the class prompt is longer than the caption prompt
     return ml_collections.ConfigDict(
         {

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "generator": "",
             "captions": "",
-            "sampler": {"num_steps": 12, "choice_temperature": 2.0, "sample_temperature": 1.0},
+            "sampler": {"num_steps": 12, "choice_temperature": 1.0, "sample_temperature": 0.5},
             "guidance": {"scale": 1.5, "ramp": "linear"},
             "vocabulary": models.VOCABULARY,
         }

@@ -12,7 +12,7 @@ STEPS = 800
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:tiny` trains a few steps only."""
-    steps = 20 if arg == "tiny" else STEPS
+    steps = 20 if "tiny" in models.words(arg) else STEPS
     return ml_collections.ConfigDict(
         {
             "model_name": "tokenizer",

@@ -13,14 +13,14 @@ import ml_collections
 
 from configs.scenes import models
 
-STEPS = 1000
+STEPS = 800
 SYNTHETIC_SHARE = 0.5
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:mixture` for real and synthetic pairs; `:tiny` trains a few steps only; both as
     `:mixture,tiny`."""
-    words = arg.split(",")
+    words = models.words(arg, ("mixture", "tiny"))
     steps = 20 if "tiny" in words else STEPS
     data = {
         "folders": {"real": ""},

@@ -105,6 +105,7 @@ def train_iterator(
         if batch_spec is None:
             raise UserError("data.source 'fake': needs the shapes of a batch, found none")
         return FakeBatches(batch_spec, seed=config.seed + process_index, limits=limits)
+    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import TrainIterator
 
     stream, identity = _stream(
@@ -129,6 +130,7 @@ def eval_batches(
     """
     if config.source == "fake":
         raise UserError("data.source 'fake': has no end, so there is nothing to evaluate")
+    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import evaluation_batches
 
     stream, _ = _stream(config, model_name, tokenizer_fingerprint, process_index, process_count)
@@ -143,6 +145,7 @@ def _stream(
     process_count: int,
 ) -> "tuple[Stream, dict[str, Any]]":
     """Registers what the config names; returns what to read and what identifies it."""
+    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import Stream
 
     manifests = {name: records.read_manifest(folder) for name, folder in config.folders.items()}

@@ -1,9 +1,39 @@
 """TensorFlow without accelerators: it feeds jax, which wants all of their memory.
 
-Modules of this package take `tf` from here.
+Modules of this package take `tf` from here. Import it before SeqIO, which imports TensorFlow too.
 """
 
-import tensorflow as tf
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what C++ writes to stderr; it is shown if the body fails.
+
+    TensorFlow 2.21 greets with a dozen lines of its log (no GPU, which instructions the processor
+    has), and no environment variable stops it.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+with _quiet():
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")

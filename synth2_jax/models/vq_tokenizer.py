@@ -40,7 +40,8 @@ class VQTokenizerConfig:
       channel_multipliers: channels of each level, times `filters`; every level after the first
         halves the resolution.
       num_res_blocks: residual blocks a level, and as many again at the lowest resolution.
-      kernel_size: of the convolutions at a constant resolution; 1 keeps every token to its own patch.
+      kernel_size: of the convolutions at a constant resolution; with 1 a token sees its own patch,
+        and of the others only what the group norms' statistics tell.
       embedding_dim: C.
       codebook_size: K; at most 65536, as ids are stored in 16 bits.
       norm_groups: groups of the group norms; must divide every level's channels.
@@ -217,7 +218,9 @@ class Encoder(nn.Module):
         """f[B,H,W,3] -> f[B,grid,grid,C]."""
         cfg = self.config
         x = space_to_depth(image_BHWD.astype(dtype_of(cfg.dtype)), cfg.patch_size)
-        x = convolution(cfg.filters, cfg.kernel_size, name="conv_in", dtype=cfg.dtype, use_bias=False)(x)
+        x = convolution(
+            cfg.filters, cfg.kernel_size, name="conv_in", dtype=cfg.dtype, use_bias=False
+        )(x)
         filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
         num_blocks = 0
         for level in range(len(filters)):

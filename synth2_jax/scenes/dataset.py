@@ -1,7 +1,7 @@
 """The splits of Scenes, each a pure function of (seed, split, index).
 
 images      unlabelled and balanced, for the tokenizer
-real        few and long-tailed: a third of the colour x shape combinations never occur, the rest
+real        few and long-tailed: a fifth of the colour x shape combinations never occur, the rest
             by Zipf's law
 validation  drawn as `real` is, for watching training
 test        balanced over all combinations
@@ -28,8 +28,9 @@ from synth2_jax.scenes.renderer import (
 
 SPLITS = {"images": 8192, "real": 1500, "validation": 256, "test": 512, "text": 24000}  # sizes
 REFERENCES = 5  # captions an image, as COCO has
+OBJECT_COUNTS = (0.35, 0.4, 0.25)  # shares of pictures with one, two and three objects
 ZIPF_EXPONENT = 1.0
-UNSEEN_SHARE = 1 / 3
+UNSEEN_SHARE = 1 / 5
 COMBINATIONS = tuple(itertools.product(COLOURS, SHAPES))
 CLASSES = tuple(language.class_name(c) for c in COMBINATIONS)
 _SEED = 2403_07750
@@ -84,13 +85,15 @@ def unseen_combinations() -> frozenset[tuple[str, str]]:
 
 def scene(split: str, index: int) -> Scene:
     """The scene graph of one example."""
-    return _draw_scene(split, _generator(split, index))
+    return _draw_scene(split, index, _generator(split, index))
 
 
-def _draw_scene(split: str, rng: np.random.Generator) -> Scene:
+def _draw_scene(split: str, index: int, rng: np.random.Generator) -> Scene:
     weights = long_tail() if split in ("real", "validation") else None
-    count = int(rng.integers(1, 4))
+    count = int(rng.choice(3, p=OBJECT_COUNTS)) + 1
     chosen = [COMBINATIONS[i] for i in rng.choice(len(COMBINATIONS), count, p=weights)]
+    if weights is None:
+        chosen[0] = COMBINATIONS[index % len(COMBINATIONS)]  # balanced by more than chance
     if count > 1 and rng.random() < 0.15:
         chosen[1] = chosen[0]  # so that "two red circles" is said now and then
     cells = [CELLS[i] for i in rng.permutation(len(CELLS))[:count]]
@@ -112,7 +115,7 @@ def examples(split: str, count: int | None = None) -> list[Example]:
     found = []
     for index in range(split_size(split) if count is None else count):
         rng = _generator(split, index)
-        graph = _draw_scene(split, rng)
+        graph = _draw_scene(split, index, rng)
         captions = tuple(language.describe(graph, rng) for _ in range(REFERENCES))
         found.append(Example(f"{split}-{index:06d}", graph, renderer.render(graph), captions))
     return found
@@ -126,7 +129,7 @@ def texts(count: int | None = None) -> list[tuple[str, str]]:
     lines = []
     for index in range(SPLITS["text"] if count is None else count):
         rng = _generator("text", index)
-        graph = _draw_scene("text", rng)
+        graph = _draw_scene("text", index, rng)
         about = graph.objects[int(rng.integers(len(graph.objects)))]
         lines.append((language.class_name(about.combination), language.describe(graph, rng)))
     return lines

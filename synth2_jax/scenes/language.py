@@ -33,7 +33,7 @@ BELOW = ("below", "under", "beneath")
 VERTICAL = {0: ("top", "upper"), 1: ("bottom", "lower")}
 HORIZONTAL = {0: "left", 1: "right"}
 OPENINGS = ("", "", "", "there is ", "a picture of ", "we see ", "this picture shows ")
-LONGEST_BODY = 18  # words; longer sentences do not mention the background
+LONGEST_CAPTION = 20  # words
 PLURALS = {shape: "crosses" if shape == "cross" else shape + "s" for shape in SHAPES}
 COUNTS = {"a": 1, "an": 1, "one": 1, "the": 1, "two": 2, "three": 3}
 
@@ -142,14 +142,21 @@ def _body(scene: Scene, rng: np.random.Generator, verb: str) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """One caption, lower case, no full stop, 3 to about 30 words; every object is mentioned."""
+    """One caption, lower case, no full stop, 3 to 20 words; every object is mentioned."""
+    while True:  # a bare list of three objects is short enough, so this ends
+        caption = _sentence(scene, rng)
+        if len(caption.split()) <= LONGEST_CAPTION:
+            return caption
+
+
+def _sentence(scene: Scene, rng: np.random.Generator) -> str:
     opening = _choice(rng, OPENINGS)
     verb = "" if opening else _choice(rng, ("", "is ", "sits "))  # one verb a sentence
     body = _body(scene, rng, verb)
     if opening == "there is " and body.startswith(("two", "three")):
         opening = "there are "
     body = opening + body
-    ending = rng.random() if len(body.split()) <= LONGEST_BODY else 1.0
+    ending = rng.random()
     if ending < 0.3:
         return f"{body} on {_article(scene.background)} {scene.background} background"
     if ending < 0.4:

@@ -1,8 +1,9 @@
 """`synth2 demo`: the whole of Synth² on the built-in data, from nothing to a report.
 
-Real pairs -> tokenizer -> language model -> synthetic captions -> synthetic image tokens -> a VLM on
-real pairs and one on real and synthetic pairs, at equal steps -> scores, pictures, a page. Writes
-WORKDIR/report/index.html and WORKDIR/report/results.json; stopped and started again, it goes on.
+Real pairs -> tokenizer -> language model -> synthetic captions -> synthetic image tokens -> a VLM
+on real pairs and one on real and synthetic pairs, at equal steps -> scores, pictures, a page.
+Writes WORKDIR/report/index.html and WORKDIR/report/results.json; stopped and started again, it goes
+on.
 """
 
 import json

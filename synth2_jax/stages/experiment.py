@@ -1,24 +1,31 @@
 """The steps that the demo and the study share: from nothing to trained and scored VLMs.
 
-Every step leaves its result in a folder of the workdir and does nothing when it is there already, so
-an interrupted run goes on where it stopped.
+Every step leaves its result in a folder of the workdir and does nothing when it is there already,
+so an interrupted run goes on where it stopped.
 """
 
+import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from synth2_jax import config as config_lib
 from synth2_jax.data import records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines, write_json
 from synth2_jax.scenes import language, renderer
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
+from synth2_jax.stages.captions import CaptionsConfig
+from synth2_jax.stages.evaluate import EvaluateConfig
+from synth2_jax.stages.synthesize import SynthesizeConfig
+from synth2_jax.stages.tokenize import TokenizeConfig
+from synth2_jax.stages.train import TrainConfig
 from synth2_jax.training import checkpoints
 from synth2_jax.training.trained import Trained, load_trained
 
@@ -34,14 +41,52 @@ ARMS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A section for each step; paths in them are filled in by the steps.
+
+    Attributes:
+      tiny: whether everything is so short that its numbers mean nothing.
+    """
+
+    tokenizer: TrainConfig
+    language_model: TrainConfig
+    tokenize: TokenizeConfig
+    captions: CaptionsConfig
+    generator: TrainConfig
+    synthesize: SynthesizeConfig
+    vlm: TrainConfig
+    evaluate: EvaluateConfig
+    tiny: bool = False
+
+
 class Experiment:
     """One workdir and one config with a section for each step.
+
+    Every section is built at once: a mistake in the last must not come to light hours later.
+
+    Args:
+      config: what ExperimentConfig holds, and `others`.
+      workdir: every step has a folder in it.
+      others: sections that are none of the experiment's.
+      share_generator: all seeds sample from the generator of seed 0, each with noise of its own.
 
     Attributes:
       seconds: {step: seconds} of what this process did.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: str,
+        others: Collection[str] = (),
+        *,
+        share_generator: bool = False,
+    ):
+        self._share_generator = share_generator
+        config_lib.build(ExperimentConfig, {k: config[k] for k in config if k not in others})
+        for name in ("tokenizer", "language_model", "generator", "vlm"):
+            train.build(config[name], f"config.{name}")
         self.config = config
         self.workdir = pathlib.Path(workdir)
         self.seconds: dict[str, float] = {}
@@ -71,6 +116,7 @@ class Experiment:
 
     def generator(self, seed: int = 0) -> Trained:
         """Trained on the real pairs that the VLM has too."""
+        seed = self._generator_seed(seed)
         section = self._copy(self.config.generator)
         section.pretrained.tokenizer = self.path("tokenizer")
         section.data.folders = {"real": self.path("pairs", "real")}
@@ -80,7 +126,8 @@ class Experiment:
     def synthesize(self, seed: int = 0) -> str:
         """The generator's pictures of the captions, as tokens; returns the folder."""
         section = self._copy(self.config.synthesize)
-        section.generator = self.path(_seeded("generator", seed))
+        self.generator(seed)
+        section.generator = self.path(_seeded("generator", self._generator_seed(seed)))
         section.captions = self.path("captions")
         section.seed = seed
         folder = self.path("pairs", _seeded("synthetic", seed))
@@ -149,11 +196,15 @@ class Experiment:
         section.train.seed = section.data.seed = seed
         if "captions" in section.get("validation", {}):
             section.validation.captions.folder = self.path("pairs", "test")
-        return self._train(_seeded(f"vlm_{arm}", seed), section)
+        return self._train(self.vlm_name(arm, seed), section)
+
+    def vlm_name(self, arm: str, seed: int = 0) -> str:
+        """The folder of one arm's run."""
+        return _seeded(f"vlm_{arm}", seed)
 
     def evaluate(self, arm: str, seed: int = 0) -> dict[str, Any]:
         """Captions the test pictures and scores the captions."""
-        name = _seeded(f"vlm_{arm}", seed)
+        name = self.vlm_name(arm, seed)
         folder = self.workdir / "evaluation" / name
         if not (folder / "results.json").exists():
             section = self._copy(self.config.evaluate)
@@ -164,6 +215,9 @@ class Experiment:
 
     def written_captions(self) -> list[dict[str, Any]]:
         return read_json_lines(pathlib.Path(self.path("captions", captions.CAPTIONS)))
+
+    def _generator_seed(self, seed: int) -> int:
+        return 0 if self._share_generator else seed
 
     def _encode(self, images: np.ndarray) -> np.ndarray:
         return tokenize.encode_images(self.tokenizer(), images, 256, "tokenize")

@@ -4,6 +4,7 @@ Writes to the workdir: config.json, checkpoints/, metrics.jsonl and tensorboard/
 """
 
 import dataclasses
+import operator
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,9 +76,7 @@ class TrainConfig:
 def run(config: Any, workdir: str) -> TrainState:
     """Trains what the config says, or goes on where the workdir's last checkpoint is."""
     resolved = config.to_dict()
-    cfg = config_lib.build(TrainConfig, config)
-    _check_text(cfg)
-    objective = make_objective(cfg.model_name, cfg.model)
+    cfg, objective = build(config)
     mesh = sharding.make_mesh(cfg.mesh)
     initial_params, fingerprints = _pretrained(cfg)
     iterator = pipeline.train_iterator(
@@ -110,6 +109,14 @@ def run(config: Any, workdir: str) -> TrainState:
     finally:
         for writer in writers:
             writer.close()
+
+
+def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
+    """Returns the config and the objective; what needs no files is checked (UserError)."""
+    cfg = config_lib.build(TrainConfig, section, where)
+    objective = make_objective(cfg.model_name, cfg.model, where)
+    _check_text(cfg, objective, where)
+    return cfg, objective
 
 
 def _pretrained(cfg: TrainConfig) -> tuple[dict[str, Params], dict[str, str]]:
@@ -168,29 +175,30 @@ def _validation(
     return validate
 
 
-def _check_text(cfg: TrainConfig) -> None:
+def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
     """The model's text length and vocabulary must be the data's."""
-    model = dict(cfg.model)
-    if "text_length" in model and model["text_length"] != cfg.data.text_length:
-        raise UserError(
-            f"config.data.text_length: found {cfg.data.text_length}, expected the model's "
-            f"{model['text_length']}"
-        )
-    size = load_vocabulary(cfg.data.vocabulary).size
-    sections = {
-        "language_model": ("language_model",),
-        "generator": ("generator", "text_encoder"),
-        "vlm": ("vlm", "language_model"),
+    parts = {
+        "tokenizer": None,
+        "language_model": "language_model",
+        "generator": "generator.text_encoder",
+        "vlm": "vlm.language_model",
     }
-    if cfg.model_name in sections:
-        section = model
-        for name in sections[cfg.model_name]:
-            section = section[name]
-        if section["vocab_size"] < size:
-            raise UserError(
-                f"config.model.{'.'.join(sections[cfg.model_name])}.vocab_size: found "
-                f"{section['vocab_size']}, expected at least the vocabulary's {size}"
-            )
+    part = parts[cfg.model_name]
+    if part is None:
+        return
+    task = objective.task
+    if task.text_length != cfg.data.text_length:
+        raise UserError(
+            f"{where}.data.text_length: found {cfg.data.text_length}, expected the model's "
+            f"{task.text_length}"
+        )
+    found = operator.attrgetter(part)(task).vocab_size
+    size = load_vocabulary(cfg.data.vocabulary).size
+    if found < size:
+        raise UserError(
+            f"{where}.model.{part}.vocab_size: found {found}, expected at least the "
+            f"vocabulary's {size}"
+        )
 
 
 def _limits(objective: Objective) -> dict[str, int]:

@@ -25,6 +25,7 @@ from synth2_jax.losses.vlm_loss import vlm_loss
 from synth2_jax.losses.vq_loss import VQLossConfig, vq_loss
 from synth2_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig, shift_right
+from synth2_jax.models.mask_schedule import mask_ratio
 from synth2_jax.models.maskgit import Generator, GeneratorConfig
 from synth2_jax.models.quantizer import STATS
 from synth2_jax.models.vlm import VLM, VLMConfig
@@ -87,6 +88,9 @@ class GeneratorTask:
     mask_schedule: str = "cosine"
     caption_dropout: float = 0.1
     label_smoothing: float = 0.1
+
+    def __post_init__(self):
+        mask_ratio(self.mask_schedule, 0.0)  # raises on an unknown name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +289,12 @@ class VLMObjective(_Unchanged):
         self._tokenizer = VQTokenizer(task.tokenizer)
         self._model = VLM(task.vlm)
         _check_tokens(task.vlm.num_image_tokens, task.tokenizer.codebook_size, task.tokenizer)
+        found, expected = task.vlm.image_embedding_dim, task.tokenizer.embedding_dim
+        if found != expected:
+            raise UserError(
+                f"config.model.vlm.image_embedding_dim: found {found}, expected the tokenizer's "
+                f"{expected}"
+            )
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key)
@@ -337,18 +347,18 @@ OBJECTIVES = {
 }
 
 
-def make_objective(model_name: str, section: Any) -> Objective:
-    """The objective called `model_name`, a key of OBJECTIVES, from the section `config.model`.
+def make_objective(model_name: str, section: Any, where: str = "config") -> Objective:
+    """The objective called `model_name`, a key of OBJECTIVES, from the section `WHERE.model`.
 
     Raises:
       UserError: an unknown name, or a section that does not fit it.
     """
     if model_name not in OBJECTIVES:
         raise UserError(
-            f"config.model_name: {model_name!r} unknown; {nearest(model_name, OBJECTIVES)}"
+            f"{where}.model_name: {model_name!r} unknown; {nearest(model_name, OBJECTIVES)}"
         )
     task_class, objective_class = OBJECTIVES[model_name]
-    return objective_class(config_lib.build(task_class, section, "config.model"))
+    return objective_class(config_lib.build(task_class, section, f"{where}.model"))
 
 
 def _init_tokenizer(model: VQTokenizer, key: jax.Array) -> Params:

@@ -94,9 +94,7 @@ def opened(closed):
 def test_parameter_tree_holds_the_bare_language_model(closed):
     assert set(closed["params"]) == {"language_model", "resampler", "cross_attention"}
     bare = LanguageModel(config().language_model)
-    shapes = jax.eval_shape(
-        lambda: nn.unbox(bare.init(KEY, TOKENS, deterministic=True))
-    )["params"]
+    shapes = jax.eval_shape(lambda: nn.unbox(bare.init(KEY, TOKENS, deterministic=True)))["params"]
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(
         jnp.shape, closed["params"]["language_model"]
     )

@@ -1,0 +1,112 @@
+"""Puts measured tables into README.md, so that none is typed by hand.
+
+    python benchmarks/update_readme.py [--study=WORKDIR] [--demo=WORKDIR]
+
+`--study` and `--demo` first copy the results of such a run into benchmarks/results/DEVICE/. Then
+the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced by the results there.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import shutil
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT))
+
+from synth2_jax.files import write_text  # noqa: E402
+
+
+def keep_study(workdir: pathlib.Path) -> None:
+    """Copies study.json and study.md."""
+    made_with = json.loads((workdir / "study.json").read_text())["made_with"]
+    folder = _folder(made_with["device"])
+    for name in ("study.json", "study.md"):
+        shutil.copyfile(workdir / name, folder / name)
+
+
+def keep_demo(workdir: pathlib.Path) -> None:
+    """Copies results.json as demo.json."""
+    results = json.loads((workdir / "report" / "results.json").read_text())
+    folder = _folder(results["versions"]["device"])
+    shutil.copyfile(workdir / "report" / "results.json", folder / "demo.json")
+
+
+def study_table() -> str:
+    """The table of each device that a study was run on."""
+    return "\n".join(path.read_text().strip() for path in sorted(RESULTS.glob("*/study.md")))
+
+
+def demo_table() -> str:
+    """A row for each device that the demo was run on."""
+    heads = (
+        "device",
+        "minutes",
+        "CIDEr real",
+        "CIDEr real + synthetic",
+        "unseen: real",
+        "unseen: real + synthetic",
+        "tokenizer",
+        "generator",
+        "embedding / pixel",
+        "commit",
+    )
+    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for path in sorted(RESULTS.glob("*/demo.json")):
+        found = json.loads(path.read_text())
+        real, both = found["arms"]["real"], found["arms"]["real_synthetic"]
+        speed = found["steps_per_second"]
+        cells = (
+            found["versions"]["device"],
+            f"{found['seconds'] / 60:.1f}",
+            f"{real['cider']:.1f}",
+            f"{both['cider']:.1f} ({both['cider'] / real['cider'] - 1:+.0%})",
+            f"{real['cider_unseen']:.1f}",
+            f"{both['cider_unseen']:.1f}",
+            f"{found['tokenizer']['objects_right']:.1%}",
+            f"{found['generator']['objects_right']:.1%}",
+            f"{speed['embedding'] / speed['pixel']:.2f}x",
+            found["commit"],
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+TABLES = {"study": study_table, "demo": demo_table}
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """Replaces what stands between the markers of each table; ValueError where they are missing."""
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md: no markers of {name!r}")
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+    return text
+
+
+def _folder(device: str) -> pathlib.Path:
+    folder = RESULTS / device.replace(" ", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=pathlib.Path)
+    parser.add_argument("--demo", type=pathlib.Path)
+    arguments = parser.parse_args()
+    if arguments.study:
+        keep_study(arguments.study)
+    if arguments.demo:
+        keep_demo(arguments.demo)
+    readme = ROOT / "README.md"
+    tables = {name: make() or "Not run yet." for name, make in TABLES.items()}
+    write_text(readme, fill(readme.read_text(), tables))
+
+
+if __name__ == "__main__":
+    main()

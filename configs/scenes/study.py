@@ -1,0 +1,20 @@
+"""The demo's comparison over three seeds and six arms, with a generator trained for longer.
+
+synth2 study --config=configs/scenes/study.py --workdir=workdir/study
+"""
+
+import ml_collections
+
+from configs.scenes import demo
+
+GENERATOR_STEPS = 6000
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`:tiny` runs every arm for a few steps; its numbers mean nothing."""
+    config = demo.get_config(arg)
+    if arg != "tiny":
+        config.generator.train.steps = GENERATOR_STEPS
+        config.generator.optimizer.total_steps = GENERATOR_STEPS
+    config.study = {"seeds": (0, 1) if arg == "tiny" else (0, 1, 2)}
+    return config

@@ -1,0 +1,183 @@
+"""`synth2 study`: the demo's comparison over several seeds and more arms, one arm at a time.
+
+Arms are those of stages/experiment.py. Tokenizer, language model and captions are trained or
+written once; generator, synthetic pairs and VLM anew for each seed. Writes WORKDIR/study.json after
+every arm and WORKDIR/study.md, the table. Stopped and started again, it goes on.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from synth2_jax import config as config_lib
+from synth2_jax import environment
+from synth2_jax.data import records
+from synth2_jax.errors import UserError, nearest
+from synth2_jax.files import write_json, write_text
+from synth2_jax.scenes import oracle
+from synth2_jax.scenes import scores as scenes_scores
+from synth2_jax.stages.demo import curve, steps_to_baseline
+from synth2_jax.stages.experiment import ARMS, Experiment
+from synth2_jax.stages.tokenize import decode_images
+
+SCORES = ("cider", "cider_seen", "cider_unseen", "bleu4", "rouge_l", "objects_right")
+TITLES = {
+    "real": "real only",
+    "real_synthetic": "real + synthetic",
+    "synthetic": "synthetic only",
+    "captions_only": "real + synthetic captions, blank image",
+    "shuffled": "real + synthetic, images shuffled",
+    "rendered": "real + synthetic captions, true images (upper bound)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """What is compared.
+
+    Attributes:
+      seeds: of generator, synthetic pairs and VLM.
+      arms: of `experiment.ARMS`, trained in this order for each seed.
+      share_generator: train one generator for all seeds; their synthetic pairs still differ.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    arms: tuple[str, ...] = tuple(ARMS)
+    share_generator: bool = False
+
+    def __post_init__(self):
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise UserError(f"config.study.arms: unknown {arm!r}; {nearest(arm, ARMS)}")
+
+
+def run(config: Any, workdir: str) -> dict[str, Any]:
+    """Runs every arm that is missing; returns what study.json holds."""
+    cfg = config_lib.build(StudyConfig, config.get("study"), "config.study")
+    experiment = Experiment(config, workdir, others=("study",), share_generator=cfg.share_generator)
+    experiment.tokenizer()
+    experiment.language_model()
+    experiment.pairs()
+    experiment.captions()
+    study: dict[str, Any] = {}
+    for seed in cfg.seeds:
+        for arm in cfg.arms:
+            if arm != "real" and f"generator/{seed}" not in study:
+                study[f"generator/{seed}"] = generator_scores(experiment, seed)
+            name = experiment.vlm_name(arm, seed)
+            experiment.vlm(arm, seed)
+            study[f"{arm}/{seed}"] = {
+                **{score: experiment.evaluate(arm, seed)[score] for score in SCORES},
+                "curve": curve(experiment.path(name), "validation/cider"),
+            }
+            write_results(pathlib.Path(workdir), study, cfg, config)
+    print((pathlib.Path(workdir) / "study.md").read_text())
+    return study
+
+
+def generator_scores(experiment: Experiment, seed: int) -> dict[str, float]:
+    """What of the captions' claims the oracle finds in a sample of the synthetic pictures."""
+    generator = experiment.generator(seed)
+    pairs = list(records.read_pairs(experiment.synthesize(seed)))
+    chosen = np.random.default_rng(0).permutation(len(pairs))[:1024]
+    images = decode_images(generator, np.stack([pairs[i].image_tokens for i in chosen]))
+    captions = [pairs[i].caption for i in chosen]
+    return scenes_scores.agreement_shares(captions, oracle.read(images))
+
+
+def write_results(
+    folder: pathlib.Path, study: Mapping[str, Any], cfg: StudyConfig, config: Any
+) -> None:
+    """study.json with everything, study.md with the table of what is there so far."""
+    made_with = environment.describe()
+    write_json(
+        folder / "study.json",
+        {"runs": dict(study), "made_with": made_with, "config": config.to_dict()},
+    )
+    shared = " One generator for all seeds." if cfg.share_generator else ""
+    text = f"{table(study, cfg)}\n{footnote(study, made_with)}{shared}\n"
+    write_text(folder / "study.md", text)
+
+
+def table(study: Mapping[str, Any], cfg: StudyConfig) -> str:
+    """Markdown: mean and standard deviation over the seeds that are there."""
+    heads = [
+        "arm",
+        "seeds",
+        "CIDEr",
+        "gain",
+        "CIDEr seen",
+        "CIDEr unseen",
+        "BLEU-4",
+        "objects right",
+    ]
+    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    real = _values(study, "real", "cider", cfg.seeds)
+    for arm in cfg.arms:
+        cider = _values(study, arm, "cider", cfg.seeds)
+        if not cider:
+            continue
+        pairs = [(cider[seed], real[seed]) for seed in cider if real.get(seed)]
+        gain = statistics.mean(mine / base - 1 for mine, base in pairs) if pairs else None
+        cells = [TITLES[arm], str(len(cider)), _mean_and_spread(cider.values())]
+        cells.append("" if arm == "real" or gain is None else f"{gain:+.1%}")
+        for score in ("cider_seen", "cider_unseen", "bleu4"):
+            cells.append(_mean_and_spread(_values(study, arm, score, cfg.seeds).values()))
+        right = _values(study, arm, "objects_right", cfg.seeds).values()
+        cells.append(_mean_and_spread([100 * value for value in right]) + " %")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
+    """The generator, the share of the gap closed, the steps to the baseline, and the commit."""
+    lines = []
+    seeds = sorted({int(name.split("/")[1]) for name in study})
+    generators = [study[f"generator/{s}"] for s in seeds if f"generator/{s}" in study]
+    if generators:
+        shares = {
+            name: _mean_and_spread([100 * g[f"{name}_right"] for g in generators])
+            for name in ("objects", "sizes", "places")
+        }
+        lines.append(
+            f"Generated pictures, read by the oracle: objects right {shares['objects']} %, sizes "
+            f"{shares['sizes']} %, places {shares['places']} %."
+        )
+    real, both, bound = (
+        _values(study, arm, "cider", seeds) for arm in ("real", "real_synthetic", "rendered")
+    )
+    common = [s for s in seeds if s in real and s in both and bound.get(s, real[s]) != real[s]]
+    if common:
+        closed = [(both[s] - real[s]) / (bound[s] - real[s]) for s in common]
+        lines.append(
+            f"Gap to the upper bound closed: {_mean_and_spread([100 * c for c in closed])} %."
+        )
+    reached = [
+        steps_to_baseline(study[f"real/{s}"]["curve"], study[f"real_synthetic/{s}"]["curve"])
+        for s in seeds
+        if f"real/{s}" in study and f"real_synthetic/{s}" in study
+    ]
+    if reached:
+        shares = [f"{r['share']:.0%}" if r else "never" for r in reached]
+        lines.append(f"Real-only's last score is reached after {', '.join(shares)} of its steps.")
+    lines.append(
+        f"Mean ± standard deviation over seeds; jax {made_with['jax']} on {made_with['device']}, "
+        f"commit {made_with['commit']}."
+    )
+    return "\n".join(lines)
+
+
+def _values(
+    study: Mapping[str, Any], arm: str, score: str, seeds: Sequence[int]
+) -> dict[int, float]:
+    return {s: study[f"{arm}/{s}"][score] for s in seeds if f"{arm}/{s}" in study}
+
+
+def _mean_and_spread(values) -> str:
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"

@@ -1,0 +1,76 @@
+"""Tables get into README by command, and the benchmarks need no TensorFlow."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def load(name):
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fill_replaces_what_stands_between_the_markers():
+    text = "a\n<!-- study:begin -->\nold\nolder\n<!-- study:end -->\nb\n"
+    filled = load("update_readme").fill(text, {"study": "| new |"})
+    assert filled == "a\n<!-- study:begin -->\n| new |\n<!-- study:end -->\nb\n"
+
+
+def test_fill_again_changes_nothing():
+    fill = load("update_readme").fill
+    once = fill("<!-- demo:begin -->\n<!-- demo:end -->\n", {"demo": "| x |"})
+    assert fill(once, {"demo": "| x |"}) == once
+
+
+def test_fill_without_markers_is_an_error():
+    with pytest.raises(ValueError, match="no markers of 'demo'"):
+        load("update_readme").fill("nothing here", {"demo": "| x |"})
+
+
+def test_readme_has_the_markers_of_every_table():
+    module = load("update_readme")
+    module.fill((ROOT / "README.md").read_text(), dict.fromkeys(module.TABLES, ""))
+
+
+def test_demo_results_are_kept_under_their_device(tmp_path, monkeypatch):
+    module = load("update_readme")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    arm = {"cider": 100.0, "cider_unseen": 50.0}
+    results = {
+        "arms": {"real": arm, "real_synthetic": {"cider": 125.0, "cider_unseen": 75.0}},
+        "tokenizer": {"objects_right": 0.99},
+        "generator": {"objects_right": 0.6},
+        "steps_per_second": {"embedding": 3.0, "pixel": 2.0},
+        "seconds": 600.0,
+        "versions": {"device": "1 x cpu"},
+        "commit": "abc",
+    }
+    report = tmp_path / "run" / "report"
+    report.mkdir(parents=True)
+    (report / "results.json").write_text(json.dumps(results))
+    module.keep_demo(tmp_path / "run")
+    row = module.demo_table().splitlines()[-1]
+    expected = (
+        "| 1 x cpu | 10.0 | 100.0 | 125.0 (+25%) | 50.0 | 75.0 | 99.0% | 60.0% | 1.50x | abc |"
+    )
+    assert row == expected
+
+
+def test_the_speed_benchmark_imports_no_tensorflow():
+    code = (
+        "import importlib.util, sys;"
+        f"spec = importlib.util.spec_from_file_location('b', {str(ROOT)!r} + "
+        "'/benchmarks/embedding_space.py');"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec));"
+        "assert not {'tensorflow', 'seqio'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
