@@ -2,6 +2,10 @@
 
     synth2 captions --config=configs/scenes/captions.py --workdir=WORKDIR/captions \\
         --config.language_model=WORKDIR/language_model
+
+Hardware: 2 CPU cores.
+Time: about 1 minute for 4,500 captions.
+Score: none; drafts that are dropped are counted in the manifest.
 """
 
 import ml_collections

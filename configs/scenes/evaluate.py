@@ -2,6 +2,10 @@
 
     synth2 evaluate --config=configs/scenes/evaluate.py --workdir=WORKDIR/evaluation \\
         --config.vlm=WORKDIR/vlm_real --config.folder=WORKDIR/pairs/test
+
+Hardware: 2 CPU cores.
+Time: about 15 seconds for 512 pictures.
+Score: the VLM's.
 """
 
 import ml_collections

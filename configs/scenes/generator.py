@@ -3,6 +3,10 @@
     synth2 train --config=configs/scenes/generator.py --workdir=WORKDIR/generator \\
         --config.pretrained.tokenizer=WORKDIR/tokenizer \\
         --config.data.folders.real=WORKDIR/pairs/real
+
+Hardware: 2 CPU cores.
+Time: about 6 minutes.
+Score: about half of the objects right on captions of all combinations.
 """
 
 import ml_collections

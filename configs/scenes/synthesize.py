@@ -2,6 +2,10 @@
 
     synth2 synthesize --config=configs/scenes/synthesize.py --workdir=WORKDIR/pairs/synthetic \\
         --config.generator=WORKDIR/generator --config.captions=WORKDIR/captions
+
+Hardware: 2 CPU cores.
+Time: half a minute for 4,500 pairs.
+Score: the generator's.
 """
 
 import ml_collections

@@ -2,6 +2,10 @@
 
     synth2 tokenize --config=configs/scenes/tokenize.py --workdir=WORKDIR/pairs \\
         --config.tokenizer=WORKDIR/tokenizer
+
+Hardware: 2 CPU cores.
+Time: a few seconds.
+Score: none; more than 1,000 pictures a second.
 """
 
 import ml_collections

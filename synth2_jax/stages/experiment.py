@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -66,9 +66,9 @@ class Experiment:
     Every section is built at once: a mistake in the last must not come to light hours later.
 
     Args:
-      config: what ExperimentConfig holds, and `others`.
+      config: what `config_class` holds.
       workdir: every step has a folder in it.
-      others: sections that are none of the experiment's.
+      config_class: ExperimentConfig, or one with sections more.
       share_generator: all seeds sample from the generator of seed 0, each with noise of its own.
 
     Attributes:
@@ -79,12 +79,12 @@ class Experiment:
         self,
         config: ml_collections.ConfigDict,
         workdir: str,
-        others: Collection[str] = (),
+        config_class: type[ExperimentConfig] = ExperimentConfig,
         *,
         share_generator: bool = False,
     ):
         self._share_generator = share_generator
-        config_lib.build(ExperimentConfig, {k: config[k] for k in config if k not in others})
+        config_lib.build(config_class, config)
         for name in ("tokenizer", "language_model", "generator", "vlm"):
             train.build(config[name], f"config.{name}")
         self.config = config
@@ -232,10 +232,11 @@ class Experiment:
         print(f"== {name}", flush=True)
         start = time.monotonic()
         function()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        seconds = time.monotonic() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         times = self.workdir / "seconds.json"
         known: Mapping[str, float] = json.loads(times.read_text()) if times.exists() else {}
-        write_json(times, {**known, name: self.seconds[name]})
+        write_json(times, {**known, name: known.get(name, 0.0) + seconds})
 
     def _copy(self, section: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """A copy that takes paths and folders that the config file could not know."""

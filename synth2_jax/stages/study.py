@@ -21,7 +21,7 @@ from synth2_jax.files import write_json, write_text
 from synth2_jax.scenes import oracle
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.stages.demo import curve, steps_to_baseline
-from synth2_jax.stages.experiment import ARMS, Experiment
+from synth2_jax.stages.experiment import ARMS, Experiment, ExperimentConfig
 from synth2_jax.stages.tokenize import decode_images
 
 SCORES = ("cider", "cider_seen", "cider_unseen", "bleu4", "rouge_l", "objects_right")
@@ -55,10 +55,19 @@ class StudyConfig:
                 raise UserError(f"config.study.arms: unknown {arm!r}; {nearest(arm, ARMS)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyExperimentConfig(ExperimentConfig):
+    """The experiment's sections, and the study's own."""
+
+    study: StudyConfig = StudyConfig()
+
+
 def run(config: Any, workdir: str) -> dict[str, Any]:
     """Runs every arm that is missing; returns what study.json holds."""
     cfg = config_lib.build(StudyConfig, config.get("study"), "config.study")
-    experiment = Experiment(config, workdir, others=("study",), share_generator=cfg.share_generator)
+    experiment = Experiment(
+        config, workdir, StudyExperimentConfig, share_generator=cfg.share_generator
+    )
     experiment.tokenizer()
     experiment.language_model()
     experiment.pairs()

@@ -201,6 +201,7 @@ def test_interleave_runs_an_outer_block_before_every_kth_inner_one(num_outer):
         np.testing.assert_allclose(outputs, jnp.stack(expected_outputs), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scan_layers", "remat"), [(True, "full"), (True, "dots"), (False, "full")]
 )

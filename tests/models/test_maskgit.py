@@ -157,6 +157,7 @@ def test_layers_start_different():
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_remat_equals_plain():
     def gradient(config):
         def loss(params):

@@ -140,6 +140,44 @@ def test_statistics_stay_unless_mutable_and_training(deterministic, mutable):
         assert "ids_BN" in result  # no updates came back
 
 
+def test_without_quantization_vectors_pass_and_nothing_is_counted():
+    quantizer, variables, encoded = _quantizer()
+    weights = jax.random.normal(jax.random.key(3), encoded.shape)
+
+    @jax.jit
+    def run(variables, encoded, quantize):
+        return quantizer.apply(
+            variables,
+            encoded,
+            deterministic=False,
+            quantize=quantize,
+            mutable=["codebook_stats"],
+        )
+
+    out, updated = run(variables, encoded, False)
+    stats = updated["codebook_stats"]
+    np.testing.assert_array_equal(out["quantized_BNC"], encoded)
+    np.testing.assert_array_equal(out["codes_BNC"], encoded)
+    np.testing.assert_array_equal(stats["usage"], 0.0)
+    # Candidates of the codes to come are kept all the same.
+    rows = {tuple(row) for row in encoded.reshape(-1, C).tolist()}
+    assert {tuple(row) for row in stats["reservoir"].tolist()} == rows
+    # Ids are told as ever, and the first batch that is quantized is the first to be counted.
+    variables = {**variables, "codebook_stats": stats}
+    again, updated = run(variables, encoded, True)
+    np.testing.assert_array_equal(out["ids_BN"], again["ids_BN"])
+    expected = np.bincount(np.ravel(again["ids_BN"]), minlength=K)
+    np.testing.assert_array_equal(updated["codebook_stats"]["usage"], expected)
+
+    def output(params, encoded):
+        out, _ = run({**variables, "params": params}, encoded, False)
+        return jnp.sum(weights * (out["quantized_BNC"] + out["codes_BNC"]))
+
+    to_codebook, to_encoded = jax.grad(output, argnums=(0, 1))(variables["params"], encoded)
+    np.testing.assert_array_equal(to_encoded, weights)  # none through the codes
+    np.testing.assert_array_equal(to_codebook["codebook"], 0.0)
+
+
 def test_init_counts_nothing():
     _, variables, _ = _quantizer()
     np.testing.assert_array_equal(variables["codebook_stats"]["usage"], np.zeros(K))

@@ -134,6 +134,7 @@ def test_each_gate_opens_its_part(closed):
             assert np.abs(apply(config(), variables) - logits).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gates_learn_from_zero(closed):
     gradients = jax.grad(lambda variables: jnp.mean(apply(config(), variables) ** 2))(closed)
     gradients = gradients["params"]["cross_attention"]["layers"]
@@ -166,6 +167,7 @@ def test_scan_equals_loop(opened):
     np.testing.assert_allclose(apply(cfg, looped), apply(config(), opened), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_equals_plain(opened, remat):
     def loss(variables, remat):
@@ -207,6 +209,7 @@ def test_steps_without_an_image_are_the_bare_language_models(opened):
     np.testing.assert_allclose(logits, apply_lm(cfg, opened), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_beam_search_scores_are_the_full_models(opened):
     """Beams share their image's keys and values and carry their own text's."""
     cfg, prompt, max_length = config(), jnp.array([[0, 5], [0, 5]]), 4
@@ -233,6 +236,7 @@ def test_rows_that_cannot_share_the_images_are_refused(opened):
         step(config(), opened, jnp.zeros((3, 1), int), cache, visual)
 
 
+@pytest.mark.slow
 def test_dropout_of_the_cross_attention_alone(opened):
     """A frozen language model keeps its own dropout at 0."""
     model = VLM(config(dropout_rate=0.5))

@@ -172,6 +172,49 @@ def test_an_image_does_not_depend_on_its_batch(tiny):
     np.testing.assert_allclose(whole[1:2], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_with_kernels_of_one_cell_patches_do_not_know_their_places(kernel_size):
+    """Moving patches moves tokens and does nothing else: group norms see all patches as a set."""
+    config = dataclasses.replace(
+        TINY, patch_size=4, channel_multipliers=(1,), kernel_size=kernel_size
+    )
+    model, params, image = _build(config)
+    order = np.random.default_rng(0).permutation(config.num_tokens)
+
+    def moved(picture):
+        patches = space_to_depth(picture, 4)
+        flat = patches.reshape(len(picture), config.num_tokens, -1)[:, order]
+        return depth_to_space(flat.reshape(patches.shape), 4)
+
+    reconstruction, out = _apply(model, params, image)
+    moved_reconstruction, moved_out = _apply(model, params, moved(image))
+    encoded = np.asarray(out["encoded_BNC"])
+    difference = np.abs(moved_out["encoded_BNC"] - encoded[:, order]).max()
+    assert (difference < 1e-5) == (kernel_size == 1)
+    if kernel_size == 1:
+        np.testing.assert_array_equal(moved_out["ids_BN"], out["ids_BN"][:, order])
+        np.testing.assert_allclose(moved_reconstruction, moved(reconstruction), atol=1e-5)
+        kernels = [x.shape for x in jax.tree.leaves(params) if x.ndim == 4]
+        assert {shape[:2] for shape in kernels} == {(1, 1)}
+
+
+def test_before_it_quantizes_it_is_an_autoencoder(tiny):
+    model, params, image = tiny
+
+    @jax.jit
+    def run(quantize):
+        variables = {"params": params}
+        return model.apply(variables, image, deterministic=True, quantize=quantize)
+
+    reconstruction, out = run(False)
+    np.testing.assert_array_equal(out["quantized_BNC"], out["encoded_BNC"])
+    quantized_reconstruction, quantized = run(True)
+    np.testing.assert_array_equal(quantized["encoded_BNC"], out["encoded_BNC"])
+    assert np.abs(quantized_reconstruction - reconstruction).max() > 1e-3
+    default, _ = _apply(model, params, image)
+    np.testing.assert_allclose(default, quantized_reconstruction, atol=1e-6)
+
+
 def test_pixel_range_is_the_networks_own(tiny):
     model, params, image = tiny
     unit = VQTokenizer(dataclasses.replace(TINY, pixel_range=(0.0, 1.0)))

@@ -1,0 +1,89 @@
+"""`synth2 demo`: its summary's literal cases, and, marked slow, the whole of it in a process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from synth2_jax.stages.demo import curve, steps_to_baseline, summary
+from synth2_jax.training.metrics import JsonlWriter
+
+
+@pytest.mark.parametrize(
+    "baseline, other, expected",
+    [
+        ([[100, 10.0], [200, 20.0]], [[100, 25.0], [200, 30.0]], {"steps": 100, "share": 0.5}),
+        ([[100, 10.0], [200, 20.0]], [[100, 19.9], [200, 20.0]], {"steps": 200, "share": 1.0}),
+        ([[100, 10.0], [200, 20.0]], [[100, 5.0], [200, 19.0]], None),
+        # The baseline's last score counts, not its best.
+        ([[100, 30.0], [200, 20.0]], [[50, 21.0], [200, 1.0]], {"steps": 50, "share": 0.25}),
+        ([], [[100, 1.0]], None),
+        ([[100, 1.0]], [], None),
+    ],
+)
+def test_steps_to_baseline(baseline, other, expected):
+    assert steps_to_baseline(baseline, other) == expected
+
+
+def test_a_curve_is_one_metric_of_a_run(tmp_path):
+    writer = JsonlWriter(tmp_path / "metrics.jsonl")
+    writer.write(1, {"loss": 3.0})
+    writer.write(2, {"loss": 2.0, "validation/cider": 7.0})
+    writer.close()
+    assert curve(str(tmp_path), "loss") == [[1, 3.0], [2, 2.0]]
+    assert curve(str(tmp_path), "validation/cider") == [[2, 7.0]]
+
+
+def results(real, both, tiny=False):
+    def arm(cider):
+        return {"cider": cider, "cider_unseen": cider / 2, "objects_right": cider / 100}
+
+    return {
+        "arms": {"real": arm(real), "real_synthetic": arm(both)},
+        "tokenizer": {"objects_right": 0.95},
+        "generator": {"objects_right": 0.5},
+        "steps_per_second": {"embedding": 9.0, "pixel": 6.0},
+        "seconds": 120.0,
+        "tiny": tiny,
+    }
+
+
+def test_the_summary_tells_a_loss_as_well_as_a_gain():
+    assert "CIDEr: real only 40.0, real + synthetic 50.0 (+25%)" in summary(results(40.0, 50.0))
+    text = summary(results(50.0, 40.0))
+    assert "real + synthetic 40.0 (-20%)" in text
+    assert "1.50x the steps/s of pixel space" in text and "2.0 minutes" in text
+    assert "mean nothing" not in text
+    assert summary(results(50.0, 40.0, tiny=True)).startswith("tiny: ")
+    assert "(+nan%)" in summary(results(0.0, 40.0))
+
+
+@pytest.mark.slow
+def test_the_tiny_demo_makes_a_report_and_goes_on_where_it_was(tmp_path):
+    command = [
+        *(sys.executable, "-m", "synth2_jax.main", "demo"),
+        *("--config=configs/scenes/demo.py:tiny", f"--workdir={tmp_path}"),
+    ]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == f"report: {tmp_path}/report/index.html"
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert found["arms"].keys() == {"real", "real_synthetic"}
+    for arm in found["arms"].values():
+        assert {"cider", "bleu4", "rouge_l", "objects_right", "cider_unseen"} <= arm.keys()
+    assert 0 <= found["tokenizer"]["objects_right"] <= 1
+    assert "objects_right" in found["generator"]
+    assert found["steps_per_second"].keys() == {"embedding", "pixel"}
+    assert min(found["steps_per_second"].values()) > 0
+    assert found["seconds"] > 0 and found["tiny"] is True
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+
+    again = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "== tokenizer" in done.stdout and "== tokenizer" not in again.stdout
+    repeated = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert repeated["arms"] == found["arms"] and repeated["generator"] == found["generator"]

@@ -1,0 +1,234 @@
+"""The steps that demo and study share: they know what is done, and change only the pictures."""
+
+import collections
+import json
+import time
+
+import numpy as np
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax import main
+from synth2_jax.data import records
+from synth2_jax.errors import UserError
+from synth2_jax.scenes import language, oracle, renderer
+from synth2_jax.stages import captions, evaluate, tokenize, train
+from synth2_jax.stages.experiment import ARMS, Experiment
+from synth2_jax.training.trained import load_trained
+
+
+def overrides(argv, section):
+    """The config keys that an argv of the chain sets, moved under a section of the demo's."""
+    for argument in argv:
+        key, _, text = argument.partition("=")
+        if key.startswith("--config."):
+            yield f"{section}.{key.removeprefix('--config.')}", text
+
+
+def demo_config(chain):
+    """The demo's config, with the settings by which the chain's folders were made."""
+    config = main.load_config("configs/scenes/demo.py:tiny")
+    sections = {
+        name: chain.training(name, "")
+        for name in ("tokenizer", "language_model", "generator", "vlm")
+    }
+    sections["tokenize"] = chain.tokenization("")
+    sections["captions"] = chain.writing("")
+    sections["synthesize"] = chain.synthesis("")
+    sections["evaluate"] = chain.evaluation("")
+    for section, argv in sections.items():
+        for key, text in overrides(argv, section):
+            config_lib.override(config, key, text)
+    return config
+
+
+@pytest.fixture
+def experiment(chain):
+    """On the chain's own folder: all that the chain has made is there already."""
+    return Experiment(demo_config(chain), str(chain.root))
+
+
+def pairs_of(folder):
+    return list(records.read_pairs(folder))
+
+
+def test_what_is_there_is_not_made_again(chain, experiment, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError(f"ran again with {arguments}")
+
+    for stage in (train, captions, evaluate):
+        monkeypatch.setattr(stage, "run", refuse)
+    for loader, name in ((experiment.tokenizer, "tokenizer"), (experiment.generator, "generator")):
+        assert loader().path == str(chain.path(name))
+    experiment.captions()
+    assert experiment.vlm("real").step == chain.steps["vlm"]
+    assert len(experiment.written_captions()) == chain.num_captions
+    assert experiment.seconds == {}
+    with pytest.raises(AssertionError, match="ran again"):
+        experiment.generator(seed=1)
+
+
+def test_folders_of_pairs_are_checked_and_kept(chain, experiment):
+    assert experiment.synthesize() == str(chain.path("pairs", "synthetic"))
+    experiment.pairs()
+    assert records.verify(chain.path("pairs", "synthetic")).num_pairs == chain.num_captions
+
+
+def test_more_steps_than_were_done_is_more_to_do(chain):
+    config = demo_config(chain)
+    config.language_model.train.steps += 1
+    calls = []
+    experiment = Experiment(config, str(chain.root))
+    experiment._step = lambda name, function: calls.append(name)
+    experiment.language_model()
+    assert calls == ["language_model"]
+
+
+def test_shuffled_pairs_hold_the_same_pictures_in_another_order(chain, experiment):
+    synthetic = pairs_of(chain.path("pairs", "synthetic"))
+    folder = experiment.repaired("shuffled")
+    shuffled = pairs_of(folder)
+    assert [pair.caption for pair in shuffled] == [pair.caption for pair in synthetic]
+
+    def count(pairs):
+        return collections.Counter(tuple(pair.image_tokens) for pair in pairs)
+
+    assert count(shuffled) == count(synthetic)
+    moved = [
+        tuple(mine.image_tokens) != tuple(theirs.image_tokens)
+        for mine, theirs in zip(shuffled, synthetic, strict=True)
+    ]
+    assert np.mean(moved) > 0.5
+    check_provenance(folder, "shuffled", synthetic_manifest(chain))
+
+
+def test_blank_pairs_hold_one_empty_picture(chain, experiment):
+    synthetic = pairs_of(chain.path("pairs", "synthetic"))
+    folder = experiment.repaired("blank")
+    blank = pairs_of(folder)
+    assert [pair.caption for pair in blank] == [pair.caption for pair in synthetic]
+    empty = renderer.render(renderer.Scene((), "white"))
+    tokenizer = load_trained(str(chain.path("tokenizer")), "tokenizer")
+    expected = tokenize.encode_images(tokenizer, empty[None], 1, "test")[0]
+    for pair in blank:
+        np.testing.assert_array_equal(pair.image_tokens, expected)
+    check_provenance(folder, "blank", synthetic_manifest(chain))
+
+
+def test_rendered_pairs_show_what_their_captions_say(chain, experiment, monkeypatch):
+    images = []
+    encode = tokenize.encode_images
+
+    def recorded(trained, pictures, *arguments):
+        images.append(pictures)
+        return encode(trained, pictures, *arguments)
+
+    monkeypatch.setattr(tokenize, "encode_images", recorded)
+    folder = experiment.repaired("rendered")
+    rendered = pairs_of(folder)
+    (pictures,) = images
+    assert len(rendered) == len(pictures) > 5
+    claims = 0
+    for pair, scene in zip(rendered, oracle.read(pictures), strict=True):
+        for right, claimed in language.agreement(language.parse(pair.caption), scene).values():
+            assert right == claimed
+            claims += claimed
+    assert claims
+    tokenizer = load_trained(str(chain.path("tokenizer")), "tokenizer")
+    np.testing.assert_array_equal(
+        np.stack([pair.image_tokens for pair in rendered]), encode(tokenizer, pictures, 4, "test")
+    )
+    left_out = {p.caption for p in pairs_of(chain.path("pairs", "synthetic"))} - {
+        pair.caption for pair in rendered
+    }
+    for caption in left_out:  # only what no picture can show
+        assert language.imagine(language.parse(caption), np.random.default_rng(0)) is None
+    check_provenance(folder, "rendered", synthetic_manifest(chain))
+    assert experiment.repaired("rendered") == folder and len(images) == 1
+
+
+def synthetic_manifest(chain):
+    return records.read_manifest(chain.path("pairs", "synthetic"))
+
+
+def check_provenance(folder, name, synthetic):
+    manifest = records.verify(folder)
+    assert manifest.provenance.tokenizer == synthetic.provenance.tokenizer
+    assert manifest.provenance.generator is None
+    assert manifest.provenance.captions == {**synthetic.provenance.captions, "pictures": name}
+    assert dict(manifest.counts) == {"real": 0, "synthetic": manifest.num_pairs}
+    assert pairs_of(folder)[0].key == f"{name}-000000000-0"
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
+    chain, experiment, monkeypatch, arm
+):
+    seen = []
+    monkeypatch.setattr(experiment, "_train", lambda name, section: seen.append((name, section)))
+    monkeypatch.setattr(experiment, "synthesize", lambda seed: f"synthetic of seed {seed}")
+    monkeypatch.setattr(experiment, "repaired", lambda name, seed: f"{name} of seed {seed}")
+    experiment.vlm("real", seed=2)
+    experiment.vlm(arm, seed=2)
+    (_, real), (name, section) = seen
+    assert name == f"vlm_{arm}_seed2"
+    folders = {
+        source: str(chain.path("pairs", "real")) if source == "real" else f"{source} of seed 2"
+        for source in ARMS[arm]
+    }
+    assert section.data.folders.to_dict() == folders
+    rates = section.data.get("rates", {folder: 1.0 for folder in folders})
+    assert dict(rates) == ARMS[arm] and sum(ARMS[arm].values()) == 1
+    assert section.train.seed == section.data.seed == 2
+    for changed in ("folders", "rates", "mixture"):
+        for config in (section, real):
+            if changed in config.data:
+                del config.data[changed]
+    assert section.to_dict() == real.to_dict()
+
+
+def test_a_mistake_in_the_last_section_is_found_before_the_first_step(chain, tmp_path):
+    for key, text in (
+        ("vlm.trian.steps", "config.vlm.trian: unknown key; did you mean 'train'?"),
+        ("vlm.model.vlm.resampler.depth", "config.vlm.model.vlm.resampler.depth: unknown key"),
+        ("evaluate.decode.beams", "config.evaluate.decode.beams: unknown key"),
+        ("vml.train.steps", "config.vml: unknown key; did you mean 'vlm'?"),
+        ("vlm.data.text_length", "config.vlm.data.text_length: found 3, expected the model's"),
+    ):
+        config = demo_config(chain)
+        config_lib.override(config, key, "3")
+        with pytest.raises(UserError) as error:
+            Experiment(config, str(tmp_path))
+        assert text in str(error.value)
+
+
+def test_an_interrupted_first_run_is_not_a_trained_one(chain, tmp_path):
+    experiment = Experiment(demo_config(chain), str(tmp_path))
+    (tmp_path / "tokenizer" / "checkpoints").mkdir(parents=True)
+    calls = []
+    experiment._step = lambda name, function: calls.append(name)
+    with pytest.raises(UserError, match="expected checkpoint steps"):
+        experiment.tokenizer()
+    assert calls == ["tokenizer"]
+
+
+def test_seconds_of_steps_add_up_over_processes(chain, tmp_path):
+    first = Experiment(demo_config(chain), str(tmp_path))
+    first._step("tokenizer", lambda: time.sleep(0.02))
+    first._step("synthesize", lambda: time.sleep(0.02))
+    later = Experiment(demo_config(chain), str(tmp_path))
+    later._step("synthesize", lambda: None)  # all there already
+    seconds = json.loads((tmp_path / "seconds.json").read_text())
+    assert seconds.keys() == {"tokenizer", "synthesize"}
+    assert min(seconds.values()) >= 0.02
+    assert later.seconds.keys() == {"synthesize"} and later.seconds["synthesize"] < 0.02
+
+
+def test_seeds_may_share_a_generator_but_not_its_samples(chain, monkeypatch):
+    folders = []
+    for shared in (False, True):
+        experiment = Experiment(demo_config(chain), str(chain.root), share_generator=shared)
+        monkeypatch.setattr(experiment, "_train", lambda name, section: folders.append(name))
+        monkeypatch.setattr(experiment, "_step", lambda name, function: None)
+        assert experiment.synthesize(seed=2) == str(chain.path("pairs", "synthetic_seed2"))
+    assert folders == ["generator_seed2", "generator"]

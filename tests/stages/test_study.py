@@ -1,0 +1,123 @@
+"""The study's table and footnote on made-up results."""
+
+import json
+
+import ml_collections
+import pytest
+
+from synth2_jax.errors import UserError
+from synth2_jax.stages.study import StudyConfig, footnote, table, write_results
+
+MADE_WITH = {"jax": "0.10.2", "device": "1 x cpu", "commit": "0123456789"}
+
+
+def run(cider, right=0.5, curve=None):
+    return {
+        "cider": cider,
+        "cider_seen": cider + 1,
+        "cider_unseen": cider - 1,
+        "bleu4": 10.0,
+        "rouge_l": 30.0,
+        "objects_right": right,
+        "curve": curve or [[100, cider / 2], [200, cider]],
+    }
+
+
+STUDY = {
+    "real/0": run(50.0),
+    "real/1": run(40.0),
+    "real_synthetic/0": run(60.0, right=0.6, curve=[[100, 55.0], [200, 60.0]]),
+    "real_synthetic/1": run(30.0, right=0.4),
+    "rendered/0": run(90.0),
+    "rendered/1": run(80.0),
+    "shuffled/0": run(45.0),
+    "generator/0": {"objects_right": 0.7, "sizes_right": 0.8, "places_right": 0.9},
+    "generator/1": {"objects_right": 0.5, "sizes_right": 0.6, "places_right": 0.9},
+}
+
+
+def rows(study, **config):
+    lines = table(study, StudyConfig(seeds=(0, 1, 2), **config)).splitlines()
+    return {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines
+    }
+
+
+def test_means_and_spreads_over_the_seeds_that_are_there():
+    found = rows(STUDY)
+    assert found["real only"] == [
+        "2",
+        "45.0 ± 7.1",
+        "",
+        "46.0 ± 7.1",
+        "44.0 ± 7.1",
+        "10.0 ± 0.0",
+        "50.0 ± 0.0 %",
+    ]
+    # One seed has no spread.
+    assert found["real + synthetic, images shuffled"][:3] == ["1", "45.0", "-10.0%"]
+
+
+def test_gains_are_of_the_same_seed_and_may_be_losses():
+    # +20 % and -25 %.
+    assert rows(STUDY)["real + synthetic"][2] == "-2.5%"
+    # 90/50 - 1 and 80/40 - 1.
+    assert rows(STUDY)["real + synthetic captions, true images (upper bound)"][2] == "+90.0%"
+    alone = {"real_synthetic/0": run(60.0)}
+    assert rows(alone)["real + synthetic"][2] == ""
+
+
+def test_arms_without_results_have_no_row_and_others_keep_their_order():
+    names = list(rows(STUDY))
+    assert names == [
+        "arm",
+        "---",
+        "real only",
+        "real + synthetic",
+        "real + synthetic, images shuffled",
+        "real + synthetic captions, true images (upper bound)",
+    ]
+    assert list(rows(STUDY, arms=("rendered", "real")))[2:] == [names[-1], "real only"]
+    assert all(len(cells) == 7 for cells in rows(STUDY).values())
+
+
+def test_the_footnote_of_a_win_and_a_defeat():
+    lines = footnote(STUDY, MADE_WITH).splitlines()
+    assert lines == [
+        "Generated pictures, read by the oracle: objects right 60.0 ± 14.1 %, sizes 70.0 ± 14.1 %, "
+        "places 90.0 ± 0.0 %.",
+        # (60 - 50) / (90 - 50) and (30 - 40) / (80 - 40): a negative share stays one.
+        "Gap to the upper bound closed: 0.0 ± 35.4 %.",
+        "Real-only's last score is reached after 50%, never of its steps.",
+        "Mean ± standard deviation over seeds; jax 0.10.2 on 1 x cpu, commit 0123456789.",
+    ]
+
+
+def test_a_footnote_says_no_more_than_there_is():
+    assert footnote({"real/0": run(50.0)}, MADE_WITH).splitlines() == [
+        "Mean ± standard deviation over seeds; jax 0.10.2 on 1 x cpu, commit 0123456789."
+    ]
+
+
+def test_a_baseline_of_nothing_gives_no_gain():
+    study = {"real/0": run(0.0), "real_synthetic/0": run(5.0), "rendered/0": run(0.0)}
+    assert rows(study)["real + synthetic"][1:3] == ["5.0", ""]
+    assert "Gap" not in footnote(study, MADE_WITH)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_table_and_footnote_are_written_with_what_they_were_made_from(tmp_path, shared):
+    config = ml_collections.ConfigDict({"study": {"share_generator": shared}})
+    cfg = StudyConfig(share_generator=shared)
+    write_results(tmp_path, STUDY, cfg, config)
+    saved = json.loads((tmp_path / "study.json").read_text())
+    assert saved["runs"] == STUDY and saved["config"] == config.to_dict()
+    text = (tmp_path / "study.md").read_text()
+    assert text.startswith(table(STUDY, cfg))
+    assert f"jax {saved['made_with']['jax']} on {saved['made_with']['device']}" in text
+    assert ("One generator for all seeds." in text) == shared
+
+
+def test_an_unknown_arm_is_named():
+    with pytest.raises(UserError, match="unknown 'sufled'; did you mean 'shuffled'?"):
+        StudyConfig(arms=("real", "sufled"))

@@ -1,0 +1,122 @@
+"""`synth2 synthesize`: provenance, resume shard by shard, and rows that stand alone."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax.data import records
+from synth2_jax.files import read_json_lines
+from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator, text_ids
+from synth2_jax.training.trained import load_trained
+from synth2_jax.vocabulary import EOS_ID, load_vocabulary
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tfrecord"))}
+
+
+@pytest.fixture(scope="module")
+def generator(chain):
+    return load_trained(str(chain.path("generator")), "generator")
+
+
+@pytest.fixture(scope="module")
+def config(chain):
+    """As the pairs were made."""
+    manifest = records.read_manifest(chain.path("pairs", "synthetic"))
+    return config_lib.build(SynthesizeConfig, manifest.provenance.config)
+
+
+def test_the_manifest_tells_where_the_pairs_come_from(chain, generator):
+    manifest = records.verify(chain.path("pairs", "synthetic"))
+    assert dict(manifest.counts) == {"real": 0, "synthetic": chain.num_captions}
+    assert [shard.num_pairs for shard in manifest.shards] == [6, 7, 7]
+    found = manifest.provenance
+    assert found.tokenizer == generator.fingerprint("tokenizer")
+    assert found.generator == {
+        "checkpoint": "generator",
+        "step": chain.steps["generator"],
+        "fingerprint": generator.fingerprint("generator"),
+    }
+    assert found.sampler["num_steps"] == 2 and found.sampler["seed"] == 0
+    assert found.sampler["guidance"]["scale"] == 1.5
+    assert found.captions == json.loads(chain.path("captions", "manifest.json").read_text())
+
+
+def test_every_caption_has_its_pair_in_order(chain):
+    pairs = list(records.read_pairs(chain.path("pairs", "synthetic")))
+    rows = read_json_lines(chain.path("captions", "captions.jsonl"))
+    assert [pair.caption for pair in pairs] == [row["caption"] for row in rows]
+    assert [pair.key for pair in pairs[:2]] == ["synthetic-000000000-0", "synthetic-000000001-0"]
+    assert {pair.source for pair in pairs} == {"synthetic"}
+    tokens = np.stack([pair.image_tokens for pair in pairs])
+    assert tokens.shape == (chain.num_captions, chain.num_tokens)
+    assert len(np.unique(tokens, axis=0)) > 1  # a mask id would have been refused by the writer
+
+
+def test_only_missing_shards_are_made_again_and_come_out_the_same(chain, tmp_path):
+    chain.run(chain.synthesis(tmp_path))
+    whole = shards(tmp_path)
+    assert whole == shards(chain.path("pairs", "synthetic"))
+    first, second, third = whole
+    manifest = (tmp_path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / second).unlink()
+    kept = {name: (tmp_path / name).stat().st_mtime_ns for name in (first, third)}
+    chain.run(chain.synthesis(tmp_path))
+    assert shards(tmp_path) == whole
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
+    assert (tmp_path / "manifest.json").read_text() == manifest
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
+    chain.run(chain.synthesis(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_another_seed_or_sampler_needs_another_folder(chain, mistake):
+    folder = chain.path("pairs", "synthetic")
+    for change in ({"seed": 1}, {"guidance__scale": 2.0}, {"num_shards": 2}):
+        assert "delete the folder or choose another" in mistake(chain.synthesis(folder, **change))
+
+
+def test_a_row_depends_on_its_caption_and_number_alone(chain, generator, config):
+    captions = [row["caption"] for row in read_json_lines(chain.path("captions/captions.jsonl"))]
+    pairs = list(records.read_pairs(chain.path("pairs", "synthetic")))
+    expected = np.stack([pair.image_tokens for pair in pairs])
+    generate = TokenGenerator(generator, dataclasses.replace(config, batch_size=5))
+    # In other batches than the stage's, in another order, and with the batch half filled.
+    order = [7, 3, 11]
+    np.testing.assert_array_equal(generate([captions[i] for i in order], order), expected[order])
+    moved = generate([captions[7]] * 2, [7, 8])
+    np.testing.assert_array_equal(moved[0], expected[7])
+    assert (moved[1] != moved[0]).any()  # the number is the seed of the row
+
+
+def test_several_samples_of_a_caption_differ(chain, tmp_path):
+    chain.run(chain.synthesis(tmp_path, samples_per_caption=3, num_shards=1))
+    pairs = list(records.read_pairs(tmp_path))
+    assert len(pairs) == 3 * chain.num_captions
+    groups = [pairs[i : i + 3] for i in range(0, len(pairs), 3)]
+    assert all(len({pair.caption for pair in group}) == 1 for group in groups)
+    assert any(len({tuple(pair.image_tokens) for pair in group}) == 3 for group in groups)
+
+
+def test_text_ids_end_in_eos_and_are_padded_or_cut():
+    vocabulary = load_vocabulary("scenes")
+    ids = vocabulary.encode("a red circle")
+    rows = text_ids(["a red circle", "a red circle " * 9], vocabulary, len(ids) + 2)
+    assert rows[0].tolist() == [*ids, EOS_ID, 0]
+    assert rows[1].tolist() == [*vocabulary.encode("a red circle " * 9)[: len(ids) + 1], EOS_ID]
+
+
+def test_mistakes(chain, mistake, tmp_path):
+    line = mistake(chain.synthesis(tmp_path, captions=tmp_path))
+    assert line == f"{tmp_path}/captions.jsonl: no such file, expected one JSON object a line"
+    line = mistake(chain.synthesis(tmp_path, sampler__order="halto"))
+    assert "did you mean 'halton'?" in line
+    line = mistake(chain.synthesis(tmp_path, guidance__ramp="linaer"))
+    assert "did you mean 'linear'?" in line
+    line = mistake(chain.synthesis(tmp_path, generator=chain.path("captions")))
+    assert "expected checkpoint steps" in line

@@ -1,0 +1,230 @@
+"""Every config builds, no key is dead or mistyped, and docstrings say how to use it."""
+
+import ast
+import dataclasses
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import jax
+import pytest
+
+import synth2_jax
+from synth2_jax import config as config_lib
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.main import STAGES, load_config
+from synth2_jax.stages import captions, evaluate, study, synthesize, tokenize, train
+from synth2_jax.stages.experiment import Experiment
+from synth2_jax.training import train_state
+from synth2_jax.training.optimizer import make_optimizer
+
+PACKAGE = pathlib.Path(synth2_jax.__file__).parent
+FOLDER = pathlib.Path("configs")
+# Shared sections, not a config of a stage.
+FILES = sorted(path for path in FOLDER.rglob("*.py") if path.name != "models.py")
+BUILDERS = {
+    "tokenize": lambda config: config_lib.build(tokenize.TokenizeConfig, config),
+    "train": train.build,
+    "captions": lambda config: config_lib.build(captions.CaptionsConfig, config),
+    "synthesize": lambda config: config_lib.build(synthesize.SynthesizeConfig, config),
+    "evaluate": lambda config: config_lib.build(evaluate.EvaluateConfig, config),
+    "demo": lambda config: Experiment(config, "unused"),
+    "study": lambda config: Experiment(config, "unused", study.StudyExperimentConfig),
+}
+
+
+def docstring(path):
+    return ast.get_docstring(ast.parse(path.read_text()))
+
+
+def stage_of(path):
+    (stage,) = set(re.findall(r"synth2 (\w+) --config=", docstring(path)))
+    return stage
+
+
+def variants(path):
+    """FILE, and FILE:WORD for the words that its get_config tells of."""
+    words = sorted(set(re.findall(r"`:([a-z,]+)`", path.read_text())))
+    return [str(path), *(f"{path}:{word}" for word in words)]
+
+
+VARIANTS = [variant for path in FILES for variant in variants(path)]
+TRAINED = [v for v in VARIANTS if stage_of(pathlib.Path(v.split(":")[0])) == "train"]
+
+
+def build(variant, change=None):
+    config = load_config(variant)
+    if change:
+        config_lib.override(config, *change)
+    return BUILDERS[stage_of(pathlib.Path(variant.split(":")[0]))](config)
+
+
+def keys_of(section, where=""):
+    """Dotted paths of the keys of a config, those of data that a user names left out."""
+    for name, value in section.items():
+        if where in ("data.folders.", "data.rates.") or where.endswith(
+            (".data.folders.", ".data.rates.")
+        ):
+            return
+        yield f"{where}{name}"
+        if hasattr(value, "items"):
+            yield from keys_of(value, f"{where}{name}.")
+
+
+def test_there_are_configs_for_every_stage_that_takes_one():
+    assert {stage_of(path) for path in FILES} == set(STAGES) - {"report", "inspect"}
+    assert any(variant.endswith(":tiny") for variant in TRAINED)
+    assert "configs/scenes/vlm.py:mixture" in VARIANTS
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_builds(variant):
+    build(variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_typo_in_any_of_its_keys_dies_with_the_right_name(variant):
+    for key in keys_of(load_config(variant)):
+        parent, _, name = key.rpartition(".")
+        typo = f"{parent}.{name}x" if parent else f"{name}x"
+        with pytest.raises(UserError) as error:
+            build(variant, (typo, "1"))
+        assert f"config.{typo}: unknown key; did you mean '{name}'?" in str(error.value)
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+def test_its_training_state_has_a_layout(variant):
+    cfg, objective = build(variant)
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    layout = train_state.state_layout(objective, make_optimizer(cfg.optimizer), mesh)
+    assert jax.tree.leaves(layout.params)
+    assert objective.batch_spec(cfg.data.batch_size)
+    # The schedule ends with the run, and the last log line is the last step's.
+    assert cfg.optimizer.total_steps in (0, cfg.train.steps)
+    assert cfg.optimizer.warmup_steps < cfg.train.steps
+
+
+def test_configs_of_one_chain_fit_together():
+    """Each model is the same wherever it is a part of another."""
+    tasks = {
+        name: build(f"configs/scenes/{name}.py")[1].task
+        for name in ("tokenizer", "language_model", "generator", "vlm")
+    }
+    assert tasks["generator"].tokenizer == tasks["vlm"].tokenizer == tasks["tokenizer"].tokenizer
+    assert tasks["vlm"].vlm.language_model == tasks["language_model"].language_model
+    vocabularies = {
+        load_config(f"configs/scenes/{name}.py").vocabulary
+        for name in ("captions", "synthesize", "evaluate")
+    } | {
+        load_config(f"configs/scenes/{name}.py").data.vocabulary
+        for name in ("language_model", "generator", "vlm")
+    }
+    assert len(vocabularies) == 1
+
+
+def test_tiny_is_the_same_model_for_fewer_steps():
+    for variant in TRAINED:
+        if variant.endswith("tiny"):
+            tiny, whole = load_config(variant), load_config(re.sub(r":?,?tiny", "", variant))
+            assert tiny.model.to_dict() | {"quantize_start": 0} == whole.model.to_dict() | {
+                "quantize_start": 0
+            }
+            assert tiny.train.steps < whole.train.steps / 10
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_its_docstring_holds_command_hardware_time_and_score(path):
+    text = docstring(path)
+    assert f"synth2 {stage_of(path)} --config={path} --workdir=" in text
+    for line in ("Hardware:", "Time:", "Score:"):
+        assert re.search(rf"^{line} \S", text, re.MULTILINE), f"{path}: no line {line!r}"
+
+
+# --- no key is dead ---
+
+
+def config_classes():
+    """Every config dataclass of the package: those that `config.build` can be asked for."""
+    for info in pkgutil.walk_packages([str(PACKAGE)], "synth2_jax."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and dataclasses.is_dataclass(value)
+                and value.__module__ == info.name
+                and value.__name__.endswith(("Config", "Task"))
+            ):
+                yield value
+
+
+def reads(tree):
+    """(attribute, name of the enclosing class, name of the enclosing function) of each `x.name`.
+
+    `getattr(x, name)` with a name that is no literal reads nothing in particular.
+    """
+    found = []
+
+    def visit(node, cls, function):
+        if isinstance(node, ast.ClassDef):
+            cls = node.name
+        elif isinstance(node, ast.FunctionDef):
+            function = node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.append((node.attr, cls, function))
+        for child in ast.iter_child_nodes(node):
+            visit(child, cls, function)
+
+    visit(tree, None, None)
+    return found
+
+
+def dead_fields(classes, sources):
+    """ "Class.field" that nothing reads but the checks in the class's own __post_init__."""
+    found = [read for source in sources for read in reads(ast.parse(source))]
+    return sorted(
+        f"{cls}.{field}"
+        for cls, fields in classes.items()
+        for field in fields
+        if not any(
+            name == field and (where, function) != (cls, "__post_init__")
+            for name, where, function in found
+        )
+    )
+
+
+# Read by `getattr(config.pretrained, part)` in stages/train.py.
+READ_BY_NAME = {"PretrainedConfig.language_model", "PretrainedConfig.tokenizer"}
+# Sections of the experiment, which reads them in the ConfigDict that they were built from.
+SECTIONS = ("ExperimentConfig.", "StudyExperimentConfig.")
+
+
+def test_every_field_of_every_config_class_is_read():
+    classes = {
+        cls.__name__: [field.name for field in dataclasses.fields(cls)] for cls in config_classes()
+    }
+    assert {"TrainConfig", "VQTokenizerConfig", "VLMTask", "DataConfig"} <= classes.keys()
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py")]
+    dead = set(dead_fields(classes, sources)) - READ_BY_NAME
+    assert {name for name in dead if not name.startswith(SECTIONS)} == set()
+
+
+def test_a_dead_field_is_found():
+    source = """
+class ToyConfig:
+    depth: int = 1
+    width: int = 1
+    unused: int = 1
+    def __post_init__(self):
+        assert self.unused > 0 and self.depth > 0
+    @property
+    def area(self):
+        return self.width ** 2
+def run(config):
+    config.unused = 2
+    return config.depth + config.area
+"""
+    classes = {"ToyConfig": ["depth", "width", "unused"]}
+    assert dead_fields(classes, [source]) == ["ToyConfig.unused"]
+    assert dead_fields(classes, [source, "print(config.unused)"]) == []

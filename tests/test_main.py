@@ -1,0 +1,302 @@
+"""The command line: exit codes, one line for a mistake, and overrides of config keys."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax import main
+from synth2_jax.errors import UserError
+from synth2_jax.main import STAGES, load_config, parse
+
+VLM = "--config=configs/scenes/vlm.py"
+LANGUAGE_MODEL = "--config=configs/scenes/language_model.py:tiny"
+
+
+def mistake(capfd, *arguments):
+    """The one line on stderr of a command that ends with code 2."""
+    assert main.main(["synth2", *arguments]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.startswith("synth2: ") and printed.err.count("\n") == 1
+    return printed.err.removeprefix("synth2: ").rstrip("\n")
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["trian"], "stage 'trian': unknown; did you mean 'train'? one of: captions, demo,"),
+        (["train", "--workdir=w"], "train: no --config=FILE given"),
+        (["train", VLM], "train: no --workdir=DIR given"),
+        (["train", VLM, "--wrokdir=w"], "flag 'wrokdir'. Did you mean: workdir"),
+        (["train", VLM, "--workdir=w", "here"], "argument 'here': unexpected"),
+        (["train", "--config=no.py", "--workdir=w"], "--config=no.py: no such file, expected"),
+        (["train", f"{VLM}:tinny", "--workdir=w"], "unknown word 'tinny'; did you mean 'tiny'?"),
+        (
+            ["evaluate", "--config=configs/scenes/evaluate.py:tiny", "--workdir=w"],
+            "configs/scenes/evaluate.py takes no argument",
+        ),
+        (["train", VLM, "--workdir=w", "--config.train.steps"], "expected --config.KEY=VALUE"),
+        (["train", VLM, "--workdir=w", "--config.train..steps=1"], "expected --config.KEY=VALUE"),
+        (["report", "--workdir=w", "--config.a=1"], "report: no --config=FILE given"),
+        (
+            ["train", VLM, "--workdir=w", "--config.optimizer.lerning_rate=1"],
+            "config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'? one of: "
+            "beta1, beta2, clip_norm,",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.optimzer.learning_rate=1"],
+            "config.optimzer: unknown key; did you mean 'optimizer'? one of: data, mesh,",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_latent=1"],
+            "config.model.vlm.resampler.num_latent: unknown key; did you mean 'num_latents'?",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.train.steps=1.5"],
+            "config.train.steps: found 1.5, expected int",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.model_name.x=1"],
+            "config.model_name: found 'vlm', which has no keys such as 'x'",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.train=1"],
+            "config.train: a section, expected one of its keys; it has checkpoint_every,",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.model.vlm.language_model.dtype=float23"],
+            "unknown dtype 'float23'; did you mean 'float32'? one of: bfloat16, float32",
+        ),
+        (
+            ["train", VLM, "--workdir=w"],
+            "config.pretrained.tokenizer: empty, expected the workdir of a trained tokenizer",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.pretrained.tokenizer=/no/where"],
+            "/no/where: no such folder, expected the workdir of a training run",
+        ),
+        (
+            ["train", LANGUAGE_MODEL, "--workdir=w", "--config.mesh.fsdp=0"],
+            "config.mesh: found data=-1 fsdp=0 tensor=1, expected positive sizes",
+        ),
+        (
+            ["demo", "--config=configs/scenes/demo.py", "--workdir=w", "--config.vlm.trian=3"],
+            "config.vlm.trian: unknown key; did you mean 'train'?",
+        ),
+        (
+            ["study", "--config=configs/scenes/study.py", "--workdir=w", "--config.study.seed=3"],
+            "config.study.seed: unknown key; did you mean 'seeds'? one of: arms, seeds",
+        ),
+        (["inspect", "--workdir=/no/where"], "/no/where: no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(capfd, tmp_path, monkeypatch, arguments, text):
+    root = pathlib.Path.cwd()
+    arguments = [a.replace("=configs", f"={root}/configs") for a in arguments]
+    monkeypatch.chdir(tmp_path)
+    assert text in mistake(capfd, *arguments).replace(f"{root}/", "")
+    assert list(tmp_path.iterdir()) == []  # refused before anything was written
+
+
+def test_a_broken_config_file_is_named_with_its_line(capfd, tmp_path):
+    file = tmp_path / "broken.py"
+    for text, expected in (
+        ("import nothing_of_this_name\n", f"{file}, line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return 1 / 0\n", f"{file}, line 2: ZeroDivisionError: division"),
+        ("def get_config(:\n", f"{file}: SyntaxError"),
+        ("X = 1\n", f"{file}: AttributeError"),
+        ("def get_config():\n    return {}\n", f"{file}: get_config gave {{}}, expected a Config"),
+    ):
+        file.write_text(text)
+        assert expected in mistake(capfd, "train", f"--config={file}", f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (
+            ["train", VLM, "--config.optimizer.lerning_rate=1"],
+            "synth2: config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'?",
+        ),
+        # TensorFlow is loaded before the mixture is looked for, and must keep silent.
+        (
+            ["train", LANGUAGE_MODEL, "--config.data.mixture=scenes_txt"],
+            "synth2: mixture 'scenes_txt': no task or mixture of this name; did you mean "
+            "'scenes_text'? one of: scenes_images, scenes_text",
+        ),
+    ],
+)
+def test_in_a_process_there_is_no_traceback_either(tmp_path, arguments, text):
+    done = subprocess.run(
+        [sys.executable, "-m", "synth2_jax.main", *arguments, f"--workdir={tmp_path}"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(text) and done.stderr.count("\n") == 1
+
+
+def test_what_is_no_mistake_of_the_users_is_not_hidden(monkeypatch, tmp_path):
+    def fail(config, workdir):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("synth2_jax.stages.report.run", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main.main(["synth2", "report", f"--workdir={tmp_path}"])
+
+
+def test_a_stage_that_was_told_to_stop_keeps_its_code(monkeypatch, tmp_path):
+    def stop(config, workdir):
+        raise SystemExit(143)
+
+    monkeypatch.setattr("synth2_jax.stages.report.run", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["synth2", "report", f"--workdir={tmp_path}"])
+    assert stopped.value.code == 143
+
+
+# --- what a stage gets ---
+
+
+def test_help_lists_the_stages(capsys):
+    for argv in (["synth2"], ["synth2", "--help"], ["synth2", "help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main.main(argv)
+        assert stopped.value.code == 0
+        assert ", ".join(STAGES) in capsys.readouterr().out
+
+
+def test_every_stage_is_a_module_with_run_and_every_module_a_stage():
+    folder = pathlib.Path(main.__file__).parent / "stages"
+    stages = {path.stem for path in folder.glob("*.py") if "\ndef run(" in path.read_text()}
+    assert stages == set(STAGES)
+
+
+def test_a_stage_gets_config_and_absolute_workdir(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr("synth2_jax.stages.report.run", lambda *given: calls.append(given))
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["synth2", "report", "--workdir=here"]) == 0
+    assert calls == [(None, str(tmp_path / "here"))]
+
+
+def test_flags_come_in_any_order_and_form():
+    for arguments in (
+        [VLM, "--workdir=w", "--config.train.steps=3"],
+        ["--config.train.steps=3", "--workdir", "w", "--config", VLM.partition("=")[2]],
+        ["-config.train.steps=3", "-workdir=w", VLM],
+    ):
+        stage, config, workdir = parse(["synth2", "train", *arguments])
+        assert (stage, config.train.steps) == ("train", 3)
+        assert workdir == os.path.abspath("w")
+
+
+def test_config_files_find_their_siblings_from_any_folder(monkeypatch, tmp_path):
+    file = pathlib.Path("configs/scenes/vlm.py").resolve()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(file.parents[2]))])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert load_config(str(file)).model_name == "vlm"
+    assert load_config(f"{file}:mixture").data.mixture == "real_synthetic"
+
+
+def test_keys_that_a_file_leaves_out_can_be_set():
+    given = {
+        "mesh.fsdp": "2",
+        "data.source": "fake",
+        "optimizer.clip_norm": "2",
+        "data.folders.other": "/data/1",
+        "data.modules": "mine,yours",
+        "optimizer.weight_decay_skip": "('norm', 'bias')",
+        "validation.captions.folder": "f",
+        "validation.captions.decode.method": "greedy",
+        "data.num_epochs": "3",
+        "model.vlm.language_model.dtype": "bfloat16",
+        "model.vlm.language_model.tie_embeddings": "false",
+    }
+    arguments = [f"--config.{key}={text}" for key, text in given.items()]
+    _, config, _ = parse(["synth2", "train", VLM, "--workdir=w", *arguments])
+    from synth2_jax.stages import train
+
+    cfg, objective = train.build(config)
+    assert cfg.mesh.fsdp == 2 and cfg.data.source == "fake" and cfg.optimizer.clip_norm == 2.0
+    assert dict(cfg.data.folders) == {"real": "", "other": "/data/1"}
+    assert cfg.data.module_names == ("mine", "yours") and cfg.data.num_epochs == 3
+    assert cfg.optimizer.weight_decay_skip == ("norm", "bias")
+    assert cfg.validation.captions.decode.method == "greedy"
+    assert objective.task.vlm.language_model.dtype == "bfloat16"
+    assert objective.task.vlm.language_model.tie_embeddings is False
+
+
+@pytest.mark.parametrize(
+    "key, text, expected",
+    [
+        ("count", "4", 4),
+        ("count", "1e-3", 1e-3),
+        ("count", "none", None),
+        ("rate", "3", 3.0),
+        ("name", "12", "12"),  # a string stays one
+        ("name", "None", "None"),
+        ("name", "", ""),
+        ("flag", "true", True),
+        ("flag", "False", False),
+        ("empty", "a b", "a b"),
+        ("items", "a,b", ("a", "b")),
+        ("items", "a", ("a",)),
+        ("items", "('x', 'y')", ("x", "y")),
+        ("items", "[1, 2]", (1, 2)),
+        ("items", "3", (3,)),
+        ("items", "none", None),
+        ("section.key", "-1", -1),
+        ("section.deeper.key", "x", "x"),
+        ("new.section.key", "0.5", 0.5),
+        ("new", "/a/path-1", "/a/path-1"),
+    ],
+)
+def test_values_are_read_in_the_light_of_what_they_replace(key, text, expected):
+    config = ml_collections.ConfigDict(
+        {
+            "count": 1,
+            "rate": 0.5,
+            "name": "x",
+            "flag": True,
+            "empty": None,
+            "items": ("i",),
+            "section": {"key": 1},
+        }
+    ).lock()
+    before = config.to_dict()
+    config_lib.override(config, key, text)
+    found = config
+    for name in key.split("."):
+        found = found[name]
+    assert found == expected and type(found) is type(expected)
+    after = config.to_dict()
+    for name in before.keys() - {key.split(".")[0]}:
+        assert after[name] == before[name]
+    with pytest.raises(AttributeError):
+        config.another = 1  # locked again
+
+
+def test_a_reference_to_an_overridden_key_follows_it():
+    config = ml_collections.ConfigDict({"steps": 10})
+    config.total = config.get_ref("steps") * 2
+    config_lib.override(config, "steps", "7")
+    assert config.total == 14
+
+
+def test_a_section_cannot_be_overwritten_nor_a_value_entered():
+    config = ml_collections.ConfigDict({"a": {"b": 1}})
+    with pytest.raises(UserError, match="config.a: a section, expected one of its keys; it has b"):
+        config_lib.override(config, "a", "3")
+    with pytest.raises(UserError, match=r"config.a.b: found 1, which has no keys such as 'c'"):
+        config_lib.override(config, "a.b.c", "3")

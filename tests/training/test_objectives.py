@@ -1,0 +1,404 @@
+"""The four objectives: finite losses, gradients exactly where training is, and what losses see.
+
+Legend: B batch, N image tokens, K codebook size.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.models.quantizer import STATS
+from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.training import train_state
+from synth2_jax.training.metrics import mean
+from synth2_jax.training.objectives import OBJECTIVES, make_objective
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+from synth2_jax.training.train_step import RNG_STREAMS
+
+B, K = 4, 16
+WIDTH = {
+    "num_layers": 1,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "head_dim": 8,
+    "mlp_dim": 16,
+    "scan_layers": False,  # compiles faster
+}
+TOKENIZER = {
+    "image_size": 8,
+    "patch_size": 4,
+    "filters": 8,
+    "channel_multipliers": (1,),
+    "num_res_blocks": 1,
+    "kernel_size": 1,
+    "embedding_dim": 4,
+    "codebook_size": K,
+    "norm_groups": 2,
+    "reservoir_size": 32,
+}
+LANGUAGE_MODEL = {"vocab_size": 16, **WIDTH}
+SECTIONS = {
+    "tokenizer": {"tokenizer": TOKENIZER},
+    "language_model": {"language_model": LANGUAGE_MODEL, "text_length": 6},
+    "generator": {
+        "tokenizer": TOKENIZER,
+        "generator": {
+            "text_encoder": {"vocab_size": 16, **WIDTH},
+            "maskgit": {
+                "codebook_size": K,
+                "num_tokens": 4,
+                "token_embedding": "codebook",
+                **WIDTH,
+            },
+        },
+        "text_length": 6,
+        "caption_dropout": 0.5,
+    },
+    "vlm": {
+        "tokenizer": TOKENIZER,
+        "vlm": {
+            "language_model": LANGUAGE_MODEL,
+            "resampler": {"num_latents": 2, **WIDTH},
+            "image_embedding_dim": 4,
+            "num_image_tokens": 4,
+        },
+        "text_length": 6,
+    },
+}
+ADVERSARIAL = {
+    "tokenizer": TOKENIZER,
+    "loss": {"adversarial_weight": 0.1, "r1_weight": 1.0},
+    "discriminator": {"image_size": 8, "filters": 4, "channel_multipliers": (1,)},
+}
+RNGS = {name: jax.random.fold_in(jax.random.key(7), i) for i, name in enumerate(RNG_STREAMS)}
+
+
+class Case:
+    """An objective with parameters and a batch.
+
+    Parameters are numpy's, of the right shapes: compiling the real initializers takes seconds.
+    Gates of cross-attention are closed, as they are at first.
+    """
+
+    def __init__(self, name, section=None, *, initialize=False):
+        self.objective = make_objective(name, section or SECTIONS[name])
+
+        def init(key):
+            return nn.unbox(self.objective.init(key))
+
+        if initialize:
+            variables = dict(jax.jit(init)(jax.random.key(0)))
+        else:
+            variables = draw(jax.eval_shape(init, jax.random.key(0)))
+        self.params = variables.pop("params")
+        self.model_state = variables
+        limits = {"image_tokens": K}
+        self.batch = next(FakeBatches(self.objective.batch_spec(B), limits=limits))
+        self._loss = jax.jit(self.objective.loss, static_argnames="train")
+
+    def opened(self):
+        """The parameters with all gates of cross-attention at 1."""
+        flat = train_state.flatten(self.params)
+        return train_state.unflatten(
+            {p: jnp.ones_like(x) if p.endswith("_gate") else x for p, x in flat.items()}
+        )
+
+    def step(self, params=None, *, train=False, step=0, rngs=RNGS, **changes):
+        """(metrics, model_state) of the batch with some arrays changed."""
+        params = self.params if params is None else params
+        batch = {**self.batch, **changes}
+        return self._loss(params, self.model_state, batch, rngs, jnp.int32(step), train=train)
+
+    def metrics(self, *args, **kwargs):
+        return self.step(*args, **kwargs)[0]
+
+    def loss(self, *args, **kwargs):
+        return float(mean(self.metrics(*args, **kwargs)["loss"]))
+
+
+def draw(shapes):
+    """Random parameters and statistics of zero."""
+    rng = np.random.default_rng(0)
+
+    def parameter(path, leaf):
+        if path.endswith("_gate"):
+            return jnp.zeros(leaf.shape)
+        noise = rng.normal(size=leaf.shape)
+        if leaf.ndim < 2 or "norm" in path:
+            return jnp.float32(1 + 0.1 * noise)
+        return jnp.float32(noise * np.prod(leaf.shape[:-1]) ** -0.5)
+
+    params = {p: parameter(p, x) for p, x in train_state.flatten(shapes["params"]).items()}
+    state = {name: tree for name, tree in shapes.items() if name != "params"}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    return {"params": train_state.unflatten(params), **zeros}
+
+
+@pytest.fixture(scope="module")
+def cases():
+    found = {name: Case(name) for name in SECTIONS}
+    found["adversarial"] = Case("tokenizer", ADVERSARIAL)
+    return found
+
+
+@pytest.mark.parametrize("name", [*SECTIONS, "adversarial"])
+def test_losses_are_finite_sums_and_counts(cases, name):
+    for train in (True, False):
+        metrics = cases[name].metrics(train=train)
+        for total, count in metrics.values():
+            assert total.shape == count.shape == () and np.isfinite([total, count]).all()
+        assert metrics["loss"][1] > 0
+
+
+@pytest.mark.parametrize("name", [*SECTIONS, "adversarial"])
+def test_the_gradient_reaches_every_trainable_parameter(cases, name):
+    case = cases[name]
+    trainable, frozen = train_state.split_params(case.opened(), case.objective.frozen)
+
+    @jax.jit
+    def gradient(trainable):
+        def loss(trainable):
+            params = train_state.join_params(trainable, frozen)
+            metrics, _ = case.objective.loss(
+                params, case.model_state, case.batch, RNGS, jnp.int32(0), train=True
+            )
+            return mean(metrics["loss"])
+
+        return jax.grad(loss)(trainable)
+
+    norms = {path: float(jnp.abs(leaf).max()) for path, leaf in gradient(trainable).items()}
+    assert np.isfinite(list(norms.values())).all()
+    assert [path for path, norm in norms.items() if norm == 0] == []
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_what_is_frozen(cases, name):
+    _, frozen = train_state.split_params(cases[name].params, cases[name].objective.frozen)
+    parts = {"/".join(path.split("/")[: 2 if path.startswith("vlm") else 1]) for path in frozen}
+    assert (
+        parts
+        == {
+            "tokenizer": set(),
+            "language_model": set(),
+            "generator": {"tokenizer"},
+            "vlm": {"tokenizer", "vlm/language_model"},
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", [*SECTIONS, "adversarial"])
+def test_layouts_are_named_and_only_what_is_trained_has_optimizer_state(cases, name):
+    case = cases[name]
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    tx = make_optimizer(OptimizerConfig())
+    layout = train_state.state_layout(case.objective, tx, mesh)
+    shapes = jax.tree.map(jnp.shape, case.params)
+    assert jax.tree.map(lambda leaf: leaf.shape, layout.params) == shapes
+    trainable, _ = train_state.split_params(case.params, case.objective.frozen)
+    moments = layout.opt_state[1].mu
+    assert moments.keys() == trainable.keys()
+
+
+# --- tokenizer ---
+
+
+def test_before_quantize_start_the_tokenizer_is_an_autoencoder(cases):
+    section = {**SECTIONS["tokenizer"], "quantize_start": 5, "loss": {"entropy_weight": 0.0}}
+    late, early = Case("tokenizer", section), cases["tokenizer"]
+
+    before, state_before = late.step(step=4, train=True)
+    # Nothing is quantized: no distance to the codes is a loss, and no code has been counted.
+    assert float(before["codebook"][0]) == float(before["commitment"][0]) == 0
+    assert float(before["loss"][0]) == float(before["reconstruction"][0])
+    np.testing.assert_array_equal(state_before[STATS]["quantizer"]["usage"], 0)
+    after, state_after = late.step(step=5, train=True)
+    assert float(after["codebook"][0]) > 0
+    assert state_after[STATS]["quantizer"]["usage"].sum() == B * 4
+    # From then on it is what it would have been without the start.
+    for name, pair in early.metrics(step=5, train=True).items():
+        if name in after and name != "loss":
+            np.testing.assert_array_equal(pair, after[name])
+    # Revival waits for the first quantized batch.
+    same, _ = late.objective.after_update(late.params, state_before, RNGS["after_update"])
+    codebook = late.params["tokenizer"]["quantizer"]["codebook"]
+    np.testing.assert_array_equal(same["tokenizer"]["quantizer"]["codebook"], codebook)
+    revived, _ = late.objective.after_update(late.params, state_after, RNGS["after_update"])
+    assert (revived["tokenizer"]["quantizer"]["codebook"] != codebook).any()
+    # Evaluation always quantizes.
+    assert float(late.metrics(train=False, step=0)["codebook"][0]) > 0
+
+
+def test_evaluation_changes_no_statistics(cases):
+    case = cases["tokenizer"]
+    jax.tree.map(np.testing.assert_array_equal, case.step()[1], case.model_state)
+
+
+def test_a_discriminator_goes_with_its_weight():
+    for section in (
+        {**SECTIONS["tokenizer"], "discriminator": ADVERSARIAL["discriminator"]},
+        {**SECTIONS["tokenizer"], "loss": {"adversarial_weight": 0.1}},
+    ):
+        with pytest.raises(UserError, match="config.model: adversarial_weight .* both or neither"):
+            make_objective("tokenizer", section)
+
+
+# --- language model ---
+
+
+def test_the_language_model_reads_what_came_before_and_nothing_later(cases):
+    case = cases["language_model"]
+    only_last = np.zeros_like(case.batch["loss_mask"])
+    only_last[:, -1] = True
+    before = case.loss(loss_mask=only_last)
+    tokens = case.batch["text_tokens"].copy()
+    tokens[:, 0] = 2 + (tokens[:, 0] - 1) % 14
+    assert case.loss(loss_mask=only_last, text_tokens=tokens) != before
+    # The loss of the first token sees none that come later.
+    only_first = np.zeros_like(only_last)
+    only_first[:, 0] = True
+    tokens = case.batch["text_tokens"].copy()
+    before = case.loss(loss_mask=only_first)
+    tokens[:, 1:] = 3
+    assert case.loss(loss_mask=only_first, text_tokens=tokens) == pytest.approx(before, abs=1e-6)
+
+
+# --- generator ---
+
+
+def test_an_untrained_generator_is_at_chance():
+    xent = float(mean(Case("generator", initialize=True).metrics()["xent"]))
+    assert xent == pytest.approx(np.log(K), rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_dropped_captions_are_not_read_and_evaluation_drops_none(share):
+    case = Case("generator", {**SECTIONS["generator"], "caption_dropout": share})
+    other = {"text_tokens": (case.batch["text_tokens"] + 3) % 14 + 2}
+    assert (case.loss(train=True, **other) == case.loss(train=True)) == (share == 1.0)
+    assert case.loss(train=False, **other) != case.loss(train=False)
+
+
+def test_only_training_smooths_labels(cases):
+    case = cases["generator"]
+    assert case.loss(train=False) == pytest.approx(float(mean(case.metrics()["xent"])), rel=1e-6)
+    smooth = case.metrics(train=True)
+    assert float(mean(smooth["loss"])) != pytest.approx(float(mean(smooth["xent"])), rel=1e-6)
+
+
+def test_masks_come_from_their_stream_alone(cases):
+    case = cases["generator"]
+    moved = {**RNGS, "mask": jax.random.key(99)}
+    assert case.loss(rngs=moved) != case.loss()
+    moved = {name: RNGS["mask"] if name == "mask" else jax.random.key(99) for name in RNGS}
+    assert case.loss(rngs=moved) == case.loss()
+
+
+# --- vlm ---
+
+
+def test_a_new_vlm_is_its_language_model(cases):
+    vlm, bare = cases["vlm"], cases["language_model"]
+    params = {"language_model": vlm.params["vlm"]["language_model"]}
+    text = {name: vlm.batch[name] for name in ("text_tokens", "loss_mask")}
+    assert vlm.loss() == pytest.approx(bare.loss(params, **text), abs=1e-5)
+
+
+def test_an_opened_vlm_reads_the_image_of_its_own_row(cases):
+    case = cases["vlm"]
+    opened, ids_BN = case.opened(), case.batch["image_tokens"]
+    before = case.loss(opened)
+    assert case.loss(opened, image_tokens=np.roll(ids_BN, 1, axis=0)) != before
+    assert case.loss(image_tokens=np.roll(ids_BN, 1, axis=0)) == case.loss()  # closed gates
+    # The loss of one row is that of its own image: the other rows' change nothing.
+    row = np.zeros_like(case.batch["loss_mask"])
+    row[1] = True
+    others = ids_BN.copy()
+    others[[0, 2, 3]] = (others[[0, 2, 3]] + 1) % K
+    alone = case.loss(opened, loss_mask=row)
+    assert case.loss(opened, loss_mask=row, image_tokens=others) == pytest.approx(alone, abs=1e-6)
+
+
+def test_what_is_synthetic_changes_metrics_but_no_loss(cases):
+    case = cases["vlm"]
+    flags = np.array([True, False, False, True])
+    before, after = case.metrics(is_synthetic=flags), case.metrics(is_synthetic=~flags)
+    np.testing.assert_array_equal(before["loss"], after["loss"])
+    np.testing.assert_allclose(before["loss_synthetic"], after["loss_real"], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.add(before["loss_synthetic"], before["loss_real"]), before["loss"], rtol=1e-5
+    )
+
+
+def test_pixel_space_is_embedding_space_where_decoding_and_encoding_undo_each_other(cases):
+    """Most tokens of an untrained tokenizer come back as others; some are fixed points."""
+    embedding = cases["vlm"]
+    pixel = Case("vlm", {**SECTIONS["vlm"], "image_space": "pixel"})
+    params = embedding.opened()
+    codebook_KC = np.asarray(params["tokenizer"]["quantizer"]["codebook"])
+
+    @jax.jit
+    def through_pixels(ids_BN):
+        return pixel.objective.image_embeddings(params, ids_BN)
+
+    def ids_of(embedded_BNC):
+        distances = ((np.asarray(embedded_BNC)[..., None, :] - codebook_KC) ** 2).sum(-1)
+        assert distances.min(-1).max() < 1e-6  # they are rows of the codebook
+        return distances.argmin(-1).astype(np.int32)
+
+    ids_BN = np.random.default_rng(0).integers(0, K, (64, 4), dtype=np.int32)
+    again_BN = ids_of(through_pixels(ids_BN))
+    assert (again_BN != ids_BN).any()
+    for _ in range(10):
+        ids_BN, again_BN = again_BN, ids_of(through_pixels(again_BN))
+    fixed_BN = ids_BN[(ids_BN == again_BN).all(axis=1)][:B]
+    assert len(fixed_BN)
+    fixed_BN = np.resize(fixed_BN, (B, 4))
+    moved_BN = np.random.default_rng(0).integers(0, K, (B, 4), dtype=np.int32)
+    in_pixels = pixel.loss(params, image_tokens=fixed_BN)
+    assert in_pixels == pytest.approx(embedding.loss(params, image_tokens=fixed_BN), abs=1e-6)
+    assert pixel.loss(params, image_tokens=moved_BN) != pytest.approx(
+        embedding.loss(params, image_tokens=moved_BN), abs=1e-6
+    )
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "name, change, text",
+    [
+        ("vml", {}, "config.model_name: 'vml' unknown; did you mean 'vlm'?"),
+        ("vlm", {"image_spaec": "pixel"}, "config.model.image_spaec: unknown key; did you mean"),
+        ("vlm", {"image_space": "pixels"}, "did you mean 'pixel'?"),
+        ("generator", {"mask_schedule": "cosin"}, "did you mean 'cosine'?"),
+        (
+            "generator",
+            {"tokenizer": {**TOKENIZER, "codebook_size": 8}},
+            "config.model: (image tokens, codebook size) (4, 16), expected the tokenizer's (4, 8)",
+        ),
+        (
+            "vlm",
+            {"tokenizer": {**TOKENIZER, "patch_size": 2}},
+            "config.model: (image tokens, codebook size) (4, 16), expected the tokenizer's "
+            "(16, 16)",
+        ),
+        (
+            "vlm",
+            {"tokenizer": {**TOKENIZER, "embedding_dim": 8}},
+            "config.model.vlm.image_embedding_dim: found 4, expected the tokenizer's 8",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(name, change, text):
+    section = {**SECTIONS.get(name, SECTIONS["vlm"]), **change}
+    with pytest.raises(UserError) as error:
+        make_objective(name, section)
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_objective_is_tested_here():
+    assert OBJECTIVES.keys() == SECTIONS.keys()
