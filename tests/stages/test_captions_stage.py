@@ -10,6 +10,8 @@ from synth2_jax.captioners.prompts import CLASS_PROMPT
 from synth2_jax.files import read_json_lines
 from synth2_jax.training.trained import load_trained
 
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
 
 @pytest.fixture(scope="module")
 def rows(chain):

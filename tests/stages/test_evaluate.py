@@ -15,6 +15,8 @@ from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
 from synth2_jax.training import train_state
 from synth2_jax.training.trained import load_trained
 
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
 
 @pytest.fixture(scope="module")
 def vlm(chain):

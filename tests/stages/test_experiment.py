@@ -16,6 +16,8 @@ from synth2_jax.stages import captions, evaluate, tokenize, train
 from synth2_jax.stages.experiment import ARMS, Experiment
 from synth2_jax.training.trained import load_trained
 
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
 
 def overrides(argv, section):
     """The config keys that an argv of the chain sets, moved under a section of the demo's."""

@@ -2,8 +2,12 @@
 
 import shutil
 
+import pytest
+
 from synth2_jax import main
 from synth2_jax.training.trained import load_trained
+
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
 
 def inspect(folder, capsys):

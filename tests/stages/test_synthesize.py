@@ -13,6 +13,8 @@ from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator, text_
 from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import EOS_ID, load_vocabulary
 
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
 
 def shards(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tfrecord"))}

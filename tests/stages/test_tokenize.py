@@ -10,6 +10,8 @@ from synth2_jax.scenes import dataset
 from synth2_jax.stages.tokenize import decode_images, encode_images
 from synth2_jax.training.trained import load_trained
 
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
 
 @pytest.fixture(scope="module")
 def tokenizer(chain):

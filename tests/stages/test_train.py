@@ -16,6 +16,8 @@ from synth2_jax.training.checkpoints import fingerprint, latest_step, restore_pa
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.trained import load_trained
 
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
 
 def losses(workdir):
     return {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl")}
