@@ -22,7 +22,7 @@ from synth2_jax.layers.attention import KeysValues, MultiHeadAttention
 from synth2_jax.layers.embeddings import LearnedPositions, TokenEmbedding
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.masks import key_mask
-from synth2_jax.layers.mlp import MLP
+from synth2_jax.layers.mlp import MLP, gelu
 from synth2_jax.layers.norms import RMSNorm
 from synth2_jax.layers.stack import Stack, check_remat
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -134,18 +134,23 @@ class CodebookEmbedding(nn.Module):
     """Input embeddings and output features of codes, computed from their codebook vectors."""
 
     embed_dim: int
+    hidden_dim: int
     init_stddev: float
     dtype: jnp.dtype
 
     def setup(self):
-        linear = functools.partial(
-            Linear,
-            (self.embed_dim,),
-            ("conv_in", "embed"),
-            self.dtype,
-            init_scale=self.init_stddev**2,
+        self.input = Linear(
+            (self.embed_dim,), ("conv_in", "embed"), self.dtype, init_scale=self.init_stddev**2
         )
-        self.input, self.output = linear(), linear()
+        # Not linear: logits that are linear in the codebook vector could never prefer a code inside
+        # the convex hull.
+        self.output_hidden = Linear(
+            (self.hidden_dim,), ("conv_in", "mlp"), self.dtype, use_bias=True
+        )
+        # Half of the hidden variance passes the GELU; the factor makes up for it.
+        self.output = Linear(
+            (self.embed_dim,), ("mlp", "embed"), self.dtype, init_scale=2 * self.init_stddev**2
+        )
 
     def __call__(self, ids_BN: jax.Array, codebook_KC: jax.Array) -> jax.Array:
         """[B, N, D] of ids below K."""
@@ -153,10 +158,7 @@ class CodebookEmbedding(nn.Module):
 
     def attend(self, x_BND: jax.Array, codebook_KC: jax.Array) -> jax.Array:
         """f32[B, N, K]."""
-        # Linear in the code's vector and its squared length: x can then name a point, and the codes
-        # near to it are likely, also those that the pairs never show. A network here would learn
-        # each code by heart, and without the length a code inside the convex hull could never win.
-        features_KD = self.output(_lifted(_standardized(codebook_KC)))
+        features_KD = self.output(gelu(self.output_hidden(_standardized(codebook_KC))))
         return jnp.einsum("BND,KD->BNK", x_BND, features_KD, preferred_element_type=jnp.float32)
 
 
@@ -165,14 +167,6 @@ def _standardized(codebook_KC: jax.Array) -> jax.Array:
     codebook_KC = codebook_KC.astype(jnp.float32)
     codebook_KC = codebook_KC - jnp.mean(codebook_KC, axis=0, keepdims=True)
     return codebook_KC * jax.lax.rsqrt(jnp.mean(jnp.square(codebook_KC)) + 1e-12)
-
-
-def _lifted(codebook_KC: jax.Array) -> jax.Array:
-    """[K, C + 1]: onto a paraboloid, on which every code is a corner of the hull; variance 1."""
-    lengths_K1 = jnp.sum(jnp.square(codebook_KC), axis=1, keepdims=True)
-    lengths_K1 = lengths_K1 - jnp.mean(lengths_K1)
-    lengths_K1 = lengths_K1 * jax.lax.rsqrt(jnp.mean(jnp.square(lengths_K1)) + 1e-12)
-    return jnp.concatenate([codebook_KC, lengths_K1], axis=1)
 
 
 class MaskGIT(nn.Module):
@@ -187,7 +181,7 @@ class MaskGIT(nn.Module):
         stddev = _LOGITS_STDDEV * cfg.embed_dim**-0.5  # of everything that is added at the input
         normal = nn.initializers.normal(stddev)
         if cfg.token_embedding == "codebook":
-            self.code_embedding = CodebookEmbedding(cfg.embed_dim, stddev, dtype)
+            self.code_embedding = CodebookEmbedding(cfg.embed_dim, cfg.mlp_dim, stddev, dtype)
         else:
             # The mask has a vector of its own, so that the table keeps a size that meshes divide.
             self.token_embedding = TokenEmbedding(

@@ -183,7 +183,7 @@ def test_first_cross_entropy_is_ln_k(config):
 
 @pytest.mark.parametrize("width", [8, 64, 512])
 def test_first_codebook_logits_have_the_same_size_at_any_width(width):
-    embedding = CodebookEmbedding(width, 0.25 * width**-0.5, jnp.float32)
+    embedding = CodebookEmbedding(width, 2 * width, 0.25 * width**-0.5, jnp.float32)
     x_BND = jax.random.normal(jax.random.key(0), (2, 8, width))
     vectors = jax.random.normal(jax.random.key(1), (64, 16)) * 1e-3
     output, _ = embedding.init_with_output(jax.random.key(2), x_BND, vectors, method="attend")
@@ -221,7 +221,7 @@ def test_codebook_vectors_decide_alone_what_a_code_is():
 
 def test_codebook_logits_can_prefer_any_code():
     """One-dimensional codes: no logits that are linear in the vector prefer the middle one."""
-    embedding = CodebookEmbedding(8, 0.1, jnp.float32)
+    embedding = CodebookEmbedding(8, 16, 0.1, jnp.float32)
     vectors = jnp.asarray([[-1.0], [0.0], [1.0]])
     x_BND = jnp.ones((1, 1, 8))
 
