@@ -26,7 +26,6 @@ setuptools.setup(
         "absl-py",
         "flax>=0.12",
         "jax>=0.10",
-        "matplotlib",
         "ml_collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.8",

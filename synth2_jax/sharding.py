@@ -42,7 +42,6 @@ AXIS_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("codebook", ("tensor",)),
     ("conv_in", ("fsdp",)),
     ("conv_out", ("tensor",)),
-    ("spatial", ()),
 )
 
 

@@ -32,7 +32,6 @@ CONTRACT_NAMES = [
     "relpos_buckets",
     "conv_in",
     "conv_out",
-    "spatial",
 ]
 
 ON_EIGHT_DEVICES = """

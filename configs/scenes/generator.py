@@ -5,7 +5,7 @@
         --config.data.folders.real=WORKDIR/pairs/real
 
 Hardware: 2 CPU cores.
-Time: about 6 minutes.
+Time: 8 minutes on busy cores.
 Score: about half of the objects right on captions of all combinations.
 """
 

@@ -1,8 +1,8 @@
 """Sizes of the models for Scenes: the paper's models made small enough for two CPU cores.
 
 Not a config of a stage; the configs beside it share these sections, so that a tokenizer or a
-language model always fits what is built on it. Few layers in a loop: on a CPU XLA runs them a third
-faster than a scan.
+language model always fits what is built on it. Few layers in a loop: on a CPU their steps
+take a sixth to a fifth less time than in a scan.
 """
 
 from collections.abc import Collection

@@ -3,8 +3,8 @@
     synth2 study --config=configs/scenes/study.py --workdir=workdir/study
 
 Hardware: 2 CPU cores.
-Time: about 2 hours.
-Score: see README.
+Time: not yet measured.
+Score: not yet run.
 """
 
 import ml_collections

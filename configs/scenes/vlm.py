@@ -9,7 +9,7 @@
 half of each batch from either.
 
 Hardware: 2 CPU cores.
-Time: about 2 minutes.
+Time: 5.5 minutes on busy cores, curve included.
 Score: CIDEr 190 on real pairs alone, 220 with synthetic ones (one seed).
 """
 
