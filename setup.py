@@ -31,6 +31,7 @@ setuptools.setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "pillow",
+        "safetensors>=0.5",
         "sentencepiece>=0.2",
         "tensorboardX",
     ],

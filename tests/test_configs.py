@@ -195,7 +195,7 @@ def dead_fields(classes, sources):
 
 
 # Read by `getattr(config.pretrained, part)` in stages/train.py.
-READ_BY_NAME = {"PretrainedConfig.language_model", "PretrainedConfig.tokenizer"}
+READ_BY_NAME = {f"PretrainedConfig.{part}" for part in train.SOURCES}
 # Sections of the experiment, which reads them in the ConfigDict that they were built from.
 SECTIONS = ("ExperimentConfig.", "StudyExperimentConfig.")
 

@@ -42,7 +42,8 @@ class VQLossConfig:
       commitment_weight: of the loss that pulls the encoder's outputs to the codes.
       entropy_weight: of the loss for decided images over a widely used codebook.
       entropy_temperature: divides the distances before their softmax.
-      perceptual_weight: of `perceptual_distance`; above 0 it needs a features function.
+      perceptual_weight: of `perceptual_distance`; above 0 it needs a features function (VGG-16's,
+        from `model.perceptual` and `pretrained.perceptual` of a training config).
       adversarial_weight: of the tokenizer's non-saturating loss; above 0 it needs a discriminator.
       adversarial_start: the first step of both the tokenizer's and the discriminator's adversarial
         losses; both are 0 before it.

@@ -16,6 +16,8 @@ from synth2_jax import sharding
 from synth2_jax.data import pipeline
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.interop.safetensors_file import read_tensors
+from synth2_jax.models import vgg
 from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import fingerprint
@@ -27,21 +29,36 @@ from synth2_jax.training.train_step import step_rngs
 from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import load_vocabulary
 
-# Where each model keeps the parts that it is built on: {part: path in its parameter tree}.
+# Where each model keeps the parts that it is built on: {part: path in its parameter tree}. The
+# tokenizer has its part only where its loss is perceptual.
 BUILT_ON = {
-    "tokenizer": {},
+    "tokenizer": {"perceptual": "perceptual"},
     "language_model": {},
     "generator": {"tokenizer": "tokenizer"},
     "vlm": {"tokenizer": "tokenizer", "language_model": "vlm/language_model"},
+}
+# What `pretrained` holds for each part.
+SOURCES = {
+    "tokenizer": "the workdir of a trained tokenizer",
+    "language_model": "the workdir of a trained language_model",
+    "perceptual": "a .safetensors file of torchvision's vgg16",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedConfig:
-    """Workdirs of the runs whose models stay frozen in this one; "" where there is none."""
+    """Where the parts come from that stay frozen in this run's model; "" where there is none.
+
+    Attributes:
+      tokenizer: workdir of a trained tokenizer.
+      language_model: workdir of a trained language model.
+      perceptual: .safetensors file of torchvision's vgg16 (`VGG16_Weights.IMAGENET1K_V1`), for a
+        tokenizer with a perceptual loss.
+    """
 
     tokenizer: str = ""
     language_model: str = ""
+    perceptual: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +95,7 @@ def run(config: Any, workdir: str) -> TrainState:
     resolved = config.to_dict()
     cfg, objective = build(config)
     mesh = sharding.make_mesh(cfg.mesh)
-    initial_params, fingerprints = _pretrained(cfg)
+    initial_params, fingerprints = _pretrained(cfg, objective)
     iterator = pipeline.train_iterator(
         cfg.data,
         cfg.model_name,
@@ -119,21 +136,35 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     return cfg, objective
 
 
-def _pretrained(cfg: TrainConfig) -> tuple[dict[str, Params], dict[str, str]]:
+def _pretrained(cfg: TrainConfig, objective: Objective) -> tuple[dict[str, Params], dict[str, str]]:
     """Returns the frozen parts by parameter path, and their fingerprints by name."""
+    built_on = dict(BUILT_ON[cfg.model_name])
+    if cfg.model_name == "tokenizer" and objective.task.perceptual is None:
+        del built_on["perceptual"]
+    for field in dataclasses.fields(cfg.pretrained):
+        source = getattr(cfg.pretrained, field.name)
+        if source and field.name not in built_on:
+            raise UserError(
+                f"config.pretrained.{field.name}: found {source!r}, expected nothing: "
+                f"this {cfg.model_name} has no such part"
+            )
     params, fingerprints = {}, {}
-    for part, path in BUILT_ON.get(cfg.model_name, {}).items():
-        workdir = getattr(cfg.pretrained, part)
-        if not workdir:
+    for part, path in built_on.items():
+        source = getattr(cfg.pretrained, part)
+        if not source:
             if cfg.data.source == "fake":
                 continue  # Speed and sharding do not depend on what the frozen weights are.
-            raise UserError(
-                f"config.pretrained.{part}: empty, expected the workdir of a trained {part}"
-            )
-        trained = load_trained(workdir, part)
-        params[path] = trained.params[part]
-        fingerprints[part] = fingerprint(trained.params[part])
+            raise UserError(f"config.pretrained.{part}: empty, expected {SOURCES[part]}")
+        params[path] = _load_part(part, source, objective)
+        fingerprints[part] = fingerprint(params[path])
     return params, fingerprints
+
+
+def _load_part(part: str, source: str, objective: Objective) -> Params:
+    if part == "perceptual":
+        tensors = read_tensors(source, prefix="features.")
+        return vgg.from_torchvision(tensors, objective.task.perceptual, source)
+    return load_trained(source, part).params[part]
 
 
 def _validation(

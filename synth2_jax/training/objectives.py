@@ -2,7 +2,7 @@
 
 Parameter trees by model (a checkpoint of each can be used alone):
 
-    tokenizer        tokenizer, discriminator (when there is one)
+    tokenizer        tokenizer, discriminator (when there is one), perceptual (frozen; likewise)
     language_model   language_model
     generator        generator, tokenizer (frozen)
     vlm              vlm/{language_model (frozen), resampler, cross_attention}, tokenizer (frozen)
@@ -11,6 +11,7 @@ Legend: B batch, N image tokens, T text tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig,
 from synth2_jax.models.mask_schedule import mask_ratio
 from synth2_jax.models.maskgit import Generator, GeneratorConfig
 from synth2_jax.models.quantizer import STATS
+from synth2_jax.models.vgg import VGG, VGGConfig
 from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig, revive_tokenizer_codes
 from synth2_jax.training.train_state import Objective, Params
@@ -44,6 +46,8 @@ class TokenizerTask:
       tokenizer: what is trained.
       loss: weights of its losses.
       discriminator: where `loss.adversarial_weight` is above 0, and only there.
+      perceptual: the network whose features the perceptual loss compares; where
+        `loss.perceptual_weight` is above 0, and only there.
       quantize_start: the first step that quantizes; before it an autoencoder is trained, whose
         outputs then give the first codes.
     """
@@ -51,6 +55,7 @@ class TokenizerTask:
     tokenizer: VQTokenizerConfig
     loss: VQLossConfig = VQLossConfig()
     discriminator: DiscriminatorConfig | None = None
+    perceptual: VGGConfig | None = None
     quantize_start: int = 0
 
     def __post_init__(self):
@@ -58,6 +63,11 @@ class TokenizerTask:
             raise ValueError(
                 f"adversarial_weight {self.loss.adversarial_weight} with discriminator "
                 f"{self.discriminator}, expected both or neither"
+            )
+        if (self.perceptual is None) != (self.loss.perceptual_weight == 0):
+            raise ValueError(
+                f"perceptual_weight {self.loss.perceptual_weight} with perceptual "
+                f"{self.perceptual}, expected both or neither"
             )
 
 
@@ -112,23 +122,25 @@ class VLMTask:
 
 
 class TokenizerObjective:
-    """VQ-GAN: reconstruction, codebook and, from a step on, adversarial losses."""
-
-    frozen: tuple[str, ...] = ()
+    """VQ-GAN: reconstruction, codebook, perceptual and, from a step on, adversarial losses."""
 
     def __init__(self, task: TokenizerTask):
         self.task = task
+        self.frozen: tuple[str, ...] = ("^perceptual/",) if task.perceptual else ()
         self._model = VQTokenizer(task.tokenizer)
         self._discriminator = Discriminator(task.discriminator) if task.discriminator else None
+        self._perceptual = VGG(task.perceptual) if task.perceptual else None
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        keys = jax.random.split(key)
+        keys = jax.random.split(key, 3)
         size = self.task.tokenizer.image_size
         image = jnp.zeros((1, size, size, 3))
         variables = dict(self._model.init(keys[0], image, deterministic=False))
         params = {"tokenizer": variables.pop("params")}
         if self._discriminator:
             params["discriminator"] = self._discriminator.init(keys[1], image)["params"]
+        if self._perceptual:
+            params["perceptual"] = self._perceptual.init(keys[2], image)["params"]
         return {"params": params, **variables}
 
     def loss(
@@ -151,6 +163,9 @@ class TokenizerObjective:
             quantize=(step >= self.task.quantize_start) | (not train),
             mutable=mutable,
         )
+        features = None
+        if self._perceptual:
+            features = functools.partial(self._perceptual.apply, {"params": params["perceptual"]})
         metrics = vq_loss(
             batch["image"],
             reconstruction,
@@ -159,6 +174,7 @@ class TokenizerObjective:
             self.task.loss,
             discriminator=self._discriminate if self._discriminator else None,
             discriminator_params=params.get("discriminator"),
+            features=features,
         )
         return metrics, {**model_state, **changed}
 

@@ -74,6 +74,12 @@ ADVERSARIAL = {
     "loss": {"adversarial_weight": 0.1, "r1_weight": 1.0},
     "discriminator": {"image_size": 8, "filters": 4, "channel_multipliers": (1,)},
 }
+PERCEPTUAL = {
+    "tokenizer": TOKENIZER,
+    "loss": {"perceptual_weight": 0.1},
+    "perceptual": {"widths": (4, 6), "convs": (2, 1)},
+}
+TOKENIZERS = {"adversarial": ADVERSARIAL, "perceptual": PERCEPTUAL}
 RNGS = {name: jax.random.fold_in(jax.random.key(7), i) for i, name in enumerate(RNG_STREAMS)}
 
 
@@ -120,9 +126,9 @@ class Case:
         return float(mean(self.metrics(*args, **kwargs)["loss"]))
 
 
-def draw(shapes):
+def draw(shapes, seed=0):
     """Random parameters and statistics of zero."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def parameter(path, leaf):
         if path.endswith("_gate"):
@@ -141,11 +147,11 @@ def draw(shapes):
 @pytest.fixture(scope="module")
 def cases():
     found = {name: Case(name) for name in SECTIONS}
-    found["adversarial"] = Case("tokenizer", ADVERSARIAL)
+    found |= {name: Case("tokenizer", section) for name, section in TOKENIZERS.items()}
     return found
 
 
-@pytest.mark.parametrize("name", [*SECTIONS, "adversarial"])
+@pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
 def test_losses_are_finite_sums_and_counts(cases, name):
     for train in (True, False):
         metrics = cases[name].metrics(train=train)
@@ -154,7 +160,7 @@ def test_losses_are_finite_sums_and_counts(cases, name):
         assert metrics["loss"][1] > 0
 
 
-@pytest.mark.parametrize("name", [*SECTIONS, "adversarial"])
+@pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
 def test_the_gradient_reaches_every_trainable_parameter(cases, name):
     case = cases[name]
     trainable, frozen = train_state.split_params(case.opened(), case.objective.frozen)
@@ -175,7 +181,7 @@ def test_the_gradient_reaches_every_trainable_parameter(cases, name):
     assert [path for path, norm in norms.items() if norm == 0] == []
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
 def test_what_is_frozen(cases, name):
     _, frozen = train_state.split_params(cases[name].params, cases[name].objective.frozen)
     parts = {"/".join(path.split("/")[: 2 if path.startswith("vlm") else 1]) for path in frozen}
@@ -186,11 +192,13 @@ def test_what_is_frozen(cases, name):
             "language_model": set(),
             "generator": {"tokenizer"},
             "vlm": {"tokenizer", "vlm/language_model"},
+            "adversarial": set(),
+            "perceptual": {"perceptual"},
         }[name]
     )
 
 
-@pytest.mark.parametrize("name", [*SECTIONS, "adversarial"])
+@pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
 def test_layouts_are_named_and_only_what_is_trained_has_optimizer_state(cases, name):
     case = cases[name]
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
@@ -237,13 +245,50 @@ def test_evaluation_changes_no_statistics(cases):
     jax.tree.map(np.testing.assert_array_equal, case.step()[1], case.model_state)
 
 
-def test_a_discriminator_goes_with_its_weight():
-    for section in (
-        {**SECTIONS["tokenizer"], "discriminator": ADVERSARIAL["discriminator"]},
-        {**SECTIONS["tokenizer"], "loss": {"adversarial_weight": 0.1}},
-    ):
-        with pytest.raises(UserError, match="config.model: adversarial_weight .* both or neither"):
-            make_objective("tokenizer", section)
+def test_the_perceptual_loss_is_one_more_term_in_the_features_of_its_network(cases):
+    plain, case = cases["tokenizer"], cases["perceptual"]
+    before, found = plain.metrics({"tokenizer": case.params["tokenizer"]}), case.metrics()
+    assert found.keys() - before.keys() == {"perceptual"} and float(found["perceptual"][0]) > 0
+    expected = float(before["loss"][0]) + 0.1 * float(found["perceptual"][0])
+    assert float(found["loss"][0]) == pytest.approx(expected, rel=1e-6)
+    # Another network sees the same reconstructions in another way.
+    another = draw({"params": case.params}, seed=1)["params"]
+    other = case.metrics({**case.params, "perceptual": another["perceptual"]})
+    assert float(other["perceptual"][0]) != pytest.approx(float(found["perceptual"][0]), rel=1e-3)
+    np.testing.assert_array_equal(other["reconstruction"], found["reconstruction"])
+
+
+def test_the_perceptual_loss_alone_moves_encoder_and_decoder(cases):
+    case = cases["perceptual"]
+
+    @jax.jit
+    def gradient(tokenizer):
+        def loss(tokenizer):
+            params = {**case.params, "tokenizer": tokenizer}
+            metrics, _ = case.objective.loss(
+                params, case.model_state, case.batch, RNGS, jnp.int32(0), train=True
+            )
+            return mean(metrics["perceptual"])
+
+        return jax.grad(loss)(tokenizer)
+
+    flat = train_state.flatten(gradient(case.params["tokenizer"]))
+    moved = {path.split("/")[0] for path, leaf in flat.items() if float(jnp.abs(leaf).max()) > 0}
+    # The codes are passed over, straight through, on the way to the encoder.
+    assert moved == {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize(
+    "weight, part, section",
+    [
+        ("adversarial_weight", "discriminator", ADVERSARIAL["discriminator"]),
+        ("perceptual_weight", "perceptual", PERCEPTUAL["perceptual"]),
+    ],
+)
+def test_a_second_network_goes_with_its_weight(weight, part, section):
+    for change in ({part: section}, {"loss": {weight: 0.1}}):
+        with pytest.raises(UserError, match=f"config.model: {weight} .* {part} .* both or neither"):
+            make_objective("tokenizer", {**SECTIONS["tokenizer"], **change})
 
 
 # --- language model ---
