@@ -21,7 +21,7 @@ from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.scoring.diversity import balance
 from synth2_jax.stages import report
 from synth2_jax.stages.experiment import Experiment
-from synth2_jax.stages.report_page import picture
+from synth2_jax.stages.report_html import picture
 from synth2_jax.stages.tokenize import decode_images, encode_images
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.training import metrics
