@@ -22,6 +22,7 @@ _TEXT = _Spec(tf.string, rank=0)
 _TOKENS = _Spec(tf.int32)
 _MASK = _Spec(tf.bool)
 _IMAGE_SHAPE = (None, None, 3)
+_PAIR = {"image_tokens": _TOKENS, "source": _TEXT, "key": _TEXT}  # what stays as it is
 
 COMPANIONS = ("key", "source")
 
@@ -35,6 +36,14 @@ class _BlockConverter(seqio.FeatureConverter):
         # SeqIO checks lengths by a call per example; `_convert_block` fixes the shapes instead.
         super().__init__(pack=False, apply_length_check=False)
         self._vocabulary = vocabulary
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+        """0 for a scalar, else that of the task feature of the same name, else the caption's."""
+        text_length = task_feature_lengths.get("caption")
+        return {
+            name: task_feature_lengths.get(name, text_length) if spec.rank else 0
+            for name, spec in self.MODEL_FEATURES.items()
+        }
 
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
@@ -55,14 +64,17 @@ class _BlockConverter(seqio.FeatureConverter):
         return text_targets(prompts, captions, length, self._vocabulary.eos_id)
 
 
+def _pair(block: Features, lengths: Mapping[str, int]) -> Features:
+    """The features of `_PAIR`, with N fixed."""
+    image_tokens_BN = tf.ensure_shape(block["image_tokens"], (None, lengths["image_tokens"]))
+    return {"image_tokens": image_tokens_BN, "source": block["source"], "key": block["key"]}
+
+
 class TokenizerConverter(_BlockConverter):
     """{image f32[H,W,3] in [-1, 1]}."""
 
     TASK_FEATURES = {"image": _Spec(tf.uint8, rank=3)}
     MODEL_FEATURES = {"image": _Spec(tf.float32, rank=3)}
-
-    def get_model_feature_lengths(self, task_feature_lengths):
-        return {"image": task_feature_lengths["image"]}
 
     def _convert_block(self, block, lengths):
         return {"image": normalize_images(tf.ensure_shape(block["image"], (None, *_IMAGE_SHAPE)))}
@@ -74,10 +86,6 @@ class LanguageModelConverter(_BlockConverter):
     TASK_FEATURES = {"prompt": _TEXT, "caption": _TEXT, "key": _TEXT}
     MODEL_FEATURES = {"text_tokens": _TOKENS, "loss_mask": _MASK, "key": _TEXT}
 
-    def get_model_feature_lengths(self, task_feature_lengths):
-        length = task_feature_lengths["caption"]
-        return {"text_tokens": length, "loss_mask": length, "key": 0}
-
     def _convert_block(self, block, lengths):
         text_tokens_BT, _, loss_mask_BT = self._text(block, lengths["caption"], prompted=True)
         return {"text_tokens": text_tokens_BT, "loss_mask": loss_mask_BT, "key": block["key"]}
@@ -86,75 +94,32 @@ class LanguageModelConverter(_BlockConverter):
 class GeneratorConverter(_BlockConverter):
     """{image_tokens i32[N], text_tokens i32[T], text_mask bool[T]}: caption and eos, no prompt."""
 
-    TASK_FEATURES = {"image_tokens": _TOKENS, "caption": _TEXT, "source": _TEXT, "key": _TEXT}
-    MODEL_FEATURES = {
-        "image_tokens": _TOKENS,
-        "text_tokens": _TOKENS,
-        "text_mask": _MASK,
-        "source": _TEXT,
-        "key": _TEXT,
-    }
-
-    def get_model_feature_lengths(self, task_feature_lengths):
-        length = task_feature_lengths["caption"]
-        return {
-            "image_tokens": task_feature_lengths["image_tokens"],
-            "text_tokens": length,
-            "text_mask": length,
-            "source": 0,
-            "key": 0,
-        }
+    TASK_FEATURES = {**_PAIR, "caption": _TEXT}
+    MODEL_FEATURES = {**_PAIR, "text_tokens": _TOKENS, "text_mask": _MASK}
 
     def _convert_block(self, block, lengths):
         text_tokens_BT, text_mask_BT, _ = self._text(block, lengths["caption"], prompted=False)
-        return {
-            "image_tokens": tf.ensure_shape(block["image_tokens"], (None, lengths["image_tokens"])),
-            "text_tokens": text_tokens_BT,
-            "text_mask": text_mask_BT,
-            "source": block["source"],
-            "key": block["key"],
-        }
+        return {**_pair(block, lengths), "text_tokens": text_tokens_BT, "text_mask": text_mask_BT}
 
 
 class VLMConverter(_BlockConverter):
     """{image_tokens i32[N], text_tokens i32[T], loss_mask bool[T], is_synthetic bool}."""
 
-    TASK_FEATURES = {
-        "image_tokens": _TOKENS,
-        "prompt": _TEXT,
-        "caption": _TEXT,
-        "source": _TEXT,
-        "key": _TEXT,
-    }
+    TASK_FEATURES = {**_PAIR, "prompt": _TEXT, "caption": _TEXT}
     MODEL_FEATURES = {
-        "image_tokens": _TOKENS,
+        **_PAIR,
         "text_tokens": _TOKENS,
         "loss_mask": _MASK,
         "is_synthetic": _Spec(tf.bool, rank=0),
-        "source": _TEXT,
-        "key": _TEXT,
     }
-
-    def get_model_feature_lengths(self, task_feature_lengths):
-        length = task_feature_lengths["caption"]
-        return {
-            "image_tokens": task_feature_lengths["image_tokens"],
-            "text_tokens": length,
-            "loss_mask": length,
-            "is_synthetic": 0,
-            "source": 0,
-            "key": 0,
-        }
 
     def _convert_block(self, block, lengths):
         text_tokens_BT, _, loss_mask_BT = self._text(block, lengths["caption"], prompted=True)
         return {
-            "image_tokens": tf.ensure_shape(block["image_tokens"], (None, lengths["image_tokens"])),
+            **_pair(block, lengths),
             "text_tokens": text_tokens_BT,
             "loss_mask": loss_mask_BT,
             "is_synthetic": block["source"] == "synthetic",
-            "source": block["source"],
-            "key": block["key"],
         }
 
 
