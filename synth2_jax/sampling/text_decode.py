@@ -134,8 +134,8 @@ def nucleus(
     """
 
     def choose(logp_BV, position):
-        keep_BV = nucleus_mask(logp_BV / temperature, top_p)
-        filtered_BV = jnp.where(keep_BV, logp_BV / temperature, -jnp.inf)
+        scaled_BV = logp_BV / temperature
+        filtered_BV = jnp.where(nucleus_mask(scaled_BV, top_p), scaled_BV, -jnp.inf)
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, position)
         return jax.vmap(jax.random.categorical)(step_keys_B, filtered_BV)
 
@@ -143,13 +143,19 @@ def nucleus(
 
 
 def nucleus_mask(logits_BV: jax.Array, top_p: float) -> jax.Array:
-    """bool[B, V]: the fewest likeliest ids that together have at least `top_p`; never none."""
-    order_BV = jnp.argsort(-logits_BV, axis=-1)
-    probs_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1))
+    """bool[B, V]: the fewest likeliest ids that together have at least `top_p`; never none.
+
+    Among equally likely ids the lowest come first.
+    """
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    probs_BV = jax.nn.softmax(sorted_BV)
     mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    rank_BV = jnp.argsort(order_BV, axis=-1)
-    keep_BV = (mass_before_BV < top_p).at[:, 0].set(True)
-    return jnp.take_along_axis(keep_BV, rank_BV, axis=-1)
+    count_B1 = jnp.maximum(jnp.sum(mass_before_BV < top_p, axis=-1, keepdims=True), 1)
+    # Values are sorted without their ids, the cheapest sort; ties are told apart by counting.
+    least_B1 = jnp.take_along_axis(sorted_BV, count_B1 - 1, axis=-1)
+    above_BV, tied_BV = logits_BV > least_B1, logits_BV == least_B1
+    room_B1 = count_B1 - jnp.sum(above_BV, axis=-1, keepdims=True)
+    return above_BV | (tied_BV & (jnp.cumsum(tied_BV, axis=-1) <= room_B1))
 
 
 def _one_path(

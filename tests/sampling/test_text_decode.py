@@ -192,6 +192,20 @@ def test_nucleus_mask_counts_exactly_under_ties():
     np.testing.assert_array_equal(nucleus_mask(jnp.zeros((1, 4)), 0.5), [[1, 1, 0, 0]])
 
 
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
+def test_nucleus_mask_equals_numpy_with_ties_and_impossible_ids(top_p):
+    logits = np.random.default_rng(0).integers(-8, 8, (50, 40)).astype(np.float32) / 2
+    logits[:, ::7] = -np.inf
+    expected = np.zeros(logits.shape, bool)
+    for row, keep in zip(logits, expected, strict=True):
+        probs, mass = np.exp(row, dtype=np.float64) / np.exp(row, dtype=np.float64).sum(), 0.0
+        for token in np.argsort(-row, kind="stable"):
+            keep[token] = mass < top_p and probs[token] > 0
+            mass += probs[token]
+    # Ids that cannot come up are neither here nor there.
+    np.testing.assert_array_equal(nucleus_mask(logits, top_p) & (logits > -np.inf), expected)
+
+
 def keys(num_rows):
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(num_rows))
 
