@@ -49,6 +49,7 @@ _RELATION = re.compile(
 _POSITION = re.compile(
     r"^\s*(?:sits |is |lies )?(?:in|at) the (top|upper|bottom|lower) (left|right)\b"
 )
+_WORDS_OF = {"left": LEFT_OF, "right": RIGHT_OF, "above": ABOVE, "below": BELOW}
 _BACKGROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\s+(?:background|picture|canvas)\b")
 
 
@@ -98,13 +99,17 @@ def _position(cell: tuple[int, int], rng: np.random.Generator) -> str:
     return f"{preposition} the {row} {HORIZONTAL[cell[1]]}{corner}"
 
 
-def _relation(first: SceneObject, second: SceneObject, rng: np.random.Generator) -> str | None:
-    """How `first` stands to `second`, or None when they lie on a diagonal."""
-    (row, column), (other_row, other_column) = first.cell, second.cell
+def _relation(first: tuple[int, int], second: tuple[int, int]) -> str | None:
+    """How cell `first` stands to cell `second`: "left" | "right" | "above" | "below".
+
+    None when they lie on a diagonal: the language has corners for that. What is said, imagined and
+    held to be true all goes by this.
+    """
+    (row, column), (other_row, other_column) = first, second
     if row == other_row:
-        return _choice(rng, LEFT_OF if column < other_column else RIGHT_OF)
+        return "left" if column < other_column else "right"
     if column == other_column:
-        return _choice(rng, ABOVE if row < other_row else BELOW)
+        return "above" if row < other_row else "below"
     return None
 
 
@@ -126,12 +131,12 @@ def _body(scene: Scene, rng: np.random.Generator, verb: str) -> str:
         ]
         return " and ".join([group, *others])
 
-    relation = _relation(objects[0], objects[1], rng)
+    relation = _relation(objects[0].cell, objects[1].cell)
     if relation is None:
         places = [_position(item.cell, rng) for item in objects[:2]]
         pair = f"{phrases[0]} {places[0]} and {phrases[1]} {places[1]}"
     else:
-        pair = f"{phrases[0]} {verb}{relation} {phrases[1]}"
+        pair = f"{phrases[0]} {verb}{_choice(rng, _WORDS_OF[relation])} {phrases[1]}"
     if len(objects) == 2:
         return pair if rng.random() < 0.9 else " and ".join(phrases)
     style = rng.random()
@@ -212,11 +217,6 @@ def combinations(items) -> Counter:
     return Counter(item.combination for item in items)
 
 
-def _holds(name: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
-    axis = 1 if name == "left" else 0
-    return first[axis] < second[axis]
-
-
 def _fits(claim: Claim, item: SceneObject) -> bool:
     return claim.combination == item.combination
 
@@ -242,7 +242,8 @@ def agreement(claims: Claims, scene: Scene) -> dict[str, tuple[float, int]]:
     """How much of a caption holds in a scene: {"objects" | "sizes" | "places": (right, claimed)}.
 
     Claims are matched to the scene's objects so that most of them hold. "objects" is
-    `objects_right`, counted once a caption; "places" are relations and corners.
+    `objects_right`, counted once a caption; "places" are relations and corners. A relation holds
+    where `describe` would say it: "left of" along a row, "above" along a column.
     """
     best_rank, best = (-1,), {}
     for assigned in _assignments(len(claims.objects), scene.objects):
@@ -260,7 +261,7 @@ def agreement(claims: Claims, scene: Scene) -> dict[str, tuple[float, int]]:
                 and _fits(claims.objects[i], pair[0])
                 and _fits(claims.objects[j], pair[1])
             ):
-                right["places"] += _holds(name, pair[0].cell, pair[1].cell)
+                right["places"] += _relation(pair[0].cell, pair[1].cell) == name
         rank = right["combination"], right["places"], right["sizes"]
         if rank > best_rank:
             best_rank, best = rank, right
@@ -285,8 +286,7 @@ def imagine(claims: Claims, rng: np.random.Generator) -> Scene | None:
         if all(
             claim.cell in (None, cell) for claim, cell in zip(claims.objects, cells, strict=True)
         )
-        and all(_holds(name, cells[i], cells[j]) for i, name, j in claims.relations)
-        and all(_straight(name, cells[i], cells[j]) for i, name, j in claims.relations)
+        and all(_relation(cells[i], cells[j]) == name for i, name, j in claims.relations)
     ]
     if not layouts:
         return None
@@ -296,12 +296,6 @@ def imagine(claims: Claims, rng: np.random.Generator) -> Scene | None:
         for c, cell in zip(claims.objects, cells, strict=True)
     )
     return Scene(objects, claims.background or _choice(rng, list(BACKGROUNDS)))
-
-
-def _straight(name: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """`describe` says "left of" only along a row and "above" only along a column."""
-    axis = 0 if name == "left" else 1
-    return first[axis] == second[axis]
 
 
 def shade(rng: np.random.Generator) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from synth2_jax.scenes import dataset, language
 from synth2_jax.scenes.language import Claim, Claims
-from synth2_jax.scenes.renderer import MAX_SHADE, Scene, SceneObject
+from synth2_jax.scenes.renderer import CELLS, MAX_SHADE, Scene, SceneObject
 
 RED_CIRCLE = SceneObject((0, 0), "red", "circle", "small")
 BLUE_SQUARE = SceneObject((0, 1), "blue", "square", "large")
@@ -262,6 +262,8 @@ def test_an_object_named_after_and_is_in_no_relation():
         ("a green ring above a blue square", 2 / 3, (0, 0), (0, 1)),
         ("a red circle above a blue square", 2 / 3, (0, 0), (0, 1)),
         ("a red circle left of a yellow square", 1 / 3, (0, 0), (0, 1)),
+        ("a red circle left of a green ring", 2 / 3, (0, 0), (0, 1)),  # on a diagonal
+        ("a green ring below a red circle", 2 / 3, (0, 0), (0, 1)),
         ("a red circle in the top left", 1 / 3, (0, 0), (1, 1)),
         ("a red circle in the top right", 1 / 3, (0, 0), (0, 1)),
         ("a cyan circle in the top left", 0, (0, 0), (0, 1)),
@@ -371,6 +373,25 @@ def test_imagined_relations_are_straight(words, axis, step):
         cells = {item.colour: np.array(item.cell) for item in scene.objects}
         difference = cells["blue"] - cells["red"]
         assert difference[axis] == step and difference[1 - axis] == 0
+
+
+@pytest.mark.parametrize("first, second", itertools.permutations(CELLS, 2))
+def test_relations_are_said_held_true_and_imagined_of_the_same_layouts(first, second):
+    red = SceneObject(first, "red", "circle", "small")
+    scene = Scene((red, SceneObject(second, "blue", "square", "large")), "white")
+    said, held, imagined = set(), set(), set()
+    for words in ("left of", "right of", "above", "below"):
+        claims = parse(f"a red circle {words} a blue square")
+        if language.agreement(claims, scene)["places"] == (1, 1):
+            held.add(words)
+        for seed in range(30):
+            objects = imagine(f"a red circle {words} a blue square", seed).objects
+            if {item.colour: item.cell for item in objects} == {"red": first, "blue": second}:
+                imagined.add(words)
+            if re.search(rf"red circle .*\b{words} a .*blue square", describe(scene, seed)):
+                said.add(words)
+    assert said == held == imagined
+    assert len(held) == any(here == there for here, there in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize(
