@@ -47,5 +47,8 @@ workdir=${workdir:-workdir/demo${variant:+_$variant}}
 
 "$root/launch/environment.sh"
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2} # TensorFlow: warnings, no greetings
+if [[ -n $variant ]]; then # A tiny run compiles far more than it computes.
+  export XLA_FLAGS=${XLA_FLAGS:---xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true}
+fi
 exec "$root/.venv/bin/synth2" demo "--config=$config${variant:+:$variant}" "--workdir=$workdir" \
   ${overrides[@]+"${overrides[@]}"}

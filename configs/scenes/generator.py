@@ -26,6 +26,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "tokenizer": models.tokenizer(),
                 "generator": models.generator(),
                 "text_length": models.TEXT_LENGTH,
+                # A fifth of the combinations is in no pair; their codes must not be unlearned.
+                "absent_code_weight": 0.1,
             },
             "pretrained": {"tokenizer": ""},
             "data": {
@@ -36,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "text_length": models.TEXT_LENGTH,
             },
             "optimizer": {
-                "learning_rate": 2e-3,
+                "learning_rate": 1e-3,
                 "schedule": "cosine",
                 "warmup_steps": min(100, steps // 2),
                 "total_steps": steps,

@@ -30,7 +30,7 @@ def tokenizer() -> dict:
     return {
         "image_size": 32,
         "patch_size": 8,
-        "filters": 256,
+        "filters": 288,
         "channel_multipliers": (1,),
         "num_res_blocks": 1,
         "kernel_size": 1,
@@ -66,6 +66,7 @@ def generator() -> dict:
             "num_layers": 4,
             "mlp_dim": 384,
             "token_embedding": "codebook",
+            "codebook_noise": 0.15,
             **width,
         },
     }

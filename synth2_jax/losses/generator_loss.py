@@ -33,17 +33,27 @@ def generator_loss(
     masked_BN: jax.Array,
     *,
     label_smoothing: float = 0.0,
+    absent_code_weight: float = 1.0,
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
     """{name: (sum, count)}, over masked tokens only.
 
     loss: cross-entropy with `label_smoothing` (MaskGIT: 0.1), the one to minimize. xent: without
     smoothing; ln(V) at the start of training. accuracy. xent_masked_50_75 and so on: xent of the
     rows of which 50 % < masked <= 75 %.
+
+    `absent_code_weight`, of codes that no image of the batch has in the loss's softmax: at 1 each
+    step teaches that they are wrong everywhere, and a code that the pairs never show is never
+    drawn, however well the caption describes it.
     """
+    weights_V = None
+    if absent_code_weight != 1.0:
+        weights_V = jnp.full(logits_BNV.shape[-1], absent_code_weight).at[image_tokens_BN].set(1.0)
     xent_BN = token_cross_entropy(logits_BNV, image_tokens_BN)
     right_BN = jnp.argmax(logits_BNV, axis=-1) == image_tokens_BN
     metrics = {
-        "loss": cross_entropy(logits_BNV, image_tokens_BN, masked_BN, label_smoothing),
+        "loss": cross_entropy(
+            logits_BNV, image_tokens_BN, masked_BN, label_smoothing, id_weights_V=weights_V
+        ),
         "xent": weighted_sum(xent_BN, masked_BN),
         "accuracy": weighted_sum(right_BN, masked_BN),
     }

@@ -8,26 +8,41 @@ import jax.numpy as jnp
 
 
 def token_cross_entropy(
-    logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0
+    logits: jax.Array,
+    targets: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    id_weights_V: jax.Array | None = None,
 ) -> jax.Array:
     """f32[...], in nats, of logits [..., V] and targets i32[...].
 
     With smoothing e the target distribution is 1 - e on the target plus e / V on every id.
+    With weights w, f32[V] of 0 and more, the softmax's sum is of w exp(logits), and the e of
+    smoothing is spread in proportion to w; the weight of a target must be 1.
     """
     logits = logits.astype(jnp.float32)
-    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1, b=id_weights_V)
     expected_logit = (1.0 - label_smoothing) * target_logit
-    if label_smoothing:
+    if label_smoothing and id_weights_V is None:
         expected_logit = expected_logit + label_smoothing * jnp.mean(logits, axis=-1)
+    elif label_smoothing:
+        share_V = id_weights_V / jnp.sum(id_weights_V)
+        expected_logit = expected_logit + label_smoothing * jnp.sum(logits * share_V, axis=-1)
     return log_normalizer - expected_logit
 
 
 def cross_entropy(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array, label_smoothing: float = 0.0
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    label_smoothing: float = 0.0,
+    id_weights_V: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, count), f32[] each: weighted nats and the sum of `weights` (bool or float, [...])."""
-    xent = token_cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    xent = token_cross_entropy(
+        logits, targets, label_smoothing=label_smoothing, id_weights_V=id_weights_V
+    )
     return weighted_sum(xent, weights)
 
 

@@ -43,6 +43,8 @@ class MaskGITConfig:
       token_embedding: "learned", a table of the generator's own; or "codebook": inputs and logits
         are learned functions of the tokenizer's codebook vectors, so that a code that is rare in
         the pairs inherits what was learned for similar codes.
+      codebook_noise: with "codebook", standard deviation of the noise on the output's codebook
+        vectors in training (their own is 1 over all): the head must then treat similar codes alike.
       tied_head: with "learned", the table gives the logits too; "codebook" has no table to tie and
         ignores it.
       qk_norm: normalize queries and keys, for stability at scale.
@@ -58,6 +60,7 @@ class MaskGITConfig:
     mlp_dim: int
     dropout_rate: float = 0.0
     token_embedding: str = "learned"
+    codebook_noise: float = 0.0
     tied_head: bool = True
     qk_norm: bool = False
     dtype: str = "float32"
@@ -70,6 +73,11 @@ class MaskGITConfig:
         if self.token_embedding not in TOKEN_EMBEDDINGS:
             known = nearest(self.token_embedding, TOKEN_EMBEDDINGS)
             raise UserError(f"maskgit.token_embedding: found {self.token_embedding!r}; {known}")
+        if self.codebook_noise and self.token_embedding != "codebook":
+            raise UserError(
+                f"maskgit.codebook_noise: found {self.codebook_noise}, expected 0 without "
+                'token_embedding="codebook"'
+            )
 
     @property
     def mask_id(self) -> int:
@@ -135,6 +143,7 @@ class CodebookEmbedding(nn.Module):
 
     embed_dim: int
     hidden_dim: int
+    noise: float
     init_stddev: float
     dtype: jnp.dtype
 
@@ -156,9 +165,12 @@ class CodebookEmbedding(nn.Module):
         """[B, N, D] of ids below K."""
         return self.input(jnp.take(_standardized(codebook_KC), ids_BN, axis=0))
 
-    def attend(self, x_BND: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+    def attend(self, x_BND: jax.Array, codebook_KC: jax.Array, *, deterministic: bool) -> jax.Array:
         """f32[B, N, K]."""
-        features_KD = self.output(gelu(self.output_hidden(_standardized(codebook_KC))))
+        codes_KC = _standardized(codebook_KC)
+        if self.noise and not deterministic:
+            codes_KC += self.noise * jax.random.normal(self.make_rng("dropout"), codes_KC.shape)
+        features_KD = self.output(gelu(self.output_hidden(codes_KC)))
         return jnp.einsum("BND,KD->BNK", x_BND, features_KD, preferred_element_type=jnp.float32)
 
 
@@ -181,7 +193,9 @@ class MaskGIT(nn.Module):
         stddev = _LOGITS_STDDEV * cfg.embed_dim**-0.5  # of everything that is added at the input
         normal = nn.initializers.normal(stddev)
         if cfg.token_embedding == "codebook":
-            self.code_embedding = CodebookEmbedding(cfg.embed_dim, cfg.mlp_dim, stddev, dtype)
+            self.code_embedding = CodebookEmbedding(
+                cfg.embed_dim, cfg.mlp_dim, cfg.codebook_noise, stddev, dtype
+            )
         else:
             # The mask has a vector of its own, so that the table keeps a size that meshes divide.
             self.token_embedding = TokenEmbedding(
@@ -270,7 +284,7 @@ class MaskGIT(nn.Module):
         x_BND = self.final_norm(x_BND)
         if cfg.token_embedding == "codebook":
             # No bias for each code: it could only learn how frequent the code is in the pairs.
-            return self.code_embedding.attend(x_BND, codebook_KC)
+            return self.code_embedding.attend(x_BND, codebook_KC, deterministic=deterministic)
         logits_BNV = self.token_embedding.attend(x_BND) if cfg.tied_head else self.head(x_BND)
         return logits_BNV + self.logits_bias[None, None]
 

@@ -90,6 +90,7 @@ class GeneratorTask:
       mask_schedule: see models/mask_schedule.py.
       caption_dropout: share of captions replaced by the null caption, for guidance (Muse: 0.1).
       label_smoothing: MaskGIT: 0.1.
+      absent_code_weight: see losses/generator_loss.py; 1 is MaskGIT's loss.
     """
 
     tokenizer: VQTokenizerConfig
@@ -98,9 +99,14 @@ class GeneratorTask:
     mask_schedule: str = "cosine"
     caption_dropout: float = 0.1
     label_smoothing: float = 0.1
+    absent_code_weight: float = 1.0
 
     def __post_init__(self):
         mask_ratio(self.mask_schedule, 0.0)  # raises on an unknown name
+        if not 0 <= self.absent_code_weight <= 1:
+            raise ValueError(
+                f"absent_code_weight: found {self.absent_code_weight}, expected 0 to 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,8 +288,13 @@ class GeneratorObjective(_Unchanged):
             deterministic=not train,
             rngs={"dropout": rngs["dropout"]},
         )
-        smoothing = task.label_smoothing if train else 0.0
-        metrics = generator_loss(logits_BNV, ids_BN, masked_BN, label_smoothing=smoothing)
+        metrics = generator_loss(
+            logits_BNV,
+            ids_BN,
+            masked_BN,
+            label_smoothing=task.label_smoothing if train else 0.0,
+            absent_code_weight=task.absent_code_weight if train else 1.0,
+        )
         return metrics, model_state
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

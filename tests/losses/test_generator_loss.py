@@ -6,7 +6,9 @@ import pytest
 from synth2_jax.losses import generator_loss as module
 from synth2_jax.losses.generator_loss import BUCKETS
 
-generator_loss = jax.jit(module.generator_loss, static_argnames="label_smoothing")
+generator_loss = jax.jit(
+    module.generator_loss, static_argnames=("label_smoothing", "absent_code_weight")
+)
 sample_mask = jax.jit(module.sample_mask, static_argnums=(1, 2, 3))
 
 B, N, V = 4, 8, 5
@@ -60,6 +62,26 @@ def test_label_smoothing_changes_the_loss_only():
         smooth["loss"], ((expected * np.asarray(MASKED)).sum(), 20), rtol=1e-5
     )
     np.testing.assert_array_equal(smooth["xent"], plain["xent"])
+
+
+def test_absent_codes_are_pushed_down_less():
+    targets = jnp.where(TARGETS == 3, 0, TARGETS)  # no image of the batch has code 3
+
+    def gradient(weight):
+        def loss(logits):
+            return generator_loss(logits, targets, MASKED, absent_code_weight=weight)["loss"][0]
+
+        return np.asarray(jax.grad(loss)(LOGITS))[np.asarray(MASKED)]
+
+    full, tenth, none = (gradient(weight) for weight in (1.0, 0.1, 0.0))
+    assert (full[:, 3] > tenth[:, 3]).all() and (tenth[:, 3] > 0).all()
+    np.testing.assert_array_equal(none[:, 3], 0.0)
+    np.testing.assert_allclose(none.sum(-1), 0.0, atol=1e-6)  # still one softmax
+    plain, weighted = (
+        generator_loss(LOGITS, targets, MASKED, absent_code_weight=weight) for weight in (1.0, 0.1)
+    )
+    assert weighted["loss"][0] < plain["loss"][0]
+    np.testing.assert_array_equal(weighted["xent"], plain["xent"])  # a measure stays a measure
 
 
 def test_uniform_logits_give_ln_v():

@@ -18,6 +18,26 @@ def test_against_the_expectation_over_a_smoothed_distribution(label_smoothing):
     np.testing.assert_allclose(xent, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_id_weights_against_the_weighted_softmax(label_smoothing):
+    weights = np.array([1, 1, 1, 1, 1], np.float32)
+    weights[3] = 0.2
+    targets = np.array([[0, 4, 2], [1, 1, 0]])
+    log_probs = LOGITS - np.log((weights * np.exp(LOGITS)).sum(-1, keepdims=True))
+    distribution = (1 - label_smoothing) * np.eye(5)[targets]
+    distribution = distribution + label_smoothing * weights / weights.sum()
+    expected = -(distribution * log_probs).sum(-1)
+    xent = token_cross_entropy(
+        LOGITS, targets, label_smoothing=label_smoothing, id_weights_V=jnp.asarray(weights)
+    )
+    np.testing.assert_allclose(xent, expected, rtol=1e-5)
+    ones = token_cross_entropy(
+        LOGITS, targets, label_smoothing=label_smoothing, id_weights_V=jnp.ones(5)
+    )
+    plain = token_cross_entropy(LOGITS, targets, label_smoothing=label_smoothing)
+    np.testing.assert_allclose(ones, plain, rtol=1e-6)
+
+
 def test_sum_and_count_leave_out_weight_zero():
     weights = np.array([[1, 0, 1], [0, 0, 0.5]], np.float32)
     xent = np.asarray(token_cross_entropy(LOGITS, TARGETS))

@@ -183,10 +183,12 @@ def test_first_cross_entropy_is_ln_k(config):
 
 @pytest.mark.parametrize("width", [8, 64, 512])
 def test_first_codebook_logits_have_the_same_size_at_any_width(width):
-    embedding = CodebookEmbedding(width, 2 * width, 0.25 * width**-0.5, jnp.float32)
+    embedding = CodebookEmbedding(width, 2 * width, 0.0, 0.25 * width**-0.5, jnp.float32)
     x_BND = jax.random.normal(jax.random.key(0), (2, 8, width))
     vectors = jax.random.normal(jax.random.key(1), (64, 16)) * 1e-3
-    output, _ = embedding.init_with_output(jax.random.key(2), x_BND, vectors, method="attend")
+    output, _ = embedding.init_with_output(
+        jax.random.key(2), x_BND, vectors, deterministic=True, method="attend"
+    )
     assert 0.15 < np.std(output) < 0.4
 
 
@@ -221,24 +223,56 @@ def test_codebook_vectors_decide_alone_what_a_code_is():
 
 def test_codebook_logits_can_prefer_any_code():
     """One-dimensional codes: no logits that are linear in the vector prefer the middle one."""
-    embedding = CodebookEmbedding(8, 16, 0.1, jnp.float32)
+    embedding = CodebookEmbedding(8, 16, 0.0, 0.1, jnp.float32)
     vectors = jnp.asarray([[-1.0], [0.0], [1.0]])
     x_BND = jnp.ones((1, 1, 8))
 
     @jax.jit
     def step(params):
         def loss(params):
-            output = embedding.apply({"params": params}, x_BND, vectors, method="attend")
+            output = embedding.apply(
+                {"params": params}, x_BND, vectors, deterministic=True, method="attend"
+            )
             return -jax.nn.log_softmax(output)[0, 0, 1]
 
         value, grad = jax.value_and_grad(loss)(params)
         return value, jax.tree.map(lambda p, g: p - 0.1 * g, params, grad)
 
-    variables = embedding.init(jax.random.key(0), x_BND, vectors, method="attend")
+    variables = embedding.init(
+        jax.random.key(0), x_BND, vectors, deterministic=True, method="attend"
+    )
     params = nn.unbox(variables)["params"]
     for _ in range(100):
         value, params = step(params)
     assert value < 0.1
+
+
+def test_noise_on_the_codebook_is_for_training_only():
+    embedding = CodebookEmbedding(8, 16, 0.5, 0.1, jnp.float32)
+    x_BND = jnp.ones((1, 1, 8))
+    variables = embedding.init(
+        jax.random.key(0), x_BND, VECTORS, deterministic=True, method="attend"
+    )
+
+    def output(deterministic, seed=0):
+        return embedding.apply(
+            variables,
+            x_BND,
+            VECTORS,
+            deterministic=deterministic,
+            method="attend",
+            rngs={"dropout": jax.random.key(seed)},
+        )
+
+    np.testing.assert_array_equal(output(True, 0), output(True, 1))
+    assert np.abs(output(False, 0) - output(False, 1)).max() > 1e-3
+    noise = output(False)[0, 0] - output(True)[0, 0]
+    assert np.abs(noise).max() < 10 * np.abs(output(True)).max()  # a blur, not another codebook
+
+
+def test_noise_without_codebook_vectors_is_an_error():
+    with pytest.raises(UserError, match="codebook_noise"):
+        variant(token_embedding="learned", codebook_noise=0.1)
 
 
 def test_missing_codebook_is_an_error():
