@@ -26,13 +26,13 @@ def words(arg: str, known: Collection[str] = ("tiny",)) -> list[str]:
 
 
 def tokenizer() -> dict:
-    """32 pixels in 8x8 patches -> 4x4 tokens of 512 codes."""
+    """32 pixels in 8x8 patches -> 4x4 tokens of 512 codes; as many residual blocks as MaskGIT has."""
     return {
         "image_size": 32,
         "patch_size": 8,
-        "filters": 288,
+        "filters": 224,
         "channel_multipliers": (1,),
-        "num_res_blocks": 1,
+        "num_res_blocks": 2,
         "kernel_size": 1,
         "embedding_dim": 32,
         "codebook_size": CODEBOOK_SIZE,
