@@ -26,7 +26,7 @@ def words(arg: str, known: Collection[str] = ("tiny",)) -> list[str]:
 
 
 def tokenizer() -> dict:
-    """32 pixels in 8x8 patches -> 4x4 tokens of 512 codes; as many residual blocks as MaskGIT has."""
+    """32 pixels in 8x8 patches -> 4x4 tokens of 512 codes; residual blocks as many as MaskGIT's."""
     return {
         "image_size": 32,
         "patch_size": 8,
