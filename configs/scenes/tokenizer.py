@@ -11,7 +11,7 @@ import ml_collections
 
 from configs.scenes import models
 
-STEPS = 800
+STEPS = 1000
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
