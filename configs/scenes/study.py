@@ -11,7 +11,7 @@ import ml_collections
 
 from configs.scenes import demo
 
-GENERATOR_STEPS = 6000
+GENERATOR_STEPS = 4000
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

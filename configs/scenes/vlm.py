@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "pretrained": {"tokenizer": "", "language_model": ""},
             "data": data,
             "optimizer": {
-                "learning_rate": 2e-3,
+                "learning_rate": 1e-3,
                 "schedule": "cosine",
                 "warmup_steps": min(50, steps // 2),
                 "total_steps": steps,
