@@ -192,7 +192,7 @@ class Experiment:
         section.data.folders = folders
         if len(rates) > 1:
             section.data.rates = dict(rates)
-            section.data.mixture = arm
+            section.data.mixture = f"mixture_{arm}"  # a folder may have the name of its arm
         section.train.seed = section.data.seed = seed
         if "captions" in section.get("validation", {}):
             section.validation.captions.folder = self.path("pairs", "test")
