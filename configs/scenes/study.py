@@ -20,5 +20,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg != "tiny":
         config.generator.train.steps = GENERATOR_STEPS
         config.generator.optimizer.total_steps = GENERATOR_STEPS
-    config.study = {"seeds": (0, 1) if arg == "tiny" else (0, 1, 2)}
+    config.study = {
+        "seeds": (0, 1) if arg == "tiny" else (0, 1, 2),
+        "arms": (
+            "real",
+            "real_synthetic",
+            "synthetic",
+            "captions_only",
+            "shuffled",
+            "rendered",
+        ),
+        "share_generator": False,
+    }
     return config

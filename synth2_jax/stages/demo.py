@@ -76,7 +76,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         "tiny": bool(config.tiny),
         "config": config.to_dict(),
         "versions": environment.describe(),
-        "commit": environment.commit(),
+        "commit": ", ".join(experiment.commits()),
         "captions_scored_by": arms["real"]["provenance"],
     }
     material = {

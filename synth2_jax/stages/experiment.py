@@ -1,7 +1,8 @@
 """The steps that the demo and the study share: from nothing to trained and scored VLMs.
 
 Every step leaves its result in a folder of the workdir and does nothing when it is there already,
-so an interrupted run goes on where it stopped.
+so an interrupted run goes on where it stopped. WORKDIR/made_with.json holds the config and the
+commit that each step began with: under another config its result is refused, not taken for new.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from synth2_jax import config as config_lib
+from synth2_jax import environment
 from synth2_jax.data import records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
@@ -28,6 +30,8 @@ from synth2_jax.stages.tokenize import TokenizeConfig
 from synth2_jax.stages.train import TrainConfig
 from synth2_jax.training import checkpoints
 from synth2_jax.training.trained import Trained, load_trained
+
+MADE_WITH = "made_with.json"
 
 # What each arm of a comparison draws its batches from: {folder of pairs: rate}. `real` is in all
 # but one; the other half is the same synthetic captions, with different pictures.
@@ -95,24 +99,29 @@ class Experiment:
         return str(self.workdir.joinpath(*names))
 
     def tokenizer(self) -> Trained:
-        return self._train("tokenizer", self.config.tokenizer)
+        return self._train("tokenizer", self.config.tokenizer, self.config.tokenizer)
 
     def language_model(self) -> Trained:
-        return self._train("language_model", self.config.language_model)
+        section = self.config.language_model
+        return self._train("language_model", section, section)
 
     def pairs(self) -> None:
         """Tokenizes the real pairs and the test pictures."""
         section = self._copy(self.config.tokenize)
         section.tokenizer = self.path("tokenizer")
-        self._step("tokenize", lambda: tokenize.run(section, self.path("pairs")))
+        self._check_same("tokenize", self.config.tokenize)
+        self._step(
+            "tokenize", self.config.tokenize, lambda: tokenize.run(section, self.path("pairs"))
+        )
 
     def captions(self) -> None:
         """The language model writes captions, class by class."""
         section = self._copy(self.config.captions)
         section.language_model = self.path("language_model")
         folder = self.path("captions")
+        self._check_same("captions", self.config.captions)
         if not pathlib.Path(folder, captions.MANIFEST).exists():
-            self._step("captions", lambda: captions.run(section, folder))
+            self._step("captions", self.config.captions, lambda: captions.run(section, folder))
 
     def generator(self, seed: int = 0) -> Trained:
         """Trained on the real pairs that the VLM has too."""
@@ -121,7 +130,7 @@ class Experiment:
         section.pretrained.tokenizer = self.path("tokenizer")
         section.data.folders = {"real": self.path("pairs", "real")}
         section.train.seed = section.data.seed = seed
-        return self._train(_seeded("generator", seed), section)
+        return self._train(_seeded("generator", seed), self.config.generator, section)
 
     def synthesize(self, seed: int = 0) -> str:
         """The generator's pictures of the captions, as tokens; returns the folder."""
@@ -131,7 +140,9 @@ class Experiment:
         section.captions = self.path("captions")
         section.seed = seed
         folder = self.path("pairs", _seeded("synthetic", seed))
-        self._step("synthesize", lambda: synthesize.run(section, folder))
+        step = _seeded("synthesize", seed)
+        self._check_same(step, self.config.synthesize)
+        self._step(step, self.config.synthesize, lambda: synthesize.run(section, folder))
         return folder
 
     def repaired(self, name: str, seed: int = 0) -> str:
@@ -196,7 +207,7 @@ class Experiment:
         section.train.seed = section.data.seed = seed
         if "captions" in section.get("validation", {}):
             section.validation.captions.folder = self.path("pairs", "test")
-        return self._train(self.vlm_name(arm, seed), section)
+        return self._train(self.vlm_name(arm, seed), self.config.vlm, section)
 
     def vlm_name(self, arm: str, seed: int = 0) -> str:
         """The folder of one arm's run."""
@@ -206,11 +217,13 @@ class Experiment:
         """Captions the test pictures and scores the captions."""
         name = self.vlm_name(arm, seed)
         folder = self.workdir / "evaluation" / name
+        step = f"evaluate {name}"
+        self._check_same(step, self.config.evaluate)
         if not (folder / "results.json").exists():
             section = self._copy(self.config.evaluate)
             section.vlm = self.path(name)
             section.folder = self.path("pairs", "test")
-            self._step(f"evaluate {name}", lambda: evaluate.run(section, str(folder)))
+            self._step(step, self.config.evaluate, lambda: evaluate.run(section, str(folder)))
         return json.loads((folder / "results.json").read_text())
 
     def written_captions(self) -> list[dict[str, Any]]:
@@ -222,26 +235,75 @@ class Experiment:
     def _encode(self, images: np.ndarray) -> np.ndarray:
         return tokenize.encode_images(self.tokenizer(), images, 256, "tokenize")
 
-    def _train(self, name: str, section: ml_collections.ConfigDict) -> Trained:
+    def _train(
+        self, name: str, given: ml_collections.ConfigDict, section: ml_collections.ConfigDict
+    ) -> Trained:
+        """Trains by `section`, which is `given` with paths and seeds filled in, unless done."""
         folder = self.path(name)
+        self._check_same(name, given)
         if not _is_trained(folder, section.train.steps):
-            self._step(name, lambda: train.run(section, folder))
+            self._step(name, given, lambda: train.run(section, folder))
         return load_trained(folder, section.model_name)
 
-    def _step(self, name: str, function) -> None:
+    def _step(self, name: str, given: ml_collections.ConfigDict, function) -> None:
         print(f"== {name}", flush=True)
+        self._note_once(name, given)
         start = time.monotonic()
-        function()
-        seconds = time.monotonic() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        times = self.workdir / "seconds.json"
-        known: Mapping[str, float] = json.loads(times.read_text()) if times.exists() else {}
-        write_json(times, {**known, name: known.get(name, 0.0) + seconds})
+        try:
+            function()
+        finally:  # A step that is stopped has cost its time too.
+            seconds = time.monotonic() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            known = _read_json(self.workdir / "seconds.json")
+            times = {**known, name: known.get(name, 0.0) + seconds}
+            write_json(self.workdir / "seconds.json", times)
+
+    def commits(self) -> list[str]:
+        """The commits that the steps in the workdir began with, sorted."""
+        return sorted({made["commit"] for made in self._made_with().values() if made["commit"]})
+
+    def _made_with(self) -> dict[str, Any]:
+        return _read_json(self.workdir / MADE_WITH)
+
+    def _note_once(self, name: str, given: ml_collections.ConfigDict) -> None:
+        made_with = self._made_with()
+        if name not in made_with:
+            made = {"commit": environment.commit(), "config": given.to_dict()}
+            write_json(self.workdir / MADE_WITH, {**made_with, name: made})
+
+    def _check_same(self, name: str, given: ml_collections.ConfigDict) -> None:
+        """Raises UserError when the step was begun under another config."""
+        made_with = self._made_with()
+        if name not in made_with:
+            return
+        before = _flat(made_with[name]["config"])
+        now = _flat(json.loads(json.dumps(given.to_dict())))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"{self.workdir}: {name} was made with {key}={before.get(key)!r}, found "
+                    f"{now.get(key)!r}; another config needs another workdir"
+                )
 
     def _copy(self, section: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """A copy that takes paths and folders that the config file could not know."""
         copy = ml_collections.ConfigDict(section.to_dict(), type_safe=False)
         return copy.unlock()
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": leaf}; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _seeded(name: str, seed: int) -> str:

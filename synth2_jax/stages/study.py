@@ -6,6 +6,7 @@ every arm and WORKDIR/study.md, the table. Stopped and started again, it goes on
 """
 
 import dataclasses
+import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from synth2_jax.stages.demo import curve, steps_to_baseline
 from synth2_jax.stages.experiment import ARMS, Experiment, ExperimentConfig
 from synth2_jax.stages.tokenize import decode_images
 
+RESULTS = "study.json"
 SCORES = ("cider", "cider_seen", "cider_unseen", "bleu4", "rouge_l", "objects_right")
 TITLES = {
     "real": "real only",
@@ -72,7 +74,8 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     experiment.language_model()
     experiment.pairs()
     experiment.captions()
-    study: dict[str, Any] = {}
+    known = pathlib.Path(workdir) / RESULTS
+    study: dict[str, Any] = json.loads(known.read_text())["runs"] if known.exists() else {}
     for seed in cfg.seeds:
         for arm in cfg.arms:
             if arm != "real" and f"generator/{seed}" not in study:
@@ -83,7 +86,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
                 **{score: experiment.evaluate(arm, seed)[score] for score in SCORES},
                 "curve": curve(experiment.path(name), "validation/cider"),
             }
-            write_results(pathlib.Path(workdir), study, cfg, config)
+            write_results(pathlib.Path(workdir), study, cfg, config, experiment.commits())
     print((pathlib.Path(workdir) / "study.md").read_text())
     return study
 
@@ -99,12 +102,19 @@ def generator_scores(experiment: Experiment, seed: int) -> dict[str, float]:
 
 
 def write_results(
-    folder: pathlib.Path, study: Mapping[str, Any], cfg: StudyConfig, config: Any
+    folder: pathlib.Path,
+    study: Mapping[str, Any],
+    cfg: StudyConfig,
+    config: Any,
+    commits: Sequence[str],
 ) -> None:
-    """study.json with everything, study.md with the table of what is there so far."""
-    made_with = environment.describe()
+    """study.json with everything, study.md with the table of what is there so far.
+
+    `commits` are those that its parts were made at.
+    """
+    made_with = environment.describe() | {"commit": ", ".join(commits)}
     write_json(
-        folder / "study.json",
+        folder / RESULTS,
         {"runs": dict(study), "made_with": made_with, "config": config.to_dict()},
     )
     shared = " One generator for all seeds." if cfg.share_generator else ""

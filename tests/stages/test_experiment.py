@@ -2,13 +2,14 @@
 
 import collections
 import json
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax import main
+from synth2_jax import environment, main
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.scenes import language, oracle, renderer
@@ -81,7 +82,7 @@ def test_more_steps_than_were_done_is_more_to_do(chain):
     config.language_model.train.steps += 1
     calls = []
     experiment = Experiment(config, str(chain.root))
-    experiment._step = lambda name, function: calls.append(name)
+    experiment._step = lambda name, given, function: calls.append(name)
     experiment.language_model()
     assert calls == ["language_model"]
 
@@ -167,7 +168,9 @@ def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
     chain, experiment, monkeypatch, arm
 ):
     seen = []
-    monkeypatch.setattr(experiment, "_train", lambda name, section: seen.append((name, section)))
+    monkeypatch.setattr(
+        experiment, "_train", lambda name, given, section: seen.append((name, section))
+    )
     monkeypatch.setattr(experiment, "synthesize", lambda seed: f"synthetic of seed {seed}")
     monkeypatch.setattr(experiment, "repaired", lambda name, seed: f"{name} of seed {seed}")
     experiment.vlm("real", seed=2)
@@ -208,29 +211,53 @@ def test_an_interrupted_first_run_is_not_a_trained_one(chain, tmp_path):
     experiment = Experiment(demo_config(chain), str(tmp_path))
     (tmp_path / "tokenizer" / "checkpoints").mkdir(parents=True)
     calls = []
-    experiment._step = lambda name, function: calls.append(name)
+    experiment._step = lambda name, given, function: calls.append(name)
     with pytest.raises(UserError, match="expected checkpoint steps"):
         experiment.tokenizer()
     assert calls == ["tokenizer"]
 
 
 def test_seconds_of_steps_add_up_over_processes(chain, tmp_path):
-    first = Experiment(demo_config(chain), str(tmp_path))
-    first._step("tokenizer", lambda: time.sleep(0.02))
-    first._step("synthesize", lambda: time.sleep(0.02))
-    later = Experiment(demo_config(chain), str(tmp_path))
-    later._step("synthesize", lambda: None)  # all there already
+    config = demo_config(chain)
+    first = Experiment(config, str(tmp_path))
+    first._step("tokenizer", config.tokenizer, lambda: time.sleep(0.02))
+    with pytest.raises(SystemExit):
+        first._step("synthesize", config.synthesize, lambda: time.sleep(0.02) or sys.exit(143))
+    later = Experiment(config, str(tmp_path))
+    later._step("synthesize", config.synthesize, lambda: None)  # all there already
     seconds = json.loads((tmp_path / "seconds.json").read_text())
     assert seconds.keys() == {"tokenizer", "synthesize"}
     assert min(seconds.values()) >= 0.02
     assert later.seconds.keys() == {"synthesize"} and later.seconds["synthesize"] < 0.02
 
 
+def test_another_config_is_refused_by_every_step_that_was_begun_under_one(chain, tmp_path):
+    """A result of the old config must never be reported under the new one."""
+    config = demo_config(chain)
+    experiment = Experiment(config, str(tmp_path))
+    steps = {
+        "tokenizer": ("tokenizer", "train.log_every", experiment.tokenizer),
+        "captions": ("captions", "captions_per_class", experiment.captions),
+        "synthesize_seed1": ("synthesize", "guidance.scale", lambda: experiment.synthesize(1)),
+        "evaluate vlm_real": ("evaluate", "batch_size", lambda: experiment.evaluate("real")),
+    }
+    experiment.generator = lambda seed: None
+    for step, (section, key, run) in steps.items():
+        experiment._note_once(step, config[section])
+        with config.unlocked():
+            config[section].update_from_flattened_dict({key: 77})
+        with pytest.raises(UserError, match=rf"{step} was made with {key}=.* found 77"):
+            run()
+    made = json.loads((tmp_path / "made_with.json").read_text())
+    assert made.keys() == steps.keys()
+    assert experiment.commits() == sorted({environment.commit()} - {""})
+
+
 def test_seeds_may_share_a_generator_but_not_its_samples(chain, monkeypatch):
     folders = []
     for shared in (False, True):
         experiment = Experiment(demo_config(chain), str(chain.root), share_generator=shared)
-        monkeypatch.setattr(experiment, "_train", lambda name, section: folders.append(name))
-        monkeypatch.setattr(experiment, "_step", lambda name, function: None)
+        monkeypatch.setattr(experiment, "_train", lambda name, *sections: folders.append(name))
+        monkeypatch.setattr(experiment, "_step", lambda name, given, function: None)
         assert experiment.synthesize(seed=2) == str(chain.path("pairs", "synthetic_seed2"))
     assert folders == ["generator_seed2", "generator"]

@@ -109,12 +109,13 @@ def test_a_baseline_of_nothing_gives_no_gain():
 def test_table_and_footnote_are_written_with_what_they_were_made_from(tmp_path, shared):
     config = ml_collections.ConfigDict({"study": {"share_generator": shared}})
     cfg = StudyConfig(share_generator=shared)
-    write_results(tmp_path, STUDY, cfg, config)
+    write_results(tmp_path, STUDY, cfg, config, ["0123456789", "abcdef0123"])
     saved = json.loads((tmp_path / "study.json").read_text())
     assert saved["runs"] == STUDY and saved["config"] == config.to_dict()
     text = (tmp_path / "study.md").read_text()
     assert text.startswith(table(STUDY, cfg))
     assert f"jax {saved['made_with']['jax']} on {saved['made_with']['device']}" in text
+    assert "commit 0123456789, abcdef0123." in text
     assert ("One generator for all seeds." in text) == shared
 
 
