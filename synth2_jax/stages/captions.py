@@ -80,12 +80,19 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
             "seed": cfg.seed,
             "num_classes": len(classes),
             "num_captions": len(rows),
-            "classes_without_captions": [name for name in classes if not kept[name]],
+            "short_of": {
+                name: cfg.captions_per_class - len(kept[name])
+                for name in classes
+                if len(kept[name]) < cfg.captions_per_class
+            },
             "dropped": dict(dropped),
         },
     )
-    empty = sum(not drafts for drafts in kept.values())
-    print(f"captions: {len(rows)} kept, dropped {dict(dropped)}, {empty} classes without any")
+    short = sum(len(drafts) < cfg.captions_per_class for drafts in kept.values())
+    print(
+        f"captions: {len(rows)} kept, dropped {dict(dropped)}; {short} of {len(classes)} classes "
+        f"have fewer than {cfg.captions_per_class}"
+    )
     return rows
 
 

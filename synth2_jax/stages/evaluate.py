@@ -23,6 +23,7 @@ from synth2_jax.files import write_json_lines, write_text
 from synth2_jax.models.vlm import VLM
 from synth2_jax.sampling.captions import make_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.scenes import dataset
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.scoring.captions import cider_d, score_captions
 from synth2_jax.training.objectives import VLMObjective
@@ -57,6 +58,16 @@ class EvaluateConfig:
     vocabulary: str = "scenes"
     scenes_split: str = ""
 
+    def __post_init__(self):
+        if self.scenes_split:
+            dataset.split_size(self.scenes_split)  # raises on an unknown name
+        if self.batch_size < 1:
+            raise UserError(f"evaluate.batch_size: found {self.batch_size}, expected 1 or more")
+        if self.max_images is not None and self.max_images < 1:
+            raise UserError(
+                f"evaluate.max_images: found {self.max_images}, expected 1 or more, or None"
+            )
+
 
 class CaptionScorer:
     """Captions the same images with one VLM after another, or with one as it is trained.
@@ -83,6 +94,11 @@ class CaptionScorer:
         self._stop = stop
         self._vocabulary = load_vocabulary(config.vocabulary)
         self.images = read_references(config.folder, fingerprints["tokenizer"], config.max_images)
+        split, first = config.scenes_split, self.images[0].key
+        if split and not first.startswith(f"{split}-"):
+            raise UserError(
+                f"evaluate.scenes_split: found {split!r}, but the first image is {first!r}"
+            )
         prompt = self._vocabulary.encode(config.prompt)
         caption = make_caption(VLM(objective.task.vlm), prompt, config.decode)
 

@@ -13,6 +13,7 @@ import numpy as np
 from synth2_jax import config as config_lib
 from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance
 from synth2_jax.data.references import pair_key
+from synth2_jax.errors import UserError
 from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
 from synth2_jax.scenes import dataset
@@ -36,6 +37,12 @@ class TokenizeConfig:
     batch_size: int = 256
     num_shards: int = 4
 
+    def __post_init__(self):
+        for name in ("max_images", "batch_size", "num_shards"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"tokenize.{name}: found {value}, expected 1 or more")
+
 
 def run(config: Any, workdir: str) -> dict[str, Manifest]:
     """Tokenizes every split; returns the manifests. A split that is already there is left alone."""
@@ -55,7 +62,8 @@ def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib
             tokenizer=trained.fingerprint("tokenizer"),
             num_image_tokens=tokenizer.num_tokens,
             codebook_size=tokenizer.codebook_size,
-            captions={"source": f"scenes/{split}"},
+            # The number is part of what the shards are: with another one they hold other images.
+            captions={"source": f"scenes/{split}", "images": len(examples)},
             config=dataclasses.asdict(cfg),
         ),
         num_shards=cfg.num_shards,

@@ -49,7 +49,7 @@ def test_the_manifest_says_who_wrote_them_and_how(chain, rows, manifest):
     assert manifest["seed"] == 0
     assert manifest["num_classes"] == len(chain.classes)
     assert manifest["num_captions"] == len(rows) == chain.num_captions
-    assert manifest["classes_without_captions"] == []
+    assert manifest["short_of"] == {}
 
 
 def test_every_draft_is_kept_or_counted_as_dropped(rows, manifest):
@@ -81,7 +81,7 @@ def test_a_class_that_is_never_named_is_reported(chain, tmp_path, mistake):
     classes = "('a', 'zebra')"
     chain.run(chain.writing(tmp_path, classes=classes, captions_per_class=1, max_rounds=8))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["classes_without_captions"] == ["zebra"]
+    assert manifest["short_of"] == {"zebra": 1}
     assert manifest["num_captions"] == 1
     line = mistake(chain.writing(tmp_path, classes="('zebra',)", max_rounds=1))
     assert "none of 10 drafts is usable" in line and "train the language model" in line

@@ -31,7 +31,7 @@ def test_the_manifest_says_what_is_there_and_by_whom(chain, tokenizer, split):
     provenance = manifest.provenance
     assert provenance.tokenizer == tokenizer.fingerprint("tokenizer")
     assert (provenance.num_image_tokens, provenance.codebook_size) == (chain.num_tokens, 32)
-    assert provenance.captions == {"source": f"scenes/{split}"}
+    assert provenance.captions == {"source": f"scenes/{split}", "images": chain.num_images}
     assert provenance.generator is None and provenance.sampler is None
     assert provenance.config["max_images"] == chain.num_images
 
@@ -92,3 +92,8 @@ def test_mistakes(chain, mistake, tmp_path):
     assert line == "tokenizer: no checkpoint given, expected the workdir of a training run"
     line = mistake(chain.tokenization(chain.path("pairs"), num_shards=3))
     assert "delete the folder or choose another" in line
+    line = mistake(chain.tokenization(chain.path("pairs"), max_images=2))
+    assert "delete the folder or choose another" in line  # shards of other images never mix
+    for key in ("max_images", "batch_size", "num_shards"):
+        line = mistake(chain.tokenization(tmp_path, **{key: 0}))
+        assert line.endswith(f"tokenize.{key}: found 0, expected 1 or more")
