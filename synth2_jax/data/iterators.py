@@ -116,7 +116,8 @@ class TrainIterator:
     """Shuffled, mixed batches whose position can be saved and restored exactly.
 
     `source_counts` is the number of examples delivered so far by source ("real", "synthetic"), a
-    part of the saved position; empty for data without a source.
+    part of the saved position; empty for data without a source. `last_keys` are those of the
+    examples of the last batch; empty for data without keys.
 
     Args:
       stream: what to read.
@@ -152,6 +153,7 @@ class TrainIterator:
             **(identity or {}),
         }
         self._num_batches = 0
+        self.last_keys: list[str] = []
         self._counts: collections.Counter[str] = collections.Counter()
         self._lengths = stream.task_lengths()
         self._iterator = self._start()
@@ -196,6 +198,7 @@ class TrainIterator:
         companions = {name: batch.pop(name) for name in COMPANIONS if name in batch}
         self._num_batches += 1
         self._counts.update(source.decode() for source in companions.get("source", ()))
+        self.last_keys = [key.decode() for key in companions.get("key", ())]
         return batch
 
     def get_state(self) -> bytes:

@@ -30,7 +30,10 @@ FOLDER = "checkpoints"
 
 
 class DataIterator(Protocol):
-    """Batches of this process's rows, as numpy; its position can be saved."""
+    """Batches of this process's rows, as numpy; its position can be saved.
+
+    One that has `last_keys: list[str]`, the examples of the last batch, gets them named in errors.
+    """
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 

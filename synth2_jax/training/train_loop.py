@@ -105,7 +105,7 @@ def train(
             step += 1
             # The device now works on this step, while the host looks at the one before.
             watch.settle()
-            watch.add(step, metrics, batch)
+            watch.add(step, metrics, getattr(train_iterator, "last_keys", ()))
             if evaluate and _is_due(step, config.eval_every, config.steps):
                 watch.settle()
                 with watch.aside():

@@ -5,8 +5,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from synth2_jax.errors import UserError
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import Checkpoints
@@ -14,6 +12,7 @@ from synth2_jax.training.metrics import Metrics, Writer
 
 # A finite loss can have an infinite gradient, which spoils the parameters all the same.
 WATCHED = ("loss", "grad_norm")
+KEYS_NAMED = 8
 
 
 class Watch:
@@ -39,7 +38,7 @@ class Watch:
         self._last_step = last_step
         self._created = time.monotonic()
         self._is_first = True
-        self._pending: tuple[int, Metrics, list[str]] | None = None
+        self._pending: tuple[int, Metrics, Sequence[str]] | None = None
         self._merged: Metrics = {}
         self._restart_clock()
 
@@ -57,9 +56,12 @@ class Watch:
         yield
         self._since += time.monotonic() - start
 
-    def add(self, step: int, metrics: Metrics, batch: Mapping[str, np.ndarray]) -> None:
-        """Takes the metrics of a step that was dispatched; the step before must be settled."""
-        self._pending = (step, metrics, sorted(batch))
+    def add(self, step: int, metrics: Metrics, keys: Sequence[str]) -> None:
+        """Takes the metrics of a step that was dispatched; the step before must be settled.
+
+        `keys` are those of its examples, as far as they have any; an error names the first.
+        """
+        self._pending = (step, metrics, keys)
         self._merged = metrics_lib.merge(self._merged, metrics) if self._merged else metrics
         if self._is_first:
             self._is_first = False
@@ -76,8 +78,8 @@ class Watch:
         self._checkpoints.check_for_errors()
         if self._pending is None:
             return
-        (step, metrics, batch_keys), self._pending = self._pending, None
-        self._check_finite(step, metrics, batch_keys)
+        (step, metrics, keys), self._pending = self._pending, None
+        self._check_finite(step, metrics, keys)
         self._steps += 1
         if step % self._log_every == 0 or step == self._last_step:
             seconds = time.monotonic() - self._since
@@ -99,14 +101,16 @@ class Watch:
         self._input_seconds = 0.0
         self._steps = 0
 
-    def _check_finite(self, step: int, metrics: Metrics, batch_keys: list[str]) -> None:
+    def _check_finite(self, step: int, metrics: Metrics, keys: Sequence[str]) -> None:
         scalars = metrics_lib.to_scalars({name: metrics[name] for name in WATCHED})
         for name in WATCHED:
             value = scalars.get(name, 0.0)
             if not math.isfinite(value):
                 self._checkpoints.wait()
                 good = self._checkpoints.latest_step()
+                checkpoint = "none yet" if good is None else f"step {good}"
+                named = ", ".join(keys[:KEYS_NAMED]) + ", ..." * (len(keys) > KEYS_NAMED)
                 raise UserError(
-                    f"{name} is {value} at step {step} (batch: {', '.join(batch_keys)}); "
-                    f"last good checkpoint: step {good} in {self._checkpoints.folder}"
+                    f"{name} is {value} at step {step} (batch: {named or 'without keys'}); "
+                    f"last good checkpoint: {checkpoint} in {self._checkpoints.folder}"
                 )

@@ -105,6 +105,13 @@ def test_sources_are_counted_and_follow_the_rates(both):
     assert abs(flags.mean() - 0.75) < 4 * spread
 
 
+def test_the_examples_of_the_last_batch_are_known(both):
+    iterator = pipeline.train_iterator(both, "vlm")
+    for batch in take(iterator, 3):
+        flags = batch["is_synthetic"].tolist()
+    assert [key.startswith("synthetic") for key in iterator.last_keys] == flags
+
+
 def test_images_keep_their_captions(both):
     """Shuffling and mixing move whole examples."""
     known = {

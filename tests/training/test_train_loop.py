@@ -69,6 +69,7 @@ class RecordedBatches(FakeBatches):
         batch = super().__next__()
         if len(self.given) == self._poison:
             batch["x"] = np.full_like(batch["x"], np.nan)
+        self.last_keys = [f"example-{len(self.given)}-{i}" for i in range(len(batch["x"]))]
         self.given.append(batch)
         return batch
 
@@ -200,10 +201,20 @@ def test_nan_names_the_step_the_batch_and_the_last_good_checkpoint(tmp_path):
     batches = RecordedBatches(toy.batch_spec(8), poison=4)
     with pytest.raises(UserError) as error:
         run(tmp_path, 9, toy=toy, batches=batches)
+    # Those of the batch with the NaNs, though the next one is drawn before the loss is looked at.
+    keys = ", ".join(f"example-4-{i}" for i in range(8))
     assert str(error.value) == (
-        "loss is nan at step 5 (batch: x, y); last good checkpoint: step 3 in "
+        f"loss is nan at step 5 (batch: {keys}); last good checkpoint: step 3 in "
         f"{tmp_path / 'checkpoints'}"
     )
+
+
+def test_nan_before_any_checkpoint_and_in_a_batch_of_many(tmp_path):
+    toy = ToyObjective()
+    with pytest.raises(UserError) as error:
+        run(tmp_path, 9, toy=toy, batches=RecordedBatches(toy.batch_spec(16), poison=0))
+    assert "example-0-7, ...); last good checkpoint: none yet in" in str(error.value)
+    assert "example-0-8" not in str(error.value)
 
 
 def test_nan_at_a_checkpoint_step_is_not_saved(tmp_path):
