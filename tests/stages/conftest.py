@@ -1,10 +1,8 @@
 """One small chain through all stages, made once: every test of a stage starts from its folders."""
 
 import dataclasses
-import os
 import pathlib
 
-import jax
 import pytest
 
 from synth2_jax import main
@@ -172,21 +170,8 @@ class Chain:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Steps that several runs share are compiled once, also for runs in other processes."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-        os.environ.pop(name.upper(), None)  # a test's own environment may have taken it away
+def compile_once(compilation_cache):
+    """For every test of a stage."""
 
 
 @pytest.fixture(scope="package")
