@@ -26,13 +26,3 @@ def causal_mask(
 def key_mask(visible_BS: jax.Array) -> jax.Array:
     """bool[B, 1, 1, S]: every query of row b sees the keys that `visible_BS[b]` marks."""
     return visible_BS.astype(bool)[:, None, None, :]
-
-
-def combine_masks(*masks: jax.Array | None) -> jax.Array | None:
-    """bool, of rank 4: a key is seen where all masks say so. None sees everything."""
-    combined = None
-    for mask in masks:
-        if mask is not None:
-            mask = jnp.expand_dims(mask, range(4 - mask.ndim))
-            combined = mask if combined is None else combined & mask
-    return combined

@@ -65,8 +65,3 @@ def masked_counts(name: str, num_steps: int, num_tokens: int) -> np.ndarray:
         before = steps_left if steps_left == 0 else max(steps_left, min(before - 1, wanted[step]))
         counts.append(before)
     return np.asarray(counts, np.int32)
-
-
-def num_masked(name: str, step: int, num_steps: int, num_tokens: int) -> int:
-    """How many tokens are still masked after `step` (from 0); see `masked_counts`."""
-    return int(masked_counts(name, num_steps, num_tokens)[step])

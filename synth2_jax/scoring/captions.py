@@ -1,4 +1,4 @@
-"""CIDEr-D, CIDEr, BLEU and ROUGE-L of captions, numerically as pycocoevalcap computes them.
+"""CIDEr-D, BLEU and ROUGE-L of captions, numerically as pycocoevalcap computes them.
 
 The metric functions return that package's own scale: 1 is perfect for BLEU and ROUGE-L, 10 for
 CIDEr. Papers print 100 times that ("CIDEr 33.4" is 0.334 here), and so does `score_captions`, whose
@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -123,21 +123,6 @@ def cider_d(
     """
     pairs = _Pairs.of(candidates, references)
     return _cider_d(pairs, _frequency_for(pairs, frequency), sigma)
-
-
-def cider(
-    candidates: Sequence[Caption],
-    references: Sequence[Sequence[Caption]],
-    *,
-    frequency: DocumentFrequency | None = None,
-) -> Score:
-    """CIDEr (Vedantam et al., section 3): `cider_d` without clipping or length penalty; 0 to 10.
-
-    Not what papers print as "CIDEr": that is `cider_d`.
-    """
-    pairs = _Pairs.of(candidates, references)
-    frequency = _frequency_for(pairs, frequency)
-    return _consensus(pairs, frequency, "cider_plain", lambda c, r: c * r, lambda delta: 1.0)
 
 
 def bleu(
@@ -248,18 +233,7 @@ def _tfidf(tokens: Tokens, frequency: DocumentFrequency) -> list[tuple[dict[NGra
     return vectors
 
 
-def _consensus(
-    pairs: _Pairs,
-    frequency: DocumentFrequency,
-    name: str,
-    product: Callable[[float, float], float],
-    length_factor: Callable[[int], float],
-) -> Score:
-    """The cosine average CIDEr and CIDEr-D share.
-
-    `product(c, r)` is the term of an n-gram that both captions have; `length_factor(delta)`
-    multiplies the cosine, delta being the difference of lengths in words.
-    """
+def _cider_d(pairs: _Pairs, frequency: DocumentFrequency, sigma: float = 6.0) -> Score:
     per_image = np.zeros(len(pairs.candidates))
     for image, (candidate, group) in enumerate(
         zip(pairs.candidates, pairs.references, strict=True)
@@ -273,22 +247,13 @@ def _consensus(
             ):
                 # A norm is 0 when the caption is shorter than the order or all idf are 0.
                 if c_norm > 0 and r_norm > 0:
-                    common = sum(product(c[g], r[g]) for g in c if g in r)
+                    common = sum(min(c[g], r[g]) * r[g] for g in c if g in r)
                     cosines += common / (c_norm * r_norm)
-            total += cosines * length_factor(len(candidate) - len(reference))
+            delta = len(candidate) - len(reference)
+            total += cosines * math.exp(-(delta**2) / (2 * sigma**2))
         per_image[image] = 10.0 * total / (MAX_ORDER * len(group))
     provenance = f"{pairs.provenance}, df={frequency}"
-    return Score(name, float(per_image.mean()), per_image, provenance)
-
-
-def _cider_d(pairs: _Pairs, frequency: DocumentFrequency, sigma: float = 6.0) -> Score:
-    return _consensus(
-        pairs,
-        frequency,
-        "cider_d",
-        lambda c, r: min(c, r) * r,
-        lambda delta: math.exp(-(delta**2) / (2 * sigma**2)),
-    )
+    return Score("cider_d", float(per_image.mean()), per_image, provenance)
 
 
 def _bleu(pairs: _Pairs) -> tuple[Score, ...]:

@@ -39,14 +39,6 @@ class Clusters:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coverage:
-    """Share of a class list that captions mention, and the classes they do not."""
-
-    share: float
-    missing: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class SetBalance:
     """One caption set seen through the shared clusters.
 
@@ -241,37 +233,6 @@ def distinct_n(captions: Iterable[str], order: int) -> float:
         tokens = words.tokenize(caption)
         ngrams.extend(tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1))
     return len(set(ngrams)) / max(1, len(ngrams))
-
-
-def class_coverage(captions: Iterable[str], classes: Sequence[str]) -> Coverage:
-    """Which of the class names occur in at least one caption.
-
-    A class is named by whole words, in the singular or with a final "s" or "es"; synonyms within a
-    name are separated by commas, as ImageNet's are ("tench, Tinca tinca").
-
-    Raises:
-        ValueError: the class list is empty.
-    """
-    if not classes:
-        raise ValueError("the class list is empty")
-    names = {
-        name: [tokens for synonym in name.split(",") if (tokens := tuple(words.tokenize(synonym)))]
-        for name in classes
-    }
-    orders = {len(synonym) for synonyms in names.values() for synonym in synonyms}
-    seen = set()
-    for caption in captions:
-        tokens = tuple(words.tokenize(caption))
-        seen.update(
-            tokens[i : i + order] for order in orders for i in range(len(tokens) - order + 1)
-        )
-
-    def mentioned(synonym: tuple[str, ...]) -> bool:
-        *head, last = synonym
-        return any((*head, last + ending) in seen for ending in ("", "s", "es"))
-
-    missing = tuple(name for name in classes if not any(map(mentioned, names[name])))
-    return Coverage(1 - len(missing) / len(classes), missing)
 
 
 def balance(

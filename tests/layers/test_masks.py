@@ -1,7 +1,6 @@
 import numpy as np
-import pytest
 
-from synth2_jax.layers.masks import causal_mask, combine_masks, key_mask
+from synth2_jax.layers.masks import causal_mask, key_mask
 
 
 def test_causal_mask():
@@ -18,13 +17,3 @@ def test_key_mask():
     mask = key_mask(np.array([[1, 1, 0], [1, 0, 0]]))
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, [[[[1, 1, 0]]], [[[1, 0, 0]]]])
-
-
-def test_combine_masks():
-    combined = combine_masks(None, causal_mask(2), None, key_mask(np.array([[1, 0], [0, 1]])))
-    np.testing.assert_array_equal(combined, [[[[1, 0], [1, 0]]], [[[0, 0], [0, 1]]]])
-
-
-@pytest.mark.parametrize("masks", [(), (None, None)])
-def test_combine_masks_of_nothing_sees_everything(masks):
-    assert combine_masks(*masks) is None

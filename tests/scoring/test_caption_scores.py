@@ -11,12 +11,11 @@ from synth2_jax.scoring import captions
 
 METRICS = {
     "cider_d": captions.cider_d,
-    "cider": captions.cider,
     "bleu1": lambda c, r: captions.bleu(c, r)[0],
     "bleu4": lambda c, r: captions.bleu(c, r)[3],
     "rouge_l": captions.rouge_l,
 }
-PERFECT = {"cider_d": 10.0, "cider": 10.0, "bleu1": 1.0, "bleu4": 1.0, "rouge_l": 1.0}
+PERFECT = {"cider_d": 10.0, "bleu1": 1.0, "bleu4": 1.0, "rouge_l": 1.0}
 
 
 def random_pairs(num_images, seed, vocabulary=12):
@@ -50,9 +49,6 @@ def test_cider_d_clips_repeated_words_and_penalises_length():
     # 1 / (3 sqrt(2)); higher orders share nothing. One word longer: exp(-1 / (2 * 36)).
     score = captions.cider_d(["a a a", "z"], [["a b"], ["c d"]])
     assert score.per_image[0] == pytest.approx(10 / 4 / (3 * math.sqrt(2)) * math.exp(-1 / 72))
-    # Unclipped and without the penalty: 3L * L / (3L * sqrt(2) L) = 1 / sqrt(2).
-    plain = captions.cider(["a a a", "z"], [["a b"], ["c d"]])
-    assert plain.per_image[0] == pytest.approx(10 / 4 / math.sqrt(2))
 
 
 def test_cider_d_weighs_words_by_inverse_document_frequency():
@@ -162,10 +158,9 @@ def test_strings_are_tokenized_and_tokens_are_not(name):
 # The document frequency.
 
 
-@pytest.mark.parametrize("metric", [captions.cider_d, captions.cider])
-def test_one_image_scores_zero_and_warns(metric):
+def test_one_image_scores_zero_and_warns():
     with pytest.warns(UserWarning, match=r"CIDEr is 0 for every caption.*1 images"):
-        score = metric(["a b c d"], [["a b c d"]])
+        score = captions.cider_d(["a b c d"], [["a b c d"]])
     assert score.corpus == 0
 
 
@@ -250,7 +245,7 @@ def slow_vocabulary(references, order):
     return sorted({tuple(t[i : i + order]) for t in texts for i in range(len(t) - order + 1)})
 
 
-def slow_cider(candidates, references, *, clipped):
+def slow_cider_d(candidates, references):
     images = range(len(candidates))
     result = np.zeros(len(candidates))
     for order in (1, 2, 3, 4):
@@ -266,10 +261,9 @@ def slow_cider(candidates, references, *, clipped):
             for reference in references[i]:
                 c, r = vector(candidates[i]), vector(reference)
                 norms = np.linalg.norm(c) * np.linalg.norm(r)
-                value = (np.minimum(c, r) if clipped else c) @ r / norms if norms else 0.0
-                if clipped:
-                    delta = len(candidates[i]) - len(reference)
-                    value *= math.exp(-(delta**2) / (2 * 6.0**2))
+                value = np.minimum(c, r) @ r / norms if norms else 0.0
+                delta = len(candidates[i]) - len(reference)
+                value *= math.exp(-(delta**2) / (2 * 6.0**2))
                 result[i] += 10 * value / 4 / len(references[i])
     return result
 
@@ -311,12 +305,7 @@ def test_metrics_agree_with_the_slow_reference(seed):
     candidates, references = random_pairs(40, seed)
     np.testing.assert_allclose(
         captions.cider_d(candidates, references).per_image,
-        slow_cider(candidates, references, clipped=True),
-        atol=1e-9,
-    )
-    np.testing.assert_allclose(
-        captions.cider(candidates, references).per_image,
-        slow_cider(candidates, references, clipped=False),
+        slow_cider_d(candidates, references),
         atol=1e-9,
     )
     np.testing.assert_allclose(
