@@ -6,7 +6,7 @@
 `--config.study.seeds` choose, and what is there already is kept.
 
 Hardware: 2 CPU cores.
-Time: 15 minutes a generator, 2 minutes an arm and seed.
+Time: 15 minutes a generator, 5 minutes an arm and seed.
 Score: see README.
 """
 
@@ -15,6 +15,7 @@ import ml_collections
 from configs.scenes import demo
 
 GENERATOR_STEPS = 4000
+VLM_STEPS = 2000  # by then real-only reads the combinations it was shown as well as any arm
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -22,7 +23,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = demo.get_config(arg)
     if arg != "tiny":
         config.generator.train.steps = GENERATOR_STEPS
+        config.vlm.train.steps = VLM_STEPS
+        config.vlm.train.eval_every = VLM_STEPS // demo.CURVE_POINTS
         config.generator.optimizer.total_steps = GENERATOR_STEPS
+        config.vlm.optimizer.total_steps = VLM_STEPS
     config.study = {
         "seeds": (0, 1) if arg == "tiny" else (0, 1, 2),
         "arms": (
