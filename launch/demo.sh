@@ -17,7 +17,8 @@ compares captioning with and without synthetic images. Makes .venv when there is
   --config.KEY=VALUE   changes one value of the config
 
 The last line printed is where the report is.
-Exit codes: 0 done, 2 a mistake in the call, 143 stopped by SIGTERM after saving, 1 anything else.
+Exit codes: 0 done, 2 a mistake in the call, 143 stopped by SIGTERM (the same command goes on), 1
+anything else.
 EOF
 }
 

@@ -6,8 +6,10 @@ with the name of the key that was meant.
 """
 
 import ast
+import collections.abc
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -30,11 +32,20 @@ def dtype(name: str, where: str = "config.dtype") -> Any:
     return DTYPES[name]
 
 
+def check_counts(config: Any, where: str, *names: str) -> None:
+    """Raises UserError unless these fields of a dataclass are 1 or more; None is let be."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{where}.{name}: found {value}, expected 1 or more")
+
+
 def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
     """Builds the frozen dataclass `cls` from a config section.
 
     Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
     inside tuples (`tuple[Dataclass, ...]`); lists become tuples; an int is accepted for a float.
+    Values of a `Mapping[str, X]` are built as X, under whatever keys there are.
 
     Args:
       cls: a dataclass whose annotations are real types (no strings).
@@ -146,6 +157,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert_union(typing.get_args(hint), value, where)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)
+    if origin is collections.abc.Mapping:
+        _, element = typing.get_args(hint)
+        items = _plain_section(value, where).items()
+        return {key: _convert(element, item, f"{where}.{key}") for key, item in items}
     if hint is tuple or origin is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise UserError(f"{where}: found {value!r}, expected a list such as ('a', 'b')")
@@ -204,6 +219,8 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(element, f"{where}.{key}") for key, element in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(element, f"{where}[{i}]") for i, element in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: found {value}, expected a finite number, as JSON has no other")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise UserError(f"{where}: found {value!r}, expected a value that JSON can hold")

@@ -1,6 +1,7 @@
 """Small files written so that they are either there whole or not at all."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -22,12 +23,39 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """One JSON value, indented."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2) + "\n")
 
 
 def write_json_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for NaN and the infinities, which Python writes though JSON has neither."""
+    if isinstance(value, Mapping):
+        return {key: finite(element) for key, element in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(element) for element in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: pathlib.Path, left_by: str) -> dict[str, Any]:
+    """The JSON object in a file that the stage `left_by` writes.
+
+    Raises:
+      UserError: no such file, or something else in it, such as half of an object.
+    """
+    expected = f"expected what `synth2 {left_by}` leaves there"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {expected}")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); {expected}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: found {value!r:.40}; {expected}")
+    return value
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:

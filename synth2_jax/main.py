@@ -1,7 +1,8 @@
 """The one entry point: `synth2 STAGE --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`.
 
-Exit codes: 0 done, 2 a mistake of the user's (one line says which), 143 stopped by SIGTERM after
-saving, 1 anything else.
+Exit codes: 0 done, 2 a mistake of the user's (one line says which), 143 stopped by SIGTERM, 1
+anything else. After 143 the same command goes on: `train` has saved where it was, `synthesize`
+keeps its finished shards, `demo` and `study` keep finished steps. Other stages begin anew.
 """
 
 import importlib
@@ -44,8 +45,6 @@ def console() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one stage; returns the exit code."""
-    # Before TensorFlow is imported, which else speaks of itself on stderr.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         stage, config, workdir = parse(argv)
         importlib.import_module(f"synth2_jax.stages.{stage}").run(config, workdir)
@@ -84,6 +83,10 @@ def parse(argv: Sequence[str]) -> tuple[str, ml_collections.ConfigDict | None, s
         raise UserError(f"{stage}: no --config=FILE given; see configs/")
     if not values.workdir:
         raise UserError(f"{stage}: no --workdir=DIR given")
+    workdir = pathlib.Path(values.workdir).absolute()
+    for path in (workdir, *workdir.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--workdir={values.workdir}: {path} is a file, expected a folder")
     config = load_config(values.config) if values.config else None
     for key, text in overrides:
         config_lib.override(config, key, text)

@@ -1,6 +1,7 @@
 """Tests of the border between configs and dataclasses."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ class Outer:
     parts: tuple[Inner, ...] = ()
     pair: tuple[float, float] = (0.0, 1.0)
     mode: Literal["a", "b"] = "a"
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.name == "bad":
@@ -45,6 +47,19 @@ def test_optional_and_repeated_sections_are_built():
     built = config.build(Outer, {"name": "x", "extra": {"depth": 1}, "parts": [{"rate": 1}]})
     assert built.extra == Inner(depth=1) and built.parts == (Inner(rate=1.0),)
     assert config.build(Outer, {"name": "x", "extra": None}).extra is None
+
+
+def test_values_under_any_keys_are_built_too():
+    section = ml_collections.ConfigDict({"name": "x", "rates": {"y": 1, "z": 0.5}})
+    rates = config.build(Outer, section).rates
+    assert rates == {"y": 1.0, "z": 0.5} and isinstance(rates["y"], float)
+
+
+def test_counts_are_1_or_more_or_none():
+    config.check_counts(Inner(depth=1), "inner", "depth")
+    config.check_counts(Inner(depth=None), "inner", "depth")
+    with pytest.raises(UserError, match=r"\Ainner.depth: found 0, expected 1 or more\Z"):
+        config.check_counts(Inner(depth=0), "inner", "depth")
 
 
 def test_no_section_is_the_defaults_and_an_instance_is_itself():
@@ -68,6 +83,8 @@ def test_no_section_is_the_defaults_and_an_instance_is_itself():
         ({"name": "x", "inner": 3}, "config.model.inner: found 3, expected a section"),
         ({"name": "x", "inner": {"depth": True}}, "depth: found True, expected int"),
         ({"name": "x", "mode": "c"}, "config.model.mode: unknown value 'c'; one of: a, b"),
+        ({"name": "x", "rates": {"y": "z"}}, "config.model.rates.y: found 'z', expected float"),
+        ({"name": "x", "rates": 3}, "config.model.rates: found 3, expected a section"),
         ({"name": "bad"}, "config.model: name must not be bad"),
     ],
 )
@@ -100,3 +117,6 @@ def test_json_round_trip_builds_the_same_dataclass():
 def test_json_refuses_what_it_cannot_hold():
     with pytest.raises(UserError, match=r"config.a\[1\]: found <object"):
         config.to_json({"a": [1, object()]})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"config.a: found {value}, expected a finite number"):
+            config.to_json({"a": value})

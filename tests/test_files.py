@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from synth2_jax import files
@@ -77,3 +78,33 @@ def test_a_write_replaces_and_leaves_nothing_else(tmp_path):
     files.write_text(path, "second é")
     assert path.read_text(encoding="utf-8") == "second é"
     assert [found.name for found in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path):
+    value = {"a": [float("nan"), np.float64("-inf"), 1.5], "b": {"c": (float("inf"), "NaN", None)}}
+    expected = {"a": [None, None, 1.5], "b": {"c": [None, "NaN", None]}}
+    files.write_json(tmp_path / "value.json", value)
+    files.write_json_lines(tmp_path / "rows.jsonl", [value])
+    assert json.loads((tmp_path / "value.json").read_text(), parse_constant=pytest.fail) == expected
+    assert json.loads((tmp_path / "rows.jsonl").read_text(), parse_constant=pytest.fail) == expected
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "value.json: no such file; expected what `synth2 demo` leaves there"),
+        (b'{"a": [1, ', "value.json: not JSON .*; expected what `synth2 demo` leaves there"),
+        (b"", "value.json: not JSON .*; expected what"),
+        (b'{"a": "\xff"}', "value.json: not JSON .*; expected what"),
+        (b"[1, 2]", r"value.json: found \[1, 2\]; expected what"),
+    ],
+)
+def test_json_that_is_not_what_was_written_is_a_user_error(tmp_path, content, message):
+    path = tmp_path / "value.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        files.read_json(path, "demo")
+    assert "\n" not in str(error.value)
+    files.write_json(path, {"a": 1})
+    assert files.read_json(path, "demo") == {"a": 1}

@@ -94,6 +94,46 @@ def mistake(capfd, *arguments):
             ["study", "--config=configs/scenes/study.py", "--workdir=w", "--config.study.seed=3"],
             "config.study.seed: unknown key; did you mean 'seeds'? one of: arms, seeds",
         ),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.rates.real=abc"],
+            "config.data.rates.real: found 'abc', expected float",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.folders.more=3"],
+            "config.data.folders.more: found 3, expected str",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_heads=0"],
+            "resampler.num_heads: found 0, expected 1 or more",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.validation.num_batches=0"],
+            "validation.num_batches: found 0, expected 1 or more",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.validation.data.text_length=7"],
+            "config.validation.data.text_length: found 7, expected 26 as in config.data",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.validation.captions.folder=f"]
+            + ["--config.validation.captions.batch_size=0"],
+            "evaluate.batch_size: found 0, expected 1 or more",
+        ),
+        (
+            ["captions", "--config=configs/scenes/captions.py", "--workdir=w"]
+            + ["--config.batch_size=-1"],
+            "captions.batch_size: found -1, expected 1 or more",
+        ),
+        (
+            ["synthesize", "--config=configs/scenes/synthesize.py", "--workdir=w"]
+            + ["--config.batch_size=0"],
+            "synthesize.batch_size: found 0, expected 1 or more",
+        ),
+        (
+            ["tokenize", "--config=configs/scenes/tokenize.py", "--workdir=w"]
+            + ["--config.batch_size=0"],
+            "tokenize.batch_size: found 0, expected 1 or more",
+        ),
         (["inspect", "--workdir=/no/where"], "/no/where: no such folder"),
     ],
 )
@@ -103,6 +143,14 @@ def test_a_mistake_is_one_line_and_code_2(capfd, tmp_path, monkeypatch, argument
     monkeypatch.chdir(tmp_path)
     assert text in mistake(capfd, *arguments).replace(f"{root}/", "")
     assert list(tmp_path.iterdir()) == []  # refused before anything was written
+
+
+@pytest.mark.parametrize("below", ["", "/deeper", "/much/deeper"])
+def test_a_file_is_no_workdir(capfd, tmp_path, below):
+    file = tmp_path / "notes.txt"
+    file.touch()
+    line = mistake(capfd, "train", LANGUAGE_MODEL, f"--workdir={file}{below}")
+    assert line == f"--workdir={file}{below}: {file} is a file, expected a folder"
 
 
 def test_a_broken_config_file_is_named_with_its_line(capfd, tmp_path):
@@ -131,12 +179,22 @@ def test_a_broken_config_file_is_named_with_its_line(capfd, tmp_path):
             "synth2: mixture 'scenes_txt': no task or mixture of this name; did you mean "
             "'scenes_text'? one of: scenes_images, scenes_text",
         ),
+        # The first batch is read by TensorFlow's kernels and its SentencePiece.
+        (
+            [
+                *("train", LANGUAGE_MODEL),
+                *("--config.data.text_length=3", "--config.model.text_length=3"),
+            ],
+            "synth2: example 'text-018732': no token of its caption is left to learn",
+        ),
     ],
 )
 def test_in_a_process_there_is_no_traceback_either(tmp_path, arguments, text):
     done = subprocess.run(
         [sys.executable, "-m", "synth2_jax.main", *arguments, f"--workdir={tmp_path}"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        # As a user has it: the tests' own environment keeps TensorFlow silent.
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+        | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
@@ -171,7 +229,9 @@ def test_help_lists_the_stages(capsys):
         with pytest.raises(SystemExit) as stopped:
             main.main(argv)
         assert stopped.value.code == 0
-        assert ", ".join(STAGES) in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert ", ".join(STAGES) in told
+        assert "143 stopped by SIGTERM," in told
 
 
 def test_every_stage_is_a_module_with_run_and_every_module_a_stage():

@@ -21,6 +21,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "language_model": "",
             "captions_per_class": 2 if tiny else 150,
             "decode": {"method": "nucleus", "max_length": 24, "temperature": 1.0, "top_p": 0.95},
-            "vocabulary": models.VOCABULARY,
         }
     )

@@ -10,8 +10,6 @@ Score: the VLM's.
 
 import ml_collections
 
-from configs.scenes import models
-
 
 def get_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
@@ -19,7 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
             "vlm": "",
             "folder": "",
             "decode": {"method": "beam", "num_beams": 3, "max_length": 24},
-            "vocabulary": models.VOCABULARY,
             "scenes_split": "test",
         }
     )

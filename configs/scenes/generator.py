@@ -41,7 +41,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "learning_rate": 1e-3,
                 "schedule": "cosine",
                 "warmup_steps": min(100, steps // 2),
-                "total_steps": steps,
                 "weight_decay": 0.03,
                 "beta2": 0.98,
             },

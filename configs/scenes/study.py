@@ -25,8 +25,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.generator.train.steps = GENERATOR_STEPS
         config.vlm.train.steps = VLM_STEPS
         config.vlm.train.eval_every = VLM_STEPS // demo.CURVE_POINTS
-        config.generator.optimizer.total_steps = GENERATOR_STEPS
-        config.vlm.optimizer.total_steps = VLM_STEPS
     config.study = {
         "seeds": (0, 1) if arg == "tiny" else (0, 1, 2),
         "arms": (

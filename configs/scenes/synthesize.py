@@ -10,8 +10,6 @@ Score: the generator's.
 
 import ml_collections
 
-from configs.scenes import models
-
 
 def get_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
@@ -20,6 +18,5 @@ def get_config() -> ml_collections.ConfigDict:
             "captions": "",
             "sampler": {"num_steps": 12, "choice_temperature": 1.0, "sample_temperature": 0.5},
             "guidance": {"scale": 1.5, "ramp": "linear"},
-            "vocabulary": models.VOCABULARY,
         }
     )

@@ -32,7 +32,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "learning_rate": 4e-3,
                 "schedule": "cosine",
                 "warmup_steps": min(50, steps // 2),
-                "total_steps": steps,
             },
             "train": {"steps": steps, "log_every": 50, "checkpoint_every": 500},
         }

@@ -9,8 +9,3 @@ pipeline            the entry: `DataConfig`, `train_iterator`, `eval_batches`
 
 `records` and `pipeline` import TensorFlow only when they read or write examples.
 """
-
-import os
-
-# Read by TensorFlow while it is imported, which the modules of this package may do first.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,6 +1,7 @@
 """SeqIO mixtures: tasks drawn from at given rates, and how a config names them."""
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -65,8 +66,10 @@ def add_mixture(name: str, rates: Mapping[str, float], *, replace: bool = False)
     if not rates:
         raise UserError(f"mixture {name!r}: found no rates, expected {{task: rate}}")
     for task, rate in rates.items():
-        if rate <= 0:
-            raise UserError(f"mixture {name!r}: task {task!r} has rate {rate}, expected above 0")
+        if not 0 < rate < math.inf:
+            raise UserError(
+                f"mixture {name!r}: task {task!r} has rate {rate}, expected a number above 0"
+            )
     if name in seqio.TaskRegistry.names():
         raise UserError(f"mixture {name!r}: a task has this name; choose another")
     parts = [(resolve(task), float(rate)) for task, rate in rates.items()]

@@ -39,7 +39,8 @@ class DataConfig:
       shuffle_buffer: examples of each folder that wait to be shuffled. They are in each saved
         position: about 1.5 KB an example of 256 image tokens, half of it after compression.
       num_epochs: None for ever; a mixture ends with the first of its tasks that ends.
-      vocabulary: a built-in name or the path of a SentencePiece model file.
+      vocabulary: a built-in name or the path of a SentencePiece model file; later stages that use
+        the model read it, and `prompt`, from its run.
       prompt: before each caption in the text of the VLM and the language model.
       text_length: T: prompt, caption and eos; longer captions are cut.
     """
@@ -47,8 +48,8 @@ class DataConfig:
     source: str = "seqio"
     mixture: str = ""
     split: str = "train"
-    folders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     modules: tuple[str, ...] | str = ()
     batch_size: int = 64
     seed: int = 0

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import seqio
+import tensorflow_text as tf_text
 
 from synth2_jax.captioners.prompts import CAPTION_PROMPT, class_prompt
 from synth2_jax.data import preprocessors, records
-from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.data.tensorflow_cpu import quiet, tf
 from synth2_jax.errors import UserError
 from synth2_jax.scenes import dataset as scenes
 from synth2_jax.vocabulary import vocabulary_path
@@ -35,7 +36,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def sentencepiece(vocabulary: str) -> seqio.SentencePieceVocabulary:
     """The vocabulary of a built-in name or a model file, as SeqIO has it."""
-    return seqio.SentencePieceVocabulary(vocabulary_path(vocabulary), extra_ids=0)
+    return _SentencePieceVocabulary(vocabulary_path(vocabulary), extra_ids=0)
 
 
 def text_features(vocabulary: str) -> dict[str, seqio.Feature]:
@@ -188,6 +189,21 @@ class ArraySource(seqio.DataSource):
             indices,
             lambda indices_B: {name: tf.gather(t, indices_B) for name, t in tensors.items()},
         )
+
+
+class _SentencePieceVocabulary(seqio.SentencePieceVocabulary):
+    """Its model is loaded into TensorFlow once, not anew by each iterator in one of its threads."""
+
+    @property
+    def tf_tokenizer(self) -> tf_text.SentencepieceTokenizer:
+        return _tf_tokenizer(self.sp_model)
+
+
+@functools.cache
+def _tf_tokenizer(model: bytes) -> tf_text.SentencepieceTokenizer:
+    # Out of the graph that is being traced: the model is loaded here, where C++ can be kept quiet.
+    with tf.init_scope(), quiet():
+        return tf_text.SentencepieceTokenizer(model=model)
 
 
 def _string() -> seqio.Feature:

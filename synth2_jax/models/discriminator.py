@@ -12,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
+from synth2_jax.errors import UserError
 from synth2_jax.models.vq_tokenizer import (
     average_pool,
     check_levels,
@@ -42,6 +44,7 @@ class DiscriminatorConfig:
 
     def __post_init__(self):
         dtype_of(self.dtype, "discriminator dtype")
+        check_counts(self, "discriminator", "filters")
         check_levels(self.image_size, self.patch_size, self.channel_multipliers)
 
     @property
@@ -63,6 +66,11 @@ class Discriminator(nn.Module):
     def __call__(self, image_BHWD: jax.Array) -> jax.Array:
         """f32[B,H,W,3] in [-1, 1] -> f32[B,grid,grid]."""
         cfg = self.config
+        if image_BHWD.shape[1:] != (cfg.image_size, cfg.image_size, 3):
+            raise UserError(
+                f"discriminator.image_size: found {cfg.image_size}, expected that of the images, "
+                f"which are {image_BHWD.shape[1:]}"
+            )
         x = space_to_depth(image_BHWD.astype(dtype_of(cfg.dtype)), cfg.patch_size)
         filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
 

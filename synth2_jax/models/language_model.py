@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
+from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues, KVCache, MultiHeadAttention, write_keys_values
 from synth2_jax.layers.embeddings import TokenEmbedding
 from synth2_jax.layers.linear import Linear
@@ -26,7 +27,7 @@ from synth2_jax.layers.stack import Stack, check_remat, interleave
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelConfig:
-    """Raises UserError on an unknown dtype or remat."""
+    """Raises UserError on an unknown dtype or remat, and on sizes that make no model."""
 
     vocab_size: int
     num_layers: int
@@ -44,6 +45,13 @@ class LanguageModelConfig:
     def __post_init__(self):
         config_lib.dtype(self.dtype, "language_model.dtype")
         check_remat(self.remat)
+        sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
+        config_lib.check_counts(self, "language_model", *sizes)
+        if self.head_dim % 2:
+            raise UserError(
+                f"language_model.head_dim: found {self.head_dim}, expected an even number: rotary "
+                "positions turn pairs"
+            )
 
 
 def shift_right(targets_BT: jax.Array) -> jax.Array:

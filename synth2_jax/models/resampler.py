@@ -21,7 +21,7 @@ from synth2_jax.layers.stack import Stack, check_remat
 
 @dataclasses.dataclass(frozen=True)
 class ResamplerConfig:
-    """Raises UserError on an unknown dtype or remat."""
+    """Raises UserError on an unknown dtype or remat, and on sizes that make no model."""
 
     num_layers: int
     embed_dim: int
@@ -37,6 +37,8 @@ class ResamplerConfig:
     def __post_init__(self):
         config_lib.dtype(self.dtype, "resampler.dtype")
         check_remat(self.remat)
+        sizes = ("num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim", "num_latents")
+        config_lib.check_counts(self, "resampler", *sizes)
 
 
 class ResamplerBlock(nn.Module):

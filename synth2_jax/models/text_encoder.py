@@ -12,6 +12,7 @@ import functools
 import flax.linen as nn
 import jax
 
+from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.layers.embeddings import RelativePositionBias, TokenEmbedding
@@ -41,6 +42,8 @@ class TextEncoderConfig:
     def __post_init__(self):
         dtype_of(self.dtype, "text_encoder.dtype")
         check_remat(self.remat)
+        sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
+        check_counts(self, "text_encoder", *sizes)
 
 
 class TextEncoderBlock(nn.Module):

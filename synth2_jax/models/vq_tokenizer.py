@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.models.quantizer import STATS, Quantizer, revive_dead_codes
@@ -76,6 +77,8 @@ class VQTokenizerConfig:
 
     def __post_init__(self):
         dtype_of(self.dtype, "tokenizer dtype")
+        sizes = ("filters", "kernel_size", "embedding_dim", "norm_groups", "reservoir_size")
+        check_counts(self, "tokenizer", *sizes)
         check_levels(self.image_size, self.patch_size, self.channel_multipliers)
         if self.activation not in ACTIVATIONS:
             raise UserError(
@@ -108,10 +111,10 @@ class VQTokenizerConfig:
 
 def check_levels(image_size: int, patch_size: int, channel_multipliers: tuple[int, ...]) -> None:
     """Raises UserError unless the patches and the halvings divide the image evenly."""
-    if patch_size < 1 or not channel_multipliers:
+    if min(image_size, patch_size, *channel_multipliers, 1) < 1 or not channel_multipliers:
         raise UserError(
-            f"patch_size, channel_multipliers: found {patch_size}, {channel_multipliers}, "
-            "expected at least 1 and at least one level"
+            f"image_size, patch_size, channel_multipliers: found {image_size}, {patch_size}, "
+            f"{channel_multipliers}, expected at least 1 each and at least one level"
         )
     factor = patch_size * 2 ** (len(channel_multipliers) - 1)
     if image_size % factor:

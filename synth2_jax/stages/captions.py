@@ -13,6 +13,7 @@ from typing import Any
 from synth2_jax import config as config_lib
 from synth2_jax.captioners.prompts import CLASS_PROMPT
 from synth2_jax.captioners.sources import LanguageModelSource, usual_filter
+from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json, write_json_lines
 from synth2_jax.progress import Progress
@@ -41,21 +42,21 @@ class CaptionsConfig:
     max_rounds: int = 8
     classes: tuple[str, ...] = ("scenes",)
     decode: TextDecodeConfig = TextDecodeConfig(method="nucleus", max_length=34)
-    vocabulary: str = "scenes"
     batch_size: int = 256
     seed: int = 0
+
+    def __post_init__(self):
+        config_lib.check_counts(self, "captions", "captions_per_class", "max_rounds", "batch_size")
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """Writes the captions; returns the rows of captions.jsonl."""
     cfg = config_lib.build(CaptionsConfig, config)
-    if cfg.captions_per_class < 1:
-        raise UserError(f"captions_per_class: found {cfg.captions_per_class}, expected at least 1")
     trained = load_trained(cfg.language_model, "language_model")
     source = LanguageModelSource(
         trained.objective.task.language_model,
         trained.params["language_model"],
-        load_vocabulary(cfg.vocabulary),
+        load_vocabulary(config_lib.build(DataConfig, trained.config["data"]).vocabulary),
         cfg.decode,
         seed=cfg.seed,
         batch_size=cfg.batch_size,

@@ -7,7 +7,6 @@ Legend: B batch, N image tokens, T text tokens.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +15,10 @@ import jax
 import numpy as np
 
 from synth2_jax import config as config_lib
-from synth2_jax.captioners.prompts import CAPTION_PROMPT
+from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import ReferencedImage, read_references
 from synth2_jax.errors import UserError
-from synth2_jax.files import write_json_lines, write_text
+from synth2_jax.files import write_json, write_json_lines
 from synth2_jax.models.vlm import VLM
 from synth2_jax.sampling.captions import make_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
@@ -43,8 +42,6 @@ class EvaluateConfig:
       max_images: the first so many; None for all.
       batch_size: images a batch.
       decode: greedy, or beam (Flamingo: 3 beams).
-      prompt: before each caption.
-      vocabulary: the language model's.
       scenes_split: when the images are of this split of Scenes, objects are scored too, and CIDEr
         apart for pictures with and without a combination that the split `real` never shows.
     """
@@ -54,19 +51,12 @@ class EvaluateConfig:
     max_images: int | None = None
     batch_size: int = 128
     decode: TextDecodeConfig = TextDecodeConfig()
-    prompt: str = CAPTION_PROMPT
-    vocabulary: str = "scenes"
     scenes_split: str = ""
 
     def __post_init__(self):
         if self.scenes_split:
             dataset.split_size(self.scenes_split)  # raises on an unknown name
-        if self.batch_size < 1:
-            raise UserError(f"evaluate.batch_size: found {self.batch_size}, expected 1 or more")
-        if self.max_images is not None and self.max_images < 1:
-            raise UserError(
-                f"evaluate.max_images: found {self.max_images}, expected 1 or more, or None"
-            )
+        config_lib.check_counts(self, "evaluate", "batch_size", "max_images")
 
 
 class CaptionScorer:
@@ -75,6 +65,7 @@ class CaptionScorer:
     Args:
       objective: the VLM's; its models and configs are used, not its loss.
       config: see EvaluateConfig.
+      data: what the VLM is trained on; its vocabulary and prompt are used.
       fingerprints: the images must have been made by the tokenizer of fingerprints["tokenizer"].
       stop: polled between batches.
     """
@@ -83,6 +74,7 @@ class CaptionScorer:
         self,
         objective: Objective,
         config: EvaluateConfig,
+        data: DataConfig,
         fingerprints: Mapping[str, str],
         stop: StopSignal | None = None,
     ):
@@ -92,14 +84,14 @@ class CaptionScorer:
             raise UserError("evaluate.decode.method: found nucleus, expected greedy or beam")
         self._config = config
         self._stop = stop
-        self._vocabulary = load_vocabulary(config.vocabulary)
+        self._vocabulary = load_vocabulary(data.vocabulary)
         self.images = read_references(config.folder, fingerprints["tokenizer"], config.max_images)
         split, first = config.scenes_split, self.images[0].key
         if split and not first.startswith(f"{split}-"):
             raise UserError(
                 f"evaluate.scenes_split: found {split!r}, but the first image is {first!r}"
             )
-        prompt = self._vocabulary.encode(config.prompt)
+        prompt = self._vocabulary.encode(data.prompt)
         caption = make_caption(VLM(objective.task.vlm), prompt, config.decode)
 
         @jax.jit
@@ -141,11 +133,11 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     trained = load_trained(cfg.vlm, "vlm")
     with StopSignal() as stop:
         fingerprints = {"tokenizer": trained.fingerprint("tokenizer")}
-        scorer = CaptionScorer(trained.objective, cfg, fingerprints, stop)
+        data = config_lib.build(DataConfig, trained.config["data"])
+        scorer = CaptionScorer(trained.objective, cfg, data, fingerprints, stop)
         captions = scorer.captions(jax.device_put(trained.params))
     results = scorer.score(captions) | {"vlm": trained.provenance("vlm")}
     folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(
         folder / "captions.jsonl",
         [
@@ -153,19 +145,24 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
             for image, caption in zip(scorer.images, captions, strict=True)
         ],
     )
-    write_text(folder / "results.json", json.dumps(results, indent=2, default=str) + "\n")
+    write_json(folder / "results.json", results)
     for name, value in results.items():
         print(f"{name:>16}  {value:.4g}" if isinstance(value, float) else f"{name:>16}  {value}")
     return results
 
 
-def _scenes_results(captions: Sequence[str], images: Sequence[ReferencedImage]) -> dict[str, float]:
-    """objects_right, and CIDEr by whether the picture shows an unseen combination."""
+def _scenes_results(
+    captions: Sequence[str], images: Sequence[ReferencedImage]
+) -> dict[str, float | None]:
+    """objects_right, and CIDEr by whether the picture shows an unseen combination.
+
+    None where there are no such pictures.
+    """
     scenes = [scenes_scores.scene_of(image.key) for image in images]
     results = {"objects_right": scenes_scores.caption_objects_right(captions, scenes)}
     # One document frequency, that of all images, so that the two parts compare.
     per_image = cider_d(captions, [image.references for image in images]).per_image * 100
     unseen = np.array([scenes_scores.has_unseen(scene) for scene in scenes])
     for name, chosen in (("unseen", unseen), ("seen", ~unseen)):
-        results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else float("nan")
+        results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else None
     return results

@@ -3,12 +3,10 @@
 Reads results.json and material.json beside it, so that a page can be made again without training.
 """
 
-import json
 import pathlib
 from typing import Any
 
-from synth2_jax.errors import UserError
-from synth2_jax.files import write_text
+from synth2_jax.files import read_json, write_text
 from synth2_jax.stages.report_page import render_page
 
 
@@ -16,13 +14,8 @@ def run(config: Any, workdir: str) -> str:
     """Writes the page; returns its path. There is nothing to configure."""
     del config
     folder = pathlib.Path(workdir) / "report"
-    found = {}
-    for name in ("results", "material"):
-        path = folder / f"{name}.json"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; expected what `synth2 demo` leaves there")
-        found[name] = json.loads(path.read_text())
+    results, material = (read_json(folder / f"{n}.json", "demo") for n in ("results", "material"))
     page = folder / "index.html"
-    write_text(page, render_page(found["results"], found["material"]))
+    write_text(page, render_page(results, material))
     print(f"report: {page}")
     return str(page)

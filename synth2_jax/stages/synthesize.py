@@ -7,18 +7,19 @@ Legend: B batch, N image tokens, T text tokens.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from synth2_jax import config as config_lib
+from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance
 from synth2_jax.errors import UserError
-from synth2_jax.files import read_json_lines
+from synth2_jax.files import read_json, read_json_lines
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.guidance import GuidanceConfig
@@ -45,20 +46,31 @@ class SynthesizeConfig:
     samples_per_caption: int = 1
     sampler: ParallelDecodeConfig = ParallelDecodeConfig()
     guidance: GuidanceConfig = GuidanceConfig()
-    vocabulary: str = "scenes"
     batch_size: int = 256
     num_shards: int = 4
     seed: int = 0
+
+    def __post_init__(self):
+        config_lib.check_counts(
+            self, "synthesize", "samples_per_caption", "batch_size", "num_shards"
+        )
 
 
 def run(config: Any, workdir: str) -> Manifest:
     """Synthesizes the pairs that are missing; returns the manifest."""
     cfg = config_lib.build(SynthesizeConfig, config)
     trained = load_trained(cfg.generator, "generator")
-    rows = read_json_lines(pathlib.Path(cfg.captions) / CAPTIONS)
-    captions = [row["caption"] for row in rows for _ in range(cfg.samples_per_caption)]
-    if not captions:
-        raise UserError(f"{cfg.captions}: found no captions")
+    generate = TokenGenerator(trained, cfg)
+    folder = pathlib.Path(cfg.captions)
+    distinct = _read_captions(folder / CAPTIONS)
+    written_by = read_json(folder / MANIFEST, "captions")
+    if num_cut := generate.num_cut(distinct):
+        written_by["cut"] = num_cut
+        logging.warning(
+            "%d of %d captions are cut: the generator reads %d tokens, end of sentence included",
+            *(num_cut, len(distinct), trained.objective.task.text_length),
+        )
+    captions = [caption for caption in distinct for _ in range(cfg.samples_per_caption)]
     tokenizer = trained.objective.task.tokenizer
     writer = PairWriter(
         workdir,
@@ -73,14 +85,13 @@ def run(config: Any, workdir: str) -> Manifest:
                 "samples_per_caption": cfg.samples_per_caption,
                 "seed": cfg.seed,
             },
-            captions=json.loads((pathlib.Path(cfg.captions) / MANIFEST).read_text()),
+            captions=written_by,
             config=dataclasses.asdict(cfg),
         ),
         num_shards=cfg.num_shards,
     )
     missing = writer.missing()
     bounds = np.linspace(0, len(captions), cfg.num_shards + 1).astype(int)
-    generate = TokenGenerator(trained, cfg)
     total = sum(int(bounds[i + 1] - bounds[i]) for i in missing)
     with StopSignal() as stop, Progress("synthesize", total, "pairs") as progress:
         for index in missing:
@@ -107,15 +118,17 @@ class TokenGenerator:
     """Captions -> image token ids, in batches of one shape.
 
     Args:
-      trained: a generator.
-      config: sampler, guidance, vocabulary, batch size and seed are used.
+      trained: a generator; captions are tokenized by the vocabulary that it was trained with.
+      config: sampler, guidance, batch size and seed are used.
     """
 
     def __init__(self, trained: Trained, config: SynthesizeConfig):
         task = trained.objective.task
         self._batch_size = config.batch_size
         self._length = task.text_length
-        self._vocabulary = load_vocabulary(config.vocabulary)
+        self._vocabulary = load_vocabulary(
+            config_lib.build(DataConfig, trained.config["data"]).vocabulary
+        )
         self._params = jax.device_put(trained.params)
         generate = make_generate(Generator(task.generator), config.sampler, config.guidance)
         key = jax.random.key(config.seed)
@@ -129,6 +142,18 @@ class TokenGenerator:
             )
 
         self._generate = generate_numbered
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """How many lose their end; UserError on one of which nothing is left."""
+        room = self._length - 1  # the last token is the end of sentence
+        num_tokens = [len(self._vocabulary.encode(caption)) for caption in captions]
+        for number, (caption, length) in enumerate(zip(captions, num_tokens, strict=True), start=1):
+            if min(length, room) < 1:
+                raise UserError(
+                    f"captions: line {number}, {caption!r}, leaves no tokens; the generator reads "
+                    f"{self._length}, end of sentence included, and expected at least one more"
+                )
+        return sum(length > room for length in num_tokens)
 
     def __call__(self, captions: Sequence[str], numbers: Sequence[int]) -> np.ndarray:
         """i32[B, N] of up to batch_size captions; row i depends on its caption and number alone."""
@@ -146,3 +171,15 @@ def text_ids(captions: Sequence[str], vocabulary: Vocabulary, length: int) -> np
         ids = [*vocabulary.encode(caption)[: length - 1], EOS_ID]
         row[: len(ids)] = ids
     return rows
+
+
+def _read_captions(path: pathlib.Path) -> list[str]:
+    captions = []
+    for number, row in enumerate(read_json_lines(path), start=1):
+        caption = row.get("caption")
+        if not isinstance(caption, str):
+            raise UserError(f"{path}: line {number} is {row!r:.60}, expected a text as its caption")
+        captions.append(caption)
+    if not captions:
+        raise UserError(f"{path}: found no captions, expected one a line")
+    return captions

@@ -13,7 +13,6 @@ import numpy as np
 from synth2_jax import config as config_lib
 from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance
 from synth2_jax.data.references import pair_key
-from synth2_jax.errors import UserError
 from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
 from synth2_jax.scenes import dataset
@@ -38,10 +37,7 @@ class TokenizeConfig:
     num_shards: int = 4
 
     def __post_init__(self):
-        for name in ("max_images", "batch_size", "num_shards"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"tokenize.{name}: found {value}, expected 1 or more")
+        config_lib.check_counts(self, "tokenize", "max_images", "batch_size", "num_shards")
 
 
 def run(config: Any, workdir: str) -> dict[str, Manifest]:

@@ -6,16 +6,18 @@ Writes to the workdir: config.json, checkpoints/, metrics.jsonl and tensorboard/
 import dataclasses
 import operator
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data import pipeline
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.files import write_text
 from synth2_jax.interop.safetensors_file import read_tensors
 from synth2_jax.models import vgg
 from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
@@ -75,6 +77,9 @@ class ValidationConfig:
     num_batches: int = 4
     captions: EvaluateConfig | None = None
 
+    def __post_init__(self):
+        config_lib.check_counts(self, "validation", "num_batches")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -94,6 +99,7 @@ def run(config: Any, workdir: str) -> TrainState:
     """Trains what the config says, or goes on where the workdir's last checkpoint is."""
     resolved = config.to_dict()
     cfg, objective = build(config)
+    tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh = sharding.make_mesh(cfg.mesh)
     initial_params, fingerprints = _pretrained(cfg, objective)
     iterator = pipeline.train_iterator(
@@ -105,20 +111,19 @@ def run(config: Any, workdir: str) -> TrainState:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config_lib.to_json(resolved))
+    evaluate = _validation(cfg, objective, fingerprints)
+    write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
     writers = metrics_lib.make_writers(workdir, cfg.train.steps, cfg.model_name)
     try:
         return train(
             objective,
-            make_optimizer(cfg.optimizer),
+            tx,
             mesh,
             iterator,
             cfg.train,
             workdir,
             writers,
-            evaluate=_validation(cfg, objective, fingerprints),
+            evaluate=evaluate,
             initial_params=initial_params,
             resolved_config=resolved,
             fingerprints=fingerprints,
@@ -170,6 +175,7 @@ def _load_part(part: str, source: str, objective: Objective) -> Params:
 def _validation(
     cfg: TrainConfig, objective: Objective, fingerprints: Mapping[str, str]
 ) -> Callable[[TrainState], dict[str, float]] | None:
+    """What `eval_every` calls; a mistake in its sections comes to light here, before training."""
     data, captions = cfg.validation.data, cfg.validation.captions
     if not cfg.train.eval_every or (data is None and captions is None):
         return None
@@ -181,16 +187,23 @@ def _validation(
             state.params, state.model_state, batch, rngs, state.step, train=False
         )[0]
 
-    scorer = CaptionScorer(objective, captions, fingerprints) if captions else None
+    scorer = CaptionScorer(objective, captions, cfg.data, fingerprints) if captions else None
+
+    def held_out() -> Iterator[dict[str, np.ndarray]]:
+        return pipeline.eval_batches(
+            data, cfg.model_name, tokenizer_fingerprint=fingerprints.get("tokenizer")
+        )
+
+    if data is not None and not next(held_out())["valid"].all():
+        raise UserError(
+            f"config.validation.data: fewer examples than the {data.batch_size} of one batch"
+        )
 
     def validate(state: TrainState) -> dict[str, float]:
         scalars = {}
         if data is not None:
             merged = {}
-            batches = pipeline.eval_batches(
-                data, cfg.model_name, tokenizer_fingerprint=fingerprints.get("tokenizer")
-            )
-            for _, batch in zip(range(cfg.validation.num_batches), batches, strict=False):
+            for _, batch in zip(range(cfg.validation.num_batches), held_out(), strict=False):
                 if not batch.pop("valid").all():
                     break  # A last, partly filled batch would count its filling.
                 merged = (
@@ -207,7 +220,7 @@ def _validation(
 
 
 def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
-    """The model's text length and vocabulary must be the data's."""
+    """The model's text length and vocabulary must be the data's, all of it validation's too."""
     parts = {
         "tokenizer": None,
         "language_model": "language_model",
@@ -230,6 +243,14 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
             f"{where}.model.{part}.vocab_size: found {found}, expected at least the "
             f"vocabulary's {size}"
         )
+    if cfg.validation.data is not None:
+        for name in ("text_length", "vocabulary", "prompt"):
+            held_out, trained_on = getattr(cfg.validation.data, name), getattr(cfg.data, name)
+            if held_out != trained_on:
+                raise UserError(
+                    f"{where}.validation.data.{name}: found {held_out!r}, expected {trained_on!r} "
+                    f"as in {where}.data"
+                )
 
 
 def _limits(objective: Objective) -> dict[str, int]:

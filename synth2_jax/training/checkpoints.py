@@ -9,11 +9,12 @@ WORKDIR/checkpoints/STEP/ has the items
 A step folder gets its name only when it is complete: a killed save leaves none that looks whole.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -218,29 +219,29 @@ def restore_params(
       (params, config as saved, fingerprints as saved).
 
     Raises:
-      UserError: no such checkpoint, or its shapes differ from those of `abstract`.
+      UserError: no such checkpoint, one that cannot be read, or shapes other than `abstract`'s.
     """
     folder, steps = _steps(path)
     step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError(f"{folder}: found no step {step}, it has {steps}")
-    if abstract is not None:
-        _check_shapes(folder / str(step) / "params", abstract)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    if abstract is None:
-        saved = _saved_tree(folder / str(step) / "params")
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-        params_args = ocp.args.PyTreeRestore(item=saved, restore_args=as_numpy)
-    else:
-        params_args = _restore_like(abstract)
-    found = checkpointer.restore(
-        folder / str(step),
-        args=ocp.args.Composite(
-            params=params_args,
-            config=ocp.args.JsonRestore(),
-            fingerprints=ocp.args.JsonRestore(),
-        ),
-    )
+    with _readable(folder / str(step)):
+        if abstract is None:
+            saved = _saved_tree(folder / str(step) / "params")
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            params_args = ocp.args.PyTreeRestore(item=saved, restore_args=as_numpy)
+        else:
+            _check_shapes(folder / str(step) / "params", abstract)
+            params_args = _restore_like(abstract)
+        found = checkpointer.restore(
+            folder / str(step),
+            args=ocp.args.Composite(
+                params=params_args,
+                config=ocp.args.JsonRestore(),
+                fingerprints=ocp.args.JsonRestore(),
+            ),
+        )
     return found.params, found.config, found.fingerprints
 
 
@@ -306,11 +307,26 @@ def _steps(path: str | os.PathLike[str]) -> tuple[pathlib.Path, list[int]]:
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder, expected the workdir of a training run")
-    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    # Others may name a folder by digits too; a step has parameters.
+    entries = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
+    steps = sorted(int(entry.name) for entry in entries if (entry / "params").is_dir())
     if not steps:
         found = sorted(entry.name for entry in folder.iterdir())[:8]
         raise UserError(f"{folder}: found {found or 'nothing'}, expected checkpoint steps")
     return folder, steps
+
+
+@contextlib.contextmanager
+def _readable(step_folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many types on a damaged file.
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{step_folder}: this checkpoint cannot be read: {type(error).__name__}: {reason:.200}"
+        ) from error
 
 
 def _process_file() -> str:

@@ -5,7 +5,6 @@ host, when they are written; a mean of means would weigh a nearly empty batch li
 """
 
 import json
-import math
 import os
 import pathlib
 import sys
@@ -16,6 +15,8 @@ from typing import Protocol, TextIO
 import jax
 import jax.numpy as jnp
 import tensorboardX
+
+from synth2_jax.files import finite
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -68,8 +69,7 @@ class JsonlWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in scalars.items()}
-        values = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        line = {"step": int(step), "time": round(time.time(), 3), **values}
+        line = {"step": int(step), "time": round(time.time(), 3), **finite(values)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from synth2_jax.errors import nearest
+from synth2_jax.errors import UserError, nearest
 from synth2_jax.training import train_state
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -20,8 +20,8 @@ class OptimizerConfig:
     """Attributes that are not plain from their names:
 
     learning_rate: the highest of the schedule, reached by a linear climb of `warmup_steps`.
-    schedule: "constant", or a "cosine" or "linear" fall to `final_fraction * learning_rate` at
-      `total_steps` (which warm-up is part of). `total_steps` of 0 is allowed with "constant" only.
+    schedule: "constant", or a "cosine" or "linear" fall to `final_fraction * learning_rate` at the
+      end of the run, which warm-up is part of.
     beta1, beta2, epsilon: Adam's and AdamW's; adafactor has none of them.
     weight_decay: decoupled, times the learning rate; only "adamw" and "adafactor" have it.
     weight_decay_skip: regular expressions; a parameter with one of them in its path does not decay.
@@ -32,7 +32,6 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     schedule: str = "constant"
     warmup_steps: int = 0
-    total_steps: int = 0
     final_fraction: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -48,11 +47,6 @@ class OptimizerConfig:
             raise ValueError(
                 f"unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
             )
-        if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
-            raise ValueError(
-                f"schedule {self.schedule!r} with total_steps={self.total_steps}, "
-                f"expected more than warmup_steps={self.warmup_steps}"
-            )
         if self.name == "adam" and self.weight_decay:
             raise ValueError(f"adam with weight_decay={self.weight_decay}, expected 0; use adamw")
         if self.weight_decay_skip and not self.weight_decay:
@@ -67,12 +61,15 @@ class Optimizer(NamedTuple):
     learning_rate: Callable[[jax.Array], jax.Array]
 
 
-def make_optimizer(config: OptimizerConfig) -> Optimizer:
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int | None = None, where: str = "config"
+) -> Optimizer:
     """Returns the optimizer of the config, for parameters keyed by path.
 
     Its `init` raises UserError when a pattern of `weight_decay_skip` matches nothing trained.
+    Arguments are those of `learning_rate_schedule`.
     """
-    rate = learning_rate_schedule(config)
+    rate = learning_rate_schedule(config, num_steps, where)
     decay = config.weight_decay
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "adafactor":
@@ -86,8 +83,9 @@ def make_optimizer(config: OptimizerConfig) -> Optimizer:
     if decay:
 
         def decays(params: Mapping[str, Any]) -> dict[str, bool]:
-            where = "config.optimizer.weight_decay_skip"
-            skipped = train_state.select(config.weight_decay_skip, params, where)
+            skipped = train_state.select(
+                config.weight_decay_skip, params, f"{where}.optimizer.weight_decay_skip"
+            )
             return {path: path not in skipped for path in params}
 
         parts += [optax.add_decayed_weights(decay, mask=decays)]
@@ -95,17 +93,34 @@ def make_optimizer(config: OptimizerConfig) -> Optimizer:
     return Optimizer(*optax.chain(*parts), learning_rate=rate)
 
 
-def learning_rate_schedule(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
-    """Returns the learning rate as a function of the number of updates made before."""
+def learning_rate_schedule(
+    config: OptimizerConfig, num_steps: int | None = None, where: str = "config"
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns the learning rate as a function of the number of updates made before.
+
+    Args:
+      config: see OptimizerConfig.
+      num_steps: of the whole run; a constant schedule needs none.
+      where: the section with `optimizer` and `train` in it, for the error message.
+
+    Raises:
+      UserError: the warm-up leaves no step for the fall.
+    """
     peak, warmup = config.learning_rate, config.warmup_steps
     final = peak * config.final_fraction
-    fall_steps = config.total_steps - warmup
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, fall_steps, alpha=config.final_fraction)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, final, fall_steps)
-    else:
+    if config.schedule == "constant":
         after = optax.constant_schedule(peak)
+    elif num_steps is None:
+        raise ValueError(f"schedule {config.schedule!r} without num_steps")
+    elif num_steps <= warmup:
+        raise UserError(
+            f"{where}.optimizer.warmup_steps: found {warmup}, expected fewer than the {num_steps} "
+            f"of {where}.train.steps, for the schedule is {config.schedule!r}"
+        )
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, num_steps - warmup, alpha=config.final_fraction)
+    else:
+        after = optax.linear_schedule(peak, final, num_steps - warmup)
 
     def rate(step: jax.Array) -> jax.Array:
         # The first update is already of size peak / warmup: one at rate 0 would be a wasted batch.

@@ -7,29 +7,31 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 128 + signal.SIGTERM  # 143: "stopped, state saved; run the same command again"
+EXIT_CODE = 128 + signal.SIGTERM  # 143: "stopped; the same command goes on"
 
 
 class StopSignal:
     """A context manager inside which SIGTERM sets a flag instead of killing the process.
 
-    Long loops other than training (evaluation, generation) poll the same object. Entering it again
-    while entered is allowed. Outside the main thread Python takes no signal handlers, and it does
+    Leaving it exits too when a signal came that nobody polled any more: what follows in the same
+    process must not run on. Outside the main thread Python takes no signal handlers, and it does
     nothing.
     """
 
     def __init__(self):
         self._received = False
-        self._previous: list = []
+        self._previous = None
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._previous.append(signal.signal(signal.SIGTERM, self._receive))
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
-    def __exit__(self, *exception_info) -> None:
-        if self._previous:
-            signal.signal(signal.SIGTERM, self._previous.pop())
+    def __exit__(self, exception_type, *exception_info) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+        if self._received and exception_type is None:
+            self.exit()
 
     def requested(self) -> bool:
         """Returns whether any process was told to stop; with several, all must call it together."""

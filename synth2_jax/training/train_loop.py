@@ -52,7 +52,6 @@ def train(
     initial_params: Mapping[str, Params] | None = None,
     resolved_config: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
-    stop: StopSignal | None = None,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -68,7 +67,6 @@ def train(
       initial_params: pretrained parameters for a new run (see `create_train_state`).
       resolved_config: saved with every checkpoint.
       fingerprints: of what the parameters are only good with; a checkpoint with others is refused.
-      stop: pass one that `evaluate` polls too; None makes one.
 
     Raises:
       UserError: the loss is not finite; batches or a checkpoint do not fit the model.
@@ -76,8 +74,7 @@ def train(
     """
     fingerprints = dict(fingerprints or {})
     layout = train_state.state_layout(objective, tx, mesh)
-    stop = stop or StopSignal()
-    with stop, contextlib.closing(Checkpoints(workdir, config.keep)) as checkpoints:
+    with StopSignal() as stop, contextlib.closing(Checkpoints(workdir, config.keep)) as checkpoints:
         watch = Watch(writers, checkpoints, config.log_every, config.steps)
         state = _restore(checkpoints, layout, train_iterator, fingerprints)
         if state is None:

@@ -55,6 +55,8 @@ def test_rates_make_a_mixture(two_tasks):
     [
         ("both", {}, "found no rates"),
         ("both", {"real": 0}, "task 'real' has rate 0"),
+        ("both", {"real": float("nan")}, "task 'real' has rate nan"),
+        ("both", {"real": float("inf")}, "task 'real' has rate inf"),
         ("both", {"reel": 1}, "'reel'.*did you mean 'real'.*one of: real, synthetic"),
         ("real", {"real": 1}, "a task has this name"),
     ],

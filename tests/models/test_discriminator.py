@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,15 @@ from synth2_jax.errors import UserError
 from synth2_jax.models.discriminator import Discriminator, DiscriminatorConfig
 
 SMALL = DiscriminatorConfig(image_size=32, patch_size=4, filters=8, channel_multipliers=(1, 2))
+
+
+def random_params(config, image):
+    """Compiling real initializers takes seconds."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32),
+        nn.unbox(jax.eval_shape(Discriminator(config).init, jax.random.key(1), image)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,12 +53,7 @@ def test_every_parameter_has_logical_names_of_its_rank():
 def test_an_image_has_its_own_logits_and_a_logit_its_own_window():
     image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     config = DiscriminatorConfig(image_size=32, filters=8, channel_multipliers=(1, 2))
-    model = Discriminator(config)
-    rng = np.random.default_rng(0)  # compiling real initializers takes seconds
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32),
-        nn.unbox(jax.eval_shape(model.init, jax.random.key(1), image)),
-    )
+    model, params = Discriminator(config), random_params(config, image)
 
     def corner_logit(image):
         logits = model.apply(params, image)
@@ -64,3 +70,35 @@ def test_an_image_has_its_own_logits_and_a_logit_its_own_window():
 def test_levels_that_do_not_divide_the_image_are_a_user_error():
     with pytest.raises(UserError, match="image_size: found 36, expected a multiple of 8"):
         DiscriminatorConfig(image_size=36, patch_size=4, channel_multipliers=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"filters": 0}, "discriminator.filters: found 0, expected 1 or more"),
+        ({"patch_size": 0}, "patch_size, channel_multipliers: found 32, 0,"),
+        ({"image_size": 0}, "image_size, patch_size, channel_multipliers: found 0,"),
+        ({"channel_multipliers": (1, 0)}, "expected at least 1 each"),
+        ({"dtype": "float23"}, "did you mean 'float32'"),
+    ],
+)
+def test_bad_configs_are_user_errors(change, text):
+    with pytest.raises(UserError, match=text):
+        dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64, 3), (2, 32, 16, 3), (2, 32, 32, 1)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(UserError, match=r"discriminator.image_size: found 32, .* which are \("):
+        jax.eval_shape(Discriminator(SMALL).init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_the_gradient_reaches_every_parameter_and_every_pixel():
+    image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    model, params = Discriminator(SMALL), random_params(SMALL, image)
+    by_params, by_image = jax.jit(
+        jax.grad(lambda params, image: model.apply(params, image).sum(), argnums=(0, 1))
+    )(params, image)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(by_params):
+        assert float(jnp.abs(leaf).sum()) > 0, jax.tree_util.keystr(path)
+    assert (np.abs(by_image).sum(axis=-1) > 0).all()

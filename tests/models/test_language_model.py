@@ -188,3 +188,13 @@ def test_config_mistakes():
         config(remat="dot")
     with pytest.raises(UserError, match="did you mean 'bfloat16'"):
         config(dtype="bfloat")
+    with pytest.raises(UserError, match="head_dim: found 3, expected an even number"):
+        config(head_dim=3)
+
+
+@pytest.mark.parametrize(
+    "size", ["vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim"]
+)
+def test_a_size_of_0_is_a_mistake(size):
+    with pytest.raises(UserError, match=f"language_model.{size}: found 0, expected 1 or more"):
+        config(**{size: 0})

@@ -350,3 +350,15 @@ def test_mistakes_are_named():
         variant(remat="dot")
     with pytest.raises(UserError, match="bfloat16"):
         variant(dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        *("codebook_size", "num_tokens", "num_layers", "embed_dim", "num_heads", "head_dim"),
+        "mlp_dim",
+    ],
+)
+def test_a_size_of_0_is_a_mistake(size):
+    with pytest.raises(UserError, match=f"maskgit.{size}: found 0, expected 1 or more"):
+        variant(**{size: 0})

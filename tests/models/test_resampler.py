@@ -97,3 +97,11 @@ def test_every_parameter_has_named_axes(scan_layers):
 def test_config_mistakes(mistake):
     with pytest.raises(UserError, match="did you mean"):
         config(**mistake)
+
+
+@pytest.mark.parametrize(
+    "size", ["num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim", "num_latents"]
+)
+def test_a_size_of_0_is_a_mistake(size):
+    with pytest.raises(UserError, match=f"resampler.{size}: found 0, expected 1 or more"):
+        config(**{size: 0})

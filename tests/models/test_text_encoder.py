@@ -128,3 +128,11 @@ def test_mistakes_are_named():
         dataclasses.replace(CONFIG, remat="dot")
     with pytest.raises(UserError, match="bfloat16"):
         dataclasses.replace(CONFIG, dtype="bfloat")
+
+
+@pytest.mark.parametrize(
+    "size", ["vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim"]
+)
+def test_a_size_of_0_is_a_mistake(size):
+    with pytest.raises(UserError, match=f"text_encoder.{size}: found 0, expected 1 or more"):
+        dataclasses.replace(CONFIG, **{size: 0})

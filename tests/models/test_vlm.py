@@ -269,3 +269,9 @@ def test_cross_attention_every_must_divide_the_layers():
     with pytest.raises(UserError, match="found 3, expected a divisor of the language model's 4"):
         config(every=3)
     assert dataclasses.replace(config(), cross_attention_every=4).cross_attention_every == 4
+
+
+@pytest.mark.parametrize("size", ["image_embedding_dim", "num_image_tokens"])
+def test_a_size_of_0_is_a_mistake(size):
+    with pytest.raises(UserError, match=f"vlm.{size}: found 0, expected 1 or more"):
+        dataclasses.replace(config(), **{size: 0})

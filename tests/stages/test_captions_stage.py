@@ -88,8 +88,11 @@ def test_a_class_that_is_never_named_is_reported(chain, tmp_path, mistake):
 
 
 def test_mistakes(chain, mistake, tmp_path):
-    line = mistake(chain.writing(tmp_path, captions_per_class=0))
-    assert line == "captions_per_class: found 0, expected at least 1"
+    for key in ("captions_per_class", "max_rounds", "batch_size"):
+        line = mistake(chain.writing(tmp_path, **{key: 0}))
+        assert line == f"captions.{key}: found 0, expected 1 or more"
+    line = mistake(chain.writing(tmp_path, vocabulary="scenes"))
+    assert line.startswith("config.vocabulary: unknown key")
     line = mistake(chain.writing(tmp_path, decode__method="nuclear"))
     assert "did you mean 'nucleus'?" in line
     line = mistake(chain.writing(tmp_path, language_model=chain.path("tokenizer")))

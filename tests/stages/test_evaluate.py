@@ -2,20 +2,26 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from synth2_jax import main
+from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import read_references
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.scoring.captions import score_captions
+from synth2_jax.stages import evaluate
 from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
 from synth2_jax.training import train_state
 from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
+SCENES = DataConfig()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def evaluated(chain, tmp_path_factory):
     return folder
 
 
-def scorer(chain, vlm, **changes):
+def scorer(chain, vlm, data=SCENES, **changes):
     config = EvaluateConfig(
         str(chain.path("pairs", "test")),
         max_images=10,
@@ -39,7 +45,8 @@ def scorer(chain, vlm, **changes):
         scenes_split="test",
     )
     fingerprints = {"tokenizer": vlm.fingerprint("tokenizer")}
-    return CaptionScorer(vlm.objective, dataclasses.replace(config, **changes), fingerprints)
+    config = dataclasses.replace(config, **changes)
+    return CaptionScorer(vlm.objective, config, data, fingerprints)
 
 
 def test_results_hold_every_score_and_the_models_provenance(chain, evaluated, vlm):
@@ -102,6 +109,41 @@ def test_a_caption_depends_on_its_own_image_and_no_other(chain, vlm):
     assert captioner.captions(params) == before[::-1]
 
 
+def test_captions_are_asked_for_as_in_training(chain, vlm, tmp_path, monkeypatch):
+    asked = []
+
+    def stop(objective, config, data, fingerprints, stop):
+        asked.append((data.prompt, data.vocabulary))
+        raise UserError("enough")
+
+    monkeypatch.setattr(evaluate, "CaptionScorer", stop)
+    model = shutil.copytree(chain.path("vlm_real"), tmp_path / "vlm")
+    (saved,) = model.glob("checkpoints/*/config/metadata")
+    config = json.loads(saved.read_text())
+    config["data"] |= {"prompt": "Picture:", "vocabulary": "mine.model"}
+    saved.write_text(json.dumps(config))
+    assert main.main(chain.evaluation(tmp_path / "results", vlm=model)) == 2
+    assert asked == [("Picture:", "mine.model")]
+    with pytest.raises(UserError, match="vocabulary 'mine.model': no such file"):
+        scorer(chain, vlm, DataConfig(vocabulary="mine.model"))
+
+
+def test_a_truncated_checkpoint_is_one_line(chain, tmp_path, mistake):
+    model = shutil.copytree(chain.path("vlm_real"), tmp_path / "vlm")
+    for path in model.glob("checkpoints/*/params/**/d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    line = mistake(chain.evaluation(tmp_path / "results", vlm=model))
+    step = chain.steps["vlm"]
+    assert line.startswith(f"{model}/checkpoints/{step}: this checkpoint cannot be read: ")
+
+
+@pytest.mark.filterwarnings("ignore:CIDEr is 0")  # of a single image
+def test_a_score_of_no_images_is_null(chain, tmp_path):
+    chain.run(chain.evaluation(tmp_path, max_images=1))
+    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert [results["cider_seen"], results["cider_unseen"]].count(None) == 1
+
+
 def test_without_scenes_only_caption_scores(chain, vlm):
     found = scorer(chain, vlm, scenes_split="").score(["a red circle"] * 10)
     assert "cider" in found and "objects_right" not in found and "cider_unseen" not in found
@@ -133,4 +175,7 @@ def test_mistakes(chain, vlm, mistake, tmp_path):
     assert "no manifest.json" in line
     generator = load_trained(str(chain.path("generator")), "generator")
     with pytest.raises(UserError, match="a GeneratorObjective writes none"):
-        CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), {"tokenizer": ""})
+        CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), SCENES, {"tokenizer": ""})
+    for key in ("prompt", "vocabulary"):  # they are the VLM's own
+        line = mistake(chain.evaluation(tmp_path, **{key: "x"}))
+        assert line.startswith(f"config.{key}: unknown key")

@@ -55,3 +55,7 @@ def test_nothing_there(tmp_path, mistake):
     assert "expected checkpoint steps" in line
     line = mistake(["synth2", "report", f"--workdir={tmp_path}"])
     assert line.endswith("results.json: no such file; expected what `synth2 demo` leaves there")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.json").write_text('{"arms": {"re')
+    line = mistake(["synth2", "report", f"--workdir={tmp_path}"])
+    assert line.startswith(f"{tmp_path}/report/results.json: not JSON")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax.data import records
-from synth2_jax.files import read_json_lines
+from synth2_jax.data import feature_converters, records, tasks
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import UserError
+from synth2_jax.files import read_json_lines, write_json, write_json_lines
 from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator, text_ids
 from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import EOS_ID, load_vocabulary
@@ -113,6 +115,94 @@ def test_text_ids_end_in_eos_and_are_padded_or_cut():
     assert rows[1].tolist() == [*vocabulary.encode("a red circle " * 9)[: len(ids) + 1], EOS_ID]
 
 
+def test_text_ids_are_those_that_the_generator_is_trained_on():
+    captions = [
+        *("a red circle", "A large  blue square, left of a ring.", " spaces ", "日本 é 🎈", ""),
+        "a red circle on the left of a blue square " * 3,
+    ]
+    length = 12
+    examples = {
+        "image_tokens": np.zeros((len(captions), 1), np.int32),
+        "caption": captions,
+        "source": ["real"] * len(captions),
+        "key": [str(i) for i in range(len(captions))],
+    }
+    converter = feature_converters.GeneratorConverter(tasks.sentencepiece("scenes"))
+    converted = converter(
+        tf.data.Dataset.from_tensor_slices(examples),
+        {"image_tokens": 1, "caption": length, "source": 0, "key": 0},
+    )
+    rows = list(converted.as_numpy_iterator())
+    ids = text_ids(captions, load_vocabulary("scenes"), length)
+    np.testing.assert_array_equal(ids, [row["text_tokens"] for row in rows])
+    np.testing.assert_array_equal(ids != 0, [row["text_mask"] for row in rows])
+    assert rows[-1]["text_mask"].all() and not rows[0]["text_mask"].all()  # one is cut, one padded
+
+
+def test_captions_are_tokenized_as_in_the_generators_training(chain, generator, config):
+    data = {**generator.config["data"], "vocabulary": "no such file"}
+    elsewhere = dataclasses.replace(generator, config={**generator.config, "data": data})
+    with pytest.raises(UserError, match="vocabulary 'no such file': no such file"):
+        TokenGenerator(elsewhere, config)
+
+
+def write_captions(folder, *captions):
+    write_json_lines(folder / "captions.jsonl", [{"caption": caption} for caption in captions])
+    write_json(folder / "manifest.json", {"source": "file"})
+    return folder
+
+
+def test_captions_that_are_cut_are_counted(chain, tmp_path, caplog):
+    captions = write_captions(tmp_path / "captions", "a red circle", "a blue ring " * 20)
+    with caplog.at_level("WARNING", logger="absl"):
+        chain.run(chain.synthesis(tmp_path / "pairs", captions=captions, samples_per_caption=2))
+    assert "1 of 2 captions are cut: the generator reads 26 tokens" in caplog.text
+    assert records.read_manifest(tmp_path / "pairs").provenance.captions == {
+        "source": "file",
+        "cut": 1,
+    }
+
+
+@pytest.mark.parametrize("caption", ["", "  "])
+def test_a_caption_without_a_token_is_refused(chain, tmp_path, mistake, caption):
+    captions = write_captions(tmp_path / "captions", "a red circle", caption)
+    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
+    assert line.startswith(
+        f"captions: line 2, {caption!r}, leaves no tokens; the generator reads 26"
+    )
+    assert not (tmp_path / "pairs").exists()
+
+
+@pytest.mark.parametrize(
+    "line, text",
+    [
+        ('{"text": "a ring"}', "line 2 is {'text': 'a ring'}, expected a text as its caption"),
+        ('{"caption": 3}', "line 2 is {'caption': 3}, expected a text as its caption"),
+        ('{"caption": "a ri', "line 2 is not JSON"),
+    ],
+)
+def test_a_row_without_a_caption_is_named(chain, tmp_path, mistake, line, text):
+    captions = write_captions(tmp_path / "captions", "a red circle")
+    path = captions / "captions.jsonl"
+    path.write_text(path.read_text() + line)
+    found = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
+    assert found.startswith(f"{path}: {text}")
+
+
+def test_captions_without_their_manifest_are_refused(chain, tmp_path, mistake):
+    captions = write_captions(tmp_path / "captions", "a red circle")
+    manifest = captions / "manifest.json"
+    manifest.write_text('{"source": "fi')
+    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
+    assert line.startswith(f"{manifest}: not JSON")
+    manifest.unlink()
+    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
+    assert line == f"{manifest}: no such file; expected what `synth2 captions` leaves there"
+    (captions / "captions.jsonl").write_text("")
+    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
+    assert line == f"{captions}/captions.jsonl: found no captions, expected one a line"
+
+
 def test_mistakes(chain, mistake, tmp_path):
     line = mistake(chain.synthesis(tmp_path, captions=tmp_path))
     assert line == f"{tmp_path}/captions.jsonl: no such file, expected one JSON object a line"
@@ -122,3 +212,6 @@ def test_mistakes(chain, mistake, tmp_path):
     assert "did you mean 'linear'?" in line
     line = mistake(chain.synthesis(tmp_path, generator=chain.path("captions")))
     assert "expected checkpoint steps" in line
+    for key in ("samples_per_caption", "batch_size", "num_shards"):
+        line = mistake(chain.synthesis(tmp_path, **{key: 0}))
+        assert line.endswith(f"synthesize.{key}: found 0, expected 1 or more")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,11 @@ def test_missing_and_wrong_checkpoints(chain, mistake, tmp_path):
     generator = chain.path("generator")
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__tokenizer=generator))
     assert line == f"{generator}: holds a generator, expected a tokenizer"
+    damaged = shutil.copytree(chain.path("tokenizer"), tmp_path / "tokenizer")
+    for path in damaged.glob("checkpoints/*/params/**/d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    line = mistake(chain.training("vlm", tmp_path / "w", pretrained__tokenizer=damaged))
+    assert line.startswith(f"{damaged}/checkpoints/{chain.steps['tokenizer']}: this checkpoint")
     assert not (tmp_path / "w").exists()
 
 
@@ -185,6 +191,38 @@ def test_a_prompt_that_leaves_no_target_tokens_is_named(chain, mistake, tmp_path
     line = mistake(chain.training("vlm", tmp_path / "w", data__prompt=prompt))
     assert line.startswith("example 'real-0000")  # the key of a pair
     assert "no token of its caption is left to learn" in line
+
+
+@pytest.mark.parametrize(
+    "overrides, text",
+    [
+        ({"data__mixture": "scenes_txt"}, "did you mean 'scenes_text'?"),
+        ({"data__split": "vaildation"}, "did you mean 'validation'?"),
+        ({"data__source": "fake"}, "has no end, so there is nothing to evaluate"),
+        ({"data__batch_size": 300}, "config.validation.data: fewer examples than the 300 of one"),
+        ({"data__text_length": 7}, "config.validation.data.text_length: found 7, expected"),
+        ({"data__prompt": "Say:"}, "validation.data.prompt: found 'Say:', expected 'Output:'"),
+        ({"captions__folder": "/no/where"}, "captions: a LanguageModelObjective writes none"),
+    ],
+)
+def test_a_mistake_in_validation_is_one_line_before_training(
+    chain, mistake, tmp_path, overrides, text
+):
+    held_out = {"data__mixture": "scenes_text", "data__split": "validation"}
+    if "captions__folder" not in overrides:
+        trained = load_trained(str(chain.path("language_model")), "language_model")
+        held_out["data__text_length"] = trained.objective.task.text_length
+        overrides = {**held_out, **overrides}
+    line = mistake(
+        chain.training(
+            "language_model",
+            tmp_path / "w",
+            train__eval_every=2,
+            **{f"validation__{key}": value for key, value in overrides.items()},
+        )
+    )
+    assert text in line
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_loss_of_nan_names_step_batch_and_last_good_checkpoint(chain, mistake, tmp_path):

@@ -160,6 +160,34 @@ def test_a_missing_checkpoint_names_the_path_and_what_was_found(tmp_path, mesh):
         restore_params(tmp_path, step=7)
 
 
+def test_a_folder_of_digits_that_is_no_checkpoint_is_passed_over(tmp_path, mesh):
+    _, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    (tmp_path / "checkpoints" / "20").mkdir()
+    (tmp_path / "checkpoints" / "30").touch()
+    (tmp_path / "checkpoints" / "²").mkdir()  # a digit to Python, but no number
+    assert latest_step(tmp_path) == 1
+    (tmp_path / "photos" / "2024").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"photos: found \['2024'\], expected checkpoint steps"):
+        restore_params(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("damaged", ["d/*", "_METADATA", "config/metadata", "fingerprints/*"])
+def test_parameters_that_cannot_be_read_are_one_line(tmp_path, mesh, damaged, placed):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    folder = tmp_path / "checkpoints" / "1"
+    files = [path for path in folder.rglob(damaged) if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError) as error:
+        restore_params(tmp_path, abstract=layout.params if placed else None)
+    assert str(error.value).startswith(f"{folder}: this checkpoint cannot be read: ")
+    assert "\n" not in str(error.value)
+
+
 def test_fingerprint_is_of_paths_dtypes_shapes_and_values_only(mesh):
     params = {"a": {"b": np.arange(6, dtype=np.float32)}, "c": np.zeros(2, np.float32)}
     same = {"c": jnp.zeros(2), "a": {"b": jnp.arange(6, dtype=jnp.float32)}}

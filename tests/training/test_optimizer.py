@@ -13,17 +13,31 @@ from synth2_jax.training.optimizer import (
 )
 
 
-def rates(steps, **kwargs):
-    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, **kwargs))
+def rates(steps, num_steps=None, **kwargs):
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, **kwargs), num_steps)
     return [round(float(schedule(jnp.int32(step))), 4) for step in steps]
 
 
 def test_schedules_are_these_curves():
     assert rates(range(6), warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1]
-    linear = {"schedule": "linear", "warmup_steps": 2, "total_steps": 6, "final_fraction": 0.2}
-    assert rates(range(8), **linear) == [0.5, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]
-    cosine = {"schedule": "cosine", "total_steps": 4, "final_fraction": 0.5}
-    assert rates([0, 1, 2, 4, 9], **cosine) == [1, 0.9268, 0.75, 0.5, 0.5]
+    linear = {"schedule": "linear", "warmup_steps": 2, "final_fraction": 0.2}
+    assert rates(range(8), 6, **linear) == [0.5, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]
+    cosine = {"schedule": "cosine", "final_fraction": 0.5}
+    assert rates([0, 1, 2, 4, 9], 4, **cosine) == [1, 0.9268, 0.75, 0.5, 0.5]
+
+
+def test_warm_up_must_leave_steps_for_the_fall():
+    config = OptimizerConfig(schedule="linear", warmup_steps=6)
+    make_optimizer(config, 7)
+    with pytest.raises(UserError) as error:
+        make_optimizer(config, 6, "config.vlm")
+    assert str(error.value) == (
+        "config.vlm.optimizer.warmup_steps: found 6, expected fewer than the 6 of "
+        "config.vlm.train.steps, for the schedule is 'linear'"
+    )
+    with pytest.raises(ValueError, match="schedule 'linear' without num_steps"):
+        make_optimizer(config)
+    make_optimizer(OptimizerConfig(warmup_steps=6), 6)  # a constant schedule ends nowhere
 
 
 def test_adamw_is_its_equations():
@@ -75,7 +89,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     [
         ({"name": "adamm"}, "config.optimizer: unknown name 'adamm'; did you mean 'adam'?"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
-        ({"schedule": "linear"}, "with total_steps=0, expected more than warmup_steps=0"),
+        ({"total_steps": 5}, "config.optimizer.total_steps: unknown key"),
         ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
         ({"weight_decay_skip": ["bias"]}, "weight_decay_skip without weight_decay"),
     ],

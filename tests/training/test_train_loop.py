@@ -81,14 +81,24 @@ def one_device_mesh():
     return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def run(workdir, steps, *, toy=None, batches=None, checkpoint_every=3, writers=None, **kwargs):
+def run(
+    workdir,
+    steps,
+    *,
+    toy=None,
+    batches=None,
+    checkpoint_every=3,
+    log_every=1,
+    writers=None,
+    **kwargs,
+):
     toy = toy or ToyObjective()
     if batches is None:
         batches = RecordedBatches(toy.batch_spec(8))
     if writers is None:
         writers = [JsonlWriter(pathlib.Path(workdir) / "metrics.jsonl")]
     config = TrainLoopConfig(
-        steps=steps, log_every=1, eval_every=4, checkpoint_every=checkpoint_every, keep=2
+        steps=steps, log_every=log_every, eval_every=4, checkpoint_every=checkpoint_every, keep=2
     )
     tx = make_optimizer(OptimizerConfig(weight_decay=0.1, warmup_steps=3))
     state = train(toy, tx, one_device_mesh(), batches, config, workdir, writers, **kwargs)
@@ -141,6 +151,14 @@ def test_a_checkpoint_holds_its_own_step_although_the_state_was_donated(tmp_path
         assert_bitwise_equal(saved, restore_params(tmp_path / str(step), step)[0])
 
 
+def test_means_after_a_resume_are_of_the_steps_since_then(tmp_path):
+    run(tmp_path / "straight", 8)
+    run(tmp_path / "resumed", 6)
+    run(tmp_path / "resumed", 8, log_every=4)
+    each, last = losses(tmp_path / "straight"), read_metrics(tmp_path / "resumed/metrics.jsonl")[-1]
+    assert last["step"] == 8 and last["loss"] == pytest.approx((each[7] + each[8]) / 2, rel=1e-6)
+
+
 def test_a_finished_run_returns_its_state_and_draws_nothing(tmp_path):
     done, _ = run(tmp_path, 3)
     again, batches = run(tmp_path, 3)
@@ -172,6 +190,19 @@ def test_sigterm_saves_and_exits_with_143(tmp_path):
     assert process.returncode == 143, errors
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert latest_step(tmp_path) == lines[-1]["step"] >= 4
+
+
+def test_sigterm_while_evaluating_saves_and_exits_with_143(tmp_path):
+    def evaluate(state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"cider": 0.5}
+
+    for stopped_at in (4, 8, 9):  # the last evaluation is after the last step
+        with pytest.raises(SystemExit) as error:
+            run(tmp_path, 9, evaluate=evaluate)
+        assert error.value.code == 143 and latest_step(tmp_path) == stopped_at
+    _, batches = run(tmp_path, 9)
+    assert batches == []
 
 
 def test_after_training_sigterm_is_as_it_was(tmp_path):
