@@ -16,24 +16,14 @@ sys.path.insert(0, str(ROOT))
 from configs.scenes import vlm  # noqa: E402
 from synth2_jax import environment  # noqa: E402
 from synth2_jax.files import write_json  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
-from synth2_jax.training.objectives import make_objective  # noqa: E402
-from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from synth2_jax.training.speed import steps_per_second  # noqa: E402
+from synth2_jax.stages.image_space import speed_by_space  # noqa: E402
 
 
 def measure(rounds: int) -> dict:
     """Steps a second of both, on the Scenes VLM at its own batch size."""
     config = vlm.get_config()
     model = config.model.to_dict()
-    objectives = {
-        space: make_objective("vlm", {**model, "image_space": space})
-        for space in ("embedding", "pixel")
-    }
-    spec = objectives["embedding"].batch_spec(config.data.batch_size)
-    limits = {"image_tokens": model["tokenizer"]["codebook_size"]}
-    batch = next(FakeBatches(spec, limits=limits))
-    speed = steps_per_second(objectives, make_optimizer(OptimizerConfig()), batch, rounds=rounds)
+    speed = speed_by_space(model, config.data.batch_size, rounds=rounds)
     return {
         "steps_per_second": speed,
         "ratio": speed["embedding"] / speed["pixel"],

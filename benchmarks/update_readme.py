@@ -45,6 +45,7 @@ def demo_table() -> str:
     heads = (
         "device",
         "minutes",
+        "memory",
         "CIDEr real",
         "CIDEr real + synthetic",
         "unseen: real",
@@ -62,6 +63,8 @@ def demo_table() -> str:
         cells = (
             found["versions"]["device"],
             f"{found['seconds'] / 60:.1f}",
+            # Results from before it was measured have none.
+            f"{found['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in found else "–",
             f"{real['cider']:.1f}",
             f"{both['cider']:.1f} ({both['cider'] / real['cider'] - 1:+.0%})",
             f"{real['cider_unseen']:.1f}",

@@ -13,21 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from synth2_jax import config as config_lib
 from synth2_jax import environment
-from synth2_jax.data import records
 from synth2_jax.files import read_json_lines, write_json
 from synth2_jax.scenes import dataset, language, oracle
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.scoring.diversity import balance
 from synth2_jax.stages import report
-from synth2_jax.stages.experiment import Experiment
-from synth2_jax.stages.report_html import picture
+from synth2_jax.stages.evaluate import EvaluateConfig
+from synth2_jax.stages.experiment import Experiment, ExperimentConfig
+from synth2_jax.stages.image_space import speed_by_space
+from synth2_jax.stages.report_html import number, picture
 from synth2_jax.stages.tokenize import decode_images, encode_images
-from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.training import metrics
-from synth2_jax.training.objectives import make_objective
-from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
-from synth2_jax.training.speed import steps_per_second
 from synth2_jax.training.trained import Trained
 
 COMPARED = ("real", "real_synthetic")
@@ -49,17 +47,18 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     experiment.language_model()
     experiment.pairs()
     experiment.captions()
-    generator = experiment.generator()
+    experiment.generator()
     experiment.synthesize()
     vlms = {arm: experiment.vlm(arm) for arm in COMPARED}
     arms = {arm: experiment.evaluate(arm) for arm in COMPARED}
 
     print("== report", flush=True)
     reconstructions, tokenizer_right = _reconstructions(tokenizer)
-    synthetic, generator_scores = _synthetic(experiment, generator)
+    synthetic, generator_scores = _synthetic(experiment)
     curves = {arm: curve(experiment.path(f"vlm_{arm}"), "validation/cider") for arm in COMPARED}
     caption_sets = _caption_sets(experiment)
-    speed = _speed(vlms["real_synthetic"])
+    vlm = vlms["real_synthetic"].config
+    speed = speed_by_space(vlm["model"], vlm["data"]["batch_size"])
     times = json.loads((experiment.workdir / "seconds.json").read_text())
     results = {
         "arms": {arm: _scores(arms[arm]) for arm in COMPARED},
@@ -73,6 +72,8 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         - start
         - sum(experiment.seconds.values()),
         "seconds_by_stage": times,
+        "peak_memory_gib": experiment.peak_memory_gib(),
+        "measured": measured(config_lib.build(ExperimentConfig, config)),
         "tiny": bool(config.tiny),
         "config": config.to_dict(),
         "versions": environment.describe(),
@@ -100,18 +101,34 @@ def summary(results: dict[str, Any]) -> str:
     real, both = (results["arms"][arm] for arm in COMPARED)
     gain = both["cider"] / real["cider"] - 1 if real["cider"] else float("nan")
     speed = results["steps_per_second"]
+    unseen = ", ".join(number(arm["cider_unseen"]) for arm in (real, both))
     lines = [
         f"CIDEr: real only {real['cider']:.1f}, real + synthetic {both['cider']:.1f} ({gain:+.0%})",
-        f"CIDEr on combinations never seen: {real['cider_unseen']:.1f}, {both['cider_unseen']:.1f}",
+        f"CIDEr on combinations never seen: {unseen}",
         f"objects right: {real['objects_right']:.1%}, {both['objects_right']:.1%}",
         f"tokenizer {results['tokenizer']['objects_right']:.1%}, "
         f"generator {results['generator']['objects_right']:.1%} of objects right",
         f"embedding space {speed['embedding'] / speed['pixel']:.2f}x the steps/s of pixel space",
-        f"{results['seconds'] / 60:.1f} minutes",
+        f"{results['seconds'] / 60:.1f} minutes, {results['peak_memory_gib']:.1f} GiB of memory",
     ]
     if results["tiny"]:
         lines.insert(0, "tiny: this shows that everything runs; its numbers mean nothing")
     return "\n".join(lines)
+
+
+def measured(cfg: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """On how many test pictures, and by which decoding, the curve and the table are scored."""
+    pictures = cfg.tokenize.max_images or dataset.split_size("test")
+
+    def by(scoring: EvaluateConfig) -> dict[str, Any]:
+        return {
+            "pictures": min(pictures, scoring.max_images or pictures),
+            "method": scoring.decode.method,
+            "num_beams": scoring.decode.num_beams,
+        }
+
+    curve_by = cfg.vlm.validation.captions
+    return {"table": by(cfg.evaluate), **({"curve": by(curve_by)} if curve_by else {})}
 
 
 def curve(folder: str, name: str) -> list[list[float]]:
@@ -169,16 +186,9 @@ def _reconstructions(tokenizer: Trained) -> tuple[list[dict[str, Any]], float]:
     return shown, scenes_scores.picture_objects_right(decoded, scenes)
 
 
-def _synthetic(
-    experiment: Experiment, generator: Trained
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """What the oracle sees in the synthetic pairs, decoded to pixels only for this."""
-    pairs = list(records.read_pairs(experiment.synthesize()))
-    chosen = np.random.default_rng(0).permutation(len(pairs))[:1024]
-    pairs = [pairs[i] for i in chosen]
-    images = decode_images(generator, np.stack([pair.image_tokens for pair in pairs]))
-    scenes = oracle.read(images)
-    captions = [pair.caption for pair in pairs]
+def _synthetic(experiment: Experiment) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """What the oracle sees in the synthetic pairs."""
+    captions, images, scenes = experiment.read_synthetic()
     shown = [
         {
             "caption": caption,
@@ -247,16 +257,3 @@ def _balance(caption_sets: dict[str, list[str]]) -> dict[str, dict[str, float]]:
         }
         for name, captions in caption_sets.items()
     }
-
-
-def _speed(trained: Trained) -> dict[str, float]:
-    """The same VLM step fed from embeddings, and through pixels."""
-    section = trained.config["model"]
-    objectives = {
-        space: make_objective("vlm", {**section, "image_space": space})
-        for space in ("embedding", "pixel")
-    }
-    spec = objectives["embedding"].batch_spec(trained.config["data"]["batch_size"])
-    limits = {"image_tokens": trained.objective.task.tokenizer.codebook_size}
-    tx = make_optimizer(OptimizerConfig())
-    return steps_per_second(objectives, tx, next(FakeBatches(spec, limits=limits)))

@@ -8,6 +8,8 @@ commit that each step began with: under another config its result is refused, no
 import dataclasses
 import json
 import pathlib
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +23,7 @@ from synth2_jax.data import records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines, write_json
-from synth2_jax.scenes import language, renderer
+from synth2_jax.scenes import language, oracle, renderer
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages.captions import CaptionsConfig
 from synth2_jax.stages.evaluate import EvaluateConfig
@@ -29,9 +31,11 @@ from synth2_jax.stages.synthesize import SynthesizeConfig
 from synth2_jax.stages.tokenize import TokenizeConfig
 from synth2_jax.stages.train import TrainConfig
 from synth2_jax.training import checkpoints
+from synth2_jax.training.optimizer import make_optimizer
 from synth2_jax.training.trained import Trained, load_trained
 
 MADE_WITH = "made_with.json"
+NUM_READ = 1024  # synthetic pictures that the oracle reads
 
 # What each arm of a comparison draws its batches from: {folder of pairs: rate}. `real` is in all
 # but one; the other half is the same synthetic captions, with different pictures.
@@ -42,6 +46,31 @@ ARMS = {
     "captions_only": {"real": 0.5, "blank": 0.5},
     "shuffled": {"real": 0.5, "shuffled": 0.5},
     "rendered": {"real": 0.5, "rendered": 0.5},
+}
+
+# What the steps fill in, and what it comes from. A value of the user's there would be overwritten
+# without a word, so it is refused.
+_SEEDS = "config.study.seeds of `synth2 study`"
+FILLED_IN = {
+    "tokenize.tokenizer": "--workdir",
+    "captions.language_model": "--workdir",
+    "generator.pretrained.tokenizer": "--workdir",
+    "generator.data.folders": "--workdir",
+    "generator.data.seed": _SEEDS,
+    "generator.train.seed": _SEEDS,
+    "synthesize.generator": "--workdir",
+    "synthesize.captions": "--workdir",
+    "synthesize.seed": _SEEDS,
+    "vlm.pretrained.tokenizer": "--workdir",
+    "vlm.pretrained.language_model": "--workdir",
+    "vlm.data.folders": "the arm, of config.study.arms of `synth2 study`",
+    "vlm.data.rates": "the arm, of config.study.arms of `synth2 study`",
+    "vlm.data.mixture": "the arm, of config.study.arms of `synth2 study`",
+    "vlm.data.seed": _SEEDS,
+    "vlm.train.seed": _SEEDS,
+    "vlm.validation.captions.folder": "--workdir",
+    "evaluate.vlm": "--workdir",
+    "evaluate.folder": "--workdir",
 }
 
 
@@ -89,11 +118,14 @@ class Experiment:
     ):
         self._share_generator = share_generator
         config_lib.build(config_class, config)
+        _check_left_open(config)
         for name in ("tokenizer", "language_model", "generator", "vlm"):
-            train.build(config[name], f"config.{name}")
+            cfg, _ = train.build(config[name], f"config.{name}")
+            make_optimizer(cfg.optimizer, cfg.train.steps, f"config.{name}")
         self.config = config
         self.workdir = pathlib.Path(workdir)
         self.seconds: dict[str, float] = {}
+        self._synthesized: set[int] = set()
 
     def path(self, *names: str) -> str:
         return str(self.workdir.joinpath(*names))
@@ -133,17 +165,34 @@ class Experiment:
         return self._train(_seeded("generator", seed), self.config.generator, section)
 
     def synthesize(self, seed: int = 0) -> str:
-        """The generator's pictures of the captions, as tokens; returns the folder."""
+        """The generator's pictures of the captions, as tokens; returns the folder.
+
+        What is there is checked against generator and captions, once a process.
+        """
+        folder = self.path("pairs", _seeded("synthetic", seed))
+        if seed in self._synthesized:
+            return folder
         section = self._copy(self.config.synthesize)
         self.generator(seed)
         section.generator = self.path(_seeded("generator", self._generator_seed(seed)))
         section.captions = self.path("captions")
         section.seed = seed
-        folder = self.path("pairs", _seeded("synthetic", seed))
         step = _seeded("synthesize", seed)
         self._check_same(step, self.config.synthesize)
         self._step(step, self.config.synthesize, lambda: synthesize.run(section, folder))
+        self._synthesized.add(seed)
         return folder
+
+    def read_synthetic(self, seed: int = 0) -> tuple[list[str], np.ndarray, list[renderer.Scene]]:
+        """Captions of a sample of the synthetic pairs, their pictures, and what the oracle sees.
+
+        Only here are these tokens decoded to pixels u8[num, H, W, 3].
+        """
+        pairs = list(records.read_pairs(self.synthesize(seed)))
+        chosen = np.random.default_rng(0).permutation(len(pairs))[:NUM_READ]
+        tokens = np.stack([pairs[i].image_tokens for i in chosen])
+        images = tokenize.decode_images(self.tokenizer(), tokens)
+        return [pairs[i].caption for i in chosen], images, oracle.read(images)
 
     def repaired(self, name: str, seed: int = 0) -> str:
         """The synthetic captions with other pictures; returns the folder of pairs.
@@ -154,10 +203,11 @@ class Experiment:
           seed: of the synthetic pairs, the order and the rendering.
         """
         folder = self.path("pairs", _seeded(name, seed))
+        synthetic = self.synthesize(seed)  # before all: under another config it refuses
         if pathlib.Path(folder, records.MANIFEST).exists():
             return folder
-        pairs = list(records.read_pairs(self.synthesize(seed)))
-        provenance = records.read_manifest(self.synthesize(seed)).provenance
+        pairs = list(records.read_pairs(synthetic))
+        provenance = records.read_manifest(synthetic).provenance
         rng = np.random.default_rng(seed)
         if name == "shuffled":
             order = rng.permutation(len(pairs))
@@ -257,6 +307,14 @@ class Experiment:
             known = _read_json(self.workdir / "seconds.json")
             times = {**known, name: known.get(name, 0.0) + seconds}
             write_json(self.workdir / "seconds.json", times)
+            self.peak_memory_gib()
+
+    def peak_memory_gib(self) -> float:
+        """The most that any process in this workdir had resident, this one included."""
+        path = self.workdir / "peak_memory.json"
+        peak = max(_peak_memory_gib(), _read_json(path).get("gib", 0.0))
+        write_json(path, {"gib": peak})
+        return peak
 
     def commits(self) -> list[str]:
         """The commits that the steps in the workdir began with, sorted."""
@@ -289,6 +347,21 @@ class Experiment:
         """A copy that takes paths and folders that the config file could not know."""
         copy = ml_collections.ConfigDict(section.to_dict(), type_safe=False)
         return copy.unlock()
+
+
+def _check_left_open(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError when a key of FILLED_IN holds more than 0 or ""."""
+    for key, value in _flat(config.to_dict()).items():
+        for filled, source in FILLED_IN.items():
+            if value and f"{key}.".startswith(f"{filled}."):
+                raise UserError(f"config.{key}: found {value!r}, expected none: {source} decides")
+
+
+def _peak_memory_gib() -> float:
+    """Of this process and of each of its children that have finished."""
+    usages = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return max(resource.getrusage(who).ru_maxrss for who in usages) * unit / 2**30
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def _marker(shape: int, x: float, y: float) -> str:
         2: ((0, -4.4), (4.2, 3.4), (-4.2, 3.4)),
         3: ((0, -4.8), (4.4, 0), (0, 4.8), (-4.4, 0)),
         4: ((0, 4.4), (4.2, -3.4), (-4.2, -3.4)),
+        5: ((-4.4, -2), (0, -4.6), (4.4, -2), (2.7, 3.6), (-2.7, 3.6)),
     }[shape]
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return f'<polygon {css} points="{points}"/>'

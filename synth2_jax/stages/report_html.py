@@ -128,4 +128,4 @@ def arm_name(arm: str) -> str:
 def arm_colour(arm: str, arms: Sequence[str]) -> int:
     """Index of the arm's colour and marker; the compared arms always have the same."""
     others = [a for a in arms if a not in (REAL, MIXED)]
-    return {REAL: 0, MIXED: 1}.get(arm, 2 + others.index(arm) % 3 if arm in others else 2)
+    return {REAL: 0, MIXED: 1}.get(arm, 2 + others.index(arm) % 4 if arm in others else 2)

@@ -187,6 +187,17 @@ def _test_captions(results: Mapping, material: Mapping) -> str:
     return words + (f'<ul class="cards">{"".join(cards)}</ul>' if cards else NOTHING)
 
 
+def _measured(results: Mapping, name: str) -> str:
+    """ " by greedy decoding of 256 test pictures", of "curve" or "table"; "" where unknown."""
+    by = lookup(results, "measured", name)
+    if not by:
+        return ""
+    method = escaped(lookup(by, "method"))
+    if method == "beam":
+        method = f"{number(lookup(by, 'num_beams'), 0)}-beam"
+    return f" by {method} decoding of {number(lookup(by, 'pictures'), 0)} test pictures"
+
+
 def _curves(results: Mapping, material: Mapping) -> str:
     curves = material.get("curves") or {}
     arms = ordered_arms(curves)
@@ -206,7 +217,11 @@ def _curves(results: Mapping, material: Mapping) -> str:
     )
     if chart == NOTHING:
         return chart
-    caption = "CIDEr while training. Dashed: where the real-only arm ends."
+    caption = (
+        f"CIDEr while training{_measured(results, 'curve')}. Dashed: where the real-only arm ends."
+    )
+    if table := _measured(results, "table"):
+        caption += f" All other scores are{table}, after the last step."
     if reached:
         caption += (
             f" Dotted: real + synthetic gets there after {number(lookup(reached, 'steps'), 0)} "
@@ -231,6 +246,8 @@ def _seen_unseen(results: Mapping, material: Mapping) -> str:
         "CIDEr on test pictures by whether real pairs show all their combinations of colour and "
         "shape (seen) or not."
     )
+    if measured := _measured(results, "table"):
+        caption += f" Captions{measured}."
     head = "".join(f'<th scope="col" class="n">{arm_name(arm)}</th>' for arm in arms)
     rows = "".join(
         f'<tr><th scope="row">{name}</th>'
@@ -319,7 +336,9 @@ def _time(results: Mapping, material: Mapping) -> str:
         (escaped(name).replace("_", " "), finite(value), duration(value))
         for name, value in stages.items()
     ]
-    total = f"<p>In all {duration(results.get('seconds'))}.</p>"
+    memory = finite(results.get("peak_memory_gib"))
+    most = "" if memory is None else f", with at most {number(memory)} GiB of memory"
+    total = f"<p>In all {duration(results.get('seconds'))}{most}.</p>"
     return total + (bar_table(rows) if rows else NOTHING)
 
 

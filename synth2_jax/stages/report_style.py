@@ -4,11 +4,11 @@
 # readers tell them apart.
 STYLE = """
 :root{--paper:#fff;--panel:#f6f7f8;--rule:#d9dde1;--ink:#1a1d21;--soft:#59626c;--neutral:#7a8793;
- --c0:#0072b2;--c1:#e69f00;--c2:#009e73;--c3:#cc79a7;--c4:#7d6bb8;--t0:#00609a;--t1:#8f5a00;
+ --c0:#0072b2;--c1:#e69f00;--c2:#009e73;--c3:#cc79a7;--c4:#7d6bb8;--c5:#6f6f6f;--t0:#00609a;--t1:#8f5a00;
  --right:#00704f;--wrong:#a02c68;--notice:#fff3d6;--notice-rule:#e69f00}
 @media (prefers-color-scheme:dark){:root{--paper:#14171a;--panel:#1d2125;--rule:#363c43;
  --ink:#e8eaed;--soft:#a3acb6;--neutral:#8793a0;--c0:#4a9fdc;--c1:#f0b43c;--c2:#2fc598;
- --c3:#e09cc3;--c4:#a597e0;--t0:#7dbdec;--t1:#f0b43c;--right:#4fd0a5;--wrong:#f08fc0;
+ --c3:#e09cc3;--c4:#a597e0;--c5:#a8a8a8;--t0:#7dbdec;--t1:#f0b43c;--right:#4fd0a5;--wrong:#f08fc0;
  --notice:#3a2f14;--notice-rule:#f0b43c}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
@@ -54,17 +54,19 @@ svg .halo{paint-order:stroke;stroke:var(--paper);stroke-width:4px;stroke-linejoi
 .plain{stroke:var(--ink);stroke-width:1.4;fill:none}
 .level{stroke:var(--ink);stroke-width:1.3;stroke-dasharray:6 4;fill:none}
 .crossing{stroke:var(--ink);stroke-width:1.3;stroke-dasharray:1.5 3;fill:none}
-.line0,.line1,.line2,.line3,.line4{fill:none;stroke-width:2}
+.line0,.line1,.line2,.line3,.line4,.line5{fill:none;stroke-width:2}
 .line0{stroke:var(--c0)}
 .line1{stroke:var(--c1)}
 .line2{stroke:var(--c2)}
 .line3{stroke:var(--c3)}
 .line4{stroke:var(--c4)}
+.line5{stroke:var(--c5)}
 .fill0{fill:var(--c0)}
 .fill1{fill:var(--c1)}
 .fill2{fill:var(--c2)}
 .fill3{fill:var(--c3)}
 .fill4{fill:var(--c4)}
+.fill5{fill:var(--c5)}
 svg .ink0{fill:var(--t0)}
 svg .ink1{fill:var(--t1)}
 .box{fill:var(--panel);stroke:var(--neutral)}
@@ -103,6 +105,7 @@ svg .ink1{fill:var(--t1)}
 .said dt.arm2{border-color:var(--c2)}
 .said dt.arm3{border-color:var(--c3)}
 .said dt.arm4{border-color:var(--c4)}
+.said dt.arm5{border-color:var(--c5)}
 .said dd{margin:0 0 .45rem;padding-left:calc(.5rem + 3px);line-height:1.4}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto}

@@ -1,29 +1,27 @@
 """`synth2 study`: the demo's comparison over several seeds and more arms, one arm at a time.
 
 Arms are those of stages/experiment.py. Tokenizer, language model and captions are trained or
-written once; generator, synthetic pairs and VLM anew for each seed. Writes WORKDIR/study.json after
-every arm and WORKDIR/study.md, the table. Stopped and started again, it goes on.
+written once; generator, synthetic pairs and VLM anew for each seed. Writes into the workdir, after
+every arm, study.json, study.md (the table) and study.html (a page, with the curves). Stopped and
+started again, it goes on.
 """
 
 import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax import environment
-from synth2_jax.data import records
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import write_json, write_text
-from synth2_jax.scenes import oracle
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.stages.demo import curve, steps_to_baseline
 from synth2_jax.stages.experiment import ARMS, Experiment, ExperimentConfig
-from synth2_jax.stages.tokenize import decode_images
+from synth2_jax.stages.report_html import DASH, finite, lookup
+from synth2_jax.stages.study_page import render_study
 
 RESULTS = "study.json"
 SCORES = ("cider", "cider_seen", "cider_unseen", "bleu4", "rouge_l", "objects_right")
@@ -79,7 +77,8 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     for seed in cfg.seeds:
         for arm in cfg.arms:
             if arm != "real" and f"generator/{seed}" not in study:
-                study[f"generator/{seed}"] = generator_scores(experiment, seed)
+                captions, _, scenes = experiment.read_synthetic(seed)
+                study[f"generator/{seed}"] = scenes_scores.agreement_shares(captions, scenes)
             name = experiment.vlm_name(arm, seed)
             experiment.vlm(arm, seed)
             study[f"{arm}/{seed}"] = {
@@ -91,16 +90,6 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     return study
 
 
-def generator_scores(experiment: Experiment, seed: int) -> dict[str, float]:
-    """What of the captions' claims the oracle finds in a sample of the synthetic pictures."""
-    generator = experiment.generator(seed)
-    pairs = list(records.read_pairs(experiment.synthesize(seed)))
-    chosen = np.random.default_rng(0).permutation(len(pairs))[:1024]
-    images = decode_images(generator, np.stack([pairs[i].image_tokens for i in chosen]))
-    captions = [pairs[i].caption for i in chosen]
-    return scenes_scores.agreement_shares(captions, oracle.read(images))
-
-
 def write_results(
     folder: pathlib.Path,
     study: Mapping[str, Any],
@@ -108,7 +97,7 @@ def write_results(
     config: Any,
     commits: Sequence[str],
 ) -> None:
-    """study.json with everything, study.md with the table of what is there so far.
+    """study.json with everything, study.md and study.html with what is there so far.
 
     `commits` are those that its parts were made at.
     """
@@ -118,8 +107,9 @@ def write_results(
         {"runs": dict(study), "made_with": made_with, "config": config.to_dict()},
     )
     shared = " One generator for all seeds." if cfg.share_generator else ""
-    text = f"{table(study, cfg)}\n{footnote(study, made_with)}{shared}\n"
-    write_text(folder / "study.md", text)
+    cells, notes = table(study, cfg), f"{footnote(study, made_with)}{shared}\n"
+    write_text(folder / "study.md", f"{cells}\n{notes}")
+    write_text(folder / "study.html", render_study(study, cells, notes))
 
 
 def table(study: Mapping[str, Any], cfg: StudyConfig) -> str:
@@ -147,7 +137,7 @@ def table(study: Mapping[str, Any], cfg: StudyConfig) -> str:
         for score in ("cider_seen", "cider_unseen", "bleu4"):
             cells.append(_mean_and_spread(_values(study, arm, score, cfg.seeds).values()))
         right = _values(study, arm, "objects_right", cfg.seeds).values()
-        cells.append(_mean_and_spread([100 * value for value in right]) + " %")
+        cells.append(_mean_and_spread(right, scale=100) + " %")
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -156,10 +146,11 @@ def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
     """The generator, the share of the gap closed, the steps to the baseline, and the commit."""
     lines = []
     seeds = sorted({int(name.split("/")[1]) for name in study})
-    generators = [study[f"generator/{s}"] for s in seeds if f"generator/{s}" in study]
-    if generators:
+    if any(f"generator/{s}" in study for s in seeds):
         shares = {
-            name: _mean_and_spread([100 * g[f"{name}_right"] for g in generators])
+            name: _mean_and_spread(
+                _values(study, "generator", f"{name}_right", seeds).values(), scale=100
+            )
             for name in ("objects", "sizes", "places")
         }
         lines.append(
@@ -172,9 +163,7 @@ def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
     common = [s for s in seeds if s in real and s in both and bound.get(s, real[s]) != real[s]]
     if common:
         closed = [(both[s] - real[s]) / (bound[s] - real[s]) for s in common]
-        lines.append(
-            f"Gap to the upper bound closed: {_mean_and_spread([100 * c for c in closed])} %."
-        )
+        lines.append(f"Gap to the upper bound closed: {_mean_and_spread(closed, scale=100)} %.")
     reached = [
         steps_to_baseline(study[f"real/{s}"]["curve"], study[f"real_synthetic/{s}"]["curve"])
         for s in seeds
@@ -193,10 +182,14 @@ def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
 def _values(
     study: Mapping[str, Any], arm: str, score: str, seeds: Sequence[int]
 ) -> dict[int, float]:
-    return {s: study[f"{arm}/{s}"][score] for s in seeds if f"{arm}/{s}" in study}
+    """{seed: score}, without those that counted nothing: NaN, or None once they were in a file."""
+    found = {s: finite(lookup(study, f"{arm}/{s}", score)) for s in seeds}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _mean_and_spread(values) -> str:
-    values = list(values)
+def _mean_and_spread(values: Iterable[float], scale: float = 1) -> str:
+    values = [scale * value for value in values]
+    if not values:
+        return DASH
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"

@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-from synth2_jax.stages.demo import curve, steps_to_baseline, summary
+from synth2_jax import config as config_lib
+from synth2_jax import main
+from synth2_jax.stages.demo import curve, measured, steps_to_baseline, summary
+from synth2_jax.stages.experiment import ExperimentConfig
 from synth2_jax.training.metrics import JsonlWriter
 
 
@@ -36,6 +39,26 @@ def test_a_curve_is_one_metric_of_a_run(tmp_path):
     assert curve(str(tmp_path), "validation/cider") == [[2, 7.0]]
 
 
+@pytest.mark.parametrize(
+    "override, curve_by, pictures",
+    [
+        ({}, {"method": "greedy", "num_beams": 3, "pictures": 256}, 512),
+        ({"tokenize.max_images": "40"}, {"method": "greedy", "num_beams": 3, "pictures": 40}, 40),
+        ({"vlm.validation.captions": None}, None, 512),
+    ],
+)
+def test_how_curve_and_table_are_measured_is_what_the_config_says(override, curve_by, pictures):
+    config = main.load_config("configs/scenes/demo.py")
+    for key, text in override.items():
+        if text is None:
+            del config.unlock().vlm.validation.captions
+        else:
+            config_lib.override(config, key, text)
+    found = measured(config_lib.build(ExperimentConfig, config))
+    assert found.get("curve") == curve_by
+    assert found["table"] == {"method": "beam", "num_beams": 3, "pictures": pictures}
+
+
 def results(real, both, tiny=False):
     def arm(cider):
         return {"cider": cider, "cider_unseen": cider / 2, "objects_right": cider / 100}
@@ -46,6 +69,7 @@ def results(real, both, tiny=False):
         "generator": {"objects_right": 0.5},
         "steps_per_second": {"embedding": 9.0, "pixel": 6.0},
         "seconds": 120.0,
+        "peak_memory_gib": 2.34,
         "tiny": tiny,
     }
 
@@ -54,10 +78,13 @@ def test_the_summary_tells_a_loss_as_well_as_a_gain():
     assert "CIDEr: real only 40.0, real + synthetic 50.0 (+25%)" in summary(results(40.0, 50.0))
     text = summary(results(50.0, 40.0))
     assert "real + synthetic 40.0 (-20%)" in text
-    assert "1.50x the steps/s of pixel space" in text and "2.0 minutes" in text
+    assert "1.50x the steps/s of pixel space" in text and "2.0 minutes, 2.3 GiB" in text
     assert "mean nothing" not in text
     assert summary(results(50.0, 40.0, tiny=True)).startswith("tiny: ")
     assert "(+nan%)" in summary(results(0.0, 40.0))
+    nothing = results(40.0, 50.0)
+    nothing["arms"]["real"]["cider_unseen"] = None  # a test set without such pictures
+    assert "never seen: –, 25.0" in summary(nothing)
 
 
 @pytest.mark.slow
@@ -79,6 +106,7 @@ def test_the_tiny_demo_makes_a_report_and_goes_on_where_it_was(tmp_path):
     assert found["steps_per_second"].keys() == {"embedding", "pixel"}
     assert min(found["steps_per_second"].values()) > 0
     assert found["seconds"] > 0 and found["tiny"] is True
+    assert 0.1 < found["peak_memory_gib"] < 100
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
 
@@ -86,4 +114,5 @@ def test_the_tiny_demo_makes_a_report_and_goes_on_where_it_was(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "== tokenizer" in done.stdout and "== tokenizer" not in again.stdout
     repeated = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert repeated["peak_memory_gib"] >= found["peak_memory_gib"]
     assert repeated["arms"] == found["arms"] and repeated["generator"] == found["generator"]

@@ -1,7 +1,9 @@
 """The steps that demo and study share: they know what is done, and change only the pictures."""
 
 import collections
+import functools
 import json
+import pathlib
 import sys
 import time
 
@@ -12,9 +14,11 @@ from synth2_jax import config as config_lib
 from synth2_jax import environment, main
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
+from synth2_jax.files import write_json
 from synth2_jax.scenes import language, oracle, renderer
-from synth2_jax.stages import captions, evaluate, tokenize, train
-from synth2_jax.stages.experiment import ARMS, Experiment
+from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
+from synth2_jax.stages import experiment as steps
+from synth2_jax.stages.experiment import ARMS, FILLED_IN, Experiment
 from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
@@ -24,8 +28,14 @@ def overrides(argv, section):
     """The config keys that an argv of the chain sets, moved under a section of the demo's."""
     for argument in argv:
         key, _, text = argument.partition("=")
-        if key.startswith("--config."):
-            yield f"{section}.{key.removeprefix('--config.')}", text
+        key = f"{section}.{key.removeprefix('--config.')}"
+        if argument.startswith("--config.") and not filled_in(key):
+            yield key, text
+
+
+def filled_in(key):
+    """The entry of FILLED_IN that a key is or lies under; None if the steps leave it alone."""
+    return next((filled for filled in FILLED_IN if f"{key}.".startswith(f"{filled}.")), None)
 
 
 def demo_config(chain):
@@ -207,6 +217,51 @@ def test_a_mistake_in_the_last_section_is_found_before_the_first_step(chain, tmp
         assert text in str(error.value)
 
 
+def test_a_warm_up_as_long_as_its_run_is_found_before_the_first_step(tmp_path):
+    config = main.load_config("configs/scenes/demo.py:tiny")
+    config.vlm.train.steps = 10
+    with pytest.raises(UserError, match="config.vlm.optimizer.warmup_steps: found 10, expected"):
+        Experiment(config, str(tmp_path))
+
+
+@pytest.mark.parametrize("key", FILLED_IN)
+def test_a_value_that_a_step_would_overwrite_is_refused(tmp_path, key):
+    config = main.load_config("configs/scenes/demo.py:tiny")
+    given = f"{key}.real" if key.endswith(("folders", "rates")) else key
+    config_lib.override(config, given, "7" if key.endswith(("seed", "rates")) else "elsewhere")
+    with pytest.raises(UserError) as error:
+        Experiment(config, str(tmp_path))
+    message = str(error.value)
+    assert message.startswith(f"config.{given}: found ") and message.endswith(" decides")
+    assert ("config.study.seeds" in message) == key.endswith("seed")
+
+
+def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
+    config = main.load_config("configs/scenes/demo.py:tiny")
+    changed = set()
+
+    def record(stage, section, folder):
+        name = section.get("model_name", stage)
+        before, after = steps._flat(config[name].to_dict()), steps._flat(section.to_dict())
+        changed.update(f"{name}.{key}" for key in after if before.get(key) != after[key])
+        if stage == "evaluate":
+            write_json(pathlib.Path(folder) / "results.json", {})
+
+    for stage in (tokenize, captions, synthesize, train, evaluate):
+        name = stage.__name__.rpartition(".")[2]
+        monkeypatch.setattr(stage, "run", functools.partial(record, name))
+    monkeypatch.setattr(steps, "load_trained", lambda *arguments: None)
+    experiment = Experiment(config, str(tmp_path))
+    experiment.tokenizer()
+    experiment.language_model()
+    experiment.pairs()
+    experiment.captions()
+    experiment.vlm("real_synthetic", seed=1)
+    experiment.evaluate("real_synthetic", seed=1)
+    assert {key: filled_in(key) for key in changed if not filled_in(key)} == {}
+    assert {filled_in(key) for key in changed} == set(FILLED_IN)
+
+
 def test_an_interrupted_first_run_is_not_a_trained_one(chain, tmp_path):
     experiment = Experiment(demo_config(chain), str(tmp_path))
     (tmp_path / "tokenizer" / "checkpoints").mkdir(parents=True)
@@ -251,6 +306,34 @@ def test_another_config_is_refused_by_every_step_that_was_begun_under_one(chain,
     made = json.loads((tmp_path / "made_with.json").read_text())
     assert made.keys() == steps.keys()
     assert experiment.commits() == sorted({environment.commit()} - {""})
+
+
+def test_other_pictures_of_synthetic_pairs_are_refused_under_another_config_too(chain, tmp_path):
+    config = demo_config(chain)
+    experiment = Experiment(config, str(tmp_path))
+    experiment.generator = lambda seed: None
+    write_json(tmp_path / "pairs" / "shuffled" / records.MANIFEST, {})  # made before
+    experiment._note_once("synthesize", config.synthesize)
+    config.synthesize.guidance.scale = 77.0
+    with pytest.raises(UserError, match=r"synthesize was made with guidance.scale=1.5, found 77"):
+        experiment.repaired("shuffled")
+
+
+def test_synthetic_pairs_are_checked_once_a_process(chain, experiment, monkeypatch):
+    calls = []
+    monkeypatch.setattr(synthesize, "run", lambda section, folder: calls.append(folder))
+    folder = experiment.synthesize()
+    assert experiment.synthesize() == folder and calls == [folder]
+
+
+def test_the_peak_memory_is_the_most_of_all_processes(chain, tmp_path, monkeypatch):
+    config = demo_config(chain)
+    first = Experiment(config, str(tmp_path))
+    assert 0.05 < first.peak_memory_gib() < 100  # this process has imported JAX and TensorFlow
+    for peak, expected in ((300.0, 300.0), (200.0, 300.0)):
+        monkeypatch.setattr(steps, "_peak_memory_gib", lambda peak=peak: peak)
+        Experiment(config, str(tmp_path))._step("tokenizer", config.tokenizer, lambda: None)
+        assert first.peak_memory_gib() == expected
 
 
 def test_seeds_may_share_a_generator_but_not_its_samples(chain, monkeypatch):

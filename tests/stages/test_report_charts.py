@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 
+from synth2_jax.stages.experiment import ARMS
 from synth2_jax.stages.report_charts import (
     bar_table,
     curve_points,
@@ -15,6 +16,7 @@ from synth2_jax.stages.report_charts import (
     ticks,
 )
 from synth2_jax.stages.report_html import NOTHING
+from synth2_jax.stages.report_style import STYLE
 
 
 @pytest.mark.parametrize(
@@ -105,3 +107,12 @@ def test_further_arms_get_other_colours_than_the_compared_two():
         ("1", "real + synthetic"),
         ("2", "captions only"),
     ]
+
+
+def test_every_arm_of_a_study_has_a_marker_and_a_colour_of_its_own():
+    found = legend(list(ARMS))
+    colours = re.findall(r'class="(line\d)"', found)
+    markers = re.findall(r"<(\w+ class=\"fill\d\"[^/]*)/>", found)
+    assert len(set(colours)) == len(set(markers)) == len(ARMS)
+    for css in (*colours, *(marker.split('"')[1] for marker in markers)):
+        assert re.search(rf"\.{css}{{[^}}]*var\(--c\d\)", STYLE)

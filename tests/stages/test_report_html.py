@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from synth2_jax.stages.experiment import ARMS
 from synth2_jax.stages.report_html import (
     arm_colour,
     arm_name,
@@ -87,6 +88,7 @@ def test_the_compared_arms_come_first_and_keep_their_colours():
     assert arms == ["real", "real_synthetic", "captions_only"]
     assert [arm_colour(arm, arms) for arm in arms] == [0, 1, 2]
     assert arm_colour("real_synthetic", ["real_synthetic"]) == 1
+    assert sorted(arm_colour(arm, list(ARMS)) for arm in ARMS) == [0, 1, 2, 3, 4, 5]
     assert [arm_name(arm) for arm in (*arms, "<b>")] == [
         "real only",
         "real + synthetic",

@@ -28,6 +28,8 @@ RESULTS = {
     "config": {"generator": {"guidance": {"scale": 3.5}}},
     "commit": "0123abc",
     "versions": {"jax": "0.10.2"},
+    "peak_memory_gib": 2.3,
+    "measured": {"table": {"method": "beam", "num_beams": 3, "pictures": 512}},
 }
 MATERIAL = {
     "scenes": [{"picture": PICTURE, "captions": ["a red ring"], "combinations": "red ring: 3"}],

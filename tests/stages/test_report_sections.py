@@ -61,6 +61,22 @@ def test_curves_show_the_baseline_and_when_it_is_reached():
     assert 'class="crossing"' not in never and "does not get there" in words(never)
 
 
+MEASURED = {
+    "curve": {"method": "greedy", "num_beams": 3, "pictures": 256},
+    "table": {"method": "beam", "num_beams": 4, "pictures": 512},
+}
+
+
+def test_curve_and_scores_say_by_which_decoding_of_how_many_pictures():
+    text = words(section("curves", {"measured": MEASURED}, {"curves": CURVES}))
+    assert "CIDEr while training by greedy decoding of 256 test pictures. Dashed" in text
+    scores = "by 4-beam decoding of 512 test pictures"
+    assert f"All other scores are {scores}, after the last step." in text
+    assert f"Captions {scores}." in words(section("unseen", {"measured": MEASURED, "arms": ARMS}))
+    silent = words(section("curves", {}, {"curves": CURVES}))
+    assert "CIDEr while training. Dashed" in silent and "decoding" not in silent
+
+
 def test_arms_are_compared_in_bars_and_in_a_table():
     text = section("unseen", {"arms": ARMS})
     assert (
@@ -89,6 +105,8 @@ def test_times_and_speeds_have_units():
     seconds = {"tokenize": 410.0, "train": 9.0}
     text = words(section("time", {"seconds": 2290.0, "seconds_by_stage": seconds}))
     assert "In all 38 min." in text and "tokenize 7 min" in text and "train 9.0 s" in text
+    text = words(section("time", {"seconds": 60.0, "peak_memory_gib": 2.34}))
+    assert "with at most 2.3 GiB of memory." in text
     speeds = {"steps_per_second": {"embedding": 8.0, "pixel": None}}
     assert "embeddings 8.00 steps/s pixels –" in words(section("speed", speeds))
 

@@ -99,6 +99,22 @@ def test_a_footnote_says_no_more_than_there_is():
     ]
 
 
+@pytest.mark.parametrize("nothing", [None, float("nan")])  # as study.json has it, and as counted
+def test_a_score_of_nothing_is_left_out_of_the_means(nothing):
+    study = {
+        "real/0": {**run(50.0), "cider_unseen": nothing},
+        "real/1": run(40.0),
+        "synthetic/0": {**run(30.0), "cider_unseen": nothing},
+        "generator/0": {"objects_right": 0.5, "sizes_right": nothing, "places_right": nothing},
+        "generator/1": {"objects_right": 0.5, "sizes_right": 0.25, "places_right": nothing},
+    }
+    assert rows(study)["real only"][4] == "39.0" and rows(study)["synthetic only"][4] == "–"
+    assert footnote(study, MADE_WITH).startswith(
+        "Generated pictures, read by the oracle: objects right 50.0 ± 0.0 %, sizes 25.0 %, "
+        "places – %."
+    )
+
+
 def test_a_baseline_of_nothing_gives_no_gain():
     study = {"real/0": run(0.0), "real_synthetic/0": run(5.0), "rendered/0": run(0.0)}
     assert rows(study)["real + synthetic"][1:3] == ["5.0", ""]
