@@ -17,7 +17,14 @@ DASH = "–"
 PERCENT = "\N{NO-BREAK SPACE}%"
 NOTHING = '<p class="none">Not part of this run.</p>'
 REAL, MIXED = "real", "real_synthetic"
-ARM_NAMES = {REAL: "real only", MIXED: "real + synthetic"}
+ARM_NAMES = {
+    REAL: "real only",
+    MIXED: "real + synthetic",
+    "synthetic": "synthetic only",
+    "captions_only": "blank images",
+    "shuffled": "shuffled images",
+    "rendered": "true images",
+}
 
 
 def picture(image: np.ndarray, scale: int = 4) -> str:

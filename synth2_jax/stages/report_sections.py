@@ -16,7 +16,6 @@ from synth2_jax.stages.report_charts import (
     thinned,
 )
 from synth2_jax.stages.report_html import (
-    ARM_NAMES,
     DASH,
     MIXED,
     NOTHING,
@@ -236,7 +235,7 @@ def _curves(results: Mapping, material: Mapping) -> str:
 def _seen_unseen(results: Mapping, material: Mapping) -> str:
     del material
     by_arm = results.get("arms") or {}
-    arms = ordered_arms(ARM_NAMES, by_arm)
+    arms = ordered_arms((REAL, MIXED), by_arm)
     groups = [
         (name, {arm: finite(lookup(by_arm, arm, key)) for arm in arms})
         for name, key in (("all", "cider"), ("seen", "cider_seen"), ("never seen", "cider_unseen"))

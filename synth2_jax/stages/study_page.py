@@ -1,7 +1,7 @@
 """The page of a study: the arms' scores and learning curves as pictures, beside the table."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from synth2_jax.stages.report_charts import bar_table, legend, line_chart
 from synth2_jax.stages.report_html import (
@@ -32,10 +32,11 @@ def render_study(runs: Mapping[str, Mapping], table: str, footnote: str) -> str:
     Returns:
       One HTML document.
     """
-    by_arm: dict[str, list[Mapping]] = {}
+    by_arm: dict[str, dict[str, Mapping]] = {}
     for name, run in runs.items():
         if "cider" in run:  # not the generator's scores
-            by_arm.setdefault(name.split("/")[0], []).append(run)
+            arm, seed = name.split("/")
+            by_arm.setdefault(arm, {})[seed] = run
     arms = ordered_arms(by_arm)
     notes = "".join(f'<p class="fine">{escaped(line)}</p>' for line in footnote.splitlines())
     return f"""<!DOCTYPE html>
@@ -67,21 +68,21 @@ def render_study(runs: Mapping[str, Mapping], table: str, footnote: str) -> str:
 """
 
 
-def _answer(by_arm: Mapping[str, Sequence[Mapping]]) -> str:
-    if REAL not in by_arm or MIXED not in by_arm:
+def _answer(by_arm: Mapping[str, Mapping[str, Mapping]]) -> str:
+    real, mixed = by_arm.get(REAL, {}), by_arm.get(MIXED, {})
+    seeds = [seed for seed in real if seed in mixed]
+    if not seeds:
         return "No answer yet: the two arms that are compared are not both there."
-    real, mixed = ([run["cider"] for run in by_arm[arm]] for arm in (REAL, MIXED))
-    gain = statistics.mean(mixed) / statistics.mean(real) - 1
-    # One spread each: less apart than that, a few seeds cannot tell the arms from chance.
-    spread = sum(statistics.stdev(values) for values in (real, mixed) if len(values) > 1)
-    difference = statistics.mean(mixed) - statistics.mean(real)
+    before, after = ([arm[seed]["cider"] for seed in seeds] for arm in (real, mixed))
+    gains = [100 * (b / a - 1) for a, b in zip(before, after, strict=True)]
+    gain, spread = statistics.mean(gains), statistics.stdev(gains) if len(gains) > 1 else 0.0
     verdict = "Too close to call"
-    if abs(difference) > spread:
-        verdict = "Yes" if difference > 0 else "No"
+    if abs(gain) > spread:
+        verdict = "Yes, synthetic pairs help" if gain > 0 else "No"
     return (
-        f"{verdict}: CIDEr is {number(statistics.mean(mixed))} with real + synthetic pairs and "
-        f"{number(statistics.mean(real))} with real pairs only ({signed(100 * gain, 1, PERCENT)}), "
-        f"means of {len(mixed)} and {len(real)} seeds."
+        f"{verdict}: CIDEr is {number(statistics.mean(after))} with real + synthetic pairs and "
+        f"{number(statistics.mean(before))} with real pairs only, a gain of "
+        f"{signed(gain, 1, PERCENT)} ± {number(spread)} over {len(seeds)} seeds."
     )
 
 
@@ -103,10 +104,10 @@ def _html_table(markdown: str) -> str:
     )
 
 
-def _bars(by_arm: Mapping[str, Sequence[Mapping]], arms: Sequence[str]) -> str:
+def _bars(by_arm: Mapping[str, Mapping[str, Mapping]], arms: Sequence[str]) -> str:
     charts = []
     for title, key in _GROUPS:
-        means = {arm: statistics.mean(run[key] for run in by_arm[arm]) for arm in arms}
+        means = {arm: statistics.mean(run[key] for run in by_arm[arm].values()) for arm in arms}
         rows = [(arm_name(arm), mean, number(mean)) for arm, mean in means.items()]
         charts.append(f"<div><p><b>{title}</b></p>{bar_table(rows)}</div>")
     caption = (
@@ -116,8 +117,8 @@ def _bars(by_arm: Mapping[str, Sequence[Mapping]], arms: Sequence[str]) -> str:
     return figure("".join(charts), caption)
 
 
-def _curves(by_arm: Mapping[str, Sequence[Mapping]], arms: Sequence[str]) -> str:
-    lines = [(arm_colour(arm, arms), _mean_curve(by_arm[arm])) for arm in arms]
+def _curves(by_arm: Mapping[str, Mapping[str, Mapping]], arms: Sequence[str]) -> str:
+    lines = [(arm_colour(arm, arms), _mean_curve(by_arm[arm].values())) for arm in arms]
     chart = line_chart(
         lines,
         "CIDEr over training steps, one line an arm",
@@ -129,7 +130,7 @@ def _curves(by_arm: Mapping[str, Sequence[Mapping]], arms: Sequence[str]) -> str
     return figure(legend(arms) + chart, "CIDEr while training, mean of the seeds.")
 
 
-def _mean_curve(runs: Sequence[Mapping]) -> list[tuple[float, float]]:
+def _mean_curve(runs: Iterable[Mapping]) -> list[tuple[float, float]]:
     """Mean over runs at the steps that all of them have."""
     curves = [dict(map(tuple, run.get("curve") or ())) for run in runs]
     common = set.intersection(*map(set, curves)) if curves else set()

@@ -105,7 +105,7 @@ def test_further_arms_get_other_colours_than_the_compared_two():
     assert re.findall(r'class="line(\d)".*?</svg> ([^<]+)<', found) == [
         ("0", "real only"),
         ("1", "real + synthetic"),
-        ("2", "captions only"),
+        ("2", "blank images"),
     ]
 
 

@@ -92,6 +92,6 @@ def test_the_compared_arms_come_first_and_keep_their_colours():
     assert [arm_name(arm) for arm in (*arms, "<b>")] == [
         "real only",
         "real + synthetic",
-        "captions only",
+        "blank images",
         "&lt;b&gt;",
     ]

@@ -25,10 +25,11 @@ def test_the_verdict_asks_for_more_than_the_spread_of_the_seeds():
         page = render_study(runs(real=real, real_synthetic=mixed), TABLE, "")
         return re.search(r'class="answer">(.*?):', page).group(1)
 
-    assert verdict([100, 102], [110, 112]) == "Yes"
+    assert verdict([100, 102], [110, 112]) == "Yes, synthetic pairs help"
     assert verdict([110, 112], [100, 102]) == "No"
-    assert verdict([100, 110], [104, 116]) == "Too close to call"
-    assert "+10.0" in render_study(runs(real=[100], real_synthetic=[110]), TABLE, "")
+    assert verdict([100, 110], [104, 109]) == "Too close to call"
+    page = render_study(runs(real=[100, 200], real_synthetic=[110, 240, 1]), TABLE, "")
+    assert "a gain of +15.0\N{NO-BREAK SPACE}% ± 7.1 over 2 seeds" in page  # 10 % and 20 %
 
 
 def test_arms_that_are_missing_are_no_answer():

@@ -37,6 +37,7 @@ def training(name, workdir, **overrides):
         "data.source": "fake",
         "data.batch_size": 4,
         "train.steps": 1,
+        "optimizer.schedule": "constant",
         "train.log_every": 1,
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
@@ -98,8 +99,8 @@ def test_more_steps_with_another_network_are_refused(trained, files, mistake):
 def test_more_steps_go_on_with_the_same_network(trained, files, tmp_path):
     before = load_trained(str(trained), "tokenizer")
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    more = {"train__steps": 2, "optimizer__schedule": "constant"}
-    assert main.main(training("tokenizer", tmp_path, pretrained__perceptual=files[0], **more)) == 0
+    more = training("tokenizer", tmp_path, pretrained__perceptual=files[0], train__steps=2)
+    assert main.main(more) == 0
     after = load_trained(str(tmp_path), "tokenizer")
     assert after.step == 2 and after.fingerprints == before.fingerprints
     assert after.fingerprint("perceptual") == before.fingerprint("perceptual")
