@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from synth2_jax.stages.report_style import STYLE
+
 DASH = "–"
+KICKER = (
+    '<p class="kicker">synth2_jax · method of Synth² (arXiv 2403.07750) · built-in data set '
+    "Scenes</p>"
+)
 PERCENT = "\N{NO-BREAK SPACE}%"
 NOTHING = '<p class="none">Not part of this run.</p>'
 REAL, MIXED = "real", "real_synthetic"
@@ -25,6 +31,24 @@ ARM_NAMES = {
     "shuffled": "shuffled images",
     "rendered": "true images",
 }
+
+
+def document(title: str, body: str) -> str:
+    """A whole page: no script, nothing loaded."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
 
 
 def picture(image: np.ndarray, scale: int = 4) -> str:

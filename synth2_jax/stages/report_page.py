@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from synth2_jax.stages.report_html import (
     DASH,
+    KICKER,
     MIXED,
     PERCENT,
     REAL,
+    document,
     duration,
     escaped,
     finite,
@@ -16,7 +18,6 @@ from synth2_jax.stages.report_html import (
     signed,
 )
 from synth2_jax.stages.report_sections import SECTIONS
-from synth2_jax.stages.report_style import STYLE
 
 TOO_CLOSE = 0.02  # relative CIDEr difference below which one run an arm is called a tie
 
@@ -50,18 +51,8 @@ def render_page(results: Mapping, material: Mapping) -> str:
         if tiny
         else ""
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Synth² on Scenes: what synthetic pairs add</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<p class="kicker">synth2_jax · method of Synth² (arXiv 2403.07750) · built-in data set Scenes</p>
+    body = f"""<header>
+{KICKER}
 <h1>What do synthetic pairs add to a caption model?</h1>
 <p class="answer">{_answer(results)}</p>
 {notice}<p class="fine">One training run per arm. Both arms share the tokenizer, the frozen language
@@ -73,10 +64,8 @@ combinations of colour and shape.</p>
 <nav aria-label="Contents">{contents}</nav>
 {sections}
 </main>
-<footer>synth2_jax, commit {escaped(results.get("commit"))}. This page needs no network.</footer>
-</body>
-</html>
-"""
+<footer>synth2_jax, commit {escaped(results.get("commit"))}. This page needs no network.</footer>"""
+    return document("Synth² on Scenes: what synthetic pairs add", body)
 
 
 # The top of the page

@@ -5,18 +5,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from synth2_jax.stages.report_charts import bar_table, legend, line_chart
 from synth2_jax.stages.report_html import (
+    KICKER,
     MIXED,
     PERCENT,
     REAL,
     arm_colour,
     arm_name,
+    document,
     escaped,
     figure,
     number,
     ordered_arms,
     signed,
 )
-from synth2_jax.stages.report_style import STYLE
 
 _GROUPS = (("all pictures", "cider"), ("seen", "cider_seen"), ("never seen", "cider_unseen"))
 
@@ -39,18 +40,8 @@ def render_study(runs: Mapping[str, Mapping], table: str, footnote: str) -> str:
             by_arm.setdefault(arm, {})[seed] = run
     arms = ordered_arms(by_arm)
     notes = "".join(f'<p class="fine">{escaped(line)}</p>' for line in footnote.splitlines())
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Synth² on Scenes: a study of the arms</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<p class="kicker">synth2_jax · method of Synth² (arXiv 2403.07750) · built-in data set Scenes</p>
+    body = f"""<header>
+{KICKER}
 <h1>Which part of a synthetic pair helps?</h1>
 <p class="answer">{_answer(by_arm)}</p>
 </header>
@@ -62,10 +53,8 @@ def render_study(runs: Mapping[str, Mapping], table: str, footnote: str) -> str:
 <section id="curves"><h2>Learning curves</h2>
 {_curves(by_arm, arms)}</section>
 </main>
-<footer>This page needs no network.</footer>
-</body>
-</html>
-"""
+<footer>This page needs no network.</footer>"""
+    return document("Synth² on Scenes: a study of the arms", body)
 
 
 def _answer(by_arm: Mapping[str, Mapping[str, Mapping]]) -> str:
