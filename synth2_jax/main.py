@@ -1,10 +1,13 @@
 """The one entry point: `synth2 STAGE --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`.
 
+`inspect` and `export` take their folder as it is: `synth2 inspect DIR`.
+
 Exit codes: 0 done, 2 a mistake of the user's (one line says which), 143 stopped by SIGTERM, 1
 anything else. After 143 the same command goes on: `train` has saved where it was, `synthesize`
 keeps its finished shards, `demo` and `study` keep finished steps. Other stages begin anew.
 """
 
+import dataclasses
 import importlib
 import importlib.machinery
 import importlib.util
@@ -14,7 +17,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 from absl import flags, logging
@@ -22,20 +25,38 @@ from absl import flags, logging
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError, nearest
 
-# In the order data flows. Each is a module of stages/ with `run(config, workdir)`, imported when
-# asked for: half of them need TensorFlow, which takes seconds to import.
-STAGES = (
-    "tokenize",
-    "train",
-    "captions",
-    "synthesize",
-    "evaluate",
-    "report",
-    "demo",
-    "study",
-    "inspect",
-)
-NEED_NO_CONFIG = ("report", "inspect")
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What may stand on a stage's command line.
+
+    Attributes:
+      needs_config: whether --config=FILE must be given.
+      workdir: the folder without --workdir; None where it must be given.
+      takes_folder: whether the workdir may be given without `--workdir=`.
+      options: {name: help} of further --name=TEXT, keyword arguments of the stage's `run` when
+        given.
+    """
+
+    needs_config: bool = True
+    workdir: str | None = None
+    takes_folder: bool = False
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+# In the order data flows. Each is a module of stages/ with `run(config, workdir, **options)`,
+# imported when asked for: half of them need TensorFlow, which takes seconds to import.
+STAGES = {
+    "tokenize": Stage(),
+    "train": Stage(),
+    "captions": Stage(),
+    "synthesize": Stage(),
+    "evaluate": Stage(),
+    "report": Stage(needs_config=False),
+    "demo": Stage(),
+    "study": Stage(),
+    "inspect": Stage(needs_config=False, takes_folder=True),
+}
 
 
 def console() -> None:
@@ -46,16 +67,18 @@ def console() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs one stage; returns the exit code."""
     try:
-        stage, config, workdir = parse(argv)
-        importlib.import_module(f"synth2_jax.stages.{stage}").run(config, workdir)
+        stage, config, workdir, options = parse(argv)
+        importlib.import_module(f"synth2_jax.stages.{stage}").run(config, workdir, **options)
     except UserError as error:
         print(f"synth2: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[str, ml_collections.ConfigDict | None, str]:
-    """Returns (stage, config, workdir).
+def parse(
+    argv: Sequence[str],
+) -> tuple[str, ml_collections.ConfigDict | None, str, dict[str, str]]:
+    """Returns (stage, config, workdir, the stage's own options that were given).
 
     Keys of the config are checked by the stage, which knows them all: a file lists only some.
 
@@ -68,18 +91,23 @@ def parse(argv: Sequence[str]) -> tuple[str, ml_collections.ConfigDict | None, s
     stage = argv[1]
     if stage not in STAGES:
         raise UserError(f"stage {stage!r}: unknown; {nearest(stage, STAGES)}")
+    expected = STAGES[stage]
     arguments, overrides = _split(argv[2:])
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "FILE[:ARGUMENT]", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Where the stage works.", flag_values=values)
+    flags.DEFINE_string("workdir", expected.workdir, "Where it works.", flag_values=values)
     flags.DEFINE_bool("verbose", False, "Log more.", flag_values=values)
+    for name, text in expected.options.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
     try:
-        rest = values([argv[0], *arguments])
+        _, *rest = values([argv[0], *arguments])
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
-    if len(rest) > 1:
-        raise UserError(f"argument {rest[1]!r}: unexpected; options start with --")
-    if not values.config and (overrides or stage not in NEED_NO_CONFIG):
+    if rest and expected.takes_folder and not values.workdir:
+        values.workdir = rest.pop(0)
+    if rest:
+        raise UserError(f"argument {rest[0]!r}: unexpected; options start with --")
+    if not values.config and (overrides or expected.needs_config):
         raise UserError(f"{stage}: no --config=FILE given; see configs/")
     if not values.workdir:
         raise UserError(f"{stage}: no --workdir=DIR given")
@@ -91,7 +119,9 @@ def parse(argv: Sequence[str]) -> tuple[str, ml_collections.ConfigDict | None, s
     for key, text in overrides:
         config_lib.override(config, key, text)
     logging.set_verbosity(logging.INFO if values.verbose else logging.WARNING)
-    return stage, config, os.path.abspath(values.workdir)
+    given = {name: getattr(values, name) for name in expected.options}
+    options = {name: text for name, text in given.items() if text is not None}
+    return stage, config, os.path.abspath(values.workdir), options
 
 
 def load_config(given: str) -> ml_collections.ConfigDict:

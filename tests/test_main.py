@@ -135,6 +135,8 @@ def mistake(capfd, *arguments):
             "tokenize.batch_size: found 0, expected 1 or more",
         ),
         (["inspect", "--workdir=/no/where"], "/no/where: no such folder"),
+        (["inspect", "/no/where"], "/no/where: no such folder"),
+        (["inspect", "/no/where", "more"], "argument 'more': unexpected; options start with --"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(capfd, tmp_path, monkeypatch, arguments, text):
@@ -254,8 +256,8 @@ def test_flags_come_in_any_order_and_form():
         ["--config.train.steps=3", "--workdir", "w", "--config", VLM.partition("=")[2]],
         ["-config.train.steps=3", "-workdir=w", VLM],
     ):
-        stage, config, workdir = parse(["synth2", "train", *arguments])
-        assert (stage, config.train.steps) == ("train", 3)
+        stage, config, workdir, options = parse(["synth2", "train", *arguments])
+        assert (stage, config.train.steps, options) == ("train", 3, {})
         assert workdir == os.path.abspath("w")
 
 
@@ -284,7 +286,7 @@ def test_keys_that_a_file_leaves_out_can_be_set():
         "model.vlm.language_model.tie_embeddings": "false",
     }
     arguments = [f"--config.{key}={text}" for key, text in given.items()]
-    _, config, _ = parse(["synth2", "train", VLM, "--workdir=w", *arguments])
+    _, config, *_ = parse(["synth2", "train", VLM, "--workdir=w", *arguments])
     from synth2_jax.stages import train
 
     cfg, objective = train.build(config)
