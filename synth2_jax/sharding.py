@@ -1,30 +1,34 @@
 """The device mesh, and the one table that maps logical axis names to its axes.
 
 Layers name the axes of their parameters (`nn.with_logical_partitioning`) and know no mesh;
-AXIS_RULES says where each name goes. Another layout is another table. The mesh has three axes:
-`data` copies the parameters, `fsdp` splits parameters and batch, `tensor` splits parameters and
-activations.
+AXIS_RULES says where each name goes. Another layout is another table (`axis_rules`). The mesh has
+three axes: `data` copies the parameters, `fsdp` splits parameters and batch, `tensor` splits
+parameters and activations.
 """
 
+import contextlib
 import dataclasses
+import importlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from synth2_jax.errors import UserError, nearest
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
+AxisRules = tuple[tuple[str, tuple[str, ...]], ...]
+
 # Logical axis -> mesh axes. () is "on every device". Within one array each mesh axis is used once:
 # the leftmost dimension that asks for it gets it.
-AXIS_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+AXIS_RULES: AxisRules = (
     # t5x's names.
     ("batch", ("data", "fsdp")),
     ("length", ()),
@@ -45,16 +49,24 @@ AXIS_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
+# t5x's mesh has two axes; its rows lie over both of ours that split a batch.
+_T5X_MESH_AXES = {"data": ("data", "fsdp"), "model": ("tensor",)}
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; at most one of them is -1, "all that are left"."""
+    """Devices along each mesh axis; at most one of them is -1, "all that are left".
+
+    `rules` is the table in use: "synth2" is AXIS_RULES, "t5x" its standard_logical_axis_rules.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    rules: Literal["synth2", "t5x"] = "synth2"
 
     def __post_init__(self):
-        sizes = dataclasses.astuple(self)
+        sizes = (self.data, self.fsdp, self.tensor)
         if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
             raise ValueError(
                 f"found data={self.data} fsdp={self.fsdp} tensor={self.tensor}, "
@@ -62,11 +74,38 @@ class MeshConfig:
             )
 
 
+def axis_rules(config: MeshConfig) -> AxisRules:
+    """Returns the table that `config.rules` names.
+
+    Names that t5x lacks keep the place that AXIS_RULES gives them.
+
+    Raises:
+      UserError: t5x is asked for and is not installed.
+    """
+    if config.rules == "synth2":
+        return AXIS_RULES
+    try:
+        partitioning = importlib.import_module("t5x.partitioning")
+    except ImportError as error:
+        raise UserError(
+            f"config.mesh.rules: found 't5x', which cannot be imported ({error}); "
+            "install it by `pip install .[t5x]`"
+        ) from error
+    theirs: dict[str, tuple[str, ...]] = {}
+    for name, axis in partitioning.standard_logical_axis_rules():
+        theirs.setdefault(name, _T5X_MESH_AXES[axis] if axis else ())
+    return tuple((dict(AXIS_RULES) | theirs).items())
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with the axes MESH_AXES over `devices` (default: all, of every process).
 
+    Devices of several slices are laid along `data`: it talks least, once a step, and the network
+    between slices is the slowest.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `data` is no multiple of the
+        slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [config.data, config.fsdp, config.tensor]
@@ -77,11 +116,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh: data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
             f"does not fit {len(devices)} devices"
         )
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, MESH_AXES)
+    if sizes[0] % num_slices:
+        raise UserError(
+            f"config.mesh.data: found {sizes[0]}, expected a multiple of the {num_slices} slices"
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // num_slices, *sizes[1:]),
+        (num_slices, 1, 1),
+        devices,
+        allow_split_physical_axes=True,
+    )
     return Mesh(grid, MESH_AXES)
 
 
-def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    names: Sequence[str | None],
+    shape: Sequence[int],
+    mesh: Mesh | AbstractMesh,
+    rules: AxisRules = AXIS_RULES,
+) -> PartitionSpec:
     """Returns where an array with these logical axis names and this shape goes on `mesh`.
 
     A dimension that its mesh axes do not divide (a vocabulary of 8193 rows) stays whole.
@@ -89,15 +146,15 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh
     Raises:
       ValueError: a name that the table lacks, or not one name a dimension.
     """
-    rules = dict(AXIS_RULES)
+    table = dict(rules)
     if len(names) != len(shape):
         raise ValueError(f"axes {tuple(names)} do not fit shape {tuple(shape)}")
     taken: set[str] = set()
     spec: list[tuple[str, ...] | None] = []
     for name, size in zip(names, shape, strict=True):
-        if name is not None and name not in rules:
-            raise ValueError(f"unknown logical axis {name!r}; {nearest(name, rules)}")
-        axes = tuple(axis for axis in rules.get(name, ()) if axis not in taken)
+        if name is not None and name not in table:
+            raise ValueError(f"unknown logical axis {name!r}; {nearest(name, table)}")
+        axes = tuple(axis for axis in table.get(name, ()) if axis not in taken)
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
             logging.info("axis %r of %s stays whole: %d parts", name, tuple(shape), parts)
@@ -107,7 +164,7 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh
     return PartitionSpec(*spec)
 
 
-def state_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
+def state_shardings(abstract_boxed: Any, mesh: Mesh, rules: AxisRules = AXIS_RULES) -> Any:
     """Returns the tree of NamedShardings for a tree of shapes.
 
     Args:
@@ -115,9 +172,10 @@ def state_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
         as `jax.eval_shape` of an init returns them. A leaf without a box is kept on every device,
         and so is one whose rank is not its box's (the factored moments of adafactor).
       mesh: from `make_mesh`.
+      rules: the table, from `axis_rules`.
 
     Raises:
-      ValueError: a box holds a name that AXIS_RULES lacks.
+      ValueError: a box holds a name that the table lacks.
     """
 
     def sharding(leaf: Any) -> NamedSharding:
@@ -125,7 +183,7 @@ def state_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
         if isinstance(leaf, nn.LogicallyPartitioned):
             names, shape = leaf.names, leaf.value.shape
             fits = len(names) == len(shape)
-            spec = partition_spec(names, shape if fits else (1,) * len(names), mesh)
+            spec = partition_spec(names, shape if fits else (1,) * len(names), mesh, rules)
             spec = spec if fits else PartitionSpec()
         return NamedSharding(mesh, spec)
 
@@ -154,6 +212,25 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
         for name, array in batch.items()
     }
+
+
+@contextlib.contextmanager
+def constraints(mesh: Mesh, rules: AxisRules = AXIS_RULES) -> Iterator[None]:
+    """Inside, while a function is traced for `mesh`, `constrain` pins what it is given."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
+        yield
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Says where an activation lies, by one logical name (or None: whole) a dimension.
+
+    Left to itself the compiler may gather activations where it should gather weights. Outside of
+    `constraints`, and on a single device, x is returned as it is.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if not rules or mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, rules))
 
 
 def _is_box(leaf: Any) -> bool:

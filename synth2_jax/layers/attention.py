@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from synth2_jax.layers.embeddings import apply_rope
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.norms import RMSNorm
+from synth2_jax.sharding import constrain
 
 KeysValues = tuple[jax.Array, jax.Array]  # k_BSHK, v_BSHK
 
@@ -130,12 +131,12 @@ class MultiHeadAttention(nn.Module):
         self, source_BSD: jax.Array, *, positions_BS: jax.Array | None = None
     ) -> KeysValues:
         """k_BSHK, v_BSHK of a source; with positions the keys are rotated (RoPE)."""
-        k_BSHK = self.key(source_BSD)
+        k_BSHK = _by_heads(self.key(source_BSD))
         if self.qk_norm:
             k_BSHK = self.key_norm(k_BSHK)
         if positions_BS is not None:
             k_BSHK = apply_rope(k_BSHK, positions_BS, max_wavelength=self.rope_max_wavelength)
-        return k_BSHK, self.value(source_BSD)
+        return k_BSHK, _by_heads(self.value(source_BSD))
 
     def __call__(
         self,
@@ -156,7 +157,7 @@ class MultiHeadAttention(nn.Module):
         if keys_values is None:
             keys_values = self.keys_values(x_BTD, positions_BS=positions_BT)
         k_BSHK, v_BSHK = keys_values
-        q_BTHK = self.query(x_BTD)
+        q_BTHK = _by_heads(self.query(x_BTD))
         if self.qk_norm:
             q_BTHK = self.query_norm(q_BTHK)
         if positions_BT is not None:
@@ -172,4 +173,8 @@ class MultiHeadAttention(nn.Module):
             dropout=self.dropout,
             deterministic=deterministic,
         )
-        return self.out(out_BTHK)
+        return self.out(_by_heads(out_BTHK))
+
+
+def _by_heads(x_BTHK: jax.Array) -> jax.Array:
+    return constrain(x_BTHK, "batch", "length", "heads", "kv")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from synth2_jax.sharding import constrain
+
 
 class TokenEmbedding(nn.Module):
     """ids -> rows of a table; `attend` gives the logits of the same table (tied head)."""
@@ -26,16 +28,18 @@ class TokenEmbedding(nn.Module):
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """i32[B, T] -> [B, T, D]."""
-        return jnp.take(self.embedding.astype(self.dtype), ids_BT, axis=0)
+        x_BTD = jnp.take(self.embedding.astype(self.dtype), ids_BT, axis=0)
+        return constrain(x_BTD, "batch", "length", None)
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> f32[B, T, V]."""
-        return jnp.einsum(
+        logits_BTV = jnp.einsum(
             "BTD,VD->BTV",
             x_BTD.astype(self.dtype),
             self.embedding.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
+        return constrain(logits_BTV, "batch", "length", self.axis_name)
 
 
 class LearnedPositions(nn.Module):

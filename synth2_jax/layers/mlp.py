@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from synth2_jax.layers.linear import Linear
+from synth2_jax.sharding import constrain
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -47,7 +48,7 @@ class MLP(nn.Module):
             use_bias=self.use_bias,
             name="down",
         )
-        hidden_BTM = self.activation(up(x_BTD))
+        hidden_BTM = self.activation(constrain(up(x_BTD), "batch", "length", "mlp"))
         hidden_BTM = nn.Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)
         return down(hidden_BTM)
 
@@ -65,6 +66,6 @@ class GatedMLP(nn.Module):
         gate = Linear((self.mlp_dim,), ("embed", "mlp"), self.dtype, name="gate")
         up = Linear((self.mlp_dim,), ("embed", "mlp"), self.dtype, name="up")
         down = Linear(x_BTD.shape[-1:], ("mlp", "embed"), self.dtype, name="down")
-        hidden_BTM = self.activation(gate(x_BTD)) * up(x_BTD)
+        hidden_BTM = constrain(self.activation(gate(x_BTD)) * up(x_BTD), "batch", "length", "mlp")
         hidden_BTM = nn.Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)
         return down(hidden_BTM)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.sharding import constrain
 
 PyTree = Any
 
@@ -205,5 +206,5 @@ def _stack_trees(trees: list[PyTree]) -> PyTree:
 
 
 def _constrain(x_BTD: jax.Array) -> jax.Array:
-    """Pins the stream's layout between blocks; nothing happens without rules and a mesh."""
-    return nn.with_logical_constraint(x_BTD, ("batch", "length", "embed"))
+    """Between blocks the stream is split by rows; the blocks gather their weights, not the rows."""
+    return constrain(x_BTD, "batch", "length", None)

@@ -127,6 +127,7 @@ def run(config: Any, workdir: str) -> TrainState:
             initial_params=initial_params,
             resolved_config=resolved,
             fingerprints=fingerprints,
+            rules=sharding.axis_rules(cfg.mesh),
         )
     finally:
         for writer in writers:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
@@ -19,7 +19,7 @@ from synth2_jax.training.metrics import Writer
 from synth2_jax.training.optimizer import Optimizer
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Objective, Params, TrainState, create_train_state
-from synth2_jax.training.train_step import make_train_step
+from synth2_jax.training.train_step import compile_train_step
 from synth2_jax.training.watch import Watch
 
 
@@ -52,6 +52,7 @@ def train(
     initial_params: Mapping[str, Params] | None = None,
     resolved_config: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
 ) -> TrainState:
     """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -67,19 +68,20 @@ def train(
       initial_params: pretrained parameters for a new run (see `create_train_state`).
       resolved_config: saved with every checkpoint.
       fingerprints: of what the parameters are only good with; a checkpoint with others is refused.
+      rules: which logical axis lies where on the mesh.
 
     Raises:
       UserError: the loss is not finite; batches or a checkpoint do not fit the model.
       SystemExit: with code 143, after SIGTERM and a save.
     """
     fingerprints = dict(fingerprints or {})
-    layout = train_state.state_layout(objective, tx, mesh)
+    layout = train_state.state_layout(objective, tx, mesh, rules)
     with StopSignal() as stop, contextlib.closing(Checkpoints(workdir, config.keep)) as checkpoints:
         watch = Watch(writers, checkpoints, config.log_every, config.steps)
         state = _restore(checkpoints, layout, train_iterator, fingerprints)
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
-        train_step = _compile(objective, tx, layout, mesh)
+        train_step = compile_train_step(objective, tx, layout, mesh, rules)
         first = step = int(state.step)
 
         def save() -> None:
@@ -135,17 +137,6 @@ def _restore(
     iterator.set_state(restored.iterator)
     logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
     return restored.state
-
-
-def _compile(objective: Objective, tx: Optimizer, layout: TrainState, mesh: Mesh) -> Callable:
-    places = train_state.shardings(layout)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        make_train_step(objective, tx),
-        in_shardings=(places, sharding.batch_sharding(mesh)),
-        out_shardings=(places, everywhere),
-        donate_argnums=0,
-    )
 
 
 def _check_batch(batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mesh) -> None:

@@ -111,7 +111,12 @@ def join_params(trainable: FlatParams, frozen: FlatParams) -> Params:
     return unflatten({**trainable, **frozen})
 
 
-def state_layout(objective: Objective, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_layout(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
+) -> TrainState:
     """Returns the state as ShapeDtypeStructs that carry their shardings; allocates nothing.
 
     Raises:
@@ -130,7 +135,7 @@ def state_layout(objective: Objective, tx: optax.GradientTransformation, mesh: M
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         nn.unbox(boxed),
-        sharding.state_shardings(boxed, mesh),
+        sharding.state_shardings(boxed, mesh, rules),
     )
 
 

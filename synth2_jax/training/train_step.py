@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from synth2_jax import sharding
 from synth2_jax.training import train_state
 from synth2_jax.training.metrics import Metrics, mean
 from synth2_jax.training.optimizer import Optimizer
@@ -60,3 +62,30 @@ def make_train_step(objective: Objective, tx: Optimizer) -> StepFn:
         return state, metrics
 
     return train_step
+
+
+def compile_train_step(
+    objective: Objective,
+    tx: Optimizer,
+    layout: TrainState,
+    mesh: Mesh,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
+) -> StepFn:
+    """Returns the jitted step, which takes the state's memory; `synth2 plan` lowers the very same.
+
+    `layout` is of `state_layout` with the same objective, optimizer, mesh and rules.
+    """
+    step = make_train_step(objective, tx)
+    places = train_state.shardings(layout)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        with sharding.constraints(mesh, rules):
+            return step(state, batch)
+
+    return jax.jit(
+        train_step,
+        in_shardings=(places, sharding.batch_sharding(mesh)),
+        out_shardings=(places, everywhere),
+        donate_argnums=0,
+    )
