@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from synth2_jax import sharding
@@ -126,3 +128,54 @@ def test_a_mesh_that_does_not_fit_says_so():
         sharding.make_mesh(MeshConfig(fsdp=3), jax.devices()[:1])
     with pytest.raises(ValueError, match="at most one -1"):
         MeshConfig(data=-1, fsdp=-1)
+
+
+def test_constrain_does_nothing_without_a_mesh_or_on_one_device(mesh):
+    x = jnp.zeros((2, 3))
+    assert sharding.constrain(x, "batch", "nonsense") is x
+    with sharding.constraints(mesh):
+        assert sharding.constrain(x, "batch", "nonsense") is x
+
+
+def test_t5x_without_t5x_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "t5x", None)
+    with pytest.raises(UserError, match=r"config.mesh.rules: found 't5x'.*pip install .\[t5x\]"):
+        sharding.axis_rules(MeshConfig(rules="t5x"))
+
+
+def test_the_table_of_t5x_takes_the_place_of_ours(monkeypatch):
+    """As its standard_logical_axis_rules() has them, of which the first for a name holds."""
+    theirs = [("batch", "data"), ("mlp", "model"), ("embed", None), ("embed", "data")]
+    module = types.SimpleNamespace(standard_logical_axis_rules=lambda: theirs)
+    monkeypatch.setitem(sys.modules, "t5x", types.SimpleNamespace(partitioning=module))
+    monkeypatch.setitem(sys.modules, "t5x.partitioning", module)
+    rules = dict(sharding.axis_rules(MeshConfig(rules="t5x")))
+    assert rules["batch"] == ("data", "fsdp") and rules["mlp"] == ("tensor",)
+    assert rules["embed"] == ()
+    assert rules["codebook"] == dict(sharding.AXIS_RULES)["codebook"]  # t5x has no such name
+    assert dict(sharding.axis_rules(MeshConfig())) == dict(sharding.AXIS_RULES)
+    mesh = AbstractMesh((2, 2, 2), sharding.MESH_AXES)
+    spec = sharding.partition_spec(("embed", "mlp"), (8, 8), mesh, tuple(rules.items()))
+    assert spec == P(None, "tensor")
+
+
+class FakeChip:
+    """What mesh_utils asks of a device of one of several slices."""
+
+    platform, device_kind = "cpu", "fake"
+
+    def __init__(self, index, num_in_slice):
+        self.id, self.process_index = index, index
+        self.slice_index = index // num_in_slice
+
+    def __repr__(self):
+        return f"chip {self.id} of slice {self.slice_index}"
+
+
+def test_slices_lie_along_data():
+    chips = [FakeChip(index, 4) for index in range(8)]
+    mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2), chips)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert [{chip.slice_index for chip in row.flat} for row in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="config.mesh.data: found 1, expected a multiple of the 2"):
+        sharding.make_mesh(MeshConfig(data=1, fsdp=8), chips)

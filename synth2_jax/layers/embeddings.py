@@ -58,7 +58,8 @@ class LearnedPositions(nn.Module):
         init = nn.initializers.normal(self.init_stddev)
         init = nn.with_logical_partitioning(init, (self.axis_name, "embed"))
         embedding_TD = self.param("embedding", init, (self.length, embed_dim))[:num_positions]
-        return x_BTD.astype(self.dtype) + embedding_TD[None].astype(self.dtype)
+        x_BTD = x_BTD.astype(self.dtype) + embedding_TD[None].astype(self.dtype)
+        return constrain(x_BTD, "batch", "length", None)
 
 
 def apply_rope(

@@ -27,6 +27,7 @@ from synth2_jax.layers.mlp import MLP, gelu
 from synth2_jax.layers.norms import RMSNorm
 from synth2_jax.layers.stack import Stack, check_remat
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from synth2_jax.sharding import constrain
 
 TOKEN_EMBEDDINGS = ("learned", "codebook")
 
@@ -166,7 +167,9 @@ class CodebookEmbedding(nn.Module):
 
     def __call__(self, ids_BN: jax.Array, codebook_KC: jax.Array) -> jax.Array:
         """[B, N, D] of ids below K."""
-        return self.input(jnp.take(_standardized(codebook_KC), ids_BN, axis=0))
+        x_BNC = jnp.take(_standardized(codebook_KC), ids_BN, axis=0)
+        x_BNC = constrain(x_BNC, "batch", "image_tokens", None)
+        return constrain(self.input(x_BNC), "batch", "image_tokens", None)
 
     def attend(self, x_BND: jax.Array, codebook_KC: jax.Array, *, deterministic: bool) -> jax.Array:
         """f32[B, N, K]."""
@@ -174,7 +177,10 @@ class CodebookEmbedding(nn.Module):
         if self.noise and not deterministic:
             codes_KC += self.noise * jax.random.normal(self.make_rng("dropout"), codes_KC.shape)
         features_KD = self.output(gelu(self.output_hidden(codes_KC)))
-        return jnp.einsum("BND,KD->BNK", x_BND, features_KD, preferred_element_type=jnp.float32)
+        logits_BNK = jnp.einsum(
+            "BND,KD->BNK", x_BND, features_KD, preferred_element_type=jnp.float32
+        )
+        return constrain(logits_BNK, "batch", "image_tokens", "codebook")
 
 
 def _standardized(codebook_KC: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from synth2_jax.sharding import constrain
+
 STATS = "codebook_stats"
 
 
@@ -71,7 +73,8 @@ class Quantizer(nn.Module):
 
     def embed(self, ids_BN: jax.Array) -> jax.Array:
         """Returns f32[B,N,C], the code of every id; NaN where an id is K or more (a mask id)."""
-        return jnp.take(self.codes(), ids_BN, axis=0, mode="fill")
+        x_BNC = jnp.take(self.codes(), ids_BN, axis=0, mode="fill")
+        return constrain(x_BNC, "batch", "image_tokens", None)
 
     @nn.compact
     def __call__(

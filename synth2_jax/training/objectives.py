@@ -4,7 +4,7 @@ Parameter trees by model (a checkpoint of each can be used alone):
 
     tokenizer        tokenizer, discriminator (when there is one), perceptual (frozen; likewise)
     language_model   language_model
-    generator        generator, tokenizer (frozen)
+    generator        generator (of which text_encoder may be frozen), tokenizer (frozen)
     vlm              vlm/{language_model (frozen), resampler, cross_attention}, tokenizer (frozen)
 
 Legend: B batch, N image tokens, T text tokens.
@@ -87,6 +87,8 @@ class GeneratorTask:
       tokenizer: of the image tokens; frozen.
       generator: the caption encoder and the image transformer.
       text_length: T.
+      freeze_text_encoder: whether the caption encoder is a pretrained one that stays as it is
+        (Muse: T5-XXL); else it is trained with the rest.
       mask_schedule: see models/mask_schedule.py.
       caption_dropout: share of captions replaced by the null caption, for guidance (Muse: 0.1).
       label_smoothing: MaskGIT: 0.1.
@@ -96,6 +98,7 @@ class GeneratorTask:
     tokenizer: VQTokenizerConfig
     generator: GeneratorConfig
     text_length: int
+    freeze_text_encoder: bool = False
     mask_schedule: str = "cosine"
     caption_dropout: float = 0.1
     label_smoothing: float = 0.1
@@ -245,10 +248,10 @@ class LanguageModelObjective(_Unchanged):
 class GeneratorObjective(_Unchanged):
     """Masked image tokens from the visible ones and the caption (Muse, section 2.3)."""
 
-    frozen = ("^tokenizer/",)
-
     def __init__(self, task: GeneratorTask):
         self.task = task
+        text_encoder = ("^generator/text_encoder/",) if task.freeze_text_encoder else ()
+        self.frozen: tuple[str, ...] = ("^tokenizer/", *text_encoder)
         self._tokenizer = VQTokenizer(task.tokenizer)
         self._model = Generator(task.generator)
         _check_tokens(

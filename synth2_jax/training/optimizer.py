@@ -23,6 +23,7 @@ class OptimizerConfig:
     schedule: "constant", or a "cosine" or "linear" fall to `final_fraction * learning_rate` at the
       end of the run, which warm-up is part of.
     beta1, beta2, epsilon: Adam's and AdamW's; adafactor has none of them.
+    momentum: adafactor's, a moving average of its updates (Muse: 0.9); 0 keeps none.
     weight_decay: decoupled, times the learning rate; only "adamw" and "adafactor" have it.
     weight_decay_skip: regular expressions; a parameter with one of them in its path does not decay.
     clip_norm: gradients are scaled down to this global norm; 0 does not clip.
@@ -36,6 +37,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    momentum: float = 0.0
     weight_decay: float = 0.0
     weight_decay_skip: tuple[str, ...] = ()
     clip_norm: float = 1.0
@@ -47,6 +49,10 @@ class OptimizerConfig:
             raise ValueError(
                 f"unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
             )
+        if self.momentum and self.name != "adafactor":
+            raise ValueError(f"{self.name} with momentum={self.momentum}, expected 0; it has beta1")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"found momentum {self.momentum}, expected 0 to below 1")
         if self.name == "adam" and self.weight_decay:
             raise ValueError(f"adam with weight_decay={self.weight_decay}, expected 0; use adamw")
         if self.weight_decay_skip and not self.weight_decay:
@@ -78,6 +84,8 @@ def make_optimizer(
             optax.clip_by_block_rms(1.0),
             optax.scale_by_param_block_rms(),
         ]
+        if config.momentum:
+            parts += [optax.ema(config.momentum, debias=False)]
     else:
         parts += [optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)]
     if decay:

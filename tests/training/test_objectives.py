@@ -198,6 +198,19 @@ def test_what_is_frozen(cases, name):
     )
 
 
+def test_a_pretrained_caption_encoder_stays_as_it_is():
+    """Its parameters have no moments and no gradient; the projection of its output is trained."""
+    section = {**SECTIONS["generator"], "freeze_text_encoder": True}
+    objective = make_objective("generator", section)
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    tx = make_optimizer(OptimizerConfig())
+    layout = train_state.state_layout(objective, tx, mesh)
+    encoder = {path for path in train_state.flatten(layout.params) if "/text_encoder/" in path}
+    moments = layout.opt_state[1].mu
+    assert encoder and not encoder & moments.keys()
+    assert "generator/maskgit/text_projection/kernel" in moments
+
+
 @pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
 def test_layouts_are_named_and_only_what_is_trained_has_optimizer_state(cases, name):
     case = cases[name]

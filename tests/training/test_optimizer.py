@@ -68,6 +68,22 @@ def test_skipped_parameters_do_not_decay(name):
     np.testing.assert_array_equal(updates["a/bias"], np.zeros(3))
 
 
+def test_adafactor_with_momentum_averages_its_updates():
+    """The update grows to that of no momentum as the average fills: 1 - 0.9^t of it."""
+    plain, smooth = (
+        make_optimizer(OptimizerConfig(name="adafactor", clip_norm=0.0, momentum=momentum))
+        for momentum in (0.0, 0.9)
+    )
+    params, grads = {"a": jnp.ones(3)}, {"a": jnp.array([1.0, -2.0, 3.0])}
+    states = [tx.init(params) for tx in (plain, smooth)]
+    for t in range(1, 4):
+        (expected, states[0]), (found, states[1]) = (
+            tx.update(grads, state, params)
+            for tx, state in zip((plain, smooth), states, strict=True)
+        )
+        np.testing.assert_allclose(found["a"], (1 - 0.9**t) * expected["a"], rtol=1e-5)
+
+
 def test_a_skip_that_matches_nothing_is_an_error():
     tx = make_optimizer(OptimizerConfig(weight_decay=0.5, weight_decay_skip=("bais$",)))
     with pytest.raises(UserError, match=r"weight_decay_skip: 'bais\$' matches no parameter"):
@@ -91,6 +107,8 @@ def test_gradients_are_clipped_by_their_global_norm():
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
         ({"total_steps": 5}, "config.optimizer.total_steps: unknown key"),
         ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
+        ({"momentum": 0.9}, "adamw with momentum=0.9, expected 0; it has beta1"),
+        ({"name": "adafactor", "momentum": 1.0}, "found momentum 1.0, expected 0 to below 1"),
         ({"weight_decay_skip": ["bias"]}, "weight_decay_skip without weight_decay"),
     ],
 )

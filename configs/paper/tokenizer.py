@@ -1,0 +1,63 @@
+"""The VQ-GAN tokenizer at the paper's scale: 256 pixels, f=16, 8192 codes.
+
+    synth2 train --config=configs/paper/tokenizer.py --workdir=WORKDIR/tokenizer \\
+        --config.pretrained.perceptual=vgg16.safetensors \\
+        --config.data.modules=MODULE --config.data.mixture=MIXTURE
+
+MODULE registers a SeqIO mixture of 256-pixel images; README tells how vgg16.safetensors is made.
+
+Hardware: 64 TPU v5e chips or more.
+Time: not run at this size; `synth2 plan` estimates it.
+Score: not run at this size.
+
+From MaskGIT's code: 128 filters times 1-1-2-2-4, 2 residual blocks a level, codes of 256 values,
+commitment 0.25, entropy 0.1 at temperature 0.01, perceptual 0.1, adversarial 0.1 (non-saturating),
+R1 10, betas 0 and 0.99. From Muse: 8192 codes, f=16.
+
+Left open by the paper, and chosen:
+- learning rate 1e-4, batch 256, 500,000 steps
+- the discriminator joins at step 50,000
+- the weight of the reconstruction, 0.25: MaskGIT's for pixels in [0, 1], ours are in [-1, 1]
+- no moving average of the parameters, which MaskGIT evaluates with (0.999)
+- VGG-16's features for the perceptual loss
+"""
+
+import ml_collections
+
+from configs.paper import models
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "model_name": "tokenizer",
+            "model": {
+                "tokenizer": models.tokenizer(),
+                "loss": {
+                    "reconstruction": "l2",
+                    "reconstruction_weight": 0.25,
+                    "commitment_weight": 0.25,
+                    "entropy_weight": 0.1,
+                    "entropy_temperature": 0.01,
+                    "perceptual_weight": 0.1,
+                    "adversarial_weight": 0.1,
+                    "adversarial_start": 50_000,
+                    "r1_weight": 10.0,
+                },
+                "discriminator": {"image_size": 256, "dtype": "bfloat16"},
+                "perceptual": {"dtype": "bfloat16"},
+            },
+            "pretrained": {"perceptual": ""},
+            "data": {"mixture": "", "split": "train", "batch_size": 256},
+            "optimizer": {
+                "name": "adam",
+                "learning_rate": 1e-4,
+                "schedule": "constant",
+                "warmup_steps": 5000,
+                "beta1": 0.0,
+                "beta2": 0.99,
+            },
+            "train": {"steps": 500_000, "log_every": 100, "checkpoint_every": 1000},
+            "mesh": {"data": -1, "fsdp": 1},
+        }
+    )

@@ -1,0 +1,94 @@
+"""A training step on eight devices: the same losses as on one, and only weights are gathered."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Prints {"losses": {mesh: [...]}, "gathered": {mesh: [shapes]}, "whole": [...]} of one model.
+PROGRAM = """
+import json, re, sys
+import jax, numpy as np
+from synth2_jax import sharding
+from synth2_jax.config import override
+from synth2_jax.main import load_config
+from synth2_jax.sharding import MeshConfig
+from synth2_jax.stages import train
+from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.training import train_state
+from synth2_jax.training.metrics import mean
+from synth2_jax.training.optimizer import make_optimizer
+from synth2_jax.training.train_step import compile_train_step
+
+ROWS = 40  # no width of the models is 40, nor 40 / 8
+name = sys.argv[1]
+config = load_config(f"configs/scenes/{name}.py:tiny")
+for part in {"generator": ("generator.text_encoder", "generator.maskgit"),
+             "vlm": ("vlm.language_model", "vlm.resampler")}[name]:
+    override(config, f"model.{part}.scan_layers", "true")
+cfg, objective = train.build(config)
+tx = make_optimizer(cfg.optimizer, cfg.train.steps)
+found = {"losses": {}, "gathered": {}, "whole": []}
+for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)):
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
+    layout = train_state.state_layout(objective, tx, mesh)
+    state = train_state.create_train_state(objective, tx, layout, seed=0)
+    expected = train_state.flatten(layout.params)
+    for path, leaf in train_state.flatten(state.params).items():
+        where = expected[path].sharding
+        held = [shard.data.shape for shard in leaf.addressable_shards]
+        if leaf.sharding != where or set(held) != {where.shard_shape(leaf.shape)}:
+            found["whole"].append(f"{sizes} {path}")
+    step = compile_train_step(objective, tx, layout, mesh)
+    batches = FakeBatches(objective.batch_spec(ROWS), seed=1)
+    batch = sharding.put_batch(next(batches), mesh)
+    step = step.lower(state, batch).compile()
+    gathers = r"= \\(?\\w+\\[([0-9,]+)\\][^=]* all-gather(?:-start)?\\("
+    shapes = re.findall(gathers, step.as_text())
+    found["gathered"][str(sizes)] = [[int(n) for n in s.split(",")] for s in shapes]
+    losses = []
+    for _ in range(4):
+        state, metrics = step(state, batch)
+        losses.append(float(mean(metrics["loss"])))
+        batch = sharding.put_batch(next(batches), mesh)
+    found["losses"][str(sizes)] = losses
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module", params=["generator", "vlm"])
+def found(request):
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, request.param],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        check=True,
+        capture_output=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_every_mesh_gives_the_losses_of_one_device(found):
+    one = found["losses"].pop("(1, 1, 1)")
+    assert len(set(one)) == len(one) and len(found["losses"]) == 3
+    for mesh, losses in found["losses"].items():
+        assert losses == pytest.approx(one, rel=1e-4), mesh
+
+
+@pytest.mark.slow
+def test_rows_are_never_gathered(found):
+    """An array that has the whole batch as a dimension was gathered from its rows."""
+    assert found["gathered"]["(1, 8, 1)"], "weights are gathered over fsdp"
+    for mesh in ("(8, 1, 1)", "(1, 8, 1)"):
+        ids = [[40, 16], [40, 16, 1], [40, 26], [40, 26, 1]]  # a few bytes, to look vectors up by
+        rows = [shape for shape in found["gathered"][mesh] if 40 in shape and shape not in ids]
+        assert rows == [], mesh
+
+
+@pytest.mark.slow
+def test_every_parameter_is_created_in_parts(found):
+    assert found["whole"] == []
