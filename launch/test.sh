@@ -31,5 +31,15 @@ done
 
 cd -- "$root"
 launch/environment.sh
+
+# The TPU compiler, for tests of `synth2 plan`. Aside, for JAX looks for a TPU at each start where it finds libtpu.
+requirement=$(sed -n 's/^# \(libtpu==.*\)/\1/p' constraints.txt)
+compiler=.venv/${requirement/==/-}
+if [[ -n $requirement && ! -d $compiler && $(uname -sm) == "Linux x86_64" ]]; then
+  half=$(mktemp -d .venv/half.XXXXXX)
+  .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target "$half" "$requirement" >&2
+  mv -T "$half" "$compiler" || rm -rf "$half" # another start was faster
+fi
+
 # Two workers: most of the time goes to XLA, which compiles on one core. A file's tests share fixtures.
 exec .venv/bin/python -m pytest -n 2 --dist loadfile ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}

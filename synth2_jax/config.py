@@ -8,8 +8,14 @@ with the name of the key that was meant.
 import ast
 import collections.abc
 import dataclasses
+import importlib.machinery
+import importlib.util
+import inspect
 import json
 import math
+import pathlib
+import sys
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -109,6 +115,43 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
                 f"{where}.{name}: a section, expected one of its keys; {_keys(current)}"
             )
         section[name] = _typed(text, current)
+
+
+def load_config(given: str) -> ml_collections.ConfigDict:
+    """Runs `get_config` of a Python file, given as FILE or FILE:ARGUMENT.
+
+    Config files may import others (`from configs.scenes import models`) wherever synth2 runs.
+
+    Raises:
+      UserError: no such file, or it fails; with the line where it does.
+    """
+    file, colon, argument = given.partition(":")
+    path = pathlib.Path(file).resolve()
+    if not path.is_file():
+        raise UserError(f"--config={given}: no such file, expected a Python file with get_config")
+    for folder in path.parents:
+        if folder.name == "configs" and str(folder.parent) not in sys.path:
+            sys.path.insert(0, str(folder.parent))
+    try:
+        # A loader of its own: a config file may have any ending.
+        loader = importlib.machinery.SourceFileLoader("config", str(path))
+        spec = importlib.util.spec_from_loader("config", loader)
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        if colon and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"--config={given}: {file} takes no argument")
+        config = module.get_config(*([argument] if colon else []))
+    except UserError:
+        raise
+    except Exception as error:  # the file is Python, which fails in any way
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config={where}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config={given}: get_config gave {config!r:.40}, expected a ConfigDict")
+    return config.lock()
 
 
 def to_json(config: Any) -> str:

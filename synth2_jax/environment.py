@@ -12,14 +12,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def describe() -> dict[str, str]:
     """{"python", "device", package: version, "commit"}; commit is "" outside a git checkout."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "device": f"{len(jax.devices())} x {device.device_kind}",
-        **versions,
-        "commit": commit(),
-    }
+    return {"device": f"{len(jax.devices())} x {device.device_kind}", **versions()}
+
+
+def versions() -> dict[str, str]:
+    """`describe` without the device, which a plan does not run on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "commit": commit()}
 
 
 def commit() -> str:

@@ -9,20 +9,17 @@ keeps its finished shards, `demo` and `study` keep finished steps. Other stages 
 
 import dataclasses
 import importlib
-import importlib.machinery
-import importlib.util
-import inspect
 import os
 import pathlib
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 
 import ml_collections
 from absl import flags, logging
 
 from synth2_jax import config as config_lib
+from synth2_jax.config import load_config
 from synth2_jax.errors import UserError, nearest
 
 
@@ -55,6 +52,17 @@ STAGES = {
     "report": Stage(needs_config=False),
     "demo": Stage(),
     "study": Stage(),
+    "plan": Stage(
+        workdir="workdir/plan",
+        options={
+            "topology": "a pod, such as v5e:16x16",
+            "slices": "how many of them; 1",
+            "mesh": "such as data=16,fsdp=16; the config's",
+            "batch": "rows of all chips, or auto for the largest that fits; the config's",
+            "sample": "a synthesize config: plans sampling by it, not training",
+            "pairs": "how many to sample; 711e6",
+        },
+    ),
     "inspect": Stage(needs_config=False, takes_folder=True),
 }
 
@@ -122,43 +130,6 @@ def parse(
     given = {name: getattr(values, name) for name in expected.options}
     options = {name: text for name, text in given.items() if text is not None}
     return stage, config, os.path.abspath(values.workdir), options
-
-
-def load_config(given: str) -> ml_collections.ConfigDict:
-    """Runs `get_config` of a Python file, given as FILE or FILE:ARGUMENT.
-
-    Config files may import others (`from configs.scenes import models`) wherever synth2 runs.
-
-    Raises:
-      UserError: no such file, or it fails; with the line where it does.
-    """
-    file, colon, argument = given.partition(":")
-    path = pathlib.Path(file).resolve()
-    if not path.is_file():
-        raise UserError(f"--config={given}: no such file, expected a Python file with get_config")
-    for folder in path.parents:
-        if folder.name == "configs" and str(folder.parent) not in sys.path:
-            sys.path.insert(0, str(folder.parent))
-    try:
-        # A loader of its own: a config file may have any ending.
-        loader = importlib.machinery.SourceFileLoader("config", str(path))
-        spec = importlib.util.spec_from_loader("config", loader)
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-        if colon and not inspect.signature(module.get_config).parameters:
-            raise UserError(f"--config={given}: {file} takes no argument")
-        config = module.get_config(*([argument] if colon else []))
-    except UserError:
-        raise
-    except Exception as error:  # the file is Python, which fails in any way
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        where = f"{file}, line {lines[-1]}" if lines else file
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config={where}: {type(error).__name__}: {reason}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"--config={given}: get_config gave {config!r:.40}, expected a ConfigDict")
-    return config.lock()
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -1,6 +1,7 @@
 """What must stand in the environment before a test imports JAX or TensorFlow: CPU, and quiet."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -11,6 +12,9 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+# Where launch/test.sh has put the TPU compiler.
+for libtpu in (pathlib.Path(__file__).parents[1] / ".venv").glob("libtpu-*/libtpu/libtpu.so"):
+    os.environ.setdefault("TPU_LIBRARY_PATH", str(libtpu))
 
 
 @pytest.fixture(scope="session")

@@ -40,18 +40,19 @@ MAY_IMPORT = {
     "captioners": {"layers", "models", "sampling"},
     "scoring": {"layers", "models", "sampling"},
     "interop": {"layers", "models"},
+    "planning": {"layers", "models", "losses", "sampling", "training"},
     "data": {"scenes", "captioners.prompts", "testing.fake_batches"},
     "testing": {"layers", "models", "losses", "sampling", "training"},
     "stages": {
         *("layers", "models", "losses", "sampling", "training"),
-        *("scenes", "captioners", "data", "scoring", "interop", "testing"),
+        *("scenes", "captioners", "data", "scoring", "interop", "testing", "planning"),
     },
     "main": {"stages"},
 }
 
 WITHOUT_TENSORFLOW = (
     *("layers", "models", "losses", "sampling", "training"),
-    *("scenes", "captioners", "scoring", "testing"),
+    *("scenes", "captioners", "scoring", "testing", "planning"),
     *("sharding", "config", "errors", "vocabulary"),
 )
 # clu and flax.training.checkpoints import TensorFlow when they find it, so they count as it.

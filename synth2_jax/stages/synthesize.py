@@ -8,7 +8,7 @@ Legend: B batch, N image tokens, T text tokens.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,9 @@ from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages.captions import CAPTIONS, MANIFEST
+from synth2_jax.training.objectives import GeneratorTask
 from synth2_jax.training.stop_signal import StopSignal
+from synth2_jax.training.train_state import Params
 from synth2_jax.training.trained import Trained, load_trained
 from synth2_jax.vocabulary import EOS_ID, Vocabulary, load_vocabulary
 
@@ -114,6 +116,24 @@ def run(config: Any, workdir: str) -> Manifest:
     return writer.finish()
 
 
+def make_generate_numbered(task: GeneratorTask, config: SynthesizeConfig) -> Callable:
+    """Returns `(params, text_tokens_BT, numbers_B) -> ids_BN`, to be jitted.
+
+    A row depends on its caption and its number alone; `params` are those of a generator's run.
+    """
+    generate = make_generate(Generator(task.generator), config.sampler, config.guidance)
+
+    def generate_numbered(params: Params, text_tokens_BT: jax.Array, numbers_B: jax.Array):
+        key = jax.random.key(config.seed)
+        keys_B = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers_B)
+        codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+        return generate(
+            params["generator"], codebook_KC, text_tokens_BT, text_tokens_BT != 0, keys_B
+        )
+
+    return generate_numbered
+
+
 class TokenGenerator:
     """Captions -> image token ids, in batches of one shape.
 
@@ -130,18 +150,7 @@ class TokenGenerator:
             config_lib.build(DataConfig, trained.config["data"]).vocabulary
         )
         self._params = jax.device_put(trained.params)
-        generate = make_generate(Generator(task.generator), config.sampler, config.guidance)
-        key = jax.random.key(config.seed)
-
-        @jax.jit
-        def generate_numbered(params, text_tokens_BT, numbers_B):
-            keys_B = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers_B)
-            codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
-            return generate(
-                params["generator"], codebook_KC, text_tokens_BT, text_tokens_BT != 0, keys_B
-            )
-
-        self._generate = generate_numbered
+        self._generate = jax.jit(make_generate_numbered(task, config))
 
     def num_cut(self, captions: Sequence[str]) -> int:
         """How many lose their end; UserError on one of which nothing is left."""

@@ -1,0 +1,312 @@
+"""FLOPs and collectives of a compiled program, read from its HLO text.
+
+XLA's own cost analysis counts the body of a loop once, however often it runs: a model of 24 scanned
+layers has the FLOPs of one. Here every instruction counts as often as it runs.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_ITEM_BITS = {"pred": 8, "bf16": 16}  # others end with their bits: f32, s4, f8e4m3 (8)
+_CONTROL = ("while", "conditional", "call")
+_FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", *_CONTROL),
+    *("partition-id", "iota"),
+)
+_CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line: `name = shape opcode(arguments), attributes`; operands are named in arguments."""
+
+    name: str
+    shape: str
+    opcode: str
+    arguments: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What one chip does for one kind of collective in a run of the program.
+
+    Attributes:
+      count: how often it is called.
+      num_bytes: what the chip sends in rings: of n chips, (n - 1) / n of what an all-gather,
+        reduce-scatter or all-to-all moves, twice that for an all-reduce.
+    """
+
+    count: int
+    num_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run on one chip.
+
+    Attributes:
+      flops: of matrix products and convolutions, 2 a multiplication.
+      hbm_bytes: read and written by instructions, what stays in the chip's fast memory left out.
+      collectives: by kind.
+      unknown_loops: loops whose number of rounds could not be read; they are counted once.
+    """
+
+    flops: float
+    hbm_bytes: float
+    collectives: dict[str, Collective]
+    unknown_loops: int
+
+
+def cost(text: str) -> Cost:
+    """The cost of a compiled module, `compiled.as_text()`."""
+    computations, entry = parse(text)
+    flops = hbm_bytes = 0.0
+    unknown_loops = 0
+    # A collective that runs beside computation is split into steps of one channel.
+    channels: dict[str, tuple[str, int, float]] = {}
+    for name, times, is_fused in _runs(computations, entry):
+        shapes = {line.name: line.shape for line in computations[name]}
+        for line in computations[name]:
+            flops += times * _flops(line, shapes)
+            if not is_fused:
+                hbm_bytes += times * _hbm_bytes(line, shapes, computations)
+            unknown_loops += line.opcode == "while" and _trip_count(line, computations) is None
+            kind = line.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                found = re.search(r"channel_id=(\d+)", line.attributes)
+                kind, moved = _moved(kind, line, shapes, computations[name])
+                channels[found[1] if found else line.name] = (kind, times, moved)
+    totals: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    for kind, times, moved in channels.values():
+        totals[kind][0] += times
+        totals[kind][1] += times * moved
+    collectives = {kind: Collective(int(n), size) for kind, (n, size) in sorted(totals.items())}
+    return Cost(flops, hbm_bytes, collectives, unknown_loops)
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """(instructions by computation, name of the entry computation)."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            shape, rest = _split_shape(found[3])
+            opcode, _, rest = rest.partition("(")
+            end = _closing(rest)
+            arguments, attributes = rest[:end], rest[end:]
+            operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+            is_root = bool(found[1])
+            current.append(
+                Instruction(found[2], shape, opcode, arguments, operands, attributes, is_root)
+            )
+    return computations, entry
+
+
+def _runs(
+    computations: dict[str, list[Instruction]], entry: str
+) -> Iterator[tuple[str, int, bool]]:
+    """(computation, times it runs, whether it is part of one instruction) for each call of it."""
+    waiting = [(entry, 1, False)]
+    while waiting:
+        name, times, is_fused = waiting.pop()
+        yield name, times, is_fused
+        for line in computations[name]:
+            rounds = times
+            if line.opcode == "while":
+                rounds *= _trip_count(line, computations) or 1
+            called = _CALLED.findall(line.attributes)
+            if branches := _BRANCHES.search(line.attributes):
+                called += re.findall(r"%?([\w.\-]+)", branches[1])
+            inside = is_fused or line.opcode not in _CONTROL
+            waiting += [(other, rounds, inside) for other in called if other in computations]
+
+
+def _trip_count(line: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
+    """Rounds of a loop that counts from 0 in ones, as JAX's scans do; None for another."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line.attributes):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line.attributes)[1]
+    lines = {other.name: other for other in computations[condition]}
+    root = next(other for other in lines.values() if other.is_root)
+    bounds = [lines[name] for name in root.operands if lines[name].opcode == "constant"]
+    if len(bounds) != 1 or not re.fullmatch(r"[su]\d+\[\].*", bounds[0].shape):
+        return None
+    return int(bounds[0].arguments)
+
+
+def _flops(line: Instruction, shapes: dict[str, str]) -> float:
+    if line.opcode == "dot":
+        contracted = _numbers(line.attributes, "lhs_contracting_dims")
+        left = _dims(shapes[line.operands[0]])
+        return 2.0 * math.prod(_dims(line.shape)) * math.prod(left[d] for d in contracted)
+    if line.opcode == "convolution":
+        return _convolution_flops(line, shapes)
+    return 0.0
+
+
+def _hbm_bytes(
+    line: Instruction, shapes: dict[str, str], computations: dict[str, list[Instruction]]
+) -> float:
+    """Operands and result; of an array that is only sliced or updated, the part that is touched."""
+    if line.opcode in _FREE or line.opcode.endswith(("-done", "-update")):
+        return 0.0
+    operands = [_num_hbm_bytes(shapes.get(name, "")) for name in line.operands]
+    if line.opcode.endswith("-start"):  # its result names its operand, too
+        return 2 * sum(operands)
+    result = _num_hbm_bytes(line.shape)
+    if line.opcode in ("dynamic-slice", "gather"):
+        return 2 * result
+    if line.opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * operands[-1] if line.opcode == "scatter" else 2 * operands[1]
+    called = _CALLED.search(line.attributes)
+    if line.opcode != "fusion" or not called:
+        return sum(operands) + result
+    inside = computations[called[1]]
+    local = {other.name: other.shape for other in inside}
+    for parameter in inside:
+        if parameter.opcode != "parameter":
+            continue
+        users = [other for other in inside if parameter.name in other.operands]
+        place = int(parameter.arguments)
+        if users and all(user.opcode in ("dynamic-slice", "gather") for user in users):
+            touched = sum(_num_bytes(user.shape) for user in users)
+            operands[place] = min(operands[place], touched)
+        elif any(_updates(user, parameter.name) for user in users):
+            operands[place] = 0.0
+    for other in inside:
+        if other.opcode == "dynamic-update-slice":
+            whole, part = _num_bytes(other.shape), _num_bytes(local[other.operands[1]])
+            result = max(0.0, result - whole) + part
+    return sum(operands) + result
+
+
+def _updates(user: Instruction, name: str) -> bool:
+    return user.opcode == "dynamic-update-slice" and user.operands[0] == name
+
+
+def _convolution_flops(line: Instruction, shapes: dict[str, str]) -> float:
+    """Multiplications with padding and with the holes of dilation are not made."""
+    left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes).groups()
+    x, kernel, y = (_dims(shape) for shape in (*map(shapes.get, line.operands[:2]), line.shape))
+    groups = re.search(r"batch_group_count=(\d+)", line.attributes)
+    braces = re.search(r"window=\{(.*?)\}", line.attributes)
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", braces[1])) if braces else {}
+    products = 1.0
+    for axis in sorted(set(left) - set("bf"), key=int):
+        place = int(axis)
+
+        def of(name: str, default: str, place: int = place) -> str:
+            return window[name].split("x")[place] if name in window else default
+
+        low = int(of("pad", "0_0").split("_")[0])
+        products *= _valid_products(
+            size=x[left.index(axis)],
+            kernel=kernel[right.index(axis)],
+            output=y[out.index(axis)],
+            stride=int(of("stride", "1")),
+            low=low,
+            base_dilation=int(of("lhs_dilate", "1")),
+            window_dilation=int(of("rhs_dilate", "1")),
+        )
+    batch = x[left.index("b")] // (int(groups[1]) if groups else 1)
+    return 2.0 * batch * kernel[right.index("i")] * y[out.index("f")] * products
+
+
+def _valid_products(
+    *,
+    size: int,
+    kernel: int,
+    output: int,
+    stride: int,
+    low: int,
+    base_dilation: int,
+    window_dilation: int,
+) -> int:
+    """Pairs of an output place and a kernel place that meet a value, along one axis."""
+    count = 0
+    for place in range(output):
+        for offset in range(kernel):
+            at = place * stride + offset * window_dilation - low
+            count += at % base_dilation == 0 and 0 <= at // base_dilation < size
+    return count
+
+
+def _moved(
+    kind: str, line: Instruction, shapes: dict[str, str], computation: list[Instruction]
+) -> tuple[str, float]:
+    """(kind, bytes that a chip sends); an all-reduce of which a slice is kept scatters."""
+    size = sum(_num_bytes(shapes[name]) for name in line.operands if name in shapes)
+    groups = re.search(r"replica_groups=\[(\d+),(\d+)\]", line.attributes)
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line.attributes)
+    n = int(groups[2]) if groups else len(listed[1].split(",")) if listed else 2
+    share = (n - 1) / n
+    if kind == "all-gather":
+        return kind, size * (n - 1)
+    if kind == "collective-permute":
+        return kind, size
+    if kind == "all-reduce":
+        root = next(other for other in computation if other.is_root)
+        if root.opcode in ("dynamic-slice", "bitcast") and any(
+            other.opcode == "dynamic-slice" and line.name in other.operands for other in computation
+        ):
+            return "reduce-scatter", size * share
+        return kind, 2 * size * share
+    return kind, size * share
+
+
+def _split_shape(text: str) -> tuple[str, str]:
+    """(shape, what follows it); a tuple's shape has parentheses and spaces in it."""
+    if text.startswith("("):
+        end = _closing(text[1:]) + 2
+        return text[:end], text[end:].lstrip()
+    shape, _, rest = text.partition(" ")
+    return shape, rest
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis that was opened before `text` closes."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return place
+    return len(text)
+
+
+def _dims(shape: str) -> list[int]:
+    found = re.match(r"\(?\w+\[([\d,]*)\]", shape)
+    return [int(size) for size in found[1].split(",") if size]
+
+
+def _num_hbm_bytes(shape: str) -> float:
+    """`_num_bytes` of the arrays that are not laid into the chip's fast memory, S(1)."""
+    return _num_bytes(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d\)[^}]*\}", "", shape))
+
+
+def _num_bytes(shape: str) -> float:
+    """Of an array or of a tuple of arrays."""
+    total = 0.0
+    for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape):
+        bits = _ITEM_BITS.get(dtype) or int((re.match(r"[a-z]+(\d+)", dtype) or [0, 0])[1])
+        total += bits / 8 * math.prod(int(size) for size in dims.split(",") if size)
+    return total
+
+
+def _numbers(attributes: str, name: str) -> list[int]:
+    found = re.search(rf"{name}=\{{([\d,]*)\}}", attributes)
+    return [int(number) for number in found[1].split(",") if number] if found else []

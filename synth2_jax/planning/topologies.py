@@ -1,0 +1,88 @@
+"""TPU pods that need not be there: libtpu compiles for them on a CPU machine.
+
+Figures of chips are Google Cloud's (the pages of v4, v5e, v5p and v6e).
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from jax.experimental import topologies
+
+from synth2_jax.errors import UserError, nearest
+
+INSTALL = "install the TPU compiler by `pip install '.[tpu]'` (Linux on x86-64 only)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+      hbm_bytes: memory.
+      flops: peak, bfloat16, a second.
+      hbm_bandwidth: bytes a second.
+      ici_bandwidth: bytes a second over all links to its neighbours.
+      options: what libtpu wants to know besides the name, so that a device is a whole chip.
+    """
+
+    hbm_bytes: float
+    flops: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    options: tuple[tuple[str, str], ...] = ()
+
+
+CHIPS = {
+    "v4": Chip(32 * 2**30, 275e12, 1228e9, 300e9, (("chip_config_name", "megacore"),)),
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
+}
+
+
+def chip(name: str) -> Chip:
+    """The chip of a topology such as "v5e:16x16"; UserError on an unknown kind or a bad shape."""
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise UserError(f"--topology={name}: unknown chip {kind!r}; {nearest(kind, CHIPS)}")
+    if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise UserError(f"--topology={name}: expected chips as in v5e:16x16 or v5p:4x8x8")
+    return CHIPS[kind]
+
+
+def devices(name: str, num_slices: int = 1) -> Sequence:
+    """The devices of `num_slices` such pods, for a mesh to be compiled for; nothing can run there.
+
+    Raises:
+      UserError: no libtpu, or a shape that these chips do not come in.
+    """
+    options = dict(chip(name).options)
+    if num_slices > 1:
+        options["num_slices"] = num_slices
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody holds a TPU here
+    try:
+        with _quiet():
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+            return found.devices
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if "not installed" in reason or "libtpu" in reason:
+            raise UserError(f"--topology={name}: found no libtpu; {INSTALL}") from error
+        raise UserError(f"--topology={name}: {reason:.200}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """libtpu looks for a TPU of this machine first, and says on stderr that there is none."""
+    kept, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silence)

@@ -1,0 +1,340 @@
+"""`synth2 plan`: compiles a training step, or the sampler, for a TPU pod that need not be there.
+
+    synth2 plan --config=configs/paper/generator.py --topology=v5e:16x16
+    synth2 plan --config=configs/paper/generator.py --topology=v5e:4x4 --batch=auto \\
+        --sample=configs/paper/synthesize.py --pairs=711e6
+
+It is the very step that `synth2 train` runs, lowered for the pod's mesh and compiled by libtpu, so
+that memory, FLOPs and collectives are the compiler's own; nothing is allocated. Prints a table and
+writes WORKDIR/MODEL-TOPOLOGY-train.json (or -sample.json), workdir/plan by default. What does not
+fit is the user's to mend: one line says by how much and what could be turned, code 2.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from synth2_jax import config as config_lib
+from synth2_jax import environment, sharding
+from synth2_jax.config import load_config
+from synth2_jax.errors import UserError
+from synth2_jax.files import write_json
+from synth2_jax.planning import hlo, model_flops, topologies
+from synth2_jax.planning.estimate import estimate
+from synth2_jax.stages import train
+from synth2_jax.stages.synthesize import SynthesizeConfig, make_generate_numbered
+from synth2_jax.training import train_state
+from synth2_jax.training.objectives import GeneratorTask
+from synth2_jax.training.optimizer import make_optimizer
+from synth2_jax.training.train_state import Objective
+from synth2_jax.training.train_step import compile_train_step
+
+GIB = 2**30
+PAIRS = 711e6  # the paper's largest synthetic set (second hand)
+CAPTION_BYTES = 200  # assumed, of 30 to 40 words, with key and framing of a record
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled: its arguments by kind of memory, and its model FLOPs for all chips."""
+
+    lowered: jax.stages.Lowered
+    arguments: Mapping[str, float]
+    model_flops: float | None
+
+
+def run(
+    config: Any,
+    workdir: str,
+    topology: str = "",
+    slices: str = "1",
+    mesh: str = "",
+    batch: str = "",
+    sample: str = "",
+    pairs: str = str(PAIRS),
+) -> dict[str, Any]:
+    """Plans, prints and writes; returns what it wrote."""
+    if not topology:
+        raise UserError("plan: no --topology given, expected a pod such as v5e:16x16")
+    jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is not to be taken
+    chip = topologies.chip(topology)
+    cfg, objective = train.build(config)
+    sampling = config_lib.build(SynthesizeConfig, load_config(sample)) if sample else None
+    if sampling and not isinstance(objective.task, GeneratorTask):
+        raise UserError(f"--sample: found a {cfg.model_name} to sample from, expected a generator")
+    num_pairs = _number("pairs", pairs)
+    devices = topologies.devices(topology, int(_number("slices", slices)))
+    mesh_config = _mesh_config(mesh, cfg.mesh)
+    device_mesh = sharding.make_mesh(mesh_config, devices)
+    planner = Planner(cfg, objective, sampling, device_mesh, mesh_config)
+    if batch == "auto":
+        size, compiled = largest_batch(planner, device_mesh)
+    else:
+        default = sampling.batch_size if sampling else cfg.data.batch_size
+        size = int(_number("batch", batch)) if batch else default
+        compiled = planner.compile(size)
+
+    program, executable, seconds = compiled
+    memory = _memory(program, executable)
+    cost = hlo.cost(executable.as_text())
+    sent = sum(collective.num_bytes for collective in cost.collectives.values())
+    roofline = estimate(chip, cost.flops, cost.hbm_bytes, sent)
+    share = program.model_flops / device_mesh.size if program.model_flops else None
+    plan = {
+        "model": cfg.model_name,
+        "what": "sample" if sampling else "train",
+        "topology": topology,
+        "slices": int(slices),
+        "chips": device_mesh.size,
+        "mesh": dict(device_mesh.shape),
+        "batch": size,
+        "memory_bytes_per_chip": memory,
+        "hbm_bytes_per_chip": chip.hbm_bytes,
+        "flops_per_chip": cost.flops,
+        "model_flops_per_chip": share,
+        "flops_ratio": cost.flops / share if share else None,
+        "unknown_loops": cost.unknown_loops,
+        "collectives_per_chip": {
+            kind: dataclasses.asdict(found) for kind, found in cost.collectives.items()
+        },
+        "collective_bytes_per_chip": sent,
+        "compile_seconds": seconds,
+        "estimate": {
+            **dataclasses.asdict(roofline),
+            "seconds": roofline.seconds,
+            "bound_by": roofline.bound_by,
+            "mfu": roofline.mfu(share, chip) if share else None,
+        },
+        "versions": environment.versions(),
+    }
+    if sampling:
+        plan["pairs"] = _pairs(num_pairs, size, roofline.seconds, device_mesh.size, objective.task)
+    name = f"{cfg.model_name}-{re.sub('[^a-z0-9]+', '-', topology)}-{plan['what']}.json"
+    write_json(pathlib.Path(workdir) / name, plan)
+    print(table(plan))
+    print(pathlib.Path(workdir) / name)
+    return plan
+
+
+class Planner:
+    """Lowers and compiles for one mesh, at any batch size."""
+
+    def __init__(
+        self,
+        cfg: train.TrainConfig,
+        objective: Objective,
+        sampling: SynthesizeConfig | None,
+        mesh: Mesh,
+        mesh_config: sharding.MeshConfig,
+    ):
+        self._objective, self._sampling, self._mesh = objective, sampling, mesh
+        self._rules = sharding.axis_rules(mesh_config)
+        self._tx = make_optimizer(cfg.optimizer, cfg.train.steps)
+        self._layout = train_state.state_layout(objective, self._tx, mesh, self._rules)
+
+    def compile(self, batch_size: int) -> tuple[Program, jax.stages.Compiled, float]:
+        """(what was compiled, the executable, seconds it took).
+
+        Raises:
+          UserError: it needs more memory than a chip has.
+        """
+        parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        if batch_size % parts:
+            raise UserError(
+                f"batch of {batch_size} rows cannot be split over {parts} chips (data x fsdp)"
+            )
+        lower = self._sampler if self._sampling else self._train_step
+        program = lower(batch_size)
+        start = time.monotonic()
+        try:
+            executable = program.lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _does_not_fit(error, batch_size) from error
+        return program, executable, time.monotonic() - start
+
+    def _train_step(self, batch_size: int) -> Program:
+        where = sharding.batch_sharding(self._mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+            for name, leaf in self._objective.batch_spec(batch_size).items()
+        }
+        step = compile_train_step(self._objective, self._tx, self._layout, self._mesh, self._rules)
+        flops = model_flops.train_step(self._objective.task, batch_size)
+        arguments = {
+            "parameters": _bytes_per_chip(self._layout.params),
+            "optimizer": _bytes_per_chip(self._layout.opt_state),
+        }
+        return Program(step.lower(self._layout, batch), arguments, flops and flops.total)
+
+    def _sampler(self, batch_size: int) -> Program:
+        task, where = self._objective.task, sharding.batch_sharding(self._mesh)
+        generate = make_generate_numbered(task, self._sampling)
+
+        def sample(params, text_tokens_BT, numbers_B):
+            with sharding.constraints(self._mesh, self._rules):
+                return generate(params, text_tokens_BT, numbers_B)
+
+        text = jax.ShapeDtypeStruct((batch_size, task.text_length), jnp.int32, sharding=where)
+        numbers = jax.ShapeDtypeStruct((batch_size,), jnp.uint32, sharding=where)
+        params = self._layout.params
+        step = jax.jit(sample, out_shardings=where)
+        flops = model_flops.sample(
+            task, batch_size, self._sampling.sampler, self._sampling.guidance
+        )
+        return Program(
+            step.lower(params, text, numbers),
+            {"parameters": _bytes_per_chip(params)},
+            flops.total,
+        )
+
+
+def largest_batch(
+    planner: Planner, mesh: Mesh
+) -> tuple[int, tuple[Program, jax.stages.Compiled, float]]:
+    """Doubles the rows of a chip until they do not fit, then halves the gap to an eighth.
+
+    Raises:
+      UserError: not even one row a chip fits.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, fits, fails = 1, 0, math.inf
+    best = None
+    while fails - fits > max(1, fits // 8):
+        try:
+            best = planner.compile(rows * parts)
+            fits = rows
+            print(f"batch {rows * parts}: fits", flush=True)
+        except UserError as error:
+            print(f"batch {rows * parts}: {error}", flush=True)
+            if rows == 1:
+                raise
+            fails = rows
+        rows = 2 * rows if fails == math.inf else (fits + fails) // 2
+    return fits * parts, best
+
+
+def table(plan: Mapping[str, Any]) -> str:
+    """The plan in lines for a terminal."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+    memory, hbm = plan["memory_bytes_per_chip"], plan["hbm_bytes_per_chip"]
+    guess = plan["estimate"]
+    lines = [
+        f"{plan['what']} {plan['model']} on {plan['chips']} chips of {plan['topology']}, {mesh}, "
+        f"batch {plan['batch']}",
+        "memory a chip",
+        *(f"  {kind:<20} {size / GIB:8.2f} GiB" for kind, size in memory.items()),
+        f"  {'of HBM':<20} {hbm / GIB:8.2f} GiB ({memory['total'] / hbm:.0%})",
+        f"compiled FLOPs a chip   {plan['flops_per_chip']:.3e}",
+    ]
+    if plan["model_flops_per_chip"]:
+        lines += [
+            f"model FLOPs a chip      {plan['model_flops_per_chip']:.3e}  (by formula; compiled / "
+            f"model {plan['flops_ratio']:.3f})"
+        ]
+    lines += ["collectives a chip, bytes sent"]
+    for kind, found in plan["collectives_per_chip"].items():
+        lines.append(f"  {kind:<20} {found['num_bytes'] / GIB:8.3f} GiB in {found['count']} calls")
+    lines += [
+        f"compiled in {plan['compile_seconds']:.0f} s",
+        f"compiler/roofline estimate, no measurement: {guess['seconds'] * 1e3:.1f} ms, bound by "
+        f"{guess['bound_by']}",
+        f"  (compute {guess['compute'] * 1e3:.1f}, memory {guess['memory'] * 1e3:.1f}, network "
+        f"{guess['network'] * 1e3:.1f} ms)",
+    ]
+    if guess["mfu"]:
+        lines.append(f"  MFU {guess['mfu']:.1%} = model FLOPs / (those ms x peak bfloat16 FLOP/s)")
+    if "pairs" in plan:
+        found = plan["pairs"]
+        lines += [
+            f"{found['pairs']:.4g} pairs at {found['pairs_per_second']:.4g} a second: "
+            f"{found['chip_hours']:.4g} chip-hours, {found['days']:.3g} days",
+            f"  stored in {found['stored_bytes'] / 1e9:.4g} GB ({found['bytes_per_pair']} bytes a "
+            f"pair: 2 a token, {CAPTION_BYTES} assumed for caption, key and framing)",
+        ]
+    return "\n".join(lines)
+
+
+def _memory(program: Program, executable: jax.stages.Compiled) -> dict[str, float]:
+    """Bytes of a chip by kind; "total" is what it needs at once."""
+    found = executable.memory_analysis()
+    known = sum(program.arguments.values())
+    kinds = {
+        **program.arguments,
+        "batch and others": max(0.0, found.argument_size_in_bytes - known),
+        "temporaries": float(found.temp_size_in_bytes),
+        "outputs": float(found.output_size_in_bytes - found.alias_size_in_bytes),
+        "program": float(found.generated_code_size_in_bytes),
+    }
+    return {**kinds, "total": sum(kinds.values())}
+
+
+def _bytes_per_chip(tree: Any) -> float:
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def _does_not_fit(error: jax.errors.JaxRuntimeError, batch_size: int) -> Exception:
+    """The one line for a program that is too large; any other error as it is."""
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" not in text:
+        return error
+    sizes = re.findall(r"\(?([\d.]+[KMGT])\)?", text)
+    needs = f"needs {sizes[0]} where {sizes[1]} is free" if len(sizes) > 1 else text[:200]
+    return UserError(
+        f"plan: does not fit a chip's memory: a batch of {batch_size} {needs}; less is needed with "
+        "a smaller --batch, --config=FILE:remat, more fsdp in --mesh, or more chips"
+    )
+
+
+def _mesh_config(text: str, default: sharding.MeshConfig) -> sharding.MeshConfig:
+    """Reads data=16,fsdp=16; axes that are left out are 1."""
+    if not text:
+        return default
+    sizes = {axis: 1 for axis in sharding.MESH_AXES}
+    for part in text.split(","):
+        axis, equals, size = part.partition("=")
+        if axis not in sizes or not equals or not re.fullmatch(r"-?\d+", size):
+            raise UserError(
+                f"--mesh={text}: found {part!r}, expected sizes of {', '.join(sizes)} as in "
+                "data=16,fsdp=16"
+            )
+        sizes[axis] = int(size)
+    return config_lib.build(sharding.MeshConfig, {**sizes, "rules": default.rules}, "--mesh")
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (1 <= value < math.inf and value == int(value)):
+        raise UserError(f"--{option}={text}: expected a whole number of at least 1")
+    return value
+
+
+def _pairs(
+    pairs: float, batch: int, seconds: float, chips: int, task: GeneratorTask
+) -> dict[str, float]:
+    rate = batch / seconds
+    each = 2 * task.tokenizer.num_tokens + CAPTION_BYTES
+    return {
+        "pairs": pairs,
+        "pairs_per_second": rate,
+        "chip_hours": pairs / rate * chips / 3600,
+        "days": pairs / rate / 86400,
+        "bytes_per_pair": each,
+        "stored_bytes": pairs * each,
+    }

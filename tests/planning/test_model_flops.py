@@ -1,0 +1,110 @@
+"""FLOPs by formula against what XLA compiles for the same models, and literal small cases."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax import sharding
+from synth2_jax.config import load_config
+from synth2_jax.errors import UserError
+from synth2_jax.planning import hlo, model_flops
+from synth2_jax.sampling.guidance import GuidanceConfig
+from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.stages import train
+from synth2_jax.stages.synthesize import SynthesizeConfig, make_generate_numbered
+from synth2_jax.training import train_state
+from synth2_jax.training.optimizer import make_optimizer
+from synth2_jax.training.train_step import compile_train_step
+
+ROWS = 16
+
+
+def built(name, **changes):
+    config = load_config(f"configs/scenes/{name}.py:tiny")
+    for key, value in changes.items():
+        config_lib.override(config, key.replace("__", "."), str(value))
+    return train.build(config)
+
+
+CASES = {
+    "language_model": {},
+    "generator": {},
+    "generator learned": {
+        "model__generator__maskgit__token_embedding": "learned",
+        "model__generator__maskgit__codebook_noise": 0.0,
+    },
+    "generator frozen": {"model__freeze_text_encoder": True},
+    "generator scanned": {
+        "model__generator__maskgit__scan_layers": True,
+        "model__generator__text_encoder__scan_layers": True,
+    },
+    "vlm": {},
+    "vlm scanned": {
+        "model__vlm__language_model__scan_layers": True,
+        "model__vlm__resampler__scan_layers": True,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_step_is_what_is_compiled(case):
+    cfg, objective = built(case.split()[0], **CASES[case])
+    tx = make_optimizer(cfg.optimizer, cfg.train.steps)
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    layout = train_state.state_layout(objective, tx, mesh)
+    step = compile_train_step(objective, tx, layout, mesh)
+    compiled = step.lower(layout, objective.batch_spec(ROWS)).compile()
+    found = hlo.cost(compiled.as_text())
+    expected = model_flops.train_step(objective.task, ROWS).total
+    assert found.unknown_loops == 0
+    assert found.flops == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_sampling_is_what_is_compiled(scale):
+    _, objective = built("generator")
+    config = SynthesizeConfig(
+        generator="",
+        captions="",
+        sampler=ParallelDecodeConfig(num_steps=5),
+        guidance=GuidanceConfig(scale=scale),
+    )
+    params = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
+    params = jax.tree.map(
+        lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, "names")
+    )
+    text = jax.ShapeDtypeStruct((ROWS, objective.task.text_length), jnp.int32)
+    numbers = jax.ShapeDtypeStruct((ROWS,), jnp.uint32)
+    generate = jax.jit(make_generate_numbered(objective.task, config))
+    found = hlo.cost(generate.lower(params, text, numbers).compile().as_text())
+    expected = model_flops.sample(objective.task, ROWS, config.sampler, config.guidance)
+    assert expected.backward == 0
+    assert found.flops == pytest.approx(expected.total, rel=0.02)
+
+
+def test_what_is_frozen_costs_less():
+    _, trained = built("generator")
+    _, frozen = built("generator", model__freeze_text_encoder=True)
+    all_of_it = model_flops.train_step(trained.task, 1)
+    part = model_flops.train_step(frozen.task, 1)
+    assert part.forward == all_of_it.forward and part.backward < all_of_it.backward
+    _, vlm = built("vlm")
+    found = model_flops.train_step(vlm.task, 1)
+    assert found.forward < found.backward < 2 * found.forward
+
+
+def test_flops_grow_with_the_rows():
+    _, objective = built("vlm")
+    one, two = (model_flops.train_step(objective.task, rows) for rows in (1, 2))
+    assert two.total == 2 * one.total
+
+
+def test_what_has_no_formula():
+    _, tokenizer = built("tokenizer")
+    assert model_flops.train_step(tokenizer.task, 1) is None
+    _, pixel = built("vlm", model__image_space="pixel")
+    with pytest.raises(UserError, match="image_space: found 'pixel', expected 'embedding'"):
+        model_flops.train_step(pixel.task, 1)

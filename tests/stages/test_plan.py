@@ -1,0 +1,164 @@
+"""`synth2 plan`: one line for a mistake, and plans by the TPU compiler itself for small pods."""
+
+import json
+import types
+
+import pytest
+
+from synth2_jax.config import load_config
+from synth2_jax.errors import UserError
+from synth2_jax.planning import topologies
+from synth2_jax.planning.estimate import estimate
+from synth2_jax.stages import plan
+
+VLM = "configs/scenes/vlm.py:tiny"
+GENERATOR = "configs/scenes/generator.py:tiny"
+SYNTHESIZE = "configs/scenes/synthesize.py"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "plan: no --topology given, expected a pod such as v5e:16x16"),
+        ({"topology": "v5:16x16"}, "--topology=v5:16x16: unknown chip 'v5'; did you mean 'v5"),
+        ({"topology": "v5e"}, "--topology=v5e: expected chips as in v5e:16x16 or v5p:4x8x8"),
+        ({"topology": "v5e:16"}, "--topology=v5e:16: expected chips as in v5e:16x16"),
+        ({"topology": "v5e:2x2", "pairs": "many"}, "--pairs=many: expected a whole number"),
+        ({"topology": "v5e:2x2", "slices": "0"}, "--slices=0: expected a whole number"),
+        (
+            {"topology": "v5e:2x2", "sample": SYNTHESIZE},
+            "--sample: found a vlm to sample from, expected a generator",
+        ),
+    ],
+)
+def test_mistakes(tmp_path, options, message):
+    with pytest.raises(UserError) as error:
+        plan.run(load_config(VLM), str(tmp_path), **options)
+    assert message in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_libtpu_it_says_how_to_install_it(monkeypatch, tmp_path):
+    def none(**options):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr(topologies.topologies, "get_topology_desc", none)
+    with pytest.raises(UserError, match=r"found no libtpu; install .* `pip install '.\[tpu\]'`"):
+        plan.run(load_config(VLM), str(tmp_path), topology="v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("data=2,fsdq=2", "found 'fsdq=2', expected sizes of data, fsdp, tensor as in"),
+        ("data", "found 'data', expected sizes"),
+        ("data=two", "found 'data=two', expected sizes"),
+        ("data=0", "--mesh: found data=0 fsdp=1 tensor=1, expected positive sizes"),
+    ],
+)
+def test_mistakes_in_the_mesh(text, message):
+    with pytest.raises(UserError) as error:
+        plan._mesh_config(text, plan.sharding.MeshConfig())
+    assert message in str(error.value)
+
+
+def test_the_busiest_resource_sets_the_time():
+    chip = topologies.Chip(hbm_bytes=1, flops=100.0, hbm_bandwidth=10.0, ici_bandwidth=1.0)
+    found = estimate(chip, flops=400.0, hbm_bytes=20.0, network_bytes=3.0)
+    assert (found.compute, found.memory, found.network) == (4.0, 2.0, 3.0)
+    assert (found.seconds, found.bound_by, found.mfu(200.0, chip)) == (4.0, "compute", 0.5)
+
+
+@pytest.mark.parametrize("limit, expected", [(1, 4), (5, 20), (40, 160), (1000, 3840)])
+def test_the_largest_batch(capsys, limit, expected):
+    """`limit` rows a chip fit; the answer is never too large and at most an eighth too small."""
+
+    class Planner:
+        def compile(self, batch_size):
+            if batch_size > 4 * limit:
+                raise UserError("does not fit")
+            return f"compiled {batch_size}"
+
+    mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 1})
+    size, compiled = plan.largest_batch(Planner(), mesh)
+    assert compiled == f"compiled {size}"
+    assert 4 * limit * 7 / 8 <= size <= 4 * limit and size == expected
+    assert f"batch {size}: fits" in capsys.readouterr().out
+
+
+def test_when_nothing_fits_the_reason_is_given():
+    class Planner:
+        def compile(self, batch_size):
+            raise UserError("does not fit")
+
+    mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 1})
+    with pytest.raises(UserError, match="does not fit"):
+        plan.largest_batch(Planner(), mesh)
+
+
+# --- with the TPU compiler ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_a_training_step_for_every_chip(tmp_path, capsys, topology):
+    options = {"topology": topology, "mesh": "data=2,fsdp=2", "batch": "64"}
+    found = plan.run(load_config(VLM), str(tmp_path), **options)
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text()) == found
+    assert (found["chips"], found["batch"], found["unknown_loops"]) == (4, 64, 0)
+    assert 0.98 < found["flops_ratio"] < 1.1
+    memory = found["memory_bytes_per_chip"]
+    assert 0 < memory["parameters"] < memory["total"] < found["hbm_bytes_per_chip"]
+    assert found["collectives_per_chip"]["all-gather"]["num_bytes"] > 0
+    told = capsys.readouterr().out
+    assert f"train vlm on 4 chips of {topology}, data=2 fsdp=2 tensor=1, batch 64" in told
+    assert "compiler/roofline estimate, no measurement" in told and str(file) in told
+
+
+@pytest.mark.slow
+def test_rematerialization_is_seen(tmp_path):
+    ratios = []
+    for remat in ("none", "full"):
+        config = load_config(GENERATOR)
+        config.model.generator.maskgit.update({"scan_layers": True})
+        with config.unlocked():
+            config.model.generator.maskgit.remat = remat
+        found = plan.run(config, str(tmp_path), topology="v5e:2x2", mesh="fsdp=4", batch="64")
+        ratios.append(found["flops_ratio"])
+    assert ratios[0] < 1.1 and 1.15 < ratios[1] < 1.35  # a forward pass again is up to a third
+
+
+@pytest.mark.slow
+def test_the_sampler(tmp_path, capsys):
+    options = {"topology": "v5e:2x2", "batch": "64", "sample": SYNTHESIZE, "pairs": "1e6"}
+    found = plan.run(load_config(GENERATOR), str(tmp_path), **options)
+    assert found["what"] == "sample" and 0.98 < found["flops_ratio"] < 1.1
+    pairs = found["pairs"]
+    seconds = 1e6 / pairs["pairs_per_second"]
+    assert pairs["chip_hours"] == pytest.approx(4 * seconds / 3600)
+    assert pairs["days"] == pytest.approx(seconds / 86400)
+    assert pairs["stored_bytes"] == 1e6 * (2 * 16 + plan.CAPTION_BYTES)
+    assert "1e+06 pairs at" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch": str(2**22)}, "does not fit a chip's memory: a batch of 4194304 needs"),
+        ({"mesh": "data=3"}, "data=3 fsdp=1 tensor=1 does not fit 4 devices"),
+        ({"batch": "63"}, "batch of 63 rows cannot be split over 4 chips"),
+    ],
+)
+def test_what_cannot_be(tmp_path, options, message):
+    with pytest.raises(UserError) as error:
+        plan.run(load_config(VLM), str(tmp_path), topology="v5e:2x2", **options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_pod_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match="--topology=v5e:3x5: "):
+        plan.run(load_config(VLM), str(tmp_path), topology="v5e:3x5")
