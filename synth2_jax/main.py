@@ -13,12 +13,14 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 
 import ml_collections
 from absl import flags, logging
 
 from synth2_jax import config as config_lib
+from synth2_jax import distributed
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError, nearest
 
@@ -69,7 +71,25 @@ STAGES = {
 
 def console() -> None:
     """What the `synth2` command runs."""
-    sys.exit(main(sys.argv))
+    try:
+        processes = distributed.from_environment()
+        if processes:
+            distributed.start(processes)
+    except UserError as error:
+        print(f"synth2: {error}", file=sys.stderr)
+        distributed.leave(2)
+    try:
+        code = main(sys.argv)
+    except SystemExit:
+        raise  # after a save that all processes agreed on
+    except BaseException:
+        if not processes:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and processes:
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:

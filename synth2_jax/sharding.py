@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -214,6 +214,16 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def check_rows(num_rows: int, mesh: Mesh, where: str) -> None:
+    """Raises UserError unless a batch of so many rows, over all processes, splits over `mesh`."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if num_rows % parts:
+        raise UserError(
+            f"{where}: found {num_rows} rows, which cannot be split over {parts} devices "
+            f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']})"
+        )
+
+
 @contextlib.contextmanager
 def constraints(mesh: Mesh, rules: AxisRules = AXIS_RULES) -> Iterator[None]:
     """Inside, while a function is traced for `mesh`, `constrain` pins what it is given."""
@@ -231,6 +241,20 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if not rules or mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, rules))
+
+
+def over_devices(reduce: Callable[[jax.Array], jax.Array], value: np.generic) -> jax.Array:
+    """Starts `reduce` over an array of one value a device, each process giving its own.
+
+    Every process must call it, and then has the result; nobody waits until it is looked at.
+    """
+    devices = Mesh(np.array(jax.devices()), ("devices",))
+    values = jax.make_array_from_callback(
+        (devices.size,),
+        NamedSharding(devices, PartitionSpec("devices")),
+        lambda index: np.array([value]),
+    )
+    return jax.jit(reduce, out_shardings=NamedSharding(devices, PartitionSpec()))(values)
 
 
 def _is_box(leaf: Any) -> bool:

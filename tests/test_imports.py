@@ -19,7 +19,10 @@ import synth2_jax
 PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 
 # Anyone may import these.
-LEAVES = {"errors", "config", "vocabulary", "sharding", "files", "progress", "environment"}
+LEAVES = {
+    *("errors", "config", "vocabulary", "sharding", "files", "progress", "environment"),
+    "distributed",
+}
 
 # What else a room may import. A room is a folder or a file right under synth2_jax.
 MAY_IMPORT = {
@@ -31,6 +34,7 @@ MAY_IMPORT = {
     "files": set(),
     "progress": set(),
     "environment": set(),
+    "distributed": set(),
     "layers": set(),
     "models": {"layers"},
     "losses": {"layers", "models"},

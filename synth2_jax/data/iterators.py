@@ -153,6 +153,7 @@ class TrainIterator:
             **(identity or {}),
         }
         self._num_batches = 0
+        self._restarted_at = 0
         self.last_keys: list[str] = []
         self._counts: collections.Counter[str] = collections.Counter()
         self._lengths = stream.task_lengths()
@@ -164,7 +165,7 @@ class TrainIterator:
             examples = stream.provider.get_dataset(
                 split=stream.split,
                 shuffle=True,
-                seed=self._seed,
+                seed=self._seed + self._restarted_at,
                 num_epochs=self._num_epochs,
                 shard_info=_shard_info(stream),
                 trim_output_features=False,
@@ -208,6 +209,7 @@ class TrainIterator:
             "identity": self._identity,
             "num_batches": self._num_batches,
             "source_counts": self.source_counts,
+            "restarted_at": self._restarted_at,
         }
         packed = io.BytesIO()
         with (
@@ -240,7 +242,9 @@ class TrainIterator:
                     f"data position: saved with {key} {header['identity'].get(key)!r}, this run "
                     f"has {identity.get(key)!r}; to change data, start from the parameters alone"
                 )
-        if self._num_batches:
+        restarted_at = header.get("restarted_at", 0)
+        if self._num_batches or restarted_at != self._restarted_at:
+            self._restarted_at = restarted_at
             # The seeds of epochs live outside of TensorFlow's iterator, and have moved on.
             self._iterator = self._start()
         if header["num_batches"]:
@@ -250,6 +254,22 @@ class TrainIterator:
                 restored.assert_consumed()
         self._num_batches = header["num_batches"]
         self._counts = collections.Counter(header["source_counts"])
+
+    def restart(self, state: bytes, step: int) -> str:
+        """Starts an order of its own at step `step`, drawn from the seed and the step.
+
+        For a change of the number of processes: how the shards were dealt out then does not tell
+        what of them is read by now.
+        """
+        with zipfile.ZipFile(io.BytesIO(state)) as archive:
+            counts = json.loads(archive.read(_HEADER))["source_counts"]
+        self._restarted_at, self._num_batches = step, 0
+        self._counts = collections.Counter(counts)
+        self._iterator = self._start()
+        return (
+            "the order of the data starts anew here, so examples of the epoch under way may be "
+            "seen twice in it or not at all"
+        )
 
 
 def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[Batch]:

@@ -105,7 +105,7 @@ def train_iterator(
 
         if batch_spec is None:
             raise UserError("data.source 'fake': needs the shapes of a batch, found none")
-        return FakeBatches(batch_spec, seed=config.seed + process_index, limits=limits)
+        return FakeBatches(batch_spec, config.seed, limits, process_index, process_count)
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import TrainIterator
 

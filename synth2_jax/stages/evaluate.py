@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synth2_jax import config as config_lib
+from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import ReferencedImage, read_references
 from synth2_jax.errors import UserError
@@ -40,10 +42,11 @@ class EvaluateConfig:
       folder: pairs of images with references.
       vlm: workdir of the VLM's training run.
       max_images: the first so many; None for all.
-      batch_size: images a batch.
+      batch_size: images a batch, over all devices.
       decode: greedy, or beam (Flamingo: 3 beams).
       scenes_split: when the images are of this split of Scenes, objects are scored too, and CIDEr
         apart for pictures with and without a combination that the split `real` never shows.
+      mesh: where the model lies.
     """
 
     folder: str
@@ -52,6 +55,7 @@ class EvaluateConfig:
     batch_size: int = 128
     decode: TextDecodeConfig = TextDecodeConfig()
     scenes_split: str = ""
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
         if self.scenes_split:
@@ -67,6 +71,8 @@ class CaptionScorer:
       config: see EvaluateConfig.
       data: what the VLM is trained on; its vocabulary and prompt are used.
       fingerprints: the images must have been made by the tokenizer of fingerprints["tokenizer"].
+      mesh: where the parameters lie; each process reads the images of its own devices.
+      rules: which logical axis lies where on it.
       stop: polled between batches.
     """
 
@@ -76,6 +82,8 @@ class CaptionScorer:
         config: EvaluateConfig,
         data: DataConfig,
         fingerprints: Mapping[str, str],
+        mesh: Mesh,
+        rules: sharding.AxisRules = sharding.AXIS_RULES,
         stop: StopSignal | None = None,
     ):
         if not isinstance(objective, VLMObjective):
@@ -94,23 +102,32 @@ class CaptionScorer:
         prompt = self._vocabulary.encode(data.prompt)
         caption = make_caption(VLM(objective.task.vlm), prompt, config.decode)
 
-        @jax.jit
         def caption_tokens(params: Params, image_tokens_BN: jax.Array) -> jax.Array:
-            return caption(params["vlm"], objective.image_embeddings(params, image_tokens_BN))[0]
+            with sharding.constraints(mesh, rules):
+                embeddings_BNC = objective.image_embeddings(params, image_tokens_BN)
+                return caption(params["vlm"], embeddings_BNC)[0]
 
-        self._caption_tokens = caption_tokens
+        # Gathered here, once: every process then has the captions of all.
+        self._caption_tokens = jax.jit(
+            caption_tokens, out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
+        self._mesh = mesh
+        sharding.check_rows(config.batch_size, mesh, "evaluate.batch_size")
 
     def captions(self, params: Params) -> list[str]:
-        """One caption an image."""
+        """One caption an image, on every process."""
         written: list[str] = []
         size = self._config.batch_size
+        rows = size // jax.process_count()
+        mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
         for start in range(0, len(self.images), size):
             if self._stop and self._stop.requested():
                 self._stop.exit()
             tokens = [image.image_tokens for image in self.images[start : start + size]]
             num_images = len(tokens)
             tokens += [tokens[-1]] * (size - num_images)  # one shape, one compilation
-            ids_BT = np.asarray(self._caption_tokens(params, np.stack(tokens)))[:num_images]
+            batch = sharding.put_batch({"image_tokens": np.stack(tokens[mine])}, self._mesh)
+            ids_BT = np.asarray(self._caption_tokens(params, batch["image_tokens"]))[:num_images]
             written += [self._vocabulary.decode(ids.tolist()) for ids in ids_BT]
         return written
 
@@ -130,13 +147,16 @@ class CaptionScorer:
 def run(config: Any, workdir: str) -> dict[str, Any]:
     """Evaluates and writes; returns the results."""
     cfg = config_lib.build(EvaluateConfig, config)
-    trained = load_trained(cfg.vlm, "vlm")
+    mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
+    trained = load_trained(cfg.vlm, "vlm", mesh=mesh, rules=rules)
     with StopSignal() as stop:
         fingerprints = {"tokenizer": trained.fingerprint("tokenizer")}
         data = config_lib.build(DataConfig, trained.config["data"])
-        scorer = CaptionScorer(trained.objective, cfg, data, fingerprints, stop)
-        captions = scorer.captions(jax.device_put(trained.params))
+        scorer = CaptionScorer(trained.objective, cfg, data, fingerprints, mesh, rules, stop)
+        captions = scorer.captions(trained.params)
     results = scorer.score(captions) | {"vlm": trained.provenance("vlm")}
+    if jax.process_index():
+        return results
     folder = pathlib.Path(workdir)
     write_json_lines(
         folder / "captions.jsonl",

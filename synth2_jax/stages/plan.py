@@ -147,11 +147,7 @@ class Planner:
         Raises:
           UserError: it needs more memory than a chip has.
         """
-        parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        if batch_size % parts:
-            raise UserError(
-                f"batch of {batch_size} rows cannot be split over {parts} chips (data x fsdp)"
-            )
+        sharding.check_rows(batch_size, self._mesh, "batch")
         lower = self._sampler if self._sampling else self._train_step
         program = lower(batch_size)
         start = time.monotonic()

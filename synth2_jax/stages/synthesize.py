@@ -14,10 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
+from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance
+from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance, read_manifest
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json, read_json_lines
 from synth2_jax.models.maskgit import Generator
@@ -41,6 +44,8 @@ class SynthesizeConfig:
     captions: folder that `synth2 captions` wrote.
     samples_per_caption: pictures of each caption.
     sampler, guidance: how tokens are drawn.
+    batch_size: pictures a batch, over the devices of one process.
+    mesh: where the generator lies, of the devices of one process: processes share no work.
     """
 
     generator: str
@@ -51,6 +56,7 @@ class SynthesizeConfig:
     batch_size: int = 256
     num_shards: int = 4
     seed: int = 0
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
         config_lib.check_counts(
@@ -61,7 +67,8 @@ class SynthesizeConfig:
 def run(config: Any, workdir: str) -> Manifest:
     """Synthesizes the pairs that are missing; returns the manifest."""
     cfg = config_lib.build(SynthesizeConfig, config)
-    trained = load_trained(cfg.generator, "generator")
+    mesh, rules = _local_mesh(cfg), sharding.axis_rules(cfg.mesh)
+    trained = load_trained(cfg.generator, "generator", mesh=mesh, rules=rules)
     generate = TokenGenerator(trained, cfg)
     folder = pathlib.Path(cfg.captions)
     distinct = _read_captions(folder / CAPTIONS)
@@ -92,7 +99,8 @@ def run(config: Any, workdir: str) -> Manifest:
         ),
         num_shards=cfg.num_shards,
     )
-    missing = writer.missing()
+    mine = range(jax.process_index(), cfg.num_shards, jax.process_count())
+    missing = [index for index in writer.missing() if index in mine]
     bounds = np.linspace(0, len(captions), cfg.num_shards + 1).astype(int)
     total = sum(int(bounds[i + 1] - bounds[i]) for i in missing)
     with StopSignal() as stop, Progress("synthesize", total, "pairs") as progress:
@@ -100,7 +108,7 @@ def run(config: Any, workdir: str) -> Manifest:
             numbers = range(bounds[index], bounds[index + 1])
             ids = []
             for start in range(0, len(numbers), cfg.batch_size):
-                if stop.requested():
+                if stop.received:
                     stop.exit()
                 part = numbers[start : start + cfg.batch_size]
                 ids.append(generate([captions[i] for i in part], part))
@@ -113,7 +121,12 @@ def run(config: Any, workdir: str) -> Manifest:
                     for i, row in zip(numbers, tokens, strict=True)
                 ],
             )
-    return writer.finish()
+    if jax.process_count() == 1:
+        return writer.finish()
+    multihost_utils.sync_global_devices("synthesize: all shards are there")
+    manifest = writer.finish() if jax.process_index() == 0 else None
+    multihost_utils.sync_global_devices("synthesize: the manifest is there")
+    return manifest or read_manifest(workdir)
 
 
 def make_generate_numbered(task: GeneratorTask, config: SynthesizeConfig) -> Callable:
@@ -138,7 +151,8 @@ class TokenGenerator:
     """Captions -> image token ids, in batches of one shape.
 
     Args:
-      trained: a generator; captions are tokenized by the vocabulary that it was trained with.
+      trained: a generator, on the mesh of `config` or in numpy arrays; captions are tokenized by
+        the vocabulary that it was trained with.
       config: sampler, guidance, batch size and seed are used.
     """
 
@@ -149,8 +163,15 @@ class TokenGenerator:
         self._vocabulary = load_vocabulary(
             config_lib.build(DataConfig, trained.config["data"]).vocabulary
         )
-        self._params = jax.device_put(trained.params)
-        self._generate = jax.jit(make_generate_numbered(task, config))
+        self._mesh = _local_mesh(config)
+        self._params = trained.params
+        generate = make_generate_numbered(task, config)
+
+        def generate_on_mesh(params, text_tokens_BT, numbers_B):
+            with sharding.constraints(self._mesh, sharding.axis_rules(config.mesh)):
+                return generate(params, text_tokens_BT, numbers_B)
+
+        self._generate = jax.jit(generate_on_mesh)
 
     def num_cut(self, captions: Sequence[str]) -> int:
         """How many lose their end; UserError on one of which nothing is left."""
@@ -170,7 +191,15 @@ class TokenGenerator:
         fill = self._batch_size - len(captions)
         text_BT = np.concatenate([text_BT, np.repeat(text_BT[-1:], fill, axis=0)])
         numbers_B = np.concatenate([np.asarray(numbers), np.zeros(fill)]).astype(np.uint32)
+        where = sharding.batch_sharding(self._mesh)
+        text_BT, numbers_B = jax.device_put((text_BT, numbers_B), where)
         return np.asarray(self._generate(self._params, text_BT, numbers_B))[: len(captions)]
+
+
+def _local_mesh(config: SynthesizeConfig) -> Mesh:
+    mesh = sharding.make_mesh(config.mesh, jax.local_devices())
+    sharding.check_rows(config.batch_size, mesh, "synthesize.batch_size")
+    return mesh
 
 
 def text_ids(captions: Sequence[str], vocabulary: Vocabulary, length: int) -> np.ndarray:

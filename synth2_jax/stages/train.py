@@ -4,13 +4,16 @@ Writes to the workdir: config.json, checkpoints/, metrics.jsonl and tensorboard/
 """
 
 import dataclasses
+import functools
 import operator
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
@@ -38,6 +41,13 @@ BUILT_ON = {
     "language_model": {},
     "generator": {"tokenizer": "tokenizer"},
     "vlm": {"tokenizer": "tokenizer", "language_model": "vlm/language_model"},
+}
+# Which part of each model's task reads text.
+TEXT_PARTS = {
+    "tokenizer": None,
+    "language_model": "language_model",
+    "generator": "generator.text_encoder",
+    "vlm": "vlm.language_model",
 }
 # What `pretrained` holds for each part.
 SOURCES = {
@@ -100,19 +110,20 @@ def run(config: Any, workdir: str) -> TrainState:
     resolved = config.to_dict()
     cfg, objective = build(config)
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
-    mesh = sharding.make_mesh(cfg.mesh)
-    initial_params, fingerprints = _pretrained(cfg, objective)
+    mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
+    initial_params, fingerprints = _pretrained(cfg, objective, mesh, rules)
     iterator = pipeline.train_iterator(
         cfg.data,
         cfg.model_name,
         tokenizer_fingerprint=fingerprints.get("tokenizer"),
         batch_spec=objective.batch_spec(cfg.data.batch_size // jax.process_count()),
-        limits=_limits(objective),
+        limits=_limits(cfg.model_name, objective),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    evaluate = _validation(cfg, objective, fingerprints)
-    write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
+    evaluate = _validation(cfg, objective, fingerprints, mesh, rules)
+    if jax.process_index() == 0:
+        write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
     writers = metrics_lib.make_writers(workdir, cfg.train.steps, cfg.model_name)
     try:
         return train(
@@ -127,7 +138,7 @@ def run(config: Any, workdir: str) -> TrainState:
             initial_params=initial_params,
             resolved_config=resolved,
             fingerprints=fingerprints,
-            rules=sharding.axis_rules(cfg.mesh),
+            rules=rules,
         )
     finally:
         for writer in writers:
@@ -142,7 +153,9 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     return cfg, objective
 
 
-def _pretrained(cfg: TrainConfig, objective: Objective) -> tuple[dict[str, Params], dict[str, str]]:
+def _pretrained(
+    cfg: TrainConfig, objective: Objective, mesh: Mesh, rules: sharding.AxisRules
+) -> tuple[dict[str, Params], dict[str, str]]:
     """Returns the frozen parts by parameter path, and their fingerprints by name."""
     built_on = dict(BUILT_ON[cfg.model_name])
     if cfg.model_name == "tokenizer" and objective.task.perceptual is None:
@@ -161,41 +174,58 @@ def _pretrained(cfg: TrainConfig, objective: Objective) -> tuple[dict[str, Param
             if cfg.data.source == "fake":
                 continue  # Speed and sharding do not depend on what the frozen weights are.
             raise UserError(f"config.pretrained.{part}: empty, expected {SOURCES[part]}")
-        params[path] = _load_part(part, source, objective)
+        params[path] = _load_part(part, source, objective, mesh, rules)
         fingerprints[part] = fingerprint(params[path])
     return params, fingerprints
 
 
-def _load_part(part: str, source: str, objective: Objective) -> Params:
+def _load_part(
+    part: str, source: str, objective: Objective, mesh: Mesh, rules: sharding.AxisRules
+) -> Params:
     if part == "perceptual":
         tensors = read_tensors(source, prefix="features.")
         return vgg.from_torchvision(tensors, objective.task.perceptual, source)
-    return load_trained(source, part).params[part]
+    return load_trained(source, part, mesh=mesh, rules=rules).params[part]
 
 
 def _validation(
-    cfg: TrainConfig, objective: Objective, fingerprints: Mapping[str, str]
+    cfg: TrainConfig,
+    objective: Objective,
+    fingerprints: Mapping[str, str],
+    mesh: Mesh,
+    rules: sharding.AxisRules,
 ) -> Callable[[TrainState], dict[str, float]] | None:
     """What `eval_every` calls; a mistake in its sections comes to light here, before training."""
     data, captions = cfg.validation.data, cfg.validation.captions
     if not cfg.train.eval_every or (data is None and captions is None):
         return None
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def losses(state: TrainState, batch):
         rngs = step_rngs(state.rng, 0)  # the same masks each time
-        return objective.loss(
-            state.params, state.model_state, batch, rngs, state.step, train=False
-        )[0]
+        with sharding.constraints(mesh, rules):
+            return objective.loss(
+                state.params, state.model_state, batch, rngs, state.step, train=False
+            )[0]
 
-    scorer = CaptionScorer(objective, captions, cfg.data, fingerprints) if captions else None
+    scorer = None
+    if captions:
+        scorer = CaptionScorer(objective, captions, cfg.data, fingerprints, mesh, rules)
 
     def held_out() -> Iterator[dict[str, np.ndarray]]:
         return pipeline.eval_batches(
-            data, cfg.model_name, tokenizer_fingerprint=fingerprints.get("tokenizer")
+            data,
+            cfg.model_name,
+            tokenizer_fingerprint=fingerprints.get("tokenizer"),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
-    if data is not None and not next(held_out())["valid"].all():
+    def is_full(batch: dict[str, np.ndarray]) -> bool:
+        """Whether no process has a row that only fills the batch up; removes their marks."""
+        return bool(sharding.over_devices(jnp.all, np.bool_(batch.pop("valid").all())))
+
+    if data is not None and not is_full(next(held_out())):
         raise UserError(
             f"config.validation.data: fewer examples than the {data.batch_size} of one batch"
         )
@@ -205,13 +235,10 @@ def _validation(
         if data is not None:
             merged = {}
             for _, batch in zip(range(cfg.validation.num_batches), held_out(), strict=False):
-                if not batch.pop("valid").all():
+                if not is_full(batch):
                     break  # A last, partly filled batch would count its filling.
-                merged = (
-                    metrics_lib.merge(merged, losses(state, batch))
-                    if merged
-                    else losses(state, batch)
-                )
+                found = losses(state, sharding.put_batch(batch, mesh))
+                merged = metrics_lib.merge(merged, found) if merged else found
             scalars |= metrics_lib.to_scalars(merged)
         if scorer:
             scalars |= scorer.scores(state.params)
@@ -222,13 +249,7 @@ def _validation(
 
 def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
     """The model's text length and vocabulary must be the data's, all of it validation's too."""
-    parts = {
-        "tokenizer": None,
-        "language_model": "language_model",
-        "generator": "generator.text_encoder",
-        "vlm": "vlm.language_model",
-    }
-    part = parts[cfg.model_name]
+    part = TEXT_PARTS[cfg.model_name]
     if part is None:
         return
     task = objective.task
@@ -255,8 +276,11 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
                 )
 
 
-def _limits(objective: Objective) -> dict[str, int]:
+def _limits(model_name: str, objective: Objective) -> dict[str, int]:
     """Upper ends of the integers in fake batches."""
-    task = objective.task
-    tokenizer = getattr(task, "tokenizer", None)
-    return {"image_tokens": tokenizer.codebook_size} if tokenizer else {}
+    limits, task = {}, objective.task
+    if tokenizer := getattr(task, "tokenizer", None):
+        limits["image_tokens"] = tokenizer.codebook_size
+    if part := TEXT_PARTS[model_name]:
+        limits["text_tokens"] = operator.attrgetter(part)(task).vocab_size
+    return limits

@@ -13,9 +13,11 @@ class FakeBatches:
     true half of the time, and always at the start of a row, so that no row counts nothing.
 
     Args:
-      spec: {name: ShapeDtypeStruct}, as `objective.batch_spec(batch_size)` returns it.
-      seed: of the batches; give each process its own.
+      spec: {name: ShapeDtypeStruct}, as `objective.batch_spec(batch_size)` returns it for the rows
+        of this process.
+      seed: of the batches.
       limits: {name: limit} of the integers, such as the vocabulary size; 16 where missing.
+      process_index, process_count: all draw the same batch, of which each takes its own rows.
     """
 
     def __init__(
@@ -23,10 +25,13 @@ class FakeBatches:
         spec: Mapping[str, jax.ShapeDtypeStruct],
         seed: int = 0,
         limits: Mapping[str, int] | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         self._spec = dict(spec)
         self._seed = seed
         self._limits = dict(limits or {})
+        self._process_index, self._process_count = process_index, process_count
         self._index = 0
 
     def __iter__(self) -> "FakeBatches":
@@ -45,8 +50,19 @@ class FakeBatches:
         """Goes on where `get_state` was called."""
         self._index = int(state)
 
+    def restart(self, state: bytes, step: int) -> str:
+        """Goes on with the very batches that follow: they do not depend on the processes."""
+        del step
+        self.set_state(state)
+        return "the data goes on exactly"
+
     def _random(self, rng: np.random.Generator, name: str) -> np.ndarray:
-        shape, dtype = self._spec[name].shape, np.dtype(self._spec[name].dtype)
+        rows, *rest = self._spec[name].shape
+        whole = self._draw(rng, name, (rows * self._process_count, *rest))
+        return whole[rows * self._process_index :][:rows]
+
+    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        dtype = np.dtype(self._spec[name].dtype)
         if dtype == np.bool_:
             array = rng.random(shape) < 0.5
             array[..., :1] = True

@@ -22,12 +22,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as managers
 
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, nearest
 from synth2_jax.training import train_state
 from synth2_jax.training.train_state import Params, TrainState
 
 FOLDER = "checkpoints"
+# How a full disk, or the end of a quota, is told by whoever meets it.
+FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 class DataIterator(Protocol):
@@ -42,6 +45,13 @@ class DataIterator(Protocol):
 
     def set_state(self, state: bytes) -> None: ...
 
+    def restart(self, state: bytes, step: int) -> str:
+        """Goes on from step `step` after a change of the number of processes.
+
+        `state` is one of those saved. Returns what holds of the order of the data, for the user.
+        """
+        ...
+
 
 class BytesHandler(ocp.CheckpointHandler):
     """Saves one bytes object a process. (Orbax's JSON and array handlers save one for all.)"""
@@ -49,16 +59,14 @@ class BytesHandler(ocp.CheckpointHandler):
     def save(self, directory: os.PathLike[str], args: "BytesSave") -> None:
         (pathlib.Path(directory) / _process_file()).write_bytes(args.item)
 
-    def restore(self, directory: os.PathLike[str], args: "BytesRestore") -> bytes:
+    def restore(self, directory: os.PathLike[str], args: "BytesRestore") -> tuple[bytes, int]:
+        """(this process's bytes, how many processes saved); the first's, where others saved."""
         del args
         path = pathlib.Path(directory) / _process_file()
-        if not path.exists():
-            found = sorted(entry.name for entry in path.parent.glob("*-of-*.bin"))
-            raise UserError(
-                f"{path.parent}: the data position was saved as {found}, expected {path.name}; "
-                "resume on as many processes as saved it"
-            )
-        return path.read_bytes()
+        if path.exists():
+            return path.read_bytes(), jax.process_count()
+        (path,) = path.parent.glob("0-of-*.bin")
+        return path.read_bytes(), int(path.stem.split("-")[-1])
 
     def close(self) -> None:
         pass
@@ -78,26 +86,61 @@ class BytesRestore(ocp.args.CheckpointArgs):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What `Checkpoints.restore` brings back; `iterator` is the argument of `set_state`."""
+    """What `Checkpoints.restore` brings back.
+
+    `iterator` is the argument of `set_state`, or of `restart` if others than `num_processes` run.
+    """
 
     state: TrainState
     iterator: bytes
+    num_processes: int
     config: dict[str, Any]
     fingerprints: dict[str, str]
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, as a context manager that waits for the saves.
 
     Args:
       workdir: of the run.
       keep: the last so many are kept.
+      keep_best: and so many of the highest `best_metric`.
+      best_metric: one of the metrics given to `save`.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], keep: int = 2):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        keep: int = 2,
+        keep_best: int = 0,
+        best_metric: str = "",
+    ):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        kept = [managers.LatestN(keep)]
+        if keep_best:
+            kept.append(
+                managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=managers.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._best_metric = best_metric
+        self._started: int | None = None  # the step of the newest save
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, exception_type, *exception_info) -> None:
+        if exception_type is None:
+            self.close()
+        else:  # What failed is on its way up; a save that fails as well must not take its place.
+            with contextlib.suppress(Exception):
+                self.close()
 
     def save(
         self,
@@ -105,25 +148,38 @@ class Checkpoints:
         iterator: DataIterator,
         config: Mapping[str, Any],
         fingerprints: Mapping[str, str],
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Starts saving; the state may be donated when this returns. A step is saved only once.
 
-        Raises what an earlier save, running in the background, has failed with.
+        `metrics` are what was measured at this very step, if anything was.
+
+        Raises:
+          UserError: the disk is full, now or when an earlier save went on in the background; or
+            the metrics lack `best_metric`.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state.params),
-                train=ocp.args.PyTreeSave(_train_item(state)),
-                iterator=BytesSave(iterator.get_state()),
-                config=ocp.args.JsonSave(dict(config)),
-                fingerprints=ocp.args.JsonSave(dict(fingerprints)),
-            ),
-            force=True,
-        )
+        if self._best_metric and metrics is not None and self._best_metric not in metrics:
+            raise UserError(
+                f"train.best_metric: {self._best_metric!r} is not measured; "
+                f"{nearest(self._best_metric, metrics)}"
+            )
+        with self._saving(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(state.params),
+                    train=ocp.args.PyTreeSave(_train_item(state)),
+                    iterator=BytesSave(iterator.get_state()),
+                    config=ocp.args.JsonSave(dict(config)),
+                    fingerprints=ocp.args.JsonSave(dict(fingerprints)),
+                ),
+                metrics=dict(metrics) if self._best_metric and metrics is not None else None,
+                force=True,
+            )
+            self._started = step
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None when there is none."""
@@ -162,16 +218,35 @@ class Checkpoints:
         return None
 
     def check_for_errors(self) -> None:
-        """Raises what a save in the background has failed with."""
-        self._manager.check_for_errors()
+        """Raises what a save in the background has failed with, as `save` does."""
+        with self._saving(self._started):
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Waits until every started save is complete, and raises what it failed with."""
-        self._manager.wait_until_finished()
+        with self._saving(self._started):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the saves and frees the threads."""
-        self._manager.close()
+        with self._saving(self._started):
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many types.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            full = next((text for text in FULL_DISK if text in reason), None)
+            good = [saved for saved in _complete_steps(self.folder) if saved != step]
+            line = (
+                f"{self.folder}: step {step} could not be saved: {full or reason:.300}; last good "
+                f"checkpoint: {f'step {good[-1]}' if good else 'none'}"
+            )
+            if full:
+                raise UserError(f"{line}; make room and give the same command") from error
+            raise RuntimeError(line) from error
 
     def _restore_step(self, step: int, layout: TrainState) -> Restored:
         train = _train_item(layout)
@@ -188,7 +263,7 @@ class Checkpoints:
             ),
         )
         state = layout.replace(params=found.params, **found.train)
-        return Restored(state, found.iterator, found.config, found.fingerprints)
+        return Restored(state, *found.iterator, found.config, found.fingerprints)
 
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:
@@ -202,6 +277,18 @@ class Checkpoints:
 def latest_step(path: str | os.PathLike[str]) -> int:
     """Returns the newest step in a workdir or its checkpoints folder; UserError without any."""
     return _steps(path)[1][-1]
+
+
+def read_description(
+    path: str | os.PathLike[str], step: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns (config, fingerprints) as saved; UserError as in `restore_params`."""
+    folder, _ = _steps(path)
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    items = {name: ocp.args.JsonRestore() for name in ("config", "fingerprints")}
+    with _readable(folder / str(step)):
+        found = checkpointer.restore(folder / str(step), args=ocp.args.Composite(**items))
+    return found.config, found.fingerprints
 
 
 def restore_params(
@@ -307,13 +394,17 @@ def _steps(path: str | os.PathLike[str]) -> tuple[pathlib.Path, list[int]]:
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder, expected the workdir of a training run")
-    # Others may name a folder by digits too; a step has parameters.
-    entries = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
-    steps = sorted(int(entry.name) for entry in entries if (entry / "params").is_dir())
+    steps = _complete_steps(folder)
     if not steps:
         found = sorted(entry.name for entry in folder.iterdir())[:8]
         raise UserError(f"{folder}: found {found or 'nothing'}, expected checkpoint steps")
     return folder, steps
+
+
+def _complete_steps(folder: pathlib.Path) -> list[int]:
+    # Others may name a folder by digits too; a step has parameters.
+    entries = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
+    return sorted(int(entry.name) for entry in entries if (entry / "params").is_dir())
 
 
 @contextlib.contextmanager

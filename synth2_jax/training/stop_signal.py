@@ -4,8 +4,10 @@ import signal
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+
+from synth2_jax import sharding
 
 EXIT_CODE = 128 + signal.SIGTERM  # 143: "stopped; the same command goes on"
 
@@ -21,6 +23,7 @@ class StopSignal:
     def __init__(self):
         self._received = False
         self._previous = None
+        self._asked: jax.Array | None = None
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -33,12 +36,22 @@ class StopSignal:
         if self._received and exception_type is None:
             self.exit()
 
+    @property
+    def received(self) -> bool:
+        """Whether this process was told to stop; for work that no other process waits for."""
+        return self._received
+
     def requested(self) -> bool:
-        """Returns whether any process was told to stop; with several, all must call it together."""
+        """Whether any process was told to stop before the last poll; all must poll alike.
+
+        Processes hear the signal at different steps, and one that left alone would hang the others.
+        The question rides along with the steps: what is asked at one poll is read at the next, so
+        that nobody waits for the answer.
+        """
         if jax.process_count() == 1:
             return self._received
-        # Processes hear the signal at different steps: one that left alone would hang the others.
-        return bool(multihost_utils.process_allgather(np.array(self._received)).any())
+        asked, self._asked = self._asked, sharding.over_devices(jnp.any, np.bool_(self._received))
+        return asked is not None and bool(asked)
 
     def exit(self) -> None:
         """Leaves the program with the code by which a launcher knows to run it again."""

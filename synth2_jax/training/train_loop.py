@@ -1,13 +1,11 @@
 """The training loop. Order is load-bearing in it: see the comments."""
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -19,13 +17,22 @@ from synth2_jax.training.metrics import Writer
 from synth2_jax.training.optimizer import Optimizer
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Objective, Params, TrainState, create_train_state
-from synth2_jax.training.train_step import compile_train_step
+from synth2_jax.training.train_step import check_batch, compile_train_step
 from synth2_jax.training.watch import Watch
+from synth2_jax.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainLoopConfig:
-    """Periods are in steps; `eval_every` of 0 never evaluates. The last step always saves."""
+    """Periods are in steps; `eval_every` of 0 never evaluates. The last step always saves.
+
+    Attributes:
+      keep: the newest so many checkpoints are kept.
+      keep_best: besides, so many that were best by `best_metric`; 0 for none.
+      best_metric: a name that evaluation gives, such as "validation/cider"; the higher the better.
+      watchdog_seconds: a run of which no step, with the compiling, evaluating and saving beside it,
+        has finished for so long tells where it hangs and ends with code 1; 0 waits for ever.
+    """
 
     steps: int
     seed: int = 0
@@ -33,10 +40,24 @@ class TrainLoopConfig:
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep: int = 2
+    keep_best: int = 0
+    best_metric: str = ""
+    watchdog_seconds: float = 1800.0
 
     def __post_init__(self):
         if min(self.steps, self.log_every, self.checkpoint_every, self.keep) < 1:
             raise ValueError("expected steps, log_every, checkpoint_every and keep of at least 1")
+        if min(self.keep_best, self.watchdog_seconds) < 0:
+            raise ValueError("expected keep_best and watchdog_seconds of at least 0")
+        if bool(self.keep_best) != bool(self.best_metric):
+            raise ValueError(
+                f"keep_best {self.keep_best} with best_metric {self.best_metric!r}, expected both "
+                "or neither"
+            )
+        if self.keep_best and not self.eval_every:
+            raise ValueError(
+                f"keep_best {self.keep_best} with eval_every 0, which measures nothing"
+            )
 
 
 def train(
@@ -76,17 +97,29 @@ def train(
     """
     fingerprints = dict(fingerprints or {})
     layout = train_state.state_layout(objective, tx, mesh, rules)
-    with StopSignal() as stop, contextlib.closing(Checkpoints(workdir, config.keep)) as checkpoints:
+    with (
+        StopSignal() as stop,
+        Watchdog(config.watchdog_seconds) as watchdog,
+        Checkpoints(workdir, config.keep, config.keep_best, config.best_metric) as checkpoints,
+    ):
         watch = Watch(writers, checkpoints, config.log_every, config.steps)
         state = _restore(checkpoints, layout, train_iterator, fingerprints)
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
         train_step = compile_train_step(objective, tx, layout, mesh, rules)
         first = step = int(state.step)
+        measured: Mapping[str, float] = {}
+        measured_at = -1
 
         def save() -> None:
             watch.settle()  # A step whose loss nobody has looked at may hold NaNs.
-            checkpoints.save(state, train_iterator, resolved_config or {}, fingerprints)
+            checkpoints.save(
+                state,
+                train_iterator,
+                resolved_config or {},
+                fingerprints,
+                measured if measured_at == step else None,
+            )
 
         while step < config.steps:
             # Saved before the iterator moves: state and data position are of the same step.
@@ -99,16 +132,18 @@ def train(
             with watch.input():
                 batch = next(train_iterator)
             if step == first:
-                _check_batch(batch, objective, mesh)
+                check_batch(batch, objective, mesh)
             state, metrics = train_step(state, sharding.put_batch(batch, mesh))
             step += 1
             # The device now works on this step, while the host looks at the one before.
             watch.settle()
             watch.add(step, metrics, getattr(train_iterator, "last_keys", ()))
+            watchdog.beat()
             if evaluate and _is_due(step, config.eval_every, config.steps):
                 watch.settle()
                 with watch.aside():
-                    watch.write(step, evaluate(state))
+                    measured, measured_at = evaluate(state), step
+                    watch.write(step, measured)
         if step > first:
             save()
     return state
@@ -134,26 +169,13 @@ def _restore(
                 f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
                 "another input needs another workdir"
             )
-    iterator.set_state(restored.iterator)
+    if restored.num_processes == jax.process_count():
+        iterator.set_state(restored.iterator)
+    else:
+        logging.warning(
+            "%s: saved by %d processes, this run has %d: %s",
+            *(checkpoints.folder, restored.num_processes, jax.process_count()),
+            iterator.restart(restored.iterator, int(restored.state.step)),
+        )
     logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
     return restored.state
-
-
-def _check_batch(batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mesh) -> None:
-    """Raises UserError unless the batch is what the objective and the mesh expect."""
-    rows = len(next(iter(batch.values()))) if batch else 0
-    spec = objective.batch_spec(rows)
-    found = {name: (array.shape, np.dtype(array.dtype).name) for name, array in batch.items()}
-    expected = {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in spec.items()}
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise UserError(
-                f"batch[{name!r}]: found {found.get(name, 'nothing')}, "
-                f"expected {expected.get(name, 'nothing')}"
-            )
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows * jax.process_count() % parts:
-        raise UserError(
-            f"batch of {rows * jax.process_count()} rows cannot be split over {parts} devices "
-            f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']})"
-        )

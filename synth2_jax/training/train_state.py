@@ -132,11 +132,16 @@ def state_layout(
 
     boxed = jax.eval_shape(boxed_state, jax.random.key(0))
     sharding.check_named(boxed.params)
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        nn.unbox(boxed),
-        sharding.state_shardings(boxed, mesh, rules),
-    )
+    return _with_shardings(boxed, mesh, rules)
+
+
+def params_layout(
+    objective: Objective, mesh: Mesh, rules: sharding.AxisRules = sharding.AXIS_RULES
+) -> Params:
+    """Returns the parameters of `state_layout`, for those who do not train."""
+    boxed = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
+    sharding.check_named(boxed)
+    return _with_shardings(boxed, mesh, rules)
 
 
 def create_train_state(
@@ -211,7 +216,17 @@ def _pretrained(initial_params: Mapping[str, Params], expected: FlatParams) -> F
     return placed
 
 
+def _with_shardings(boxed: Any, mesh: Mesh, rules: sharding.AxisRules) -> Any:
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        nn.unbox(boxed),
+        sharding.state_shardings(boxed, mesh, rules),
+    )
+
+
 def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Puts one array on the mesh; every process gives its own devices their parts."""
+    if isinstance(value, jax.Array):
+        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
     array = np.asarray(value).astype(leaf.dtype)
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synth2_jax import sharding
+from synth2_jax.errors import UserError
 from synth2_jax.training import train_state
 from synth2_jax.training.metrics import Metrics, mean
 from synth2_jax.training.optimizer import Optimizer
@@ -89,3 +91,18 @@ def compile_train_step(
         out_shardings=(places, everywhere),
         donate_argnums=0,
     )
+
+
+def check_batch(batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mesh) -> None:
+    """Raises UserError unless the batch is what the objective and the mesh expect."""
+    rows = len(next(iter(batch.values()))) if batch else 0
+    spec = objective.batch_spec(rows)
+    found = {name: (array.shape, np.dtype(array.dtype).name) for name, array in batch.items()}
+    expected = {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in spec.items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"batch[{name!r}]: found {found.get(name, 'nothing')}, "
+                f"expected {expected.get(name, 'nothing')}"
+            )
+    sharding.check_rows(rows * jax.process_count(), mesh, "batch")

@@ -4,19 +4,27 @@ import dataclasses
 import os
 from typing import Any
 
+from jax.sharding import Mesh
+
+from synth2_jax import sharding
 from synth2_jax.errors import UserError
-from synth2_jax.training.checkpoints import fingerprint, latest_step, restore_params
+from synth2_jax.training.checkpoints import (
+    fingerprint,
+    latest_step,
+    read_description,
+    restore_params,
+)
 from synth2_jax.training.objectives import make_objective
-from synth2_jax.training.train_state import Objective, Params
+from synth2_jax.training.train_state import Objective, Params, params_layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Parameters (numpy arrays) with the objective they were trained for.
+    """Parameters with the objective they were trained for.
 
     Attributes:
       objective: of training/objectives.py; `objective.task` holds the model's configs.
-      params: as listed at the top of objectives.py.
+      params: as listed at the top of objectives.py; numpy arrays, or parts of them on a mesh.
       config: the resolved config of the run.
       fingerprints: of what the run was trained on top of.
       path: the run's workdir.
@@ -40,8 +48,18 @@ class Trained:
         return {"checkpoint": name, "step": self.step, "fingerprint": self.fingerprint(part)}
 
 
-def load_trained(path: str, model_name: str, step: int | None = None) -> Trained:
+def load_trained(
+    path: str,
+    model_name: str,
+    step: int | None = None,
+    *,
+    mesh: Mesh | None = None,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
+) -> Trained:
     """Restores the newest (or given) checkpoint of a run; any number of devices will do.
+
+    With a mesh its devices read their own parts straight from the files; without one the whole
+    model is read into this process, as numpy arrays.
 
     Raises:
       UserError: no path, no checkpoint there, or a checkpoint of another kind of model.
@@ -51,9 +69,11 @@ def load_trained(path: str, model_name: str, step: int | None = None) -> Trained
             f"{model_name}: no checkpoint given, expected the workdir of a training run"
         )
     step = latest_step(path) if step is None else step
-    params, config, fingerprints = restore_params(path, step)
+    config, fingerprints = read_description(path, step)
     found = config.get("model_name")
     if found != model_name:
         raise UserError(f"{path}: holds a {found}, expected a {model_name}")
     objective = make_objective(model_name, config["model"])
+    layout = params_layout(objective, mesh, rules) if mesh else None
+    params, _, _ = restore_params(path, step, layout)
     return Trained(objective, params, config, fingerprints, str(path), step)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from synth2_jax import main
+from synth2_jax import main, sharding
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import read_references
 from synth2_jax.errors import UserError
@@ -22,6 +22,7 @@ from synth2_jax.training.trained import load_trained
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
 SCENES = DataConfig()
+MESH = sharding.make_mesh(sharding.MeshConfig())
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def scorer(chain, vlm, data=SCENES, **changes):
     )
     fingerprints = {"tokenizer": vlm.fingerprint("tokenizer")}
     config = dataclasses.replace(config, **changes)
-    return CaptionScorer(vlm.objective, config, data, fingerprints)
+    return CaptionScorer(vlm.objective, config, data, fingerprints, MESH)
 
 
 def test_results_hold_every_score_and_the_models_provenance(chain, evaluated, vlm):
@@ -112,7 +113,7 @@ def test_a_caption_depends_on_its_own_image_and_no_other(chain, vlm):
 def test_captions_are_asked_for_as_in_training(chain, vlm, tmp_path, monkeypatch):
     asked = []
 
-    def stop(objective, config, data, fingerprints, stop):
+    def stop(objective, config, data, *others):
         asked.append((data.prompt, data.vocabulary))
         raise UserError("enough")
 
@@ -175,7 +176,7 @@ def test_mistakes(chain, vlm, mistake, tmp_path):
     assert "no manifest.json" in line
     generator = load_trained(str(chain.path("generator")), "generator")
     with pytest.raises(UserError, match="a GeneratorObjective writes none"):
-        CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), SCENES, {"tokenizer": ""})
+        CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), SCENES, {}, MESH)
     for key in ("prompt", "vocabulary"):  # they are the VLM's own
         line = mistake(chain.evaluation(tmp_path, **{key: "x"}))
         assert line.startswith(f"config.{key}: unknown key")

@@ -121,9 +121,9 @@ def test_rematerialization_is_seen(tmp_path):
     ratios = []
     for remat in ("none", "full"):
         config = load_config(GENERATOR)
-        config.model.generator.maskgit.update({"scan_layers": True})
         with config.unlocked():
-            config.model.generator.maskgit.remat = remat
+            for part in ("maskgit", "text_encoder"):
+                config.model.generator[part].update({"scan_layers": True, "remat": remat})
         found = plan.run(config, str(tmp_path), topology="v5e:2x2", mesh="fsdp=4", batch="64")
         ratios.append(found["flops_ratio"])
     assert ratios[0] < 1.1 and 1.15 < ratios[1] < 1.35  # a forward pass again is up to a third
@@ -148,7 +148,7 @@ def test_the_sampler(tmp_path, capsys):
     [
         ({"batch": str(2**22)}, "does not fit a chip's memory: a batch of 4194304 needs"),
         ({"mesh": "data=3"}, "data=3 fsdp=1 tensor=1 does not fit 4 devices"),
-        ({"batch": "63"}, "batch of 63 rows cannot be split over 4 chips"),
+        ({"batch": "63"}, "batch: found 63 rows, which cannot be split over 4 devices"),
     ],
 )
 def test_what_cannot_be(tmp_path, options, message):

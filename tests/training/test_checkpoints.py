@@ -124,13 +124,33 @@ def test_another_optimizer_is_an_error_of_one_line_and_loses_no_checkpoint(tmp_p
     assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
-def test_an_iterator_of_another_process_count_is_an_error(tmp_path, mesh):
+def test_a_position_saved_by_other_processes_says_so(tmp_path, mesh):
     layout, state = layout_and_state(mesh)
     save_steps(tmp_path, state, [1])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(layout).num_processes == 1
     folder = tmp_path / "checkpoints" / "1" / "iterator"
-    (folder / "0-of-1.bin").rename(folder / "0-of-2.bin")
-    with pytest.raises(UserError, match=r"saved as \['0-of-2.bin'\], expected 0-of-1.bin"):
-        Checkpoints(tmp_path).restore(layout)
+    (folder / "0-of-1.bin").rename(folder / "0-of-3.bin")
+    (folder / "2-of-3.bin").write_bytes(b"another's")
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(layout)
+    assert (restored.iterator, restored.num_processes) == (b"1", 3)
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path, mesh):
+    _, state = layout_and_state(mesh)
+    scores = {1: 0.5, 2: 0.9, 3: 0.1, 4: None, 5: 0.2}
+    with Checkpoints(tmp_path, keep=1, keep_best=2, best_metric="score") as checkpoints:
+        for step, score in scores.items():
+            metrics = None if score is None else {"score": score, "other": -score}
+            batches = FakeBatches(ToyObjective().batch_spec(2))
+            saved = state.replace(step=jnp.int32(step))
+            checkpoints.save(saved, batches, CONFIG, FINGERPRINTS, metrics)
+        with pytest.raises(UserError, match="'score' is not measured; .*one of: scores"):
+            saved = state.replace(step=jnp.int32(6))
+            checkpoints.save(saved, batches, CONFIG, FINGERPRINTS, {"scores": 1.0})
+    found = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
+    assert found == [1, 2, 5]
 
 
 def test_parameters_alone_come_as_numpy_or_where_they_are_asked_to(tmp_path, mesh):

@@ -395,9 +395,9 @@ def test_the_batch_must_split_over_the_mesh(tmp_path):
     mesh = json.dumps({"data": 2, "fsdp": 2})
     command = [sys.executable, "-c", code, str(tmp_path), "2", "0", mesh]
     process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert "UserError: batch of 6 rows cannot be split" in "".join(process.stderr).replace(
-        "synth2_jax.errors.", ""
-    )
+    assert "UserError: batch: found 6 rows, which cannot be split" in "".join(
+        process.stderr
+    ).replace("synth2_jax.errors.", "")
 
 
 def test_the_loop_stays_readable():

@@ -1,0 +1,191 @@
+"""Several processes as one program: their start, the roll call before it, and how they end.
+
+A launcher gives each process (launch/tpu_worker.sh does):
+
+    SYNTH2_COORDINATOR=HOST:PORT   of process 0
+    SYNTH2_NUM_PROCESSES=N
+    SYNTH2_PROCESS_ID=I            0 to N - 1
+    SYNTH2_NUM_DEVICES=D           of all processes together; may be left out
+    SYNTH2_START_SECONDS=300       how long a process waits for the others; may be left out
+
+JAX aborts a process whose companions do not come, with a stack trace and no word on who is
+missing. So the processes first call the roll among themselves, on the coordinator's own port before
+JAX takes it, and everyone learns who was found.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+
+_PREFIX = "SYNTH2_"
+# Compiling for minutes must not look like death; who is really dead is found by the watchdog.
+_HEARTBEAT_SECONDS = 600
+_POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """What the launcher said: see the file's docstring."""
+
+    host: str
+    port: int
+    num_processes: int
+    process_id: int
+    num_devices: int | None = None
+    start_seconds: float = 300.0
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Processes | None:
+    """What this process is one of; None when it is alone.
+
+    Raises:
+      UserError: a variable is missing or no number.
+    """
+    coordinator = environ.get(f"{_PREFIX}COORDINATOR")
+    if coordinator is None:
+        return None
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{_PREFIX}COORDINATOR: found {coordinator!r}, expected HOST:PORT")
+    processes = Processes(
+        host,
+        int(port),
+        _whole(environ, "NUM_PROCESSES"),
+        _whole(environ, "PROCESS_ID"),
+        _whole(environ, "NUM_DEVICES") if f"{_PREFIX}NUM_DEVICES" in environ else None,
+        float(environ.get(f"{_PREFIX}START_SECONDS", 300)),
+    )
+    if not processes.process_id < processes.num_processes:
+        raise UserError(
+            f"{_PREFIX}PROCESS_ID: found {processes.process_id}, expected 0 to "
+            f"{processes.num_processes - 1}, of {_PREFIX}NUM_PROCESSES"
+        )
+    return processes
+
+
+def start(processes: Processes) -> None:
+    """Joins the others, and checks what came together: processes, devices, a sum over all chips.
+
+    Raises:
+      UserError: someone or something is missing; it says what was expected and found.
+    """
+    roll_call(processes)
+    jax.distributed.initialize(
+        f"{processes.host}:{processes.port}",
+        processes.num_processes,
+        processes.process_id,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+    _check("processes", jax.process_count(), processes.num_processes)
+    if processes.num_devices is not None:
+        _check("devices", jax.device_count(), processes.num_devices)
+    ones = int(sharding.over_devices(jnp.sum, np.int32(1)))
+    _check("as the sum of a 1 from every device", ones, jax.device_count())
+
+
+def leave(code: int) -> None:
+    """Ends this process at once. An orderly exit would wait for the others, who may be dead."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def roll_call(processes: Processes) -> None:
+    """Returns when all processes are there and agree on their number.
+
+    Raises:
+      UserError: on every process alike, after `start_seconds` or as soon as two contradict.
+    """
+    error = _answer(processes) if processes.process_id else _call(processes)
+    if error:
+        raise UserError(f"preflight: {error}")
+
+
+def _call(processes: Processes) -> str:
+    """Process 0: waits for the others, then tells all of them what was wrong, if anything."""
+    deadline = time.monotonic() + processes.start_seconds
+    present: dict[int, socket.socket] = {}
+    error = ""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(
+            socket.create_server(("", processes.port), backlog=processes.num_processes)
+        )
+        listener.settimeout(_POLL_SECONDS)
+        while len(present) < processes.num_processes - 1 and not error:
+            if time.monotonic() > deadline:
+                found = [0, *sorted(present)]
+                error = (
+                    f"expected {processes.num_processes} processes, found {len(found)} within "
+                    f"{processes.start_seconds:.0f} s: {', '.join(map(str, found))}"
+                )
+                break
+            try:
+                connection = stack.enter_context(listener.accept()[0])
+            except TimeoutError:
+                continue
+            connection.settimeout(5.0)
+            try:
+                said = json.loads(connection.makefile("r").readline())
+                other, expects = said["process"], said["processes"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # a stranger
+            if expects != processes.num_processes:
+                error = (
+                    f"process 0 expected {processes.num_processes} processes, found process "
+                    f"{other}, which expected {expects}"
+                )
+            elif other in present:
+                error = f"expected one process {other}, found two"
+            present[len(present) + processes.num_processes if error else other] = connection
+        for connection in present.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps({"error": error}).encode() + b"\n")
+    return error
+
+
+def _answer(processes: Processes) -> str:
+    """Another process: reports to process 0 and hears from it."""
+    deadline = time.monotonic() + processes.start_seconds
+    said = {"process": processes.process_id, "processes": processes.num_processes}
+    reason = "nobody answers"
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((processes.host, processes.port), timeout=5.0) as link:
+                link.sendall(json.dumps(said).encode() + b"\n")
+                # Process 0 counts its own seconds, which may have begun later than these.
+                link.settimeout(processes.start_seconds + 30)
+                return str(json.loads(link.makefile("r").readline())["error"])
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error)
+            time.sleep(_POLL_SECONDS)
+    return (
+        f"process {processes.process_id} found no process 0 at {processes.host}:{processes.port} "
+        f"within {processes.start_seconds:.0f} s ({reason})"
+    )
+
+
+def _check(what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise UserError(f"preflight: expected {expected} {what}, found {found}")
+
+
+def _whole(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(f"{_PREFIX}{name}", "")
+    if not text.isdecimal():
+        raise UserError(
+            f"{_PREFIX}{name}: found {text or 'nothing'!r}, expected a whole number, for "
+            f"{_PREFIX}COORDINATOR is set"
+        )
+    return int(text)
