@@ -1,0 +1,345 @@
+"""launch/tpu_run.sh against a gcloud that plays a TPU's states, and on this machine."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+SCRIPTS = ("tpu_run.sh", "tpu_worker.sh", "queued_resource.sh")
+
+GCLOUD = (REPOSITORY / "tests" / "data" / "fake_gcloud.sh").read_text()
+
+# What launch/environment.sh leaves: a Python that does nothing and the program under test.
+ENVIRONMENT = """#!/usr/bin/env bash
+mkdir -p .venv/bin && ln -sf /bin/true .venv/bin/python && ln -sf "$PROGRAM" .venv/bin/synth2
+"""
+
+TELL = 'echo "$SYNTH2_PROCESS_ID of $SYNTH2_NUM_PROCESSES at $SYNTH2_COORDINATOR: $*"'
+CREATE = ("--type=v5litepod-8", "--runtime-version=v2")
+TRAIN = ("--", "--config=c.py", "--workdir=/mnt/a b")
+
+
+class Launcher:
+    """A made-up checkout in a path with a space, a cloud beside it, and a program."""
+
+    def __init__(self, folder):
+        self.root, self.cloud = folder / "my checkout", folder / "cloud"
+        (self.root / "launch").mkdir(parents=True)
+        self.cloud.mkdir()
+        for script in SCRIPTS:
+            shutil.copy(REPOSITORY / "launch" / script, self.root / "launch" / script)
+        self.write(self.root / "launch" / "environment.sh", ENVIRONMENT)
+        self.write(folder / "bin" / "gcloud", GCLOUD)
+        self.program = folder / "program"
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(self.root)]
+        for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+            subprocess.run([*git, *arguments], check=True)
+        self.environ = {
+            **os.environ,
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "CLOUD": str(self.cloud),
+            "PROGRAM": str(self.program),
+            "SYNTH2_POLL_SECONDS": "0.1",
+            "SYNTH2_GRACE_SECONDS": "1",
+        }
+        self.runs(TELL)
+
+    def write(self, path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def runs(self, text):
+        """The program that workers run; $TRY counts its starts on a worker."""
+        count = 'TRY=$(($(cat .tries 2>/dev/null || echo 0) + 1)); echo "$TRY" >.tries'
+        self.write(self.program, f"#!/usr/bin/env bash\n{count}\n{text}\n")
+
+    def becomes(self, number, *states):
+        (self.cloud / f"next-{number}").write_text("".join(f"{state}\n" for state in states))
+
+    def start(self, *arguments, **environ):
+        return subprocess.Popen(
+            [self.root / "launch" / "tpu_run.sh", *arguments],
+            env={**self.environ, **environ},
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments, **environ):
+        process = self.start(*arguments, **environ)
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def calls(self, *words):
+        """The calls of gcloud that hold all of these words."""
+        path = self.cloud / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if all(word in line for word in words)]
+
+    def log(self, worker, number=1, name="pod"):
+        return (self.root / f"logs/{name}/try-{number}/worker-{worker}.log").read_text()
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    return Launcher(tmp_path)
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["strat", "pod"], "found command 'strat', expected create, attach, run,"),
+        (["run"], "run: found 'nothing', expected a NAME"),
+        (["run", "pod"], "run: found nothing to run, expected -- [STAGE] ARGUMENTS"),
+        (["run", "pod", "--zoen=a", *TRAIN], "found '--zoen=a', expected one of the options"),
+        (["run", "pod", "--max-retries=few", *TRAIN], "found 'few', expected a whole number"),
+        (["run", "pod", "--mount=bucket", *TRAIN], "found '--mount=bucket', expected one of"),
+        (
+            ["run", "pod", "--", "--workdir=gs://b/c"],
+            "--workdir=gs://b/c: expected a path that every worker sees, such as one of --mount",
+        ),
+        (["run", "pod", *TRAIN], "pod does not exist; to create it: found no --type=TYPE"),
+        (["create", "pod", "--type=a"], "to create it: found no --runtime-version=VERSION"),
+        (["attach", "pod"], "pod: found no TPU VM that is ready, expected one"),
+        (["logs", "pod"], "found no logs, expected those of a run"),
+        (["local", "two", "--config=c"], "local: found 'two', expected how many processes"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(launcher, arguments, message):
+    done = launcher.run(*arguments)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if message in line]
+    assert len(lines) == 1 and lines[0].startswith("tpu_run: ")
+
+
+def test_help():
+    done = subprocess.run(
+        [REPOSITORY / "launch" / "tpu_run.sh", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Exit codes:" in done.stdout
+
+
+# --- creating ---
+
+
+@pytest.mark.parametrize("model", [[], ["--spot"], ["--reserved"]])
+def test_create_asks_and_waits(launcher, model):
+    launcher.becomes(0, "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+    done = launcher.run("create", "pod", "--zone=z", "--project=p", *CREATE, *model)
+    assert done.returncode == 0
+    (call,) = launcher.calls("create")
+    expected = "--node-id=pod --accelerator-type=v5litepod-8 --runtime-version=v2"
+    assert expected in call and call.endswith(" ".join([*model, "--zone=z", "--project=p"]))
+    for state in ("none", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"):
+        assert f"queued resource pod: {state}" in done.stderr
+    assert "pod still exists and costs; delete it by: launch/tpu_run.sh delete pod" in done.stderr
+
+
+def test_a_request_that_failed_is_told_and_deleted(launcher):
+    launcher.becomes(0, "WAITING_FOR_RESOURCES", "FAILED")
+    done = launcher.run("create", "pod", *CREATE)
+    assert done.returncode == 1
+    assert "the request failed: no capacity in this zone" in done.stderr
+    assert len(launcher.calls("delete", "--force")) == 1
+    assert "still exists" not in done.stderr
+
+
+def test_what_is_suspended_is_deleted_before_it_is_asked_for_again(launcher):
+    (launcher.cloud / "resource").write_text("SUSPENDED\n")
+    assert launcher.run("create", "pod", *CREATE).returncode == 0
+    order = [line.split()[3] for line in launcher.calls() if "describe" not in line]
+    assert order == ["delete", "create"]
+
+
+@pytest.mark.parametrize("command", ["create", "run", "attach", "status", "stop", "delete"])
+def test_a_dry_run_prints_the_commands_and_calls_none(launcher, command):
+    more = [*CREATE, *TRAIN] if command == "run" else CREATE
+    done = launcher.run(command, "pod", "--dry-run", *more)
+    assert done.returncode == 0 and launcher.calls() == []
+    lines = done.stdout.splitlines()
+    assert lines and all(line.startswith("gcloud compute tpus ") for line in lines)
+    assert not (launcher.root / "logs").exists()
+    if command == "run":
+        assert "launch/tpu_worker.sh" in lines[-1] and "train" in lines[-1]
+
+
+# --- running ---
+
+
+def test_every_worker_runs_with_one_coordinator(launcher):
+    done = launcher.run("run", "pod", *CREATE, *TRAIN)
+    assert done.returncode == 0
+    for worker in (0, 1):
+        line = f"{worker} of 2 at 10.0.0.1:8476: train --config=c.py --workdir=/mnt/a b"
+        assert launcher.log(worker).splitlines() == [line]
+        assert f"[{worker}] {line}" in done.stdout
+    assert "pod still exists and costs" in done.stderr
+
+
+def test_a_stage_can_be_named(launcher):
+    done = launcher.run("run", "pod", *CREATE, "--", "evaluate", "--config=c.py")
+    assert ": evaluate --config=c.py" in done.stdout
+
+
+def test_the_worker_that_failed_first_is_named_and_the_others_are_ended(launcher):
+    launcher.runs('if [ "$SYNTH2_PROCESS_ID" = 1 ]; then exit 7; fi; exec sleep 60')
+    start = time.monotonic()
+    done = launcher.run("run", "pod", *CREATE, *TRAIN)
+    assert done.returncode == 7 and time.monotonic() - start < 30
+    assert "worker 1 failed with code 7; its log: " in done.stderr
+    assert len(launcher.calls("create")) == 1
+
+
+@pytest.mark.parametrize("code", [1, 2, 143])
+def test_what_is_not_preempted_is_not_tried_again(launcher, code):
+    launcher.runs(f"exit {code}")
+    assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == code
+    assert len(launcher.calls("create")) == 1 and launcher.calls("delete") == []
+
+
+PREEMPTED = 'if [ "$TRY" = 1 ]; then {what}; exit {code}; fi'
+
+
+@pytest.mark.parametrize(
+    "what, code",
+    [
+        ('echo SUSPENDED >"$CLOUD/resource"', 143),
+        ('echo PREEMPTED >"$CLOUD/node"', 255),
+    ],
+)
+def test_preempted_it_is_created_anew_and_goes_on(launcher, what, code):
+    launcher.runs(PREEMPTED.format(what=what, code=code) + f"; sleep 0.5; {TELL}")
+    done = launcher.run("run", "pod", *CREATE, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert "creating it anew, retry 1 of 10" in done.stderr
+    order = [line.split()[3] for line in launcher.calls("queued") if "describe" not in line]
+    assert order == ["create", "delete", "create"]
+    assert "0 of 2" in launcher.log(0, number=2) and launcher.log(0, number=1) == ""
+
+
+def test_retries_end(launcher):
+    launcher.runs('echo SUSPENDED >"$CLOUD/resource"; exit 1')
+    done = launcher.run("run", "pod", "--max-retries=2", *CREATE, *TRAIN)
+    assert done.returncode == 1
+    assert "preempted 3 times, more than --max-retries=2" in done.stderr
+    assert len(launcher.calls("create")) == 3
+
+
+def test_a_users_mistake_is_not_tried_again_even_when_preempted(launcher):
+    launcher.runs('echo SUSPENDED >"$CLOUD/resource"; exit 2')
+    assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == 2
+    assert len(launcher.calls("create")) == 1
+
+
+def test_a_vm_that_is_there_already(launcher):
+    (launcher.cloud / "node").write_text("READY\n")
+    assert launcher.run("attach", "pod").returncode == 0
+    launcher.runs("exit 1")
+    assert launcher.run("run", "pod", *TRAIN).returncode == 1
+    assert launcher.calls("create") == launcher.calls("delete") == []
+
+
+def test_a_bucket_is_mounted_on_every_worker(launcher):
+    launcher.write(pathlib.Path(launcher.environ["PATH"].split(":")[0]) / "sudo", "#!/bin/sh\n")
+    launcher.run("run", "pod", "--dry-run", "--mount=runs:/mnt/runs", *CREATE, *TRAIN)
+    done = launcher.run("run", "pod", "--dry-run", "--mount=runs:/mnt/runs", *CREATE, *TRAIN)
+    assert r"gcsfuse\ -o\ allow_other\ runs\ /mnt/runs" in done.stdout
+
+
+# --- ending ---
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+SAVES = """trap 'echo saved; exit 143' TERM
+echo running
+while :; do sleep 0.1; done"""
+
+
+@pytest.mark.parametrize("delete", [True, False])
+def test_a_signal_stops_the_program_which_saves(launcher, delete):
+    launcher.runs(SAVES)
+    more = ["--delete-on-exit"] if delete else []
+    process = launcher.start("run", "pod", *CREATE, *more, *TRAIN)
+    logs = [launcher.root / f"logs/pod/try-1/worker-{i}.log" for i in (0, 1)]
+    wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert all("saved" in log.read_text() for log in logs)
+    assert (len(launcher.calls("delete", "--force")) == 1) == delete
+    assert ("still exists and costs" in err) != delete
+
+
+def test_stop_status_and_logs_from_another_terminal(launcher):
+    launcher.runs(SAVES)
+    process = launcher.start("run", "pod", *CREATE, *TRAIN)
+    logs = [launcher.root / f"logs/pod/try-1/worker-{i}.log" for i in (0, 1)]
+    wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs))
+    status = launcher.run("status", "pod")
+    assert "queued resource: ACTIVE" in status.stderr and "TPU VM: READY" in status.stderr
+    assert status.stdout.count("running") == 2
+    assert launcher.run("stop", "pod").returncode == 0
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert launcher.run("logs", "pod").stdout.count("saved") == 2
+
+
+def test_delete(launcher):
+    launcher.run("create", "pod", *CREATE)
+    assert launcher.run("delete", "pod").returncode == 0
+    assert not (launcher.cloud / "resource").exists()
+
+
+# --- this machine ---
+
+
+def local(launcher, *arguments, number="3"):
+    return launcher.start(
+        "local", number, *arguments, "--config=c.py", SYNTH2_PROGRAM=str(launcher.program)
+    )
+
+
+def test_local_starts_processes_by_the_same_worker_script(launcher):
+    launcher.runs(TELL + '; echo "$SYNTH2_NUM_DEVICES $JAX_PLATFORMS $XLA_FLAGS"')
+    out, err = local(launcher, "--devices-per-process", "2").communicate(timeout=30)
+    for worker in range(3):
+        lines = launcher.log(worker, name="3").splitlines()
+        assert lines[0].startswith(f"{worker} of 3 at 127.0.0.1:")
+        assert lines[0].endswith(": train --config=c.py")
+        assert lines[1].startswith("6 cpu ") and lines[1].endswith("device_count=2")
+    assert launcher.calls() == []
+
+
+def test_local_names_the_process_that_was_killed(launcher):
+    launcher.runs('if [ "$SYNTH2_PROCESS_ID" = 2 ]; then kill -9 $$; fi; exec sleep 60')
+    process = local(launcher)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 137
+    assert "worker 2 failed with code 137" in err
+
+
+def test_local_passes_a_signal_on(launcher):
+    launcher.runs(SAVES)
+    process = local(launcher, number="2")
+    logs = [launcher.root / f"logs/2/try-1/worker-{i}.log" for i in (0, 1)]
+    wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert all("saved" in log.read_text() for log in logs)
