@@ -86,6 +86,11 @@ def console() -> None:
         if not processes:
             raise
         traceback.print_exc()
+        print(
+            f"synth2: process {processes.process_id} of {processes.num_processes} ends here; if a "
+            "connection was lost, another one failed before it",
+            file=sys.stderr,
+        )
         code = 1
     if code and processes:
         distributed.leave(code)

@@ -318,7 +318,9 @@ def _example(pair: Pair, provenance: Provenance) -> bytes:
         )
         for field, value in zip(FIELDS, values, strict=True)
     }
-    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(
+        deterministic=True  # the same pairs are the same bytes, whichever process writes them
+    )
 
 
 def _comparable(provenance: Provenance) -> dict[str, Any]:

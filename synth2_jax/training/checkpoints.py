@@ -166,6 +166,7 @@ class Checkpoints:
                 f"train.best_metric: {self._best_metric!r} is not measured; "
                 f"{nearest(self._best_metric, metrics)}"
             )
+        self.wait()  # one save at a time; an earlier one's failure is told as its own
         with self._saving(step):
             self._manager.save(
                 step,

@@ -1,0 +1,198 @@
+"""A pod of real processes trains as one device does, and survives what pods meet."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from synth2_jax.training.checkpoints import fingerprint, latest_step, restore_params
+from synth2_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+STEPS = 50
+TRAIN = (
+    "train",
+    "--config=configs/scenes/language_model.py:tiny",
+    "--config.data.source=fake",
+    "--config.model.language_model.scan_layers=true",
+    f"--config.train.steps={STEPS}",
+    "--config.train.checkpoint_every=10",
+    "--config.train.log_every=1",
+    "--config.train.watchdog_seconds=60",
+    "--config.optimizer.learning_rate=1e-3",  # Adam's larger steps on noise grow every rounding
+)
+MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+
+# argv: WORKDIR DATA FSDP TENSOR. Prints what the newest checkpoint holds, restored on such a mesh.
+RESTORE = """
+import sys
+from synth2_jax import sharding
+from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.trained import load_trained
+
+mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, sys.argv[2:])))
+params = load_trained(sys.argv[1], "language_model", mesh=mesh).params
+assert params["language_model"]["embed"]["embedding"].sharding.mesh == mesh
+print(fingerprint(params))
+"""
+
+
+def losses(workdir):
+    return {r["step"]: r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r}
+
+
+def saved_steps(workdir):
+    folder = workdir / "checkpoints"
+    return {int(p.name) for p in folder.glob("*") if p.name.isdecimal()}
+
+
+def params_of(workdir):
+    return fingerprint(restore_params(workdir)[0])
+
+
+@pytest.fixture(scope="module")
+def straight(pod, tmp_path_factory):
+    """The workdir of four processes with two devices each that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("straight")
+    with pod(4, devices=2).start(*TRAIN, *MESH, f"--workdir={workdir}") as processes:
+        assert processes.codes() == [0] * 4, processes.log(0)[-3000:]
+    return workdir
+
+
+def test_its_losses_are_those_of_one_device(straight, pod, tmp_path):
+    with pod(1).start(*TRAIN, f"--workdir={tmp_path}") as process:
+        assert process.codes() == [0]
+    expected = losses(tmp_path)
+    assert len(expected) == STEPS and len(set(expected.values())) == STEPS
+    assert losses(straight) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 1), (1, 4, 2)])
+def test_what_it_saved_opens_on_any_mesh_bit_for_bit(straight, mesh):
+    devices = mesh[0] * mesh[1] * mesh[2]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", RESTORE, str(straight), *map(str, mesh)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == params_of(straight)
+
+
+def test_stopped_and_killed_it_ends_as_if_nothing_had_happened(straight, pod, tmp_path):
+    train = (*TRAIN, *MESH, f"--workdir={tmp_path}")
+
+    # SIGTERM to all: they agree on a step, save it, and leave with the code that means "again".
+    with pod(4, devices=2).start(*train) as processes:
+        processes.wait_for(lambda: len(losses_so_far(tmp_path)) > 3)
+        for process in processes.processes:
+            process.send_signal(signal.SIGTERM)
+        assert processes.codes() == [143] * 4
+    stopped = latest_step(tmp_path)
+    assert stopped in losses_so_far(tmp_path) and stopped < STEPS
+
+    # kill -9 of one: the others end with a message well before the watchdog would have bitten.
+    with pod(4, devices=2).start(*train) as processes:
+        processes.wait_for(lambda: max(losses_so_far(tmp_path)) > stopped + 2)
+        processes.processes[2].kill()
+        codes = processes.codes(timeout=90)
+        assert codes[2] == -signal.SIGKILL and all(code not in (0, 2, 143) for code in codes)
+        for index in (0, 1, 3):
+            assert "Error" in processes.log(index) or "watchdog:" in processes.log(index)
+
+    with pod(4, devices=2).start(*train) as processes:
+        assert processes.codes() == [0] * 4, processes.log(0)[-3000:]
+    assert losses(tmp_path) == losses(straight)
+    assert params_of(tmp_path) == params_of(straight)
+
+
+def losses_so_far(workdir):
+    return losses(workdir) if (workdir / "metrics.jsonl").exists() else {}
+
+
+def test_another_number_of_processes_goes_on_and_is_told_what_holds(straight, pod, tmp_path):
+    first = (*TRAIN, f"--workdir={tmp_path}", f"--config.train.steps={STEPS // 2}")
+    with pod(1).start(*first) as process:
+        assert process.codes() == [0]
+    rest = (*TRAIN, "--config.mesh.fsdp=2", f"--workdir={tmp_path}")
+    with pod(2).start(*rest) as processes:
+        assert processes.codes() == [0, 0], processes.log(0)[-3000:]
+        assert "saved by 1 processes, this run has 2: the data goes on exactly" in processes.log(0)
+    # The learning rate's fall ends with the run, so only the data and its effect are compared.
+    assert set(losses(tmp_path)) == set(losses(straight))
+
+
+def test_killed_while_it_saves_it_goes_on_from_the_step_before(pod, tmp_path):
+    train = (*TRAIN, f"--workdir={tmp_path}", "--config.train.checkpoint_every=5")
+
+    def is_saving_another():
+        half = list((tmp_path / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        return half and saved_steps(tmp_path)
+
+    with pod(1).start(*train) as process:
+        process.wait_for(is_saving_another)
+        process.processes[0].kill()
+        process.codes()
+    good = max(saved_steps(tmp_path))
+    with pod(1).start(*train, "--verbose") as process:
+        assert process.codes() == [0]
+        assert f"resumed at step {good} from" in process.log(0)
+    assert not list((tmp_path / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(pod, tmp_path):
+    first = (*TRAIN, *MESH, f"--workdir={tmp_path}", "--config.train.steps=20")
+    with pod(4, devices=2).start(*first) as processes:
+        assert processes.codes() == [0] * 4
+    for path in (tmp_path / "checkpoints" / "20" / "params").rglob("d/*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pod(4, devices=2).start(*TRAIN, *MESH, f"--workdir={tmp_path}") as processes:
+        assert processes.codes() == [0] * 4, processes.log(0)[-3000:]
+        assert f"{tmp_path}/checkpoints/20 cannot be read" in processes.log(0)
+    assert (tmp_path / "checkpoints" / "unreadable-20").is_dir()
+
+
+# argv: FOLDER COMMAND... In a file system of 40 MB of its own, which the run fills. The last lines
+# show what the disk held at the end, since it is gone with the process.
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=40m small "$1" || exit 99
+folder=$1
+shift
+"$@"
+code=$?
+ls "$folder/run/checkpoints"
+exit $code
+"""
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    command = [sys.executable, "-m", "synth2_jax.main", *TRAIN, f"--workdir={tmp_path}/run"]
+    many = ["--config.train.keep=50", "--config.train.checkpoint_every=1"]
+    root = [] if os.geteuid() == 0 else ["--map-root-user", "--user"]
+    done = subprocess.run(
+        [*("unshare", "--mount", *root), "sh", "-c", ON_A_SMALL_DISK, "sh", str(tmp_path)]
+        + [*command, *many],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("synth2: ")]
+    good = max(int(name) for name in done.stdout.split() if name.isdecimal())
+    assert "could not be saved: No space left on device; last good checkpoint: step" in line
+    assert f"step {good}; make room and give the same command" in line
+    assert done.stderr.endswith(f"{line}\n")  # below what Orbax's threads have written
+
+
+def test_a_process_that_does_not_come_is_missed_by_all(pod, tmp_path):
+    with pod(3).start(
+        *TRAIN, f"--workdir={tmp_path}", absent=1, SYNTH2_START_SECONDS="3"
+    ) as processes:
+        assert processes.codes(timeout=60) == [2, 2]
+        expected = "synth2: preflight: expected 3 processes, found 2 within 3 s: 0, 1"
+        assert [processes.log(index).splitlines()[-1] for index in (0, 1)] == [expected] * 2

@@ -1,0 +1,96 @@
+"""Stages in several real processes leave what one process leaves."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
+
+
+def run_in_processes(argv, num_processes=2, devices=2):
+    """Runs a stage in processes of a pod; returns their outputs."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "synth2_jax.main", *argv[1:]],
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
+                "SYNTH2_NUM_PROCESSES": str(num_processes),
+                "SYNTH2_PROCESS_ID": str(index),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(num_processes)
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [p.returncode for p in processes] == [0] * num_processes, outputs[0][1][-3000:]
+    return outputs
+
+
+def test_synthesis_deals_out_the_shards(chain, tmp_path):
+    expected = chain.path("pairs", "synthetic")
+    outputs = run_in_processes(chain.synthesis(tmp_path))
+    names = sorted(path.name for path in expected.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name in names:
+        if name.endswith(".tfrecord"):
+            assert (tmp_path / name).read_bytes() == (expected / name).read_bytes()
+    counts = [
+        json.loads((folder / "manifest.json").read_text())["counts"]
+        for folder in (tmp_path, expected)
+    ]
+    assert counts[0] == counts[1]
+    done = [error.split(" pairs")[0].rsplit("/", 1)[-1] for _, error in outputs]
+    assert sum(map(int, done)) == chain.num_captions and "0" not in done  # both had work
+
+
+def test_evaluation_gathers_every_caption_once(chain, tmp_path):
+    """Ten images in batches of eight over four devices: six rows only fill up, and are dropped."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    chain.run(chain.evaluation(alone))
+    run_in_processes(chain.evaluation(together))
+    captions = [(folder / "captions.jsonl").read_text() for folder in (alone, together)]
+    assert captions[0] == captions[1] and len(captions[0].splitlines()) == 10
+    results = [json.loads((folder / "results.json").read_text()) for folder in (alone, together)]
+    assert results[0] == results[1]
+
+
+def test_training_validates_on_rows_of_every_process(chain, tmp_path):
+    """Losses on held-out data and captions of images, from parameters that lie on all devices."""
+    losses = []
+    for folder, run in ((tmp_path / "a", chain.run), (tmp_path / "b", run_in_processes)):
+        argv = chain.training(
+            "vlm",
+            folder,
+            train__steps=2,
+            train__eval_every=2,
+            train__watchdog_seconds=60,
+            data__source="fake",
+            validation__num_batches=2,
+            validation__data__folders__test=chain.path("pairs", "test"),
+            validation__data__batch_size=16,
+            validation__data__text_length=26,
+            validation__captions__folder=chain.path("pairs", "test"),
+            validation__captions__batch_size=8,
+            validation__captions__max_images=10,
+            validation__captions__decode__max_length=8,
+        )
+        run(argv)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        (row,) = [row for row in rows if "validation/loss" in row]
+        losses.append(row)
+    names = {name for name in losses[0] if name.startswith("validation/")}
+    assert {"validation/loss", "validation/cider"} <= names
+    for name in names:
+        assert losses[1][name] == pytest.approx(losses[0][name], rel=1e-4, abs=1e-6), name
