@@ -65,7 +65,21 @@ STAGES = {
             "pairs": "how many to sample; 711e6",
         },
     ),
-    "inspect": Stage(needs_config=False, takes_folder=True),
+    "inspect": Stage(
+        needs_config=False,
+        takes_folder=True,
+        options={"fingerprints": "true reads every parameter for the parts' own fingerprints"},
+    ),
+    "export": Stage(
+        needs_config=False,
+        takes_folder=True,
+        options={
+            "output": "the .safetensors file to write",
+            "part": "such as vlm/resampler; all of it",
+            "dtype": "of floating parameters, such as bfloat16; as they are",
+            "overwrite": "true replaces a file that is there",
+        },
+    ),
 }
 
 

@@ -74,7 +74,12 @@ def keys_of(section, where=""):
 
 
 def test_there_are_configs_for_every_stage_that_takes_one():
-    assert {stage_of(path) for path in FILES} == set(STAGES) - {"report", "inspect", "plan"}
+    assert {stage_of(path) for path in FILES} == set(STAGES) - {
+        "report",
+        "inspect",
+        "export",
+        "plan",
+    }
     assert any(variant.endswith(":tiny") for variant in TRAINED)
     assert "configs/scenes/vlm.py:mixture" in VARIANTS
 

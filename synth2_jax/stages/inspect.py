@@ -1,26 +1,36 @@
-"""`synth2 inspect --workdir=DIR`: says what is in a training run or in a folder of pairs.
+"""`synth2 inspect DIR`: says what is in a training run or in a folder of pairs.
 
-Of a run: the step, parameter tree with shapes and sizes, fingerprints, config. Of pairs: counts,
-shards, provenance, some captions; every byte is checked against the manifest.
+    synth2 inspect workdir/demo/generator
+    synth2 inspect workdir/demo/generator/checkpoints/2000 --fingerprints=true
+
+Of a run, its checkpoints or one of them: steps, parameter tree with shapes and sizes, fingerprints,
+config. Only metadata is read, so a laptop can look at any model; `--fingerprints=true` reads every
+parameter, one at a time, for the parts' own fingerprints. Of pairs: counts, shards, provenance,
+some captions; every byte is checked against the manifest.
 """
 
 import itertools
 import json
+import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
-from synth2_jax.training import checkpoints, train_state
+from synth2_jax.training import checkpoints
 
 NUM_SHOWN = 5
 
 
-def run(config: Any, workdir: str) -> None:
+def run(config: Any, workdir: str, fingerprints: str = "false") -> None:
     """Prints; there is nothing to configure."""
     del config
+    if fingerprints not in ("true", "false"):
+        raise UserError(f"--fingerprints={fingerprints}: expected true or false")
     folder = pathlib.Path(workdir)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, expected a training run or a folder of pairs")
@@ -29,27 +39,64 @@ def run(config: Any, workdir: str) -> None:
     elif (folder / records.MANIFEST).exists() or (folder / records.PROGRESS).exists():
         print(describe_pairs(folder))
     else:
-        print(describe_run(folder))
+        print(describe_run(folder, with_fingerprints=fingerprints == "true"))
 
 
-def describe_run(folder: pathlib.Path) -> str:
+def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> str:
     """The newest checkpoint of a training run, in lines."""
-    step = checkpoints.latest_step(folder)
-    params, config, fingerprints = checkpoints.restore_params(folder, step)
-    flat = train_state.flatten(params)
-    width = max(len(path) for path in flat)
-    lines = [f"{config.get('model_name', 'model')} at step {step} in {folder}", ""]
-    for path, leaf in sorted(flat.items()):
-        lines.append(f"{path:<{width}}  {leaf.dtype.name:<8}  {tuple(leaf.shape)}")
+    steps = checkpoints.saved_steps(folder)
+    step = steps[-1]
+    config, built_on = checkpoints.read_description(folder, step)
+    params = checkpoints.saved_arrays(folder, step)
+    width = max(len(path) for path in params)
+    lines = [
+        f"{config.get('model_name', 'model')} at step {step} in {folder}",
+        f"steps saved: {', '.join(map(str, steps))}",
+        "",
+    ]
+    for path, leaf in sorted(params.items()):
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        lines.append(
+            f"{path:<{width}}  {leaf.dtype.name:<8}  {shape:<18}  {_size(_bytes(leaf)):>9}"
+        )
     lines.append("")
-    for part in params:
-        count = sum(leaf.size for leaf in train_state.flatten({part: params[part]}).values())
-        fingerprint = checkpoints.fingerprint(params[part])
-        lines.append(f"{part:<{width}}  {count:>12,} parameters  fingerprint {fingerprint}")
-    for name, value in fingerprints.items():
-        lines.append(f"trained on top of {name} {value}")
-    lines += ["", json.dumps(config, indent=2)]
+    for part in sorted({path.split("/")[0] for path in params}):
+        names = sorted(path for path in params if path.split("/")[0] == part)
+        count = sum(math.prod(params[path].shape) for path in names)
+        line = f"{part:<{width}}  {count:>15,} parameters  {_size(_total(params, names)):>9}"
+        if with_fingerprints:
+            arrays = checkpoints.read_arrays(folder, step, names)
+            inside = ((path.partition("/")[2], array) for path, array in arrays)
+            line += f"  fingerprint {checkpoints.fingerprint_arrays(inside)}"
+        lines.append(line)
+    state = checkpoints.saved_arrays(folder, step, "train")
+    optimizer = [path for path in state if path.startswith("opt_state")]
+    saved_by = len(checkpoints.position_files(folder, step))
+    lines += [
+        f"{'optimizer state':<{width}}  {len(optimizer):>15,} arrays      "
+        f"{_size(_total(state, optimizer)):>9}",
+        f"position of the data saved by {saved_by} process{'es' * (saved_by != 1)}",
+        *(f"trained on top of {name} {value}" for name, value in built_on.items()),
+        "",
+        json.dumps(config, indent=2),
+    ]
     return "\n".join(lines)
+
+
+def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def _total(arrays: Mapping[str, jax.ShapeDtypeStruct], names: list[str]) -> int:
+    return sum(_bytes(arrays[name]) for name in names)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} GiB"
 
 
 def describe_pairs(folder: pathlib.Path) -> str:

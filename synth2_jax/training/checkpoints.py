@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -275,9 +275,60 @@ class Checkpoints:
             self._manager.reload()
 
 
+def saved_steps(path: str | os.PathLike[str]) -> list[int]:
+    """Returns the steps in a workdir or its checkpoints folder, rising; UserError without any.
+
+    The folder of one step stands for that step alone, here and wherever a path is asked for.
+    """
+    return _steps(path)[1]
+
+
 def latest_step(path: str | os.PathLike[str]) -> int:
-    """Returns the newest step in a workdir or its checkpoints folder; UserError without any."""
-    return _steps(path)[1][-1]
+    """Returns the newest of `saved_steps`."""
+    return saved_steps(path)[-1]
+
+
+def saved_arrays(
+    path: str | os.PathLike[str], step: int, item: str = "params"
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes by path of one item, "params" or "train"; reads no array.
+
+    Raises:
+      UserError: no such checkpoint, or one that cannot be read.
+    """
+    folder, _ = _steps(path)
+    with _readable(folder / str(step)):
+        leaves = jax.tree_util.tree_leaves_with_path(_saved_tree(folder / str(step) / item))
+        return {
+            jax.tree_util.keystr(where, simple=True, separator="/"): jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype
+            )
+            for where, leaf in leaves
+        }
+
+
+def read_arrays(
+    path: str | os.PathLike[str], step: int, names: Iterable[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (path, array) of the parameters named, one at a time; UserError as `saved_arrays`."""
+    folder, _ = _steps(path)
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    shapes = saved_arrays(path, step)
+    for name in names:
+        one = train_state.unflatten({name: shapes[name]})
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), one)
+        with _readable(folder / str(step)):
+            found = checkpointer.restore(
+                folder / str(step) / "params",
+                args=ocp.args.PyTreeRestore(item=one, restore_args=as_numpy, partial_restore=True),
+            )
+        yield name, train_state.flatten(found)[name]
+
+
+def position_files(path: str | os.PathLike[str], step: int) -> list[str]:
+    """Returns the names of the files with the data's positions, one a process that saved."""
+    folder, _ = _steps(path)
+    return sorted(file.name for file in (folder / str(step) / "iterator").glob("*-of-*.bin"))
 
 
 def read_description(
@@ -298,7 +349,7 @@ def restore_params(
     """Reads the parameters of a checkpoint and nothing of its optimizer; any device count will do.
 
     Args:
-      path: the workdir of a training run, or its checkpoints folder.
+      path: the workdir of a training run, its checkpoints folder, or the folder of one step.
       step: which one; None takes the newest.
       abstract: tree of ShapeDtypeStructs with shardings, to get jax.Arrays placed by it; None gets
         numpy arrays, whole on every process.
@@ -338,8 +389,13 @@ def fingerprint(params: Params) -> str:
 
     It does not depend on the mesh. With several processes all must call it.
     """
+    return fingerprint_arrays(sorted(train_state.flatten(params).items()))
+
+
+def fingerprint_arrays(arrays: Iterable[tuple[str, Any]]) -> str:
+    """`fingerprint` of (path, array) by rising path, of which one at a time is needed."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(train_state.flatten(params).items()):
+    for path, leaf in arrays:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.ascontiguousarray(leaf)
@@ -393,6 +449,8 @@ def _steps(path: str | os.PathLike[str]) -> tuple[pathlib.Path, list[int]]:
     """Returns the folder of the steps and the complete steps in it, rising."""
     path = pathlib.Path(path).absolute()
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    if path.name.isdecimal() and (path / "params").is_dir():
+        return path.parent, [int(path.name)]
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder, expected the workdir of a training run")
     steps = _complete_steps(folder)

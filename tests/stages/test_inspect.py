@@ -5,25 +5,51 @@ import shutil
 import pytest
 
 from synth2_jax import main
+from synth2_jax.stages.inspect import describe_run
 from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
 
-def inspect(folder, capsys):
-    assert main.main(["synth2", "inspect", f"--workdir={folder}"]) == 0
+def inspect(folder, capsys, *options):
+    assert main.main(["synth2", "inspect", str(folder), *options]) == 0
     return capsys.readouterr().out
 
 
 def test_a_run_shows_its_tree_and_fingerprints(chain, capsys):
-    text = inspect(chain.path("vlm_real"), capsys)
+    text = inspect(chain.path("vlm_real"), capsys, "--fingerprints=true")
     vlm = load_trained(str(chain.path("vlm_real")), "vlm")
     assert f"vlm at step {chain.steps['vlm']} in {chain.path('vlm_real')}" in text
-    assert "tokenizer/quantizer/codebook" in text and "(32, 8)" in text
+    (row,) = [line for line in text.splitlines() if "tokenizer/quantizer/codebook" in line]
+    assert row.split() == ["tokenizer/quantizer/codebook", "float32", "32x8", "1", "KiB"]
+    assert "position of the data saved by 1 process\n" in text and "steps saved: 6\n" in text
     for part in ("tokenizer", "vlm"):
         assert vlm.fingerprint(part) in text
     assert f"trained on top of tokenizer {vlm.fingerprint('tokenizer')}" in text
     assert '"model_name": "vlm"' in text
+
+
+def test_only_metadata_is_read_unless_fingerprints_are_asked_for(chain, tmp_path, mistake):
+    """So that a laptop can look at a model that it could not hold."""
+    run = shutil.copytree(chain.path("language_model"), tmp_path / "run")
+    for path in (run / "checkpoints").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    folder = run / "checkpoints" / str(chain.steps["language_model"])
+    for given in (run, run / "checkpoints", folder):
+        assert f"language_model at step 60 in {given}" in describe_run(given)
+    line = mistake(["synth2", "inspect", str(run), "--fingerprints=true"])
+    assert line.startswith(f"{folder}: this checkpoint cannot be read: ")
+    line = mistake(["synth2", "inspect", str(run), "--fingerprints=yes"])
+    assert line == "--fingerprints=yes: expected true or false"
+
+
+def test_what_half_a_save_has_left_is_no_checkpoint(chain, tmp_path, mistake):
+    run = shutil.copytree(chain.path("language_model"), tmp_path / "run")
+    whole = run / "checkpoints" / "60"
+    shutil.rmtree(whole / "params")
+    assert "expected checkpoint steps" in mistake(["synth2", "inspect", str(run)])
+    whole.rename(run / "checkpoints" / "60.orbax-checkpoint-tmp")
+    assert "expected checkpoint steps" in mistake(["synth2", "inspect", str(run)])
 
 
 def test_pairs_show_counts_provenance_and_captions(chain, capsys):

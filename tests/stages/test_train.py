@@ -1,5 +1,6 @@
 """`synth2 train` from the command line: what it leaves, what it refuses, and kills."""
 
+import ast
 import json
 import os
 import re
@@ -309,3 +310,21 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(chain, undisturbed, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert row.get("loss", losses(undisturbed)[row["step"]]) == losses(undisturbed)[row["step"]]
+
+
+@pytest.mark.slow
+def test_fake_data_needs_no_tensorflow(tmp_path):
+    """Launch checks and timings run where none is installed."""
+    code = (
+        "import sys; from synth2_jax import main; assert main.main(sys.argv) == 0; "
+        "print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    arguments = ["train", "--config=configs/scenes/vlm.py:tiny", "--config.data.source=fake"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, f"--workdir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert "jax" in loaded and not {"tensorflow", "seqio", "tensorflow_datasets"} & set(loaded)
