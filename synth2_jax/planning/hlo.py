@@ -137,16 +137,44 @@ def _runs(
 
 
 def _trip_count(line: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """Rounds of a loop that counts from 0 in ones, as JAX's scans do; None for another."""
+    """Rounds of a loop that counts from 0 to a constant; None for another.
+
+    JAX's scans count in ones; products that XLA splits to gather as it goes, in twos.
+    """
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line.attributes):
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line.attributes)[1]
-    lines = {other.name: other for other in computations[condition]}
-    root = next(other for other in lines.values() if other.is_root)
-    bounds = [lines[name] for name in root.operands if lines[name].opcode == "constant"]
-    if len(bounds) != 1 or not re.fullmatch(r"[su]\d+\[\].*", bounds[0].shape):
+    condition, body = (
+        {other.name: other for other in computations[name]}
+        for name in (
+            re.search(rf"{part}=%?([\w.\-]+)", line.attributes)[1] for part in ("condition", "body")
+        )
+    )
+    compared = [condition.get(name) for name in _root(condition).operands]
+    if [one and one.opcode for one in compared] != ["get-tuple-element", "constant"]:
         return None
-    return int(bounds[0].arguments)
+    counter, bound = compared
+    step = _increment(body, int(re.search(r"index=(\d+)", counter.attributes)[1]))
+    return math.ceil(int(bound.arguments) / step) if step else None
+
+
+def _increment(body: dict[str, Instruction], index: int) -> int:
+    """What a loop's body adds to element `index` of its state; 0 where that cannot be read."""
+    root, total = _root(body), 0
+    if root.opcode != "tuple":
+        return 0
+    line = body[root.operands[index]]
+    while line.opcode in ("add", "copy"):
+        others = [body[name] for name in line.operands]
+        constants = [other for other in others if other.opcode == "constant"]
+        total += sum(int(constant.arguments) for constant in constants)
+        line = next((other for other in others if other.opcode != "constant"), line)
+        if len(others) - len(constants) != 1:
+            return 0
+    return total if line.opcode == "get-tuple-element" else 0
+
+
+def _root(lines: dict[str, Instruction]) -> Instruction:
+    return next(line for line in lines.values() if line.is_root)
 
 
 def _flops(line: Instruction, shapes: dict[str, str]) -> float:
@@ -260,7 +288,7 @@ def _moved(
     if kind == "collective-permute":
         return kind, size
     if kind == "all-reduce":
-        root = next(other for other in computation if other.is_root)
+        root = _root({other.name: other for other in computation})
         if root.opcode in ("dynamic-slice", "bitcast") and any(
             other.opcode == "dynamic-slice" and line.name in other.operands for other in computation
         ):

@@ -48,6 +48,14 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
     assert found.flops == hlo.cost(MODULE).flops - 2 * 2 * 8 * 16 * 32
 
 
+@pytest.mark.parametrize("step, rounds", [(1, 3), (2, 2), (3, 1)])
+def test_a_loop_may_count_in_larger_steps(step, rounds):
+    """As XLA's unrolled loops do that gather a matrix while they multiply by what they have."""
+    found = hlo.cost(MODULE.replace("%one = s32[] constant(1)", f"%one = s32[] constant({step})"))
+    assert hlo.cost(MODULE).flops - found.flops == (3 - rounds) * 2 * 8 * 16 * 32
+    assert found.unknown_loops == 0
+
+
 def test_parts_of_one_collective_count_once():
     """TPUs run a collective beside products, in several steps that share its channel."""
     step = "  %all-gather.1 = bf16"
