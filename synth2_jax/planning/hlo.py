@@ -279,14 +279,12 @@ def _moved(
 ) -> tuple[str, float]:
     """(kind, bytes that a chip sends); an all-reduce of which a slice is kept scatters."""
     size = sum(_num_bytes(shapes[name]) for name in line.operands if name in shapes)
-    groups = re.search(r"replica_groups=\[(\d+),(\d+)\]", line.attributes)
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line.attributes)
-    n = int(groups[2]) if groups else len(listed[1].split(",")) if listed else 2
+    if kind == "collective-permute":
+        return kind, size
+    n = _group_size(line.attributes)
     share = (n - 1) / n
     if kind == "all-gather":
         return kind, size * (n - 1)
-    if kind == "collective-permute":
-        return kind, size
     if kind == "all-reduce":
         root = _root({other.name: other for other in computation})
         if root.opcode in ("dynamic-slice", "bitcast") and any(
@@ -295,6 +293,23 @@ def _moved(
             return "reduce-scatter", size * share
         return kind, 2 * size * share
     return kind, size * share
+
+
+def _group_size(attributes: str) -> int:
+    """How many chips take part, in any of the ways in which HLO says it.
+
+    Raises:
+      ValueError: another way.
+    """
+    text = attributes.partition("replica_groups=")[2]
+    if shape := re.match(r"\[\d+,(\d+)\]", text):  # [groups, size]<=[devices]
+        return int(shape[1])
+    if listed := re.match(r"\{\{([\d,]+)\}", text):
+        return len(listed[1].split(","))
+    if mesh := re.match(r"mesh\[(.*?)\].*?\{('[\w, ']+')\}", text):  # along some axes of a mesh
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    raise ValueError(f"replica groups: found {text[:60]!r}, expected lists, a shape or mesh axes")
 
 
 def _split_shape(text: str) -> tuple[str, str]:

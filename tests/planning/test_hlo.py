@@ -48,6 +48,25 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
     assert found.flops == hlo.cost(MODULE).flops - 2 * 2 * 8 * 16 * 32
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "{{0,1,2,3},{4,5,6,7}}",
+        "[2,4]<=[2,4]T(1,0)",
+        "mesh['a'=2,'b'=1,'c'=4], device_ids=([8]) {'c'}",
+        "mesh['a'=2,'b'=2,'c'=2], device_ids=([4,2]T(1,0)) {'a', 'c'}",
+    ],
+)
+def test_groups_of_four_in_every_notation(cost, groups):
+    found = hlo.cost(MODULE.replace("[2,4]<=[8]", groups))
+    assert found.collectives == cost.collectives
+
+
+def test_groups_in_another_notation_are_no_guess():
+    with pytest.raises(ValueError, match="replica groups: found 'all"):
+        hlo.cost(MODULE.replace("[2,4]<=[8]", "all"))
+
+
 @pytest.mark.parametrize("step, rounds", [(1, 3), (2, 2), (3, 1)])
 def test_a_loop_may_count_in_larger_steps(step, rounds):
     """As XLA's unrolled loops do that gather a matrix while they multiply by what they have."""
