@@ -149,6 +149,29 @@ def test_a_restored_position_goes_on_exactly(both, before):
     assert resumed.source_counts == straight.source_counts
 
 
+def test_after_a_change_of_processes_the_order_starts_anew_and_its_positions_hold(both):
+    """From a seed of the step, so that no two parts of a run see the data in the same order."""
+    alone = pipeline.train_iterator(both, "vlm")
+    first = take(alone, 5)
+
+    def of_two(index):
+        return pipeline.train_iterator(both, "vlm", process_index=index, process_count=2)
+
+    halves = [of_two(index) for index in (0, 1)]
+    for half in halves:
+        assert "the order of the data starts anew here" in half.restart(alone.get_state(), 5)
+        assert half.source_counts == alone.source_counts
+    rows = [batch["image_tokens"] for half in halves for batch in take(half, 1)]
+    assert [len(part) for part in rows] == [len(first[0]["image_tokens"]) // 2] * 2
+    fresh = take(of_two(0), 1)[0]["image_tokens"]
+    assert not np.array_equal(rows[0], fresh)  # another order than the run began with
+
+    state, expected = halves[0].get_state(), take(halves[0], 20)
+    again = of_two(0)
+    again.set_state(state)
+    assert_same(take(again, 20), expected)
+
+
 _RUN = """
 import itertools, os, pathlib, pickle, sys
 from synth2_jax.data import pipeline
