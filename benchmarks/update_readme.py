@@ -1,9 +1,10 @@
 """Puts measured tables into README.md, so that none is typed by hand.
 
-    python benchmarks/update_readme.py [--study=WORKDIR] [--demo=WORKDIR]
+    python benchmarks/update_readme.py [--study=WORKDIR] [--demo=WORKDIR] [--plans=WORKDIR]
 
-`--study` and `--demo` first copy the results of such a run into benchmarks/results/DEVICE/. Then
-the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced by the results there.
+`--study` and `--demo` first copy the results of such a run into benchmarks/results/DEVICE/,
+`--plans` the plans of `synth2 plan` into benchmarks/results/plans/. Then the text between
+`<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced by the results there.
 """
 
 import argparse
@@ -78,7 +79,41 @@ def demo_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"study": study_table, "demo": demo_table}
+def keep_plans(workdir: pathlib.Path) -> None:
+    """Copies every plan."""
+    folder = _folder("plans")
+    for path in sorted(workdir.glob("*-train.json")):
+        shutil.copyfile(path, folder / path.name)
+
+
+def plans_table() -> str:
+    """A row for each planned pod."""
+    heads = (
+        *("model", "pod", "mesh", "batch", "GiB a chip", "of HBM", "compiled / model FLOPs"),
+        *("collectives a chip", "estimate", "bound by", "commit"),
+    )
+    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for path in sorted((RESULTS / "plans").glob("*.json")):
+        found = json.loads(path.read_text())
+        total, hbm = found["memory_bytes_per_chip"]["total"], found["hbm_bytes_per_chip"]
+        cells = (
+            found["model"],
+            f"{found['chips']} x {found['topology']}",
+            " ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1),
+            str(found["batch"]),
+            f"{total / 2**30:.1f}",
+            f"{total / hbm:.0%}",
+            f"{found['flops_ratio']:.3f}",
+            f"{found['collective_bytes_per_chip'] / 2**30:.1f} GiB",
+            f"{found['estimate']['seconds'] * 1e3:.0f} ms",
+            found["estimate"]["bound_by"],
+            found["versions"]["commit"],
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+TABLES = {"study": study_table, "demo": demo_table, "plans": plans_table}
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
@@ -101,11 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=pathlib.Path)
     parser.add_argument("--demo", type=pathlib.Path)
+    parser.add_argument("--plans", type=pathlib.Path)
     arguments = parser.parse_args()
     if arguments.study:
         keep_study(arguments.study)
     if arguments.demo:
         keep_demo(arguments.demo)
+    if arguments.plans:
+        keep_plans(arguments.plans)
     readme = ROOT / "README.md"
     tables = {name: make() or "Not run yet." for name, make in TABLES.items()}
     write_text(readme, fill(readme.read_text(), tables))

@@ -41,6 +41,30 @@ def test_readme_has_the_markers_of_every_table():
     module.fill((ROOT / "README.md").read_text(), dict.fromkeys(module.TABLES, ""))
 
 
+def test_plans_are_kept_and_make_a_row_each(tmp_path, monkeypatch):
+    module = load("update_readme")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    plan = {
+        "model": "vlm",
+        "topology": "v5e:4x4",
+        "chips": 16,
+        "mesh": {"data": 4, "fsdp": 4, "tensor": 1},
+        "batch": 64,
+        "memory_bytes_per_chip": {"parameters": 2**30, "total": 2**32},
+        "hbm_bytes_per_chip": 2**34,
+        "flops_ratio": 1.0625,
+        "collective_bytes_per_chip": 2**29,
+        "estimate": {"seconds": 0.0125, "bound_by": "memory"},
+        "versions": {"commit": "abc"},
+    }
+    (tmp_path / "vlm-v5e-4x4-train.json").write_text(json.dumps(plan))
+    module.keep_plans(tmp_path)
+    assert module.plans_table().splitlines()[2:] == [
+        "| vlm | 16 x v5e:4x4 | data 4 fsdp 4 | 64 | 4.0 | 25% | 1.062 | 0.5 GiB | 12 ms | memory "
+        "| abc |"
+    ]
+
+
 def test_demo_results_are_kept_under_their_device(tmp_path, monkeypatch):
     module = load("update_readme")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
