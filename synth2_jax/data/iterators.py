@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import pathlib
-import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ import seqio
 
 from synth2_jax.data import mixtures
 from synth2_jax.data.feature_converters import COMPANIONS, converter_class
-from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.data.tensorflow_cpu import one_line, tf
 from synth2_jax.errors import UserError
 
 _HEADER = "position.json"
@@ -366,12 +365,6 @@ def _one_line_errors(label: str) -> Iterator[None]:
     try:
         yield
     except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-        raise UserError(f"{label}: a shard is damaged or gone: {_one_line(error)}") from error
+        raise UserError(f"{label}: a shard is damaged or gone: {one_line(error)}") from error
     except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(f"{label}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    """The first line of a message, without the names of TensorFlow's own functions."""
-    message = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", getattr(error, "message", str(error)))
-    return message.strip().split("\n")[0]
+        raise UserError(f"{label}: {one_line(error)}") from error

@@ -26,8 +26,12 @@ def map_blocks(
 
 
 def decode_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
-    """Serialized pairs (see `records`) -> the features of `tasks.pair_features`."""
+    """Serialized pairs (see `records`) -> the features of `tasks.pair_features`.
+
+    A pair's own prompt comes before `prompt`.
+    """
     description = {field: tf.io.FixedLenFeature([], tf.string) for field in records.FIELDS}
+    description[records.PROMPT] = tf.io.FixedLenFeature([], tf.string, default_value=prompt)
 
     def decode(serialized_B: tf.Tensor) -> Features:
         features = tf.io.parse_example(serialized_B, description)
@@ -35,7 +39,6 @@ def decode_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
         return {
             **features,
             "image_tokens": tf.cast(tokens_BN, tf.int32),
-            "prompt": tf.fill(tf.shape(serialized_B), prompt),
         }
 
     return map_blocks(dataset, decode)

@@ -1,18 +1,22 @@
 """Image-caption pairs on disk: TFRecord shards of TF Examples, and one manifest.
 
 A shard appears under its name only when it is complete, and the manifest appears last, so a folder
-with a manifest is whole. An image with several captions is several pairs of distinct keys, such as
-"real-000012-0" to "real-000012-4". Folders are on a file system with an atomic rename.
+with a manifest is whole. Until then `progress/` says what is being written, and of each finished
+shard what the manifest will say of it. An image with several captions is several pairs of distinct
+keys, such as "real-000012-0" to "real-000012-4". Folders are on a file system with atomic renames.
 
 Legend: N image tokens of a picture, K codebook size.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,21 +27,44 @@ from synth2_jax.errors import UserError
 FORMAT = "synth2_jax pairs"
 VERSION = 1
 MANIFEST = "manifest.json"
-PROGRESS = "progress.json"
+PROGRESS = "progress"
 SOURCES = ("real", "synthetic")
 MAX_CODEBOOK_SIZE = 65536  # image tokens are uint16 on disk
 FIELDS = ("image_tokens", "caption", "source", "key")
+PROMPT = "prompt"  # a field of pairs that have a prompt of their own
 _READ_BYTES = 1 << 20
+_READ_RECORDS = 512
+_DIGEST_BYTES = 16  # two of a billion keys share a digest with a chance of 1 in 10^21
+_WORK = "work.json"
+_SHOWN_SKIPS = 20  # examples a shard
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture as tokens int[N], its caption, "real" or "synthetic", and a unique key."""
+    """A picture as tokens int[N], its caption, "real" or "synthetic", and a unique key.
+
+    `prompt` is the pair's own, such as a question, in place of the one that its task puts before
+    every caption.
+    """
 
     key: str
     image_tokens: np.ndarray
     caption: str
     source: str
+    prompt: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """An example that was found and gives no pairs: why, in words that many share, and in detail.
+
+    `num_pairs` is how many pairs are lost with it.
+    """
+
+    key: str
+    reason: str
+    detail: str = ""
+    num_pairs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +101,31 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of a folder of pairs."""
+    """One file of a folder of pairs.
+
+    `work` is a hash of everything that determines what is in it: the provenance, and which of how
+    many shards it is.
+    """
 
     name: str
     num_pairs: int
     num_bytes: int
     sha256: str
+    work: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """`counts` is the number of pairs by source."""
+    """`counts` is the number of pairs by source, `skipped` of those left out by reason.
+
+    `skipped_examples` are some of the latter, [{"key", "reason", "detail"}].
+    """
 
     provenance: Provenance
     counts: Mapping[str, int]
     shards: tuple[Shard, ...]
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    skipped_examples: Sequence[Mapping[str, str]] = ()
 
     @property
     def num_pairs(self) -> int:
@@ -97,8 +134,19 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Of the contents: equal for folders whose shards are equal byte by byte."""
-        digests = json.dumps([dataclasses.asdict(shard) for shard in self.shards])
+        fields = ("name", "num_pairs", "num_bytes", "sha256")
+        digests = json.dumps([{f: getattr(shard, f) for f in fields} for shard in self.shards])
         return hashlib.sha256(digests.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sidecar:
+    """What the manifest will say of one shard; see Manifest."""
+
+    shard: Shard
+    counts: Mapping[str, int]
+    skipped: Mapping[str, int]
+    skipped_examples: Sequence[Mapping[str, str]]
 
 
 class PairWriter:
@@ -127,19 +175,25 @@ class PairWriter:
         if num_shards < 1:
             raise UserError(f"pairs {folder}: found {num_shards} shards, expected at least 1")
         self._folder = pathlib.Path(folder)
+        self._progress = self._folder / PROGRESS
         self._provenance = provenance
         self._names = [f"{name}-{i:05d}-of-{num_shards:05d}.tfrecord" for i in range(num_shards)]
-        self._folder.mkdir(parents=True, exist_ok=True)
         work = _json({"shards": self._names, **_comparable(provenance)})
+        self._works = [
+            hashlib.sha256(f"{i} {work}".encode()).hexdigest() for i in range(num_shards)
+        ]
         self._check_same_work(work)
-        if not (self._folder / MANIFEST).exists():
-            _write_atomically(self._folder / PROGRESS, work.encode())
+        self._progress.mkdir(parents=True, exist_ok=True)
+        if not self._is_finished():
+            _write_atomically(self._progress / _WORK, work.encode())
 
     def missing(self) -> list[int]:
         """The shards not yet written."""
-        return [i for i, name in enumerate(self._names) if not (self._folder / name).exists()]
+        if self._is_finished():
+            return []
+        return [i for i in range(len(self._names)) if not self._sidecar(i).exists()]
 
-    def write_shard(self, index: int, pairs: Iterable[Pair]) -> None:
+    def write_shard(self, index: int, pairs: Iterable[Pair | Skipped]) -> None:
         """Writes one shard under a temporary name and renames it when it is on the disk.
 
         Raises:
@@ -148,50 +202,111 @@ class PairWriter:
         """
         from synth2_jax.data.tensorflow_cpu import tf
 
-        keys = set()
-        with (
-            _temporary(self._folder / self._names[index]) as path,
-            tf.io.TFRecordWriter(str(path)) as file,
-        ):
+        keys: set[bytes] = set()
+        counts, skipped = collections.Counter(), collections.Counter()
+        examples: list[dict[str, str]] = []
+        path = self._folder / self._names[index]
+        with _temporary(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as file:
             for pair in pairs:
-                if pair.key in keys:
+                if isinstance(pair, Skipped):
+                    skipped[pair.reason] += pair.num_pairs
+                    if len(examples) < _SHOWN_SKIPS:
+                        shown = {"key": pair.key, "reason": pair.reason, "detail": pair.detail}
+                        examples.append(shown)
+                    continue
+                digest = hashlib.blake2b(pair.key.encode(), digest_size=_DIGEST_BYTES).digest()
+                if digest in keys:
                     raise UserError(f"pair {pair.key!r}: this key is there twice")
-                keys.add(pair.key)
+                keys.add(digest)
+                counts[pair.source] += 1
                 file.write(_example(pair, self._provenance))
+        shard = Shard(
+            path.name, counts.total(), path.stat().st_size, _sha256(path), self._works[index]
+        )
+        _write_atomically(self._keys(index), b"".join(sorted(keys)))
+        # Last: a shard is finished when its sidecar is there.
+        sidecar = _Sidecar(shard, dict(counts), dict(skipped), tuple(examples))
+        _write_atomically(self._sidecar(index), _json(dataclasses.asdict(sidecar)).encode())
 
     def finish(self) -> Manifest:
-        """Reads all shards back, checks that no key is there twice, and writes the manifest."""
+        """Checks that all shards are there and no key is there twice, and writes the manifest."""
+        if self._is_finished():
+            return read_manifest(self._folder)
         if missing := self.missing():
             raise UserError(
                 f"pairs {self._folder}: {len(missing)} of {len(self._names)} shards are missing, "
                 f"the first is {self._names[missing[0]]}"
             )
-        counts = dict.fromkeys(SOURCES, 0)
-        shards, keys = [], set()
-        for name in self._names:
-            num_before = len(keys)
-            for pair in _read_shard(self._folder / name):
-                # 16 bytes a key hold a hundred million of them in memory.
-                digest = hashlib.blake2b(pair.key.encode(), digest_size=16).digest()
-                if digest in keys:
-                    raise UserError(f"pair {pair.key!r}: this key is there twice")
-                keys.add(digest)
-                counts[pair.source] += 1
-            shards.append(_describe(self._folder / name, len(keys) - num_before))
-        manifest = Manifest(self._provenance, counts, tuple(shards))
+        sidecars = [self._read_sidecar(index) for index in range(len(self._names))]
+        self._check_keys([sidecar.shard.num_pairs for sidecar in sidecars])
+        counts = collections.Counter(dict.fromkeys(SOURCES, 0))
+        skipped = collections.Counter()
+        for sidecar in sidecars:
+            counts.update(sidecar.counts)
+            skipped.update(sidecar.skipped)
+        manifest = Manifest(
+            self._provenance,
+            dict(counts),
+            tuple(sidecar.shard for sidecar in sidecars),
+            dict(skipped),
+            tuple(itertools.chain.from_iterable(s.skipped_examples for s in sidecars))[:100],
+        )
         _write_atomically(self._folder / MANIFEST, _manifest_json(manifest).encode())
-        (self._folder / PROGRESS).unlink(missing_ok=True)
+        shutil.rmtree(self._progress, ignore_errors=True)
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         return manifest
+
+    def _is_finished(self) -> bool:
+        return (self._folder / MANIFEST).exists()
+
+    def _sidecar(self, index: int) -> pathlib.Path:
+        return self._progress / f"{self._names[index]}.json"
+
+    def _keys(self, index: int) -> pathlib.Path:
+        return self._progress / f"{self._names[index]}.keys"
+
+    def _read_sidecar(self, index: int) -> _Sidecar:
+        values = json.loads(self._sidecar(index).read_text())
+        sidecar = _Sidecar(**{**values, "shard": Shard(**values["shard"])})
+        if sidecar.shard.work != self._works[index]:
+            raise UserError(
+                f"pairs {self._folder}: shard {self._names[index]} was written by another run, "
+                "with other settings; delete the folder or choose another"
+            )
+        return sidecar
+
+    def _check_keys(self, nums_pairs: Sequence[int]) -> None:
+        """Raises UserError on a key of two shards. Memory is that of a 256th of the digests."""
+        digests = []
+        for index, num_pairs in enumerate(nums_pairs):
+            if num_pairs:
+                path = self._keys(index)
+                digests.append(np.memmap(path, f"S{_DIGEST_BYTES}", "r", shape=(num_pairs,)))
+        bounds = [first.to_bytes(1, "big") for first in range(1, 256)]
+        cuts = [[0, *np.searchsorted(d, bounds), len(d)] for d in digests]
+        for part in range(256):
+            together = [d[cut[part] : cut[part + 1]] for d, cut in zip(digests, cuts, strict=True)]
+            found = np.sort(np.concatenate(together)) if together else np.zeros(0)
+            twice = found[1:][found[1:] == found[:-1]]
+            if len(twice):
+                raise UserError(f"pair {self._key_of(twice[0])!r}: this key is there twice")
+
+    def _key_of(self, digest: bytes) -> str:
+        for name in self._names:
+            for pair in _read_shard(self._folder / name):
+                found = hashlib.blake2b(pair.key.encode(), digest_size=_DIGEST_BYTES).digest()
+                if found.rstrip(b"\0") == digest:  # as numpy gives it
+                    return pair.key
+        raise AssertionError(f"no key of digest {digest.hex()}")
 
     def _check_same_work(self, work: str) -> None:
         if (self._folder / MANIFEST).exists():
             manifest = read_manifest(self._folder)
             names = [shard.name for shard in manifest.shards]
             found = _json({"shards": names, **_comparable(manifest.provenance)})
-        elif (self._folder / PROGRESS).exists():
-            found = (self._folder / PROGRESS).read_text()
+        elif (self._progress / _WORK).exists():
+            found = (self._progress / _WORK).read_text()
         else:
             return
         found, work = json.loads(found), json.loads(work)
@@ -279,16 +394,26 @@ def read_pairs(folder: str | os.PathLike[str]) -> Iterator[Pair]:
 
 
 def _read_shard(path: pathlib.Path) -> Iterator[Pair]:
-    from synth2_jax.data.tensorflow_cpu import tf
+    from synth2_jax.data.tensorflow_cpu import one_line, tf
 
     try:
-        for record in tf.data.TFRecordDataset(str(path)):
-            feature = tf.train.Example.FromString(record.numpy()).features.feature
-            tokens, caption, source, key = (feature[f].bytes_list.value[0] for f in FIELDS)
-            image_tokens = np.frombuffer(tokens, "<u2").astype(np.int32)
-            yield Pair(key.decode(), image_tokens, caption.decode(), source.decode())
+        records = tf.data.TFRecordDataset(str(path), buffer_size=_READ_BYTES)
+        for block in records.batch(_READ_RECORDS):
+            for record in block.numpy():
+                feature = tf.train.Example.FromString(record).features.feature
+                tokens, caption, source, key = (feature[f].bytes_list.value[0] for f in FIELDS)
+                prompt = feature[PROMPT].bytes_list.value if PROMPT in feature else ()
+                yield Pair(
+                    key.decode(),
+                    np.frombuffer(tokens, "<u2").astype(np.int32),
+                    caption.decode(),
+                    source.decode(),
+                    b"".join(prompt).decode(),
+                )
     except tf.errors.DataLossError as error:
-        raise UserError(f"pairs: shard {path} is damaged; write it again") from error
+        raise UserError(
+            f"pairs: shard {path} is damaged, {one_line(error)}; write it again"
+        ) from error
 
 
 def _example(pair: Pair, provenance: Provenance) -> bytes:
@@ -309,14 +434,14 @@ def _example(pair: Pair, provenance: Provenance) -> bytes:
         raise UserError(
             f"pair {pair.key!r}: found source {pair.source!r}, expected one of {SOURCES}"
         )
-    values = (tokens_N.astype("<u2").tobytes(), pair.caption, pair.source, pair.key)
+    texts = {"caption": pair.caption, "source": pair.source, "key": pair.key}
+    if pair.prompt:
+        texts[PROMPT] = pair.prompt
+    values = {"image_tokens": tokens_N.astype("<u2").tobytes()}
+    values |= {field: text.encode() for field, text in texts.items()}
     feature = {
-        field: tf.train.Feature(
-            bytes_list=tf.train.BytesList(
-                value=[value.encode() if isinstance(value, str) else value]
-            )
-        )
-        for field, value in zip(FIELDS, values, strict=True)
+        field: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for field, value in values.items()
     }
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(
         deterministic=True  # the same pairs are the same bytes, whichever process writes them
@@ -339,6 +464,8 @@ def _manifest_json(manifest: Manifest) -> str:
             "version": VERSION,
             "num_pairs": manifest.num_pairs,
             "counts": dict(manifest.counts),
+            "skipped": dict(manifest.skipped),
+            "skipped_examples": [dict(example) for example in manifest.skipped_examples],
             "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
             **dataclasses.asdict(manifest.provenance),
         }
@@ -352,11 +479,13 @@ def _manifest_from_json(text: str) -> Manifest:
             raise ValueError(f"found {key} {values[key]!r}, expected {expected!r}")
     fields = [field.name for field in dataclasses.fields(Provenance)]
     shards = tuple(Shard(**shard) for shard in values["shards"])
-    return Manifest(Provenance(**{f: values[f] for f in fields}), values["counts"], shards)
-
-
-def _describe(path: pathlib.Path, num_pairs: int) -> Shard:
-    return Shard(path.name, num_pairs, path.stat().st_size, _sha256(path))
+    return Manifest(
+        Provenance(**{f: values[f] for f in fields}),
+        values["counts"],
+        shards,
+        values.get("skipped", {}),
+        tuple(values.get("skipped_examples", ())),
+    )
 
 
 def _sha256(path: pathlib.Path) -> str:

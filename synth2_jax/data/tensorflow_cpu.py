@@ -5,13 +5,16 @@ Modules of this package take `tf` from here. Import it before SeqIO, which impor
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 
 # oneDNN logs an error for every type it does not know; it speeds up what no input pipeline does.
-# Read by TensorFlow while it is imported.
+# Both are read by TensorFlow while it is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# Warnings and worse: each file that is opened is worth a line to it.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 @contextlib.contextmanager
@@ -34,6 +37,12 @@ def quiet() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def one_line(error: Exception) -> str:
+    """The first line of a message, without the names of TensorFlow's own functions."""
+    message = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", getattr(error, "message", str(error)))
+    return message.strip().split("\n")[0]
 
 
 with quiet():

@@ -61,7 +61,7 @@ def test_a_flipped_byte_is_named_by_verify(tmp_path):
     records.read_manifest(tmp_path)  # the size is as it was
     with raises_line(shard.name, "sha256"):
         records.verify(tmp_path)
-    with raises_line(shard.name, "damaged"):
+    with raises_line(shard.name, "damaged", "corrupted record at 12"):
         list(records.read_pairs(tmp_path))
 
 
@@ -76,7 +76,7 @@ def test_an_interrupted_writer_leaves_whole_shards_only_and_is_resumed(tmp_path)
         writer.write_shard(0, interrupted())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "pairs-00001-of-00002.tfrecord",
-        "progress.json",
+        "progress",
     ]
     with raises_line("no manifest.json", "not finished"):
         records.read_manifest(tmp_path)
@@ -89,7 +89,7 @@ def test_an_interrupted_writer_leaves_whole_shards_only_and_is_resumed(tmp_path)
         resumed.finish()
     resumed.write_shard(0, [dataclasses.replace(PAIR, key="real-1")])
     assert resumed.finish().num_pairs == 2
-    assert not (tmp_path / "progress.json").exists()
+    assert not (tmp_path / "progress").exists()
 
 
 def test_a_killed_writer_leaves_no_shard(tmp_path):
@@ -185,3 +185,75 @@ records.verify({str(tmp_path)!r})
 assert not {{"tensorflow", "seqio"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_was_skipped_is_counted_by_reason_and_shown(tmp_path):
+    bad = records.Skipped("000000017", "corrupt image", "cannot identify image file", num_pairs=5)
+    late = records.Skipped("000000018", "empty caption")
+    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    writer.write_shard(0, [bad, PAIR])
+    resumed = records.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    resumed.write_shard(1, [late, late])
+    manifest = resumed.finish()
+    assert manifest == records.read_manifest(tmp_path)
+    assert manifest.num_pairs == 1
+    assert manifest.skipped == {"corrupt image": 5, "empty caption": 2}
+    assert manifest.skipped_examples[0] == {
+        "key": "000000017",
+        "reason": "corrupt image",
+        "detail": "cannot identify image file",
+    }
+
+
+def test_a_shard_whose_description_was_not_written_yet_is_written_again(tmp_path):
+    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    writer.write_shard(0, [PAIR])
+    (sidecar,) = (tmp_path / "progress").glob("*.tfrecord.json")
+    sidecar.unlink()
+    assert records.PairWriter(tmp_path, PROVENANCE, num_shards=1).missing() == [0]
+
+
+def test_shards_know_what_determines_them(tmp_path):
+    other = dataclasses.replace(PROVENANCE, sampler={"num_steps": 12})
+    works = set()
+    for name, provenance in (("a", PROVENANCE), ("b", other)):
+        written = records.write_pairs(tmp_path / name, [PAIR], provenance, num_shards=2)
+        works |= {shard.work for shard in written.shards}
+    assert len(works) == 4
+    again = records.write_pairs(tmp_path / "c", [PAIR], PROVENANCE, num_shards=2)
+    assert {shard.work for shard in again.shards} <= works
+
+    mixed = records.PairWriter(tmp_path / "mixed", PROVENANCE, num_shards=1)
+    mixed.write_shard(0, [PAIR])
+    (sidecar,) = (tmp_path / "mixed" / "progress").glob("*.tfrecord.json")
+    (intruder,) = [again.shards[0].work]
+    text = sidecar.read_text()
+    sidecar.write_text(text.replace(json.loads(text)["shard"]["work"], intruder))
+    with raises_line("pairs-00000-of-00001.tfrecord", "another run", "delete"):
+        mixed.finish()
+
+
+def test_a_pair_may_have_a_prompt_of_its_own(tmp_path):
+    asked = dataclasses.replace(PAIR, prompt="Question: what is red? Answer:")
+    records.write_pairs(tmp_path, [asked, dataclasses.replace(PAIR, key="real-1")], PROVENANCE)
+    assert [pair.prompt for pair in records.read_pairs(tmp_path)] == [asked.prompt, ""]
+
+
+def test_many_keys_over_many_shards(tmp_path):
+    pairs = [dataclasses.replace(PAIR, key=f"real-{i}") for i in range(2000)]
+    assert records.write_pairs(tmp_path / "a", pairs, PROVENANCE, num_shards=7).num_pairs == 2000
+    pairs[1999] = dataclasses.replace(PAIR, key="real-3")
+    with raises_line("'real-3'", "twice"):
+        records.write_pairs(tmp_path / "b", pairs, PROVENANCE, num_shards=7)
+    assert not (tmp_path / "b" / "manifest.json").exists()
+
+
+def test_a_manifest_without_the_later_fields_opens(tmp_path):
+    written = records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["skipped"], values["skipped_examples"], values["shards"][0]["work"]
+    path.write_text(json.dumps(values))
+    opened = records.read_manifest(tmp_path)
+    assert opened.fingerprint == written.fingerprint
+    assert opened.skipped == {}
