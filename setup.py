@@ -39,6 +39,7 @@ setuptools.setup(
         # The input pipeline. tensorflow-text needs the full `tensorflow` (tensorflow-cpu does not
         # satisfy it), both in the same release, and has no wheels for Python 3.14.
         "data": [
+            "importlib_resources",  # which tensorflow-datasets uses and does not ask for
             "seqio>=0.0.20",
             "tensorflow>=2.21",
             "tensorflow-datasets>=4.9.10",

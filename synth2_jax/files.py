@@ -1,10 +1,11 @@
 """Small files written so that they are either there whole or not at all."""
 
+import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from synth2_jax.errors import UserError
@@ -66,15 +67,54 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected one JSON object a line")
-    rows = []
-    # Not str.splitlines, which also splits at characters that JSON strings may hold, as U+2028.
-    *lines, last = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines + [last] * (last != b""), start=1):
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is {row!r:.40}, expected a JSON object")
-        rows.append(row)
-    return rows
+    # Files split at b"\n" alone; str.splitlines would also at what JSON strings hold, as U+2028.
+    with open(path, "rb") as file:
+        return [_row(path, number, line) for number, line in enumerate(file, start=1)]
+
+
+class JsonLinesFile:
+    """The rows of `write_json_lines`, any range of them, of a file that need not fit in memory.
+
+    Attributes:
+      num_rows: in the file.
+      sha256: of the file.
+
+    Raises:
+      UserError: no such file.
+    """
+
+    _STRIDE = 4096  # rows between those whose offset is kept
+
+    def __init__(self, path: pathlib.Path):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, expected one JSON object a line")
+        self._path = path
+        self._offsets = [0]
+        digest, self.num_rows, offset = hashlib.sha256(), 0, 0
+        with open(path, "rb") as file:
+            for line in file:
+                digest.update(line)
+                self.num_rows += 1
+                offset += len(line)
+                if self.num_rows % self._STRIDE == 0:
+                    self._offsets.append(offset)
+        self.sha256 = digest.hexdigest()
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number of the line from 1, row); UserError on a line that is not a JSON object."""
+        with open(self._path, "rb") as file:
+            file.seek(self._offsets[start // self._STRIDE])
+            for index in range(start - start % self._STRIDE, min(stop, self.num_rows)):
+                line = file.readline()
+                if index >= start:
+                    yield index + 1, _row(self._path, index + 1, line)
+
+
+def _row(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: line {number} is {row!r:.40}, expected a JSON object")
+    return row

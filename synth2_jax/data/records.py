@@ -44,7 +44,8 @@ class Pair:
     """A picture as tokens int[N], its caption, "real" or "synthetic", and a unique key.
 
     `prompt` is the pair's own, such as a question, in place of the one that its task puts before
-    every caption.
+    every caption. `caption_cut` says that the picture was made of the caption's beginning alone; it
+    is counted, not written.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Pair:
     caption: str
     source: str
     prompt: str = ""
+    caption_cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Shard:
 class Manifest:
     """`counts` is the number of pairs by source, `skipped` of those left out by reason.
 
-    `skipped_examples` are some of the latter, [{"key", "reason", "detail"}].
+    `skipped_examples` are some of the latter, [{"key", "reason", "detail"}]; `captions_cut` is how
+    many captions were too long for the generator.
     """
 
     provenance: Provenance
@@ -126,6 +129,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     skipped_examples: Sequence[Mapping[str, str]] = ()
+    captions_cut: int = 0
 
     @property
     def num_pairs(self) -> int:
@@ -147,6 +151,7 @@ class _Sidecar:
     counts: Mapping[str, int]
     skipped: Mapping[str, int]
     skipped_examples: Sequence[Mapping[str, str]]
+    captions_cut: int
 
 
 class PairWriter:
@@ -188,9 +193,10 @@ class PairWriter:
             _write_atomically(self._progress / _WORK, work.encode())
 
     def missing(self) -> list[int]:
-        """The shards not yet written."""
+        """The shards not yet written; of a finished folder, those that are lost or cut short."""
         if self._is_finished():
-            return []
+            shards = _parse_manifest(self._folder).shards
+            return [i for i, shard in enumerate(shards) if not _is_there(self._folder, shard)]
         return [i for i in range(len(self._names)) if not self._sidecar(i).exists()]
 
     def write_shard(self, index: int, pairs: Iterable[Pair | Skipped]) -> None:
@@ -198,13 +204,15 @@ class PairWriter:
 
         Raises:
           UserError: naming the key of a pair with other than N tokens, a token outside [0, K), an
-            unknown source, or a key that the shard already has.
+            unknown source, or a key that the shard already has; a lost shard of a finished folder
+            that does not come out as it was.
         """
         from synth2_jax.data.tensorflow_cpu import tf
 
         keys: set[bytes] = set()
         counts, skipped = collections.Counter(), collections.Counter()
         examples: list[dict[str, str]] = []
+        captions_cut = 0
         path = self._folder / self._names[index]
         with _temporary(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as file:
             for pair in pairs:
@@ -219,14 +227,34 @@ class PairWriter:
                     raise UserError(f"pair {pair.key!r}: this key is there twice")
                 keys.add(digest)
                 counts[pair.source] += 1
+                captions_cut += pair.caption_cut
                 file.write(_example(pair, self._provenance))
+            file.close()
+            if self._is_finished():
+                self._check_as_before(index, _sha256(temporary))
+        if self._is_finished():
+            return
         shard = Shard(
             path.name, counts.total(), path.stat().st_size, _sha256(path), self._works[index]
         )
         _write_atomically(self._keys(index), b"".join(sorted(keys)))
         # Last: a shard is finished when its sidecar is there.
-        sidecar = _Sidecar(shard, dict(counts), dict(skipped), tuple(examples))
+        sidecar = _Sidecar(shard, dict(counts), dict(skipped), tuple(examples), captions_cut)
         _write_atomically(self._sidecar(index), _json(dataclasses.asdict(sidecar)).encode())
+
+    def written(self) -> tuple[int, dict[str, int]]:
+        """The number of pairs in the finished shards, and of those skipped by reason."""
+        if self._is_finished():
+            manifest = _parse_manifest(self._folder)
+            return manifest.num_pairs, dict(manifest.skipped)
+        skipped = collections.Counter()
+        num_pairs = 0
+        for index in range(len(self._names)):
+            if self._sidecar(index).exists():
+                sidecar = self._read_sidecar(index)
+                num_pairs += sidecar.shard.num_pairs
+                skipped.update(sidecar.skipped)
+        return num_pairs, dict(skipped)
 
     def finish(self) -> Manifest:
         """Checks that all shards are there and no key is there twice, and writes the manifest."""
@@ -250,12 +278,21 @@ class PairWriter:
             tuple(sidecar.shard for sidecar in sidecars),
             dict(skipped),
             tuple(itertools.chain.from_iterable(s.skipped_examples for s in sidecars))[:100],
+            sum(sidecar.captions_cut for sidecar in sidecars),
         )
         _write_atomically(self._folder / MANIFEST, _manifest_json(manifest).encode())
         shutil.rmtree(self._progress, ignore_errors=True)
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         return manifest
+
+    def _check_as_before(self, index: int, sha256: str) -> None:
+        expected = _parse_manifest(self._folder).shards[index].sha256
+        if sha256 != expected:
+            raise UserError(
+                f"pairs {self._folder}: shard {self._names[index]} was lost and comes out with "
+                f"sha256 {sha256}, expected {expected}; delete the folder or restore the shard"
+            )
 
     def _is_finished(self) -> bool:
         return (self._folder / MANIFEST).exists()
@@ -302,7 +339,7 @@ class PairWriter:
 
     def _check_same_work(self, work: str) -> None:
         if (self._folder / MANIFEST).exists():
-            manifest = read_manifest(self._folder)
+            manifest = _parse_manifest(self._folder)
             names = [shard.name for shard in manifest.shards]
             found = _json({"shards": names, **_comparable(manifest.provenance)})
         elif (self._progress / _WORK).exists():
@@ -341,27 +378,35 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
       UserError: no manifest, a malformed one, a shard missing or of another size.
     """
     folder = pathlib.Path(folder)
+    manifest = _parse_manifest(folder)
+    for shard in manifest.shards:
+        if not _is_there(folder, shard):
+            path = folder / shard.name
+            found = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+            raise UserError(
+                f"pairs {folder}: shard {shard.name}: {found}, expected {shard.num_bytes} bytes; "
+                "run the stage that made it again"
+            )
+    return manifest
+
+
+def _is_there(folder: pathlib.Path, shard: Shard) -> bool:
+    path = folder / shard.name
+    return path.is_file() and path.stat().st_size == shard.num_bytes
+
+
+def _parse_manifest(folder: pathlib.Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         why = "its writing has not finished" if (folder / PROGRESS).exists() else "no pairs here"
         raise UserError(f"pairs {folder}: no {MANIFEST} ({why})")
     try:
-        manifest = _manifest_from_json(path.read_text())
+        return _manifest_from_json(path.read_text())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not a manifest of pairs: {type(error).__name__}: {reason}"
         ) from error
-    for shard in manifest.shards:
-        if not (folder / shard.name).is_file():
-            raise UserError(f"pairs {folder}: shard {shard.name} is listed but missing")
-        num_bytes = (folder / shard.name).stat().st_size
-        if num_bytes != shard.num_bytes:
-            raise UserError(
-                f"pairs {folder}: shard {shard.name} has {num_bytes} bytes, expected "
-                f"{shard.num_bytes}"
-            )
-    return manifest
 
 
 def check_tokenizer(
@@ -466,6 +511,7 @@ def _manifest_json(manifest: Manifest) -> str:
             "counts": dict(manifest.counts),
             "skipped": dict(manifest.skipped),
             "skipped_examples": [dict(example) for example in manifest.skipped_examples],
+            "captions_cut": manifest.captions_cut,
             "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
             **dataclasses.asdict(manifest.provenance),
         }
@@ -485,6 +531,7 @@ def _manifest_from_json(text: str) -> Manifest:
         shards,
         values.get("skipped", {}),
         tuple(values.get("skipped_examples", ())),
+        values.get("captions_cut", 0),
     )
 
 

@@ -6,34 +6,38 @@ shards that are missing.
 Legend: B batch, N image tokens, T text tokens.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance, read_manifest
+from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance, Skipped
 from synth2_jax.errors import UserError
-from synth2_jax.files import read_json, read_json_lines
+from synth2_jax.files import JsonLinesFile, read_json
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.stages import pair_shards
 from synth2_jax.stages.captions import CAPTIONS, MANIFEST
+from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
 from synth2_jax.training.objectives import GeneratorTask
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Params
 from synth2_jax.training.trained import Trained, load_trained
 from synth2_jax.vocabulary import EOS_ID, Vocabulary, load_vocabulary
+
+_BATCHES_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class SynthesizeConfig:
     samples_per_caption: pictures of each caption.
     sampler, guidance: how tokens are drawn.
     batch_size: pictures a batch, over the devices of one process.
+    max_skipped: share of the captions that leave no token to read; when more do, the run stops.
     mesh: where the generator lies, of the devices of one process: processes share no work.
     """
 
@@ -56,6 +61,7 @@ class SynthesizeConfig:
     batch_size: int = 256
     num_shards: int = 4
     seed: int = 0
+    max_skipped: float = 0.01
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
@@ -69,17 +75,11 @@ def run(config: Any, workdir: str) -> Manifest:
     cfg = config_lib.build(SynthesizeConfig, config)
     mesh, rules = _local_mesh(cfg), sharding.axis_rules(cfg.mesh)
     trained = load_trained(cfg.generator, "generator", mesh=mesh, rules=rules)
-    generate = TokenGenerator(trained, cfg)
+    generator = TokenGenerator(trained, cfg)
     folder = pathlib.Path(cfg.captions)
-    distinct = _read_captions(folder / CAPTIONS)
-    written_by = read_json(folder / MANIFEST, "captions")
-    if num_cut := generate.num_cut(distinct):
-        written_by["cut"] = num_cut
-        logging.warning(
-            "%d of %d captions are cut: the generator reads %d tokens, end of sentence included",
-            *(num_cut, len(distinct), trained.objective.task.text_length),
-        )
-    captions = [caption for caption in distinct for _ in range(cfg.samples_per_caption)]
+    captions = JsonLinesFile(folder / CAPTIONS)
+    if not captions.num_rows:
+        raise UserError(f"{folder / CAPTIONS}: found no captions, expected one a line")
     tokenizer = trained.objective.task.tokenizer
     writer = PairWriter(
         workdir,
@@ -94,39 +94,54 @@ def run(config: Any, workdir: str) -> Manifest:
                 "samples_per_caption": cfg.samples_per_caption,
                 "seed": cfg.seed,
             },
-            captions=written_by,
+            captions={**read_json(folder / MANIFEST, "captions"), "sha256": captions.sha256},
             config=dataclasses.asdict(cfg),
         ),
         num_shards=cfg.num_shards,
     )
-    mine = range(jax.process_index(), cfg.num_shards, jax.process_count())
-    missing = [index for index in writer.missing() if index in mine]
-    bounds = np.linspace(0, len(captions), cfg.num_shards + 1).astype(int)
-    total = sum(int(bounds[i + 1] - bounds[i]) for i in missing)
-    with StopSignal() as stop, Progress("synthesize", total, "pairs") as progress:
-        for index in missing:
-            numbers = range(bounds[index], bounds[index + 1])
-            ids = []
-            for start in range(0, len(numbers), cfg.batch_size):
-                if stop.received:
-                    stop.exit()
-                part = numbers[start : start + cfg.batch_size]
-                ids.append(generate([captions[i] for i in part], part))
-                progress.add(len(part))
-            tokens = np.concatenate(ids) if ids else np.zeros((0, tokenizer.num_tokens), np.int32)
-            writer.write_shard(
-                index,
-                [
-                    Pair(f"synthetic-{i:09d}-0", row, captions[i], "synthetic")
-                    for i, row in zip(numbers, tokens, strict=True)
-                ],
-            )
-    if jax.process_count() == 1:
-        return writer.finish()
-    multihost_utils.sync_global_devices("synthesize: all shards are there")
-    manifest = writer.finish() if jax.process_index() == 0 else None
-    multihost_utils.sync_global_devices("synthesize: the manifest is there")
-    return manifest or read_manifest(workdir)
+    num_pairs = captions.num_rows * cfg.samples_per_caption
+    bounds = [num_pairs * shard // cfg.num_shards for shard in range(cfg.num_shards + 1)]
+    shards = pair_shards.my_shards(writer)
+    total = sum(bounds[shard + 1] - bounds[shard] for shard in shards)
+    budget = pair_shards.SkipBudget("synthesize", cfg.max_skipped, "config.max_skipped")
+    if shards:
+        with (
+            StopSignal() as stop,
+            BusyClock() as clock,
+            Progress("synthesize", total, "pairs") as progress,
+        ):
+            requests = _requests(captions, cfg.samples_per_caption, shards, bounds)
+            results = generator.pairs(requests, clock, progress)
+            pair_shards.write_shards(writer, pair_shards.watched(results, stop, budget))
+        logging.info("synthesize: the device was busy %.1f %% of the time", 100 * clock.share)
+    budget.check(*writer.written())
+    manifest = pair_shards.finish(workdir, writer)
+    if manifest.captions_cut:
+        logging.warning(
+            "%d of %d captions are cut: the generator reads %d tokens, end of sentence included",
+            *(manifest.captions_cut, manifest.num_pairs, trained.objective.task.text_length),
+        )
+    return manifest
+
+
+def _requests(
+    captions: JsonLinesFile, samples_per_caption: int, shards: Sequence[int], bounds: Sequence[int]
+) -> Iterator[tuple[int, tuple[int, str] | None]]:
+    """(shard, (number, caption)) of each pair to make, each shard ended by (shard, None)."""
+    for shard in shards:
+        numbers = range(bounds[shard], bounds[shard + 1])
+        first, last = numbers.start // samples_per_caption, -(-numbers.stop // samples_per_caption)
+        for line, row in captions.rows(first, last):
+            caption = row.get("caption")
+            if not isinstance(caption, str):
+                raise UserError(
+                    f"captions: line {line} is {row!r:.60}, expected a text as its caption"
+                )
+            for sample in range(samples_per_caption):
+                number = (line - 1) * samples_per_caption + sample
+                if number in numbers:
+                    yield shard, (number, caption)
+        yield shard, None
 
 
 def make_generate_numbered(task: GeneratorTask, config: SynthesizeConfig) -> Callable:
@@ -173,27 +188,64 @@ class TokenGenerator:
 
         self._generate = jax.jit(generate_on_mesh)
 
-    def num_cut(self, captions: Sequence[str]) -> int:
-        """How many lose their end; UserError on one of which nothing is left."""
-        room = self._length - 1  # the last token is the end of sentence
-        num_tokens = [len(self._vocabulary.encode(caption)) for caption in captions]
-        for number, (caption, length) in enumerate(zip(captions, num_tokens, strict=True), start=1):
-            if min(length, room) < 1:
-                raise UserError(
-                    f"captions: line {number}, {caption!r}, leaves no tokens; the generator reads "
-                    f"{self._length}, end of sentence included, and expected at least one more"
-                )
-        return sum(length > room for length in num_tokens)
+    def pairs(
+        self,
+        requests: Iterable[tuple[int, tuple[int, str] | None]],
+        clock: BusyClock | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Pair | Skipped | None]]:
+        """The pair of each (tag, (number, caption)); (tag, None) stays in its place."""
+        with contextlib.closing(in_background(self._batches(requests), _BATCHES_AHEAD)) as batches:
+            for items, ids_BN in on_device(self._dispatch, batches, clock):
+                rows = iter(ids_BN)
+                for tag, item in items:
+                    if isinstance(item, Pair):
+                        item = dataclasses.replace(item, image_tokens=next(rows))
+                    yield tag, item
+                if progress:
+                    progress.add(sum(item is not None for _, item in items))
+
+    def _batches(self, requests):
+        """(items, (text_tokens i32[B,T], numbers u32[B])); pairs among the items have no tokens."""
+        items, texts, numbers = [], [], []
+        for tag, request in requests:
+            if request is None:
+                items.append((tag, None))
+            else:
+                number, caption = request
+                key = f"synthetic-{number:09d}-0"
+                ids = self._vocabulary.encode(caption)
+                if ids:
+                    cut = len(ids) > self._length - 1  # the last token is the end of sentence
+                    items.append((tag, Pair(key, None, caption, "synthetic", caption_cut=cut)))
+                    texts.append(caption)
+                    numbers.append(number)
+                else:
+                    items.append((tag, Skipped(key, "caption without tokens", f"{caption!r:.60}")))
+            if len(texts) == self._batch_size or len(items) > 16 * self._batch_size:
+                yield items, self._filled(texts, numbers)
+                items, texts, numbers = [], [], []
+        if items:
+            yield items, self._filled(texts, numbers)
+
+    def _filled(
+        self, captions: Sequence[str], numbers: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A batch of the one shape that is compiled; rows that fill it up are zeros."""
+        text_BT = np.zeros((self._batch_size, self._length), np.int32)
+        numbers_B = np.zeros(self._batch_size, np.uint32)
+        text_BT[: len(captions)] = text_ids(captions, self._vocabulary, self._length)
+        numbers_B[: len(numbers)] = numbers
+        return text_BT, numbers_B
+
+    def _dispatch(self, text_BT: np.ndarray, numbers_B: np.ndarray) -> jax.Array:
+        where = sharding.batch_sharding(self._mesh)
+        text_BT, numbers_B = jax.device_put((text_BT, numbers_B), where)
+        return self._generate(self._params, text_BT, numbers_B)
 
     def __call__(self, captions: Sequence[str], numbers: Sequence[int]) -> np.ndarray:
         """i32[B, N] of up to batch_size captions; row i depends on its caption and number alone."""
-        text_BT = text_ids(captions, self._vocabulary, self._length)
-        fill = self._batch_size - len(captions)
-        text_BT = np.concatenate([text_BT, np.repeat(text_BT[-1:], fill, axis=0)])
-        numbers_B = np.concatenate([np.asarray(numbers), np.zeros(fill)]).astype(np.uint32)
-        where = sharding.batch_sharding(self._mesh)
-        text_BT, numbers_B = jax.device_put((text_BT, numbers_B), where)
-        return np.asarray(self._generate(self._params, text_BT, numbers_B))[: len(captions)]
+        return np.asarray(self._dispatch(*self._filled(captions, numbers)))[: len(captions)]
 
 
 def _local_mesh(config: SynthesizeConfig) -> Mesh:
@@ -209,15 +261,3 @@ def text_ids(captions: Sequence[str], vocabulary: Vocabulary, length: int) -> np
         ids = [*vocabulary.encode(caption)[: length - 1], EOS_ID]
         row[: len(ids)] = ids
     return rows
-
-
-def _read_captions(path: pathlib.Path) -> list[str]:
-    captions = []
-    for number, row in enumerate(read_json_lines(path), start=1):
-        caption = row.get("caption")
-        if not isinstance(caption, str):
-            raise UserError(f"{path}: line {number} is {row!r:.60}, expected a text as its caption")
-        captions.append(caption)
-    if not captions:
-        raise UserError(f"{path}: found no captions, expected one a line")
-    return captions

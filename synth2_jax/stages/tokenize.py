@@ -1,22 +1,42 @@
 """`synth2 tokenize`: images with captions -> folders of pairs, by a trained tokenizer.
 
-Writes WORKDIR/SPLIT for each split of Scenes that the config names.
+Writes WORKDIR/SPLIT for each split that the config names. A shard is the unit of work, of any
+number of processes: after a kill, the same command makes only the shards that are missing. What is
+found and not used is counted by reason in the manifest, and too much of it stops the run.
+
+Legend: B batch, N image tokens, H W pixels.
 """
 
+import collections
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
+import itertools
+import os
 import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from synth2_jax import config as config_lib
-from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance
+from synth2_jax.data.caption_text import CaptionLimits, CaptionRejected, clean_caption
+from synth2_jax.data.images import ImageLimits, ImageRejected, decode_image
+from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance, Skipped
 from synth2_jax.data.references import pair_key
+from synth2_jax.data.sources.source import ImageText, Source, SourceConfig, open_source
 from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
-from synth2_jax.scenes import dataset
+from synth2_jax.stages import pair_shards
+from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
+from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.trained import Trained, load_trained
+
+_BATCHES_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +44,33 @@ class TokenizeConfig:
     """Attributes:
 
     tokenizer: workdir of the tokenizer's training run.
-    splits: of Scenes.
+    source: the images and captions.
+    splits: of the source; each becomes a folder.
     max_images: of each split, the first so many; None for all.
     batch_size: images a batch.
-    num_shards: files a folder.
+    num_shards: files a folder; sources of many files have one for each.
+    image, caption: what is skipped.
+    max_skipped: share of the pairs found; when more are skipped, the run stops.
+    num_threads: that read and decode images; 0 for as many as there are processors.
     """
 
     tokenizer: str
+    source: SourceConfig = SourceConfig()
     splits: tuple[str, ...] = ("real", "validation", "test")
     max_images: int | None = None
     batch_size: int = 256
     num_shards: int = 4
+    image: ImageLimits = ImageLimits()
+    caption: CaptionLimits = CaptionLimits()
+    max_skipped: float = 0.05
+    num_threads: int = 0
 
     def __post_init__(self):
         config_lib.check_counts(self, "tokenize", "max_images", "batch_size", "num_shards")
+        if not 0 <= self.max_skipped <= 1:
+            raise ValueError(f"max_skipped: found {self.max_skipped}, expected 0 to 1")
+        if self.num_threads < 0:
+            raise ValueError(f"num_threads: found {self.num_threads}, expected 0 or more")
 
 
 def run(config: Any, workdir: str) -> dict[str, Manifest]:
@@ -50,7 +83,11 @@ def run(config: Any, workdir: str) -> dict[str, Manifest]:
 
 
 def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib.Path) -> Manifest:
-    examples = dataset.examples(split, cfg.max_images)
+    source = open_source(cfg.source, split, cfg.num_shards, cfg.max_images)
+    description = dict(source.description)
+    if cfg.source.format != "scenes":  # whose pictures and captions are never skipped
+        limits = {"image": cfg.image, "caption": cfg.caption}
+        description["limits"] = {k: dataclasses.asdict(limit) for k, limit in limits.items()}
     tokenizer = trained.objective.task.tokenizer
     writer = PairWriter(
         folder,
@@ -58,34 +95,171 @@ def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib
             tokenizer=trained.fingerprint("tokenizer"),
             num_image_tokens=tokenizer.num_tokens,
             codebook_size=tokenizer.codebook_size,
-            # The number is part of what the shards are: with another one they hold other images.
-            captions={"source": f"scenes/{split}", "images": len(examples)},
+            captions=description,
             config=dataclasses.asdict(cfg),
         ),
-        num_shards=cfg.num_shards,
+        num_shards=source.num_shards,
     )
-    if writer.missing():
-        images = np.stack([example.image for example in examples])
-        tokens = encode_images(trained, images, cfg.batch_size, f"tokenize {split}")
-        pairs = [
-            Pair(pair_key(example.key, i), ids, caption, "real")
-            for example, ids in zip(examples, tokens, strict=True)
-            for i, caption in enumerate(example.captions)
-        ]
-        for index in writer.missing():
-            # Whole images to a shard: an image's captions stay together.
-            bounds = np.linspace(0, len(examples), cfg.num_shards + 1).astype(int)
-            bounds = bounds * dataset.REFERENCES
-            writer.write_shard(index, pairs[bounds[index] : bounds[index + 1]])
-    return writer.finish()
+    label = f"tokenize {split}"
+    budget = pair_shards.SkipBudget(label, cfg.max_skipped, "config.max_skipped")
+    shards = pair_shards.my_shards(writer)
+    if shards:
+        with (
+            StopSignal() as stop,
+            BusyClock() as clock,
+            Progress(label, *_size(source, shards)) as p,
+        ):
+            results = _results(source, shards, trained, cfg, clock, p)
+            pair_shards.write_shards(writer, pair_shards.watched(results, stop, budget))
+        logging.info("%s: the device was busy %.1f %% of the time", label, 100 * clock.share)
+    budget.check(*writer.written())
+    manifest = pair_shards.finish(str(folder), writer)
+    print(
+        f"{label}: {manifest.num_pairs:,} pairs, skipped {sum(manifest.skipped.values()):,} "
+        f"({pair_shards.reasons(manifest.skipped)})"
+    )
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """An image u8[H,W,3] with its clean captions: (number, caption, prompt)."""
+
+    key: str
+    pixels: np.ndarray
+    captions: Sequence[tuple[int, str, str]]
+    skipped: Sequence[Skipped]
+
+
+def _results(
+    source: Source,
+    shards: Sequence[int],
+    trained: Trained,
+    cfg: TokenizeConfig,
+    clock: BusyClock,
+    progress: Progress,
+) -> Iterator[pair_shards.Result]:
+    """The pairs of the shards, each shard ended by None; see `pair_shards.write_shards`."""
+    size = trained.objective.task.tokenizer.image_size
+    prepare = functools.partial(_prepare, size=size, image=cfg.image, caption=cfg.caption)
+    found = (
+        (shard, item) for shard in shards for item in itertools.chain(source.read(shard), [None])
+    )
+    with concurrent.futures.ThreadPoolExecutor(cfg.num_threads or os.cpu_count()) as pool:
+        prepared = _ordered_map(pool, prepare, found, 2 * cfg.batch_size)
+        batches = in_background(_batches(prepared, cfg.batch_size, size), _BATCHES_AHEAD)
+        with contextlib.closing(batches):
+            for items, ids_BN in on_device(_make_encode(trained), batches, clock):
+                rows = iter(ids_BN)
+                for shard, item in items:
+                    if isinstance(item, _Prepared):
+                        yield from ((shard, pair) for pair in _pairs(item, next(rows)))
+                    else:
+                        yield shard, item
+                    progress.add(source.num_images is not None or item is None)
+
+
+def _prepare(
+    item: ImageText | Skipped | None, *, size: int, image: ImageLimits, caption: CaptionLimits
+) -> _Prepared | Skipped | None:
+    """Reads, decodes and cleans one example."""
+    if not isinstance(item, ImageText):
+        return item
+    captions, skipped = [], []
+    prompts = item.prompts or [""] * len(item.captions)
+    for number, (text, prompt) in enumerate(zip(item.captions, prompts, strict=True)):
+        try:
+            captions.append((number, clean_caption(text, caption), prompt))
+        except CaptionRejected as error:
+            skipped.append(Skipped(pair_key(item.key, number), error.reason, error.detail))
+    try:
+        if isinstance(item.image, np.ndarray):
+            pixels = item.image
+        elif isinstance(item.image, bytes):
+            pixels = decode_image(item.image, size, image)
+        else:
+            pixels = decode_image(_read_image(item.image, image), size, image)
+    except ImageRejected as error:
+        return Skipped(item.key, error.reason, error.detail, len(item.captions))
+    return _Prepared(item.key, pixels, captions, skipped)
+
+
+def _read_image(path: pathlib.Path, limits: ImageLimits) -> bytes:
+    try:
+        if (num_bytes := path.stat().st_size) > limits.max_bytes:
+            raise ImageRejected("image file too large", f"{num_bytes:,} bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageRejected("image file missing", path.name) from None
+    except OSError as error:
+        raise ImageRejected("image file unreadable", f"{path.name}: {error.strerror}") from error
+
+
+def _ordered_map(
+    pool: concurrent.futures.Executor, function: Callable, items: Iterable, window: int
+) -> Iterator[tuple[int, Any]]:
+    """(shard, function(item)) of each (shard, item) in order; `window` of them are under way."""
+    futures: collections.deque = collections.deque()
+    for shard, item in items:
+        futures.append((shard, pool.submit(function, item)))
+        if len(futures) > window:
+            shard, future = futures.popleft()
+            yield shard, future.result()
+    for shard, future in futures:
+        yield shard, future.result()
+
+
+def _batches(
+    prepared: Iterable[tuple[int, _Prepared | Skipped | None]], batch_size: int, size: int
+) -> Iterator[tuple[list, tuple[np.ndarray]]]:
+    """(items, (images u8[B,H,W,3],)): up to B images, and what was skipped between them."""
+    for items in _cut(prepared, batch_size):
+        images = np.zeros((batch_size, size, size, 3), np.uint8)
+        pixels = [item.pixels for _, item in items if isinstance(item, _Prepared)]
+        if pixels:
+            images[: len(pixels)] = pixels
+        yield items, (images,)
+
+
+def _cut(prepared: Iterable[tuple[int, Any]], batch_size: int) -> Iterator[list]:
+    items, num_images = [], 0
+    for shard, item in prepared:
+        items.append((shard, item))
+        num_images += isinstance(item, _Prepared)
+        if num_images == batch_size or len(items) > 16 * batch_size:
+            yield items
+            items, num_images = [], 0
+    if items:
+        yield items
+
+
+def _pairs(item: _Prepared, ids_N: np.ndarray) -> Iterator[Pair | Skipped]:
+    yield from item.skipped
+    for number, caption, prompt in item.captions:
+        yield Pair(pair_key(item.key, number), ids_N, caption, "real", prompt)
+
+
+def _size(source: Source, shards: Sequence[int]) -> tuple[int, str]:
+    """Of the work: images where their number is known, or else shards."""
+    if source.num_images is None:
+        return len(shards), "shards"
+    return round(source.num_images * len(shards) / source.num_shards), "images"
 
 
 def encode_images(trained: Trained, images: np.ndarray, batch_size: int, label: str) -> np.ndarray:
     """Token ids i32[num, N] of images u8[num, H, W, 3]."""
+    return _in_batches(_make_encode(trained), images, batch_size, label)
+
+
+def _make_encode(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
+    """Images u8[B,H,W,3] -> token ids i32[B,N], jitted."""
     model = VQTokenizer(trained.objective.task.tokenizer)
     variables = {"params": jax.device_put(trained.params["tokenizer"])}
-    encode = jax.jit(lambda image: model.apply(variables, image, method="encode"))
-    return _in_batches(encode, _to_float(images), batch_size, label)
+
+    def encode(images: jax.Array) -> jax.Array:
+        return model.apply(variables, images.astype(jnp.float32) / 127.5 - 1, method="encode")
+
+    return jax.jit(encode)
 
 
 def decode_images(trained: Trained, ids: np.ndarray, batch_size: int = 256) -> np.ndarray:
@@ -95,10 +269,6 @@ def decode_images(trained: Trained, ids: np.ndarray, batch_size: int = 256) -> n
     decode = jax.jit(lambda ids: model.apply(variables, ids, method="decode"))
     pixels = _in_batches(decode, np.asarray(ids, np.int32), batch_size, "decode")
     return np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def _to_float(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / 127.5 - 1
 
 
 def _in_batches(function, rows: np.ndarray, batch_size: int, label: str) -> np.ndarray:

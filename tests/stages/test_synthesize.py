@@ -1,6 +1,7 @@
 """`synth2 synthesize`: provenance, resume shard by shard, and rows that stand alone."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -47,7 +48,11 @@ def test_the_manifest_tells_where_the_pairs_come_from(chain, generator):
     }
     assert found.sampler["num_steps"] == 2 and found.sampler["seed"] == 0
     assert found.sampler["guidance"]["scale"] == 1.5
-    assert found.captions == json.loads(chain.path("captions", "manifest.json").read_text())
+    rows = chain.path("captions", "captions.jsonl").read_bytes()
+    assert found.captions == {
+        **json.loads(chain.path("captions", "manifest.json").read_text()),
+        "sha256": hashlib.sha256(rows).hexdigest(),
+    }
 
 
 def test_every_caption_has_its_pair_in_order(chain):
@@ -67,7 +72,6 @@ def test_only_missing_shards_are_made_again_and_come_out_the_same(chain, tmp_pat
     assert whole == shards(chain.path("pairs", "synthetic"))
     first, second, third = whole
     manifest = (tmp_path / "manifest.json").read_text()
-    (tmp_path / "manifest.json").unlink()
     (tmp_path / second).unlink()
     kept = {name: (tmp_path / name).stat().st_mtime_ns for name in (first, third)}
     chain.run(chain.synthesis(tmp_path))
@@ -156,21 +160,31 @@ def test_captions_that_are_cut_are_counted(chain, tmp_path, caplog):
     captions = write_captions(tmp_path / "captions", "a red circle", "a blue ring " * 20)
     with caplog.at_level("WARNING", logger="absl"):
         chain.run(chain.synthesis(tmp_path / "pairs", captions=captions, samples_per_caption=2))
-    assert "1 of 2 captions are cut: the generator reads 26 tokens" in caplog.text
-    assert records.read_manifest(tmp_path / "pairs").provenance.captions == {
-        "source": "file",
-        "cut": 1,
-    }
+    assert "2 of 4 captions are cut: the generator reads 26 tokens" in caplog.text
+    assert records.read_manifest(tmp_path / "pairs").captions_cut == 2
 
 
 @pytest.mark.parametrize("caption", ["", "  "])
-def test_a_caption_without_a_token_is_refused(chain, tmp_path, mistake, caption):
+def test_a_caption_without_a_token_is_skipped_and_counted(chain, tmp_path, mistake, caption):
     captions = write_captions(tmp_path / "captions", "a red circle", caption)
-    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
+    run = {"captions": captions, "num_shards": 1}
+    line = mistake(chain.synthesis(tmp_path / "pairs", **run))
     assert line.startswith(
-        f"captions: line 2, {caption!r}, leaves no tokens; the generator reads 26"
+        "synthesize: 1 of 2 pairs are skipped (caption without tokens 1), expected at most 1%"
     )
-    assert not (tmp_path / "pairs").exists()
+    chain.run(chain.synthesis(tmp_path / "pairs", max_skipped=0.5, **run))
+    manifest = records.read_manifest(tmp_path / "pairs")
+    assert (manifest.num_pairs, dict(manifest.skipped)) == (1, {"caption without tokens": 1})
+    (pair,) = records.read_pairs(tmp_path / "pairs")
+    assert (pair.key, pair.caption) == ("synthetic-000000000-0", "a red circle")
+
+
+def test_other_captions_never_mix(chain, tmp_path, mistake):
+    captions = write_captions(tmp_path / "captions", "a red circle", "a blue ring")
+    chain.run(chain.synthesis(tmp_path / "pairs", captions=captions))
+    write_captions(tmp_path / "captions", "a red circle", "a green ring")
+    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
+    assert "sha256" in line and "delete the folder" in line
 
 
 @pytest.mark.parametrize(
@@ -186,7 +200,7 @@ def test_a_row_without_a_caption_is_named(chain, tmp_path, mistake, line, text):
     path = captions / "captions.jsonl"
     path.write_text(path.read_text() + line)
     found = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
-    assert found.startswith(f"{path}: {text}")
+    assert text in found
 
 
 def test_captions_without_their_manifest_are_refused(chain, tmp_path, mistake):

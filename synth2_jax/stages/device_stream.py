@@ -1,0 +1,121 @@
+"""Work that flows through a device: the next batches are prepared while one is computed.
+
+batches = in_background(prepare(), ahead=4)           # a thread reads and decodes
+for tag, rows in on_device(function, batches): ...    # the device always has one more to do
+"""
+
+import collections
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+Item = TypeVar("Item")
+Tag = TypeVar("Tag")
+_END = object()
+
+
+def in_background(items: Iterable[Item], ahead: int) -> Iterator[Item]:
+    """The items, made in a thread of their own, up to `ahead` of them before they are asked for.
+
+    What the thread raises is raised here. Closing the iterator ends the thread.
+    """
+    made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=ahead)
+    closed = threading.Event()
+
+    def put(item: Any, error: BaseException | None = None) -> None:
+        while not closed.is_set():
+            try:
+                return made.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if closed.is_set():
+                    return
+            put(_END)
+        except BaseException as error:  # raised where the items are used
+            put(_END, error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def on_device(
+    function: Callable[..., jax.Array],
+    batches: Iterable[tuple[Tag, tuple[Any, ...]]],
+    clock: "BusyClock | None" = None,
+) -> Iterator[tuple[Tag, np.ndarray]]:
+    """(tag, result) of each (tag, arguments) in order; the next is under way while one is used.
+
+    Args:
+      function: jitted: it returns before the device has finished.
+      batches: what to apply it to; a tag goes along as it is.
+      clock: told of each batch.
+    """
+    pending: collections.deque[tuple[Tag, jax.Array]] = collections.deque()
+    for tag, arguments in batches:
+        pending.append((tag, function(*arguments)))
+        if clock:
+            clock.watch(pending[-1][1])
+        if len(pending) > 2:
+            tag, result = pending.popleft()
+            yield tag, np.asarray(result)
+    for tag, result in pending:
+        yield tag, np.asarray(result)
+
+
+class BusyClock:
+    """How much of the time a device had something to do, from the end of its first batch on."""
+
+    def __init__(self):
+        self._watched: queue.Queue = queue.Queue()
+        self._busy = self._total = 0.0
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def __enter__(self) -> "BusyClock":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception_info) -> None:
+        self._watched.put(None)
+        self._thread.join()
+
+    def watch(self, result: jax.Array) -> None:
+        """Notes a result that the device was asked for just now."""
+        self._watched.put((time.perf_counter(), result))
+
+    @property
+    def share(self) -> float:
+        """0 to 1; 1 before there were two batches."""
+        return self._busy / self._total if self._total else 1.0
+
+    def _wait(self) -> None:
+        first = before = None
+        while (watched := self._watched.get()) is not None:
+            asked, result = watched
+            jax.block_until_ready(result)
+            done = time.perf_counter()
+            if before is not None:
+                # A device computes one batch after another.
+                self._busy += done - max(asked, before)
+                self._total = done - first
+            first, before = first or done, done

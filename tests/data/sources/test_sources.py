@@ -1,0 +1,390 @@
+"""Images with captions in the formats that people have."""
+
+import io
+import json
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synth2_jax.data.records import Skipped
+from synth2_jax.data.sources.source import (
+    ImageText,
+    SourceConfig,
+    find_files,
+    inside,
+    open_source,
+)
+from synth2_jax.errors import UserError
+from synth2_jax.scenes import dataset
+
+
+def picture(number=0):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def read(split="train", num_shards=1, max_images=None, **config):
+    source = open_source(SourceConfig(**config), split, num_shards, max_images)
+    assert json.loads(json.dumps(source.description)) == source.description
+    shards = [list(source.read(shard)) for shard in range(source.num_shards)]
+    assert shards == [list(source.read(shard)) for shard in range(source.num_shards)]
+    return [item for shard in shards for item in shard], source
+
+
+def split_up(items):
+    """(examples, [(key, reason)] of the skipped)."""
+    examples = [item for item in items if isinstance(item, ImageText)]
+    skipped = [(item.key, item.reason) for item in items if isinstance(item, Skipped)]
+    assert len(examples) + len(skipped) == len(items)
+    return examples, skipped
+
+
+def refused(**config):
+    with pytest.raises(UserError) as error:
+        read(**config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(picture(number))
+    return folder
+
+
+def test_scenes_are_the_pictures_themselves():
+    items, source = read("real", num_shards=3, max_images=7, format="scenes")
+    assert [item.key for item in items] == [f"real-{i:06d}" for i in range(7)]
+    np.testing.assert_array_equal(items[6].image, dataset.examples("real", 7)[6].image)
+    assert source.description == {"source": "scenes/real", "images": 7}
+
+
+def coco(tmp_path, images, annotations):
+    path = tmp_path / "captions_train2017.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return str(path).replace("train", "{split}")
+
+
+def test_coco(tmp_path, images):
+    path = coco(
+        tmp_path,
+        [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 3, 2, 0)],
+        [{"image_id": n, "id": 9, "caption": f"caption {n}{x}"} for x in "ab" for n in (3, 2, 1)],
+    )
+    items, source = read(format="coco", path=path, images=str(images), num_shards=2)
+    assert [item.key for item in items] == ["1", "3", "2"]  # image 0 has no caption
+    assert items[1].captions == ["caption 3a", "caption 3b"]
+    assert items[1].image == images / "3.jpg"
+    assert source.description["source"] == "coco" and source.num_images == 3
+    first, _ = read(format="coco", path=path, images=str(images), max_images=2)
+    assert first == items[:2]
+
+
+def test_nocaps_keys_say_the_domain(tmp_path, images):
+    path = coco(
+        tmp_path,
+        [{"id": 1, "file_name": "1.jpg", "domain": "out-domain"}],
+        [{"image_id": 1, "caption": "a circle"}],
+    )
+    (item,), _ = read(format="nocaps", path=path, images=str(images))
+    assert item.key == "out-domain/1"
+
+
+def test_an_image_that_is_listed_twice_is_taken_once(tmp_path, images):
+    path = coco(
+        tmp_path,
+        [{"id": 1, "file_name": "1.jpg"}, {"id": 1, "file_name": "2.jpg"}],
+        [{"image_id": 1, "caption": "a circle"}],
+    )
+    examples, skipped = split_up(read(format="coco", path=path, images=str(images))[0])
+    assert [example.image.name for example in examples] == ["1.jpg"]
+    assert skipped == [("1", "duplicate key")]
+
+
+def test_karpathy_splits(tmp_path, images):
+    path = tmp_path / "dataset_coco.json"
+    rows = [
+        {"filename": f"{n}.jpg", "split": split, "imgid": n, "sentences": [{"raw": f"c{n}"}]}
+        for n, split in enumerate(["train", "restval", "test", "train"])
+    ]
+    path.write_text(json.dumps({"images": rows, "dataset": "coco"}))
+    config = {"format": "karpathy", "path": str(path), "images": str(images)}
+    assert [item.key for item in read("train", **config)[0]] == ["0", "3"]
+    assert [item.key for item in read("train+restval", **config)[0]] == ["0", "1", "3"]
+    line = refused(split="tset", **config)
+    assert line.endswith("no split 'tset'; did you mean 'test'? one of: restval, test, train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1.jpg#0\ta red circle\n1.jpg#1\ttwo circles\n2.jpg#0\ta ring\n",
+        "image_name| comment_number| comment\n"
+        "1.jpg| 0| a red circle\n1.jpg| 1| two circles\n2.jpg| 0| a ring\n",
+    ],
+)
+def test_flickr30k(tmp_path, images, text):
+    path = tmp_path / "results.token"
+    path.write_text(text)
+    items, _ = read(format="flickr30k", path=str(path), images=str(images))
+    assert [(item.key, len(item.captions)) for item in items] == [("1", 2), ("2", 1)]
+    assert [caption.strip() for caption in items[0].captions] == [b"a red circle", b"two circles"]
+    path.write_text("1.jpg a red circle\n")
+    assert "line 1" in refused(format="flickr30k", path=str(path), images=str(images))
+
+
+def test_vqa(tmp_path, images):
+    questions, answers = tmp_path / "questions.json", tmp_path / "annotations.json"
+    asked = [{"question_id": 10 + n, "image_id": n, "question": f"what is {n}?"} for n in (1, 2)]
+    questions.write_text(json.dumps({"questions": asked}))
+    given = [{"answer": answer} for answer in ("red", "blue", "red")]
+    rows = [
+        {"question_id": 11, "answers": given, "multiple_choice_answer": "blue"},
+        {"question_id": 12, "answers": given},  # as in OKVQA
+    ]
+    answers.write_text(json.dumps({"annotations": rows}))
+    config = {
+        "format": "vqa",
+        "path": str(answers),
+        "questions": str(questions),
+        "images": str(images / "{image_id:01d}.jpg"),
+    }
+    items, _ = read(**config)
+    assert [item.captions for item in items] == [["blue"], ["red"]]
+    assert items[0].prompts == ["Question: what is 1? Answer:"]
+    assert items[0].image == images / "1.jpg" and items[0].key == "1/11"
+    items, _ = read(**config, answers="all")
+    assert items[1].captions == ["red", "blue", "red"] and len(items[1].prompts) == 3
+    assert "{image_id}" in refused(**{**config, "images": str(images / "1.jpg")})
+    rows[0]["question_id"] = 99
+    answers.write_text(json.dumps({"annotations": rows}))
+    assert "99" in refused(**config)
+
+
+def test_annotations_that_are_something_else(tmp_path, images):
+    path = tmp_path / "annotations.json"
+    config = {"format": "coco", "path": str(path), "images": str(images)}
+    assert "expected a file of annotations" in refused(**config)
+    path.write_text("{")
+    assert "not JSON" in refused(**config)
+    path.write_text('{"info": 1, "images": []}')
+    assert "with a list 'annotations', found ['images', 'info']" in refused(**config)
+    path.write_text('{"images": [{"id": 1}], "annotations": [{"caption": "a"}]}')
+    assert 'annotations with "image_id"' in refused(**config)
+    path.write_text('{"images": [], "annotations": []}')
+    assert "found no images" in refused(**config)
+    coco(tmp_path, [{"id": 1, "file_name": "../x"}], [{"image_id": 1, "caption": "a"}])
+    hostile = str(tmp_path / "captions_train2017.json")
+    assert "leads out of" in refused(**{**config, "path": hostile})
+    assert "a folder of images" in refused(**{**config, "images": str(tmp_path / "no")})
+
+
+LINES = [
+    {"image": "0.jpg", "caption": "a circle", "key": "first"},
+    {"image": "1.jpg", "captions": ["a ring", "größer 日本"]},
+    {"image": "../secret.jpg", "caption": "a circle"},
+    {"image": "/etc/passwd", "caption": "a circle"},
+    {"image": "2.jpg"},
+    {"caption": "a circle"},
+    {"image": "3.jpg", "caption": 7},
+    ["no", "object"],
+    {"image": "3.jpg", "text": "a square"},
+]
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 40])
+def test_json_lines_come_once_however_they_are_cut(tmp_path, images, num_shards):
+    parts = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    text = [json.dumps(line, ensure_ascii=False) for line in LINES]
+    parts[0].write_text("\n".join(text[:4]) + "\n\n")
+    parts[1].write_text("\n".join([*text[4:], "{broken"]))  # the last line has no end
+    path = str(tmp_path / "{a,b}.jsonl")
+    items, source = read(format="json_lines", path=path, images=str(images), num_shards=num_shards)
+    assert source.num_shards == num_shards
+    examples, skipped = split_up(items)
+    assert [list(example.captions) for example in examples] == [
+        ["a circle"],
+        ["a ring", "größer 日本"],
+        ["a square"],
+    ]
+    assert [example.key for example in examples][:2] == ["first@a#0", f"a#{len(text[0]) + 1}"]
+    assert [reason for _, reason in skipped] == [
+        "image outside of the folder",
+        "image outside of the folder",
+        "no caption",
+        "no image",
+        "no caption",
+        "line not a JSON object",
+        "line not JSON",
+    ]
+    assert len({item.key for item in items}) == len(items)
+
+
+def test_json_lines_of_bytes_that_are_no_text(tmp_path, images):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"image": "0.jpg", "caption": "gr\xf6\xdfer"}\n' + b"[" * 100_000 + b"\n")
+    _, skipped = split_up(read(format="json_lines", path=str(path), images=str(images))[0])
+    assert [reason for _, reason in skipped] == ["line not JSON"] * 2
+
+
+def write_tar(path, members):
+    """members: (name, bytes) of files, or TarInfo."""
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            name, contents = member
+            info = tarfile.TarInfo(name)
+            info.size = len(contents)
+            tar.addfile(info, io.BytesIO(contents))
+
+
+def members(count, folder=""):
+    for number in range(count):
+        yield f"{folder}{number:03d}.jpg", picture(number)
+        yield f"{folder}{number:03d}.txt", f"caption {number}".encode()
+        yield f"{folder}{number:03d}.json", b'{"caption": "another"}'
+
+
+def test_webdataset(tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f"cc-{number:05d}.tar", members(4, folder="x/" if number else ""))
+    path = str(tmp_path / "cc-{00000..00002}.tar")
+    items, source = read(format="webdataset", path=path, num_shards=99)
+    assert source.num_shards == 3 and len(items) == 12
+    assert items[1].key == "cc-00000/001" and items[5].key == "cc-00001/x/001"
+    assert items[1].captions == [b"caption 1"] and items[1].image == picture(1)
+    items, _ = read(format="webdataset", path=path, caption_field="json", max_images=6)
+    assert len(items) == 6 and items[0].captions == ["another"]
+    assert "no file" in refused(format="webdataset", path=path.replace("2}", "3}"))
+
+
+def test_compressed_tars(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name, contents in members(2):
+            info = tarfile.TarInfo(name)
+            info.size = len(contents)
+            tar.addfile(info, io.BytesIO(contents))
+    items, _ = read(format="webdataset", path=str(tmp_path / "*.tar.gz"))
+    assert [item.captions for item in items] == [[b"caption 0"], [b"caption 1"]]
+    contents = (tmp_path / "a.tar.gz").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(contents[: len(contents) // 2])
+    _, skipped = split_up(read(format="webdataset", path=str(tmp_path / "*.tar.gz"))[0])
+    assert ("a.tar/", "truncated or damaged tar") in skipped
+
+
+def test_incomplete_and_repeated_examples(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("0.jpg", picture()),
+            ("1.txt", b"no image"),
+            ("2.jpg", picture()),
+            ("2.json", b"[1]"),
+            ("3.jpg", picture()),
+            ("3.txt", b"kept"),
+            ("4.jpg", picture()),
+            ("4.json", b"{"),
+            ("3.jpg", picture()),
+            ("3.txt", b"again"),
+            ("5.mp4", b"other files do not matter"),
+        ],
+    )
+    examples, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
+    assert [(example.key, example.captions) for example in examples] == [("a/3", [b"kept"])]
+    assert skipped == [
+        ("a/0", "no caption"),
+        ("a/1", "no image"),
+        ("a/2", "no caption"),
+        ("a/4", "caption not JSON"),
+        ("a/3", "duplicate key"),
+    ]
+
+
+def test_hostile_tar_members_do_nothing(tmp_path):
+    link = tarfile.TarInfo("7.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    device = tarfile.TarInfo("8.jpg")
+    device.type = tarfile.CHRTYPE
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("../../evil.jpg", picture()),
+            ("/tmp/evil.jpg", picture()),
+            ("x/../../evil.txt", b"caption"),
+            link,
+            device,
+            ("1.jpg", picture()),
+            ("1.txt", b"a circle"),
+        ],
+    )
+    before = sorted(tmp_path.rglob("*"))
+    examples, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
+    assert [example.key for example in examples] == ["a/1"]
+    assert [reason for _, reason in skipped] == [
+        "tar member outside of the archive",
+        "tar member outside of the archive",
+        "tar member outside of the archive",
+        "tar member not a file",
+        "tar member not a file",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not pathlib.Path("/tmp/evil.jpg").exists()
+
+
+@pytest.mark.parametrize("cut", ["in a file", "in a header", "before the end", "a flipped byte"])
+def test_truncated_and_damaged_tars(tmp_path, cut):
+    write_tar(tmp_path / "a.tar", members(3))
+    contents = bytearray((tmp_path / "a.tar").read_bytes())
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        last = tar.getmembers()[-3]  # the image of the last example
+        end = tar.offset
+    if cut == "a flipped byte":
+        contents[last.offset] ^= 255
+    else:
+        places = {
+            "in a file": last.offset_data + 10,
+            "in a header": last.offset + 100,
+            "before the end": end,
+        }
+        del contents[places[cut] :]
+    (tmp_path / "a.tar").write_bytes(contents)
+    examples, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
+    assert len(examples) == (3 if cut == "before the end" else 2)
+    assert skipped == [("a/", "truncated or damaged tar")]
+
+
+def test_names_of_files(tmp_path):
+    for name in ("a-00.tar", "a-01.tar", "b.tar"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_files(f"{tmp_path}/{{a-00,a-01,b}}.tar", "test")
+    assert [path.name for path in found] == ["a-00.tar", "a-01.tar", "b.tar"]
+    assert find_files(f"{tmp_path}/*.tar", "test") == found
+    assert find_files(f"{tmp_path}/a-{{00..01}}.tar", "test") == found[:2]
+    with pytest.raises(UserError, match="no file .*c-"):
+        find_files(f"{tmp_path}/c-*.tar", "test")
+    with pytest.raises(UserError, match="no path given"):
+        find_files("", "test")
+
+
+def test_names_that_lead_out_of_a_folder():
+    folder = pathlib.Path("/data/images")
+    assert inside(folder, "x/1.jpg") == folder / "x" / "1.jpg"
+    assert inside(folder, "x/../1.jpg") == folder / "1.jpg"
+    for name in ("../1.jpg", "/etc/passwd", "x/../../1.jpg", "", ".", "a\0b"):
+        assert inside(folder, name) is None
+
+
+def test_mistakes_in_the_config():
+    with pytest.raises(ValueError, match="unknown format 'wds'"):
+        SourceConfig(format="wds")
+    with pytest.raises(ValueError, match="answers"):
+        SourceConfig(format="vqa", answers="best")

@@ -1,0 +1,129 @@
+"""Images with captions in TFRecord files and in TensorFlow Datasets."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synth2_jax.data.records import Skipped
+from synth2_jax.data.sources.source import SourceConfig, open_source
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import UserError
+
+
+def picture(number=0):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def example(**features):
+    feature = {
+        name.replace("__", "/"): tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+        for name, values in features.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def write(path, records):
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for record in records:
+            file.write(record)
+
+
+def read(path, **config):
+    source = open_source(SourceConfig("tfrecord", str(path), **config), "train", 1)
+    return [item for shard in range(source.num_shards) for item in source.read(shard)]
+
+
+def test_tfrecords(tmp_path):
+    rows = [example(image__encoded=[picture(n)], caption=[b"a", b"b"]) for n in range(3)]
+    write(tmp_path / "a.tfrecord", rows[:2])
+    write(tmp_path / "b.tfrecord", rows[2:])
+    items = read(tmp_path / "*.tfrecord")
+    assert [item.key for item in items] == ["a/00000000", "a/00000001", "b/00000000"]
+    assert items[1].image == picture(1) and items[1].captions == [b"a", b"b"]
+
+
+def test_fields_of_other_names_and_records_that_are_something_else(tmp_path):
+    rows = [
+        example(jpeg=[picture()], words=[b"a circle"]),
+        example(words=[b"a circle"]),
+        example(jpeg=[picture()]),
+        b"\xff\xff not an Example",
+    ]
+    write(tmp_path / "a.tfrecord", rows)
+    first, *rest = read(tmp_path / "a.tfrecord", image_field="jpeg", caption_field="text;words")
+    assert first.captions == [b"a circle"]
+    assert [item.reason for item in rest] == ["no image", "no caption", "not a TF Example"]
+
+
+def test_a_flipped_byte_is_named_with_its_offset(tmp_path):
+    rows = [example(image=[picture(n)], caption=[b"a circle"]) for n in range(5)]
+    write(tmp_path / "a.tfrecord", rows)
+    contents = bytearray((tmp_path / "a.tfrecord").read_bytes())
+    frame = 16  # lengths and checksums around each record
+    third = sum(len(row) + frame for row in rows[:2])
+    contents[third + 12 + 30] ^= 1
+    (tmp_path / "a.tfrecord").write_bytes(contents)
+    items = read(tmp_path / "a.tfrecord")
+    assert len(items) == 3 and isinstance(items[2], Skipped)
+    assert items[2].reason == "damaged TFRecord"
+    assert items[2].detail == f"a.tfrecord: corrupted record at {third + 12}"
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory):
+    """A data set with COCO's features, prepared on disk."""
+    import tensorflow_datasets as tfds
+
+    class TinyCaptions(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(encoding_format="png"),
+                        "image/filename": tfds.features.Text(),
+                        "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
+                    }
+                )
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(5), "val": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for n in range(count):
+                yield (
+                    n,
+                    {
+                        "image": np.full((32, 32, 3), n, np.uint8),
+                        "image/filename": f"{n}.png",
+                        "captions": [{"text": f"caption {n}"}, {"text": "another"}],
+                    },
+                )
+
+    folder = tmp_path_factory.mktemp("tfds")
+    TinyCaptions(data_dir=folder).download_and_prepare()
+    return str(folder)
+
+
+def test_tfds(tfds_folder):
+    config = SourceConfig("tfds", "tiny_captions", images=tfds_folder)
+    source = open_source(config, "train", num_shards=2)
+    assert source.num_images == 5
+    shards = [list(source.read(shard)) for shard in range(2)]
+    assert [len(shard) for shard in shards] == [2, 3]
+    items = shards[0] + shards[1]
+    names = sorted(item.key.partition("-")[2] for item in items)
+    assert names == [f"{n}.png" for n in range(5)]
+    assert items[0].image.startswith(b"\x89PNG")  # not decoded yet
+    assert items[0].captions[1] == b"another"
+    assert list(source.read(1)) == shards[1]
+    with pytest.raises(UserError, match="no split 'vla'; did you mean 'val'"):
+        open_source(config, "vla", 1)
+    with pytest.raises(UserError, match="tfds 'tiny_caption': no such data set"):
+        open_source(SourceConfig("tfds", "tiny_caption", images=tfds_folder), "train", 1)

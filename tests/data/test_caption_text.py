@@ -1,0 +1,49 @@
+"""Captions from anywhere."""
+
+import pytest
+
+from synth2_jax.data.caption_text import CaptionLimits, CaptionRejected, clean_caption
+
+
+@pytest.mark.parametrize(
+    ("found", "clean"),
+    [
+        ("a red circle", "a red circle"),
+        ("  two\tblue \n squares\r\n", "two blue squares"),
+        ("a\x00b\x07c\x1b[31mred\x1b[0m", "a b c [31mred [0m"),
+        (
+            "größer \u2028 日本の猫 \u2029 قطة кошка 🐈\u200d⬛",
+            "größer 日本の猫 قطة кошка 🐈\u200d⬛",
+        ),
+        ("cafe\u0301", "caf\u00e9"),
+        ("user\u202egpj.exe", "usergpj.exe"),
+        ("<script>alert(1)</script>", "<script>alert(1)</script>"),  # inert where it is shown
+        ("größer".encode(), "größer"),
+    ],
+)
+def test_captions_become_one_line(found, clean):
+    assert clean_caption(found) == clean
+    assert clean_caption(clean) == clean
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ("", "empty caption"),
+        (" \n\x00\u202e", "empty caption"),
+        ("x" * 10_000, "caption too long"),
+        (b"gr\xf6\xdfer", "caption not UTF-8"),
+        ("half of \ud83d", "caption not UTF-8"),
+    ],
+)
+def test_captions_that_are_no_text(found, reason):
+    with pytest.raises(CaptionRejected) as error:
+        clean_caption(found)
+    assert error.value.reason == reason
+    assert "\n" not in str(error.value)
+
+
+def test_the_limit_is_the_callers():
+    assert clean_caption("x" * 10_000, CaptionLimits(max_chars=10_000)) == "x" * 10_000
+    with pytest.raises(ValueError, match="max_chars"):
+        CaptionLimits(max_chars=0)

@@ -1,0 +1,124 @@
+"""Pictures from anywhere: what is made of them, and which are turned away."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synth2_jax.data.images import ImageLimits, ImageRejected, decode_image
+
+
+def encoded(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def gradient(width=40, height=30):
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 0 * x + 128], axis=-1).astype(np.uint8))
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is():
+    image = gradient(32, 32)
+    np.testing.assert_array_equal(decode_image(encoded(image), 32), np.asarray(image))
+
+
+def test_the_middle_square_is_scaled():
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[:, 20:80] = 200  # the middle square
+    found = decode_image(encoded(Image.fromarray(pixels)), 24)
+    assert found.shape == (24, 24, 3) and found.dtype == np.uint8
+    assert (found == 200).all()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_formats(format):
+    found = decode_image(encoded(gradient(64, 64), format), 32).astype(int)
+    expected = np.asarray(gradient(64, 64).resize((32, 32), Image.Resampling.BICUBIC), int)
+    assert np.abs(found - expected).mean() < 5
+
+
+def test_cmyk_gray_and_palette_become_rgb():
+    for mode in ("CMYK", "L", "P", "1"):
+        format = "JPEG" if mode == "CMYK" else "PNG"
+        found = decode_image(encoded(gradient(32, 32).convert(mode), format), 32)
+        assert found.shape == (32, 32, 3)
+    found = decode_image(encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG"), 32)
+    assert found[..., 0].min() > 200 and found[..., 1:].max() < 60  # red
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    values = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    found = decode_image(encoded(Image.fromarray(values)), 32)
+    np.testing.assert_allclose(found[..., 0], values / 257, atol=1)
+
+
+def test_transparent_parts_are_white():
+    image = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    assert (decode_image(encoded(image), 32) == 255).all()
+    image = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    assert (decode_image(encoded(image), 32) == (255, 0, 0)).all()
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    contents = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decode_image(contents, 32)[0, 0] == (255, 0, 0)).all()
+
+
+def test_a_picture_is_turned_as_its_camera_says():
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    found = decode_image(encoded(Image.fromarray(pixels), "PNG", exif=exif), 32)
+    assert found[:16].max() == 0 and found[16:].min() == 255
+
+
+def test_a_line_of_pixels_is_cut_before_it_is_scaled():
+    found = decode_image(encoded(Image.new("RGB", (60_000, 2))), 256, ImageLimits(min_side=1))
+    assert found.shape == (256, 256, 3)  # else 256 x 7,680,000
+
+
+def rejected(contents, **limits):
+    with pytest.raises(ImageRejected) as error:
+        decode_image(contents, 32, ImageLimits(**limits))
+    assert "\n" not in str(error.value)
+    return error.value.reason
+
+
+def test_damaged_files():
+    for format in ("JPEG", "PNG", "WEBP"):
+        contents = encoded(gradient(200, 200), format)
+        assert rejected(contents[: len(contents) // 2]) == "corrupt image"
+    assert rejected(b"") == "not an image"
+    assert rejected(b"<svg onload=alert(1)>") == "not an image"
+    assert rejected(b"%!PS-Adobe-3.0 EPSF-3.0\n") == "not an image"  # would start Ghostscript
+
+
+def test_pictures_outside_of_the_limits():
+    assert rejected(encoded(Image.new("RGB", (1, 1)))) == "image too small"
+    assert rejected(encoded(gradient()), max_pixels=1000) == "image too large"
+    assert rejected(encoded(gradient()), max_bytes=100) == "image file too large"
+    with pytest.raises(ValueError, match="at least 1"):
+        ImageLimits(min_side=0)
+
+
+def test_a_decompression_bomb_is_not_unpacked():
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    side = 60_000  # 10 GB of pixels in a file of a few bytes
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    assert rejected(bomb + chunk(b"IEND", b"")) == "image too large"
+
+
+def test_floating_point_pictures_are_refused():
+    image = Image.fromarray(np.zeros((32, 32), np.float32))
+    assert rejected(encoded(image, "TIFF")) == "unsupported pixels"
