@@ -68,7 +68,12 @@ STAGES = {
     "inspect": Stage(
         needs_config=False,
         takes_folder=True,
-        options={"fingerprints": "true reads every parameter for the parts' own fingerprints"},
+        options={
+            "fingerprints": "of a run: true reads every parameter for the parts' own fingerprints",
+            "modules": "of a mixture: the modules that register it, separated by commas",
+            "tokenizer": "of a mixture: the tokenizer's workdir, to see its pictures",
+            "output": "of a mixture: the picture; MIXTURE.png",
+        },
     ),
     "export": Stage(
         needs_config=False,

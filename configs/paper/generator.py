@@ -59,6 +59,8 @@ def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.Confi
                 "batch_size": 512,
                 "vocabulary": "",
                 "text_length": models.TEXT_LENGTH,
+                # Of 64 hosts each would have to read what all of them train on.
+                "deal": "shards",
             },
             "optimizer": {
                 "name": "adafactor",

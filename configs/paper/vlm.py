@@ -50,6 +50,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "batch_size": 1024,
                 "vocabulary": "",
                 "text_length": models.TEXT_LENGTH,
+                # Of 64 hosts each would have to read what all of them train on.
+                "deal": "shards",
             },
             "optimizer": {
                 "name": "adamw",

@@ -3,6 +3,10 @@
 A saved position is a zip of TensorFlow's checkpoint of the iterator (the places in the shards and
 the examples that wait in shuffle buffers) and a header that says which data it belongs to.
 
+Several processes deal the data out in one of two ways. "examples": all of them go through the same
+order, and each converts its own rows of every batch, so that the batches are the same whatever the
+number of processes. "shards": each reads shards of its own, which is less to read for each of many.
+
 Legend: B batch rows of this process, T text tokens.
 """
 
@@ -15,6 +19,7 @@ import pathlib
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import seqio
@@ -41,6 +46,9 @@ class Stream:
       text_length: T, for models that take text.
       batch_size: rows of all processes together.
       process_index, process_count: this process reads its part of the examples.
+      deal: "examples" or "shards", see above.
+      schedule: {task: ((step, rate), ...)} in place of a mixture's rates, see `mixtures.scheduled`.
+      limits: {feature: limit}; a token that is as large or larger is of other data.
     """
 
     provider: seqio.Task | seqio.Mixture
@@ -50,6 +58,9 @@ class Stream:
     batch_size: int
     process_index: int = 0
     process_count: int = 1
+    deal: str = "examples"
+    schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.batch_size % self.process_count:
@@ -68,6 +79,11 @@ class Stream:
     def rows(self) -> int:
         """B."""
         return self.batch_size // self.process_count
+
+    @property
+    def deals_shards(self) -> bool:
+        """Whether this process has shards of its own."""
+        return self.deal == "shards" and self.process_count > 1
 
     def task_lengths(self) -> dict[str, int]:
         """Lengths of the task features that are converted, from the first example of each task.
@@ -114,9 +130,10 @@ class Stream:
 class TrainIterator:
     """Shuffled, mixed batches whose position can be saved and restored exactly.
 
-    `source_counts` is the number of examples delivered so far by source ("real", "synthetic"), a
-    part of the saved position; empty for data without a source. `last_keys` are those of the
-    examples of the last batch; empty for data without keys.
+    `source_counts` and `source_tokens` are the numbers of examples and of text tokens that this
+    process was given so far by source ("real", "synthetic"), a part of the saved position; empty
+    for data without a source. `last_keys` are those of the examples of the last batch; empty for
+    data without keys.
 
     Args:
       stream: what to read.
@@ -147,30 +164,44 @@ class TrainIterator:
             "text_length": stream.text_length,
             "batch_size": stream.batch_size,
             "processes": [stream.process_index, stream.process_count],
+            "deal": stream.deal,
+            "schedule": stream.schedule,
             "seed": seed,
             "num_epochs": num_epochs,
             **(identity or {}),
         }
-        self._num_batches = 0
-        self._restarted_at = 0
+        self._num_batches = 0  # since the order began
+        self._restarted_at = 0  # the step at which the order began
+        self._skipped = 0  # batches that are gone through at the start, unread
         self.last_keys: list[str] = []
         self._counts: collections.Counter[str] = collections.Counter()
+        self._tokens: collections.Counter[str] = collections.Counter()
         self._lengths = stream.task_lengths()
         self._iterator = self._start()
 
     def _start(self) -> Iterator[Mapping[str, tf.Tensor]]:
         stream = self._stream
         with _one_line_errors(stream.label):
-            examples = stream.provider.get_dataset(
+            provider, shard_info, rows = stream.provider, None, stream.batch_size
+            if stream.deals_shards:
+                shard_info = seqio.ShardInfo(stream.process_index, stream.process_count)
+                rows = stream.rows
+            if stream.schedule:
+                provider = mixtures.scheduled(provider, stream.schedule, rows, self._restarted_at)
+            examples = provider.get_dataset(
                 split=stream.split,
                 shuffle=True,
                 seed=self._seed + self._restarted_at,
                 num_epochs=self._num_epochs,
-                shard_info=_shard_info(stream),
+                shard_info=shard_info,
                 trim_output_features=False,
                 # A cache in memory would be copied into every saved position.
                 try_in_mem_cache=False,
             )
+            if self._skipped:
+                examples = examples.skip(self._skipped * rows)
+            if stream.process_count > 1 and not stream.deals_shards:
+                examples = _own_rows(examples, stream)
             batches = stream.convert(examples, self._lengths)
             batches = batches.batch(stream.rows, drop_remainder=True).prefetch(_PREFETCH)
             return iter(batches.with_options(_options()))
@@ -178,6 +209,16 @@ class TrainIterator:
     @property
     def source_counts(self) -> dict[str, int]:
         return dict(self._counts)
+
+    @property
+    def source_tokens(self) -> dict[str, int]:
+        return dict(self._tokens)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """`source_counts` and `source_tokens` under the names that they are logged by."""
+        examples = {f"data/{source}_examples": count for source, count in self._counts.items()}
+        return examples | {f"data/{source}_tokens": n for source, n in self._tokens.items()}
 
     def __iter__(self) -> "TrainIterator":
         return self
@@ -194,10 +235,14 @@ class TrainIterator:
                     ) from None
                 raise
         batch = {name: tensor.numpy() for name, tensor in tensors.items()}
-        _check_targets(batch, self._stream)
+        _check_batch(batch, self._stream)
         companions = {name: batch.pop(name) for name in COMPANIONS if name in batch}
         self._num_batches += 1
-        self._counts.update(source.decode() for source in companions.get("source", ()))
+        sources = [source.decode() for source in companions.get("source", ())]
+        self._counts.update(sources)
+        if (mask_BT := batch.get("loss_mask", batch.get("text_mask"))) is not None:
+            for source, count in zip(sources, mask_BT.sum(axis=-1).tolist(), strict=False):
+                self._tokens[source] += count
         self.last_keys = [key.decode() for key in companions.get("key", ())]
         return batch
 
@@ -208,7 +253,9 @@ class TrainIterator:
             "identity": self._identity,
             "num_batches": self._num_batches,
             "source_counts": self.source_counts,
+            "source_tokens": self.source_tokens,
             "restarted_at": self._restarted_at,
+            "skipped": self._skipped,
         }
         packed = io.BytesIO()
         with (
@@ -227,6 +274,47 @@ class TrainIterator:
         Raises:
           UserError: not a position, or one of other data; it names what differs.
         """
+        archive, header = self._open(state, "processes")
+        restarted_at, skipped = header.get("restarted_at", 0), header.get("skipped", 0)
+        if self._num_batches or (restarted_at, skipped) != (self._restarted_at, self._skipped):
+            self._restarted_at, self._skipped = restarted_at, skipped
+            # The seeds of epochs live outside of TensorFlow's iterator, and have moved on.
+            self._iterator = self._start()
+        if header["num_batches"] > skipped:
+            with archive, tempfile.TemporaryDirectory() as folder:
+                archive.extractall(folder)
+                restored = tf.train.Checkpoint(iterator=self._iterator).read(f"{folder}/iterator")
+                restored.assert_consumed()
+        self._take_counts(header)
+        self._num_batches = header["num_batches"]
+
+    def restart(self, state: bytes, step: int) -> str:
+        """Goes on at step `step` after a change of the number of processes; says what holds.
+
+        Data that is dealt out by examples goes on exactly: the order is gone through again up to
+        here. Of shards it is not known what was read of them by others, so that an order of its own
+        begins, drawn from the seed and the step.
+
+        Raises:
+          UserError: as `set_state`.
+        """
+        _, header = self._open(state)
+        self._take_counts(header)
+        if self._stream.deal == "examples":
+            self._restarted_at = header.get("restarted_at", 0)
+            self._num_batches = self._skipped = header["num_batches"]
+            self._iterator = self._start()
+            examples = self._skipped * self._stream.batch_size
+            return f"the data goes on exactly, {examples:,} examples are gone through to get there"
+        self._restarted_at, self._num_batches, self._skipped = step, 0, 0
+        self._iterator = self._start()
+        return (
+            "the order of the data starts anew here, so examples of the epoch under way may be "
+            "seen twice in it or not at all (config.data.deal=examples goes on exactly)"
+        )
+
+    def _open(self, state: bytes, *and_equal: str) -> tuple[zipfile.ZipFile, Mapping[str, Any]]:
+        """The archive and its header; UserError when it is of other data."""
         try:
             archive = zipfile.ZipFile(io.BytesIO(state))
             header = json.loads(archive.read(_HEADER))
@@ -234,41 +322,23 @@ class TrainIterator:
             raise UserError("data position: these bytes are not one of this pipeline") from error
         if header["version"] != _VERSION:
             raise UserError(f"data position: version {header['version']}, expected {_VERSION}")
-        identity = json.loads(json.dumps(self._identity))
-        for key in sorted({*identity, *header["identity"]}):
-            if identity.get(key) != header["identity"].get(key):
+        saved, now = header["identity"], json.loads(json.dumps(self._identity))
+        # Positions from before there was a choice.
+        saved.setdefault("deal", "examples" if saved["processes"][1] == 1 else "shards")
+        saved.setdefault("schedule", {})
+        for key in sorted({*now, *saved}):
+            if key == "processes" and key not in and_equal:
+                continue
+            if now.get(key) != saved.get(key):
                 raise UserError(
-                    f"data position: saved with {key} {header['identity'].get(key)!r}, this run "
-                    f"has {identity.get(key)!r}; to change data, start from the parameters alone"
+                    f"data position: saved with {key} {saved.get(key)!r}, this run has "
+                    f"{now.get(key)!r}; to change data, start from the parameters alone"
                 )
-        restarted_at = header.get("restarted_at", 0)
-        if self._num_batches or restarted_at != self._restarted_at:
-            self._restarted_at = restarted_at
-            # The seeds of epochs live outside of TensorFlow's iterator, and have moved on.
-            self._iterator = self._start()
-        if header["num_batches"]:
-            with archive, tempfile.TemporaryDirectory() as folder:
-                archive.extractall(folder)
-                restored = tf.train.Checkpoint(iterator=self._iterator).read(f"{folder}/iterator")
-                restored.assert_consumed()
-        self._num_batches = header["num_batches"]
+        return archive, header
+
+    def _take_counts(self, header: Mapping[str, Any]) -> None:
         self._counts = collections.Counter(header["source_counts"])
-
-    def restart(self, state: bytes, step: int) -> str:
-        """Starts an order of its own at step `step`, drawn from the seed and the step.
-
-        For a change of the number of processes: how the shards were dealt out then does not tell
-        what of them is read by now.
-        """
-        with zipfile.ZipFile(io.BytesIO(state)) as archive:
-            counts = json.loads(archive.read(_HEADER))["source_counts"]
-        self._restarted_at, self._num_batches = step, 0
-        self._counts = collections.Counter(counts)
-        self._iterator = self._start()
-        return (
-            "the order of the data starts anew here, so examples of the epoch under way may be "
-            "seen twice in it or not at all"
-        )
+        self._tokens = collections.Counter(header.get("source_tokens", {}))
 
 
 def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[Batch]:
@@ -308,7 +378,7 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
         if tensors is None:
             return
         batch = {name: tensor.numpy() for name, tensor in tensors.items()}
-        _check_targets(batch, stream)
+        _check_batch(batch, stream)
         num_valid = len(next(iter(batch.values())))
         rows = np.minimum(np.arange(stream.batch_size), num_valid - 1)[mine]
         valid = (np.arange(stream.batch_size) < num_valid)[mine]
@@ -322,6 +392,28 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
         yield batch
 
 
+def draw_examples(
+    provider: seqio.Task | seqio.Mixture, split: str, seed: int, count: int
+) -> list[dict[str, Any]]:
+    """{task feature: array, or str} of the first shuffled and mixed examples."""
+    with _one_line_errors(f"{provider.name!r}"):
+        examples = provider.get_dataset(
+            split=split,
+            shuffle=True,
+            seed=seed,
+            num_epochs=1,
+            trim_output_features=False,
+            try_in_mem_cache=False,
+        )
+        drawn = list(examples.take(count).as_numpy_iterator())
+    if not drawn:
+        raise UserError(f"{provider.name!r}: no examples in split {split!r}")
+    return [
+        {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in row.items()}
+        for row in drawn
+    ]
+
+
 def _first_example(task: seqio.Task, split: str) -> Mapping[str, tf.Tensor]:
     with _one_line_errors(f"task {task.name!r}"):
         examples = task.get_dataset(
@@ -333,8 +425,26 @@ def _first_example(task: seqio.Task, split: str) -> Mapping[str, tf.Tensor]:
     return example
 
 
-def _check_targets(batch: Batch, stream: Stream) -> None:
-    """Raises UserError when a row of text has no token to learn but its eos."""
+def _own_rows(examples: tf.data.Dataset, stream: Stream) -> tf.data.Dataset:
+    """This process's rows of each batch; a last batch that is not full is left out by all."""
+    mine = slice(stream.process_index * stream.rows, (stream.process_index + 1) * stream.rows)
+    names = converter_class(stream.model_name).TASK_FEATURES  # others may not stack
+    batches = examples.map(lambda example: {name: example[name] for name in names})
+    batches = batches.batch(stream.batch_size, drop_remainder=True)
+    return batches.map(lambda batch: {k: rows[mine] for k, rows in batch.items()}).unbatch()
+
+
+def _check_batch(batch: Batch, stream: Stream) -> None:
+    """Raises UserError on a token beyond its limit, and on a text of which nothing is to learn."""
+    for name, limit in stream.limits.items():
+        tokens = batch.get(name)
+        if tokens is not None and (tokens.min() < 0 or tokens.max() >= limit):
+            row, _ = np.argwhere((tokens < 0) | (tokens >= limit))[0]
+            key = f"example {batch['key'][row].decode()!r}" if "key" in batch else stream.label
+            raise UserError(
+                f"{key}: found {name} {tokens[row].min()} to {tokens[row].max()}, expected 0 to "
+                f"{limit - 1}, as the model has them"
+            )
     mask_BT = batch.get("loss_mask", batch.get("text_mask"))
     if mask_BT is None:
         return
@@ -345,12 +455,6 @@ def _check_targets(batch: Batch, stream: Stream) -> None:
             f"example {key!r}: no token of its caption is left to learn ({empty_B.sum()} such in a "
             f"batch); its caption is empty or text_length {stream.text_length} is too short"
         )
-
-
-def _shard_info(stream: Stream) -> seqio.ShardInfo | None:
-    if stream.process_count == 1:
-        return None
-    return seqio.ShardInfo(stream.process_index, stream.process_count)
 
 
 def _options() -> tf.data.Options:

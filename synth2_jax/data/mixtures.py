@@ -4,8 +4,9 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import seqio
 
 from synth2_jax.data.tensorflow_cpu import tf
@@ -45,15 +46,93 @@ def sample_in_blocks(
     more on each choice than all the rest of this pipeline on an example. A `sample_fn` of
     `seqio.MixtureRegistry.add`. `seed` None is 0.
     """
-    logits = tf.math.log(tf.constant([rates], tf.float32))
+    return _sample(datasets, lambda numbers_D: tf.constant([rates], tf.float32), seed)
+
+
+def _sample(
+    datasets: Sequence[tf.data.Dataset],
+    rates_of: Callable[[tf.Tensor], tf.Tensor],
+    seed: int | None,
+) -> tf.data.Dataset:
+    """`rates_of` gives f32[D, tasks] (or [1, tasks] for all) of the examples' numbers i64[D]."""
     seed = 0 if seed is None else seed
 
     def choose(block: tf.Tensor) -> tf.Tensor:
         key = tf.stack([tf.constant(seed, tf.int64), block])
-        return tf.random.stateless_categorical(logits, _DRAWS, seed=key, dtype=tf.int64)[0]
+        logits = tf.math.log(rates_of(block * _DRAWS + tf.range(_DRAWS, dtype=tf.int64)))
+        num_samples = _DRAWS // (logits.shape[0] or _DRAWS)
+        drawn = tf.random.stateless_categorical(logits, num_samples, seed=key, dtype=tf.int64)
+        return tf.reshape(drawn, [_DRAWS])
 
     choices = tf.data.Dataset.counter().map(choose).unbatch()
     return tf.data.Dataset.choose_from_datasets(datasets, choices, stop_on_empty_dataset=True)
+
+
+def scheduled(
+    mixture: seqio.Task | seqio.Mixture,
+    schedule: Mapping[str, Sequence[tuple[int, float]]],
+    rows: int,
+    first_step: int = 0,
+) -> seqio.Mixture:
+    """The mixture with rates that change with the training step, not registered.
+
+    Between two points of a task a rate changes linearly, before the first and after the last it
+    stays; tasks without a schedule keep their rate.
+
+    Args:
+      mixture: of tasks.
+      schedule: {task: ((step, rate), ...)}, as `check_schedule` wants it.
+      rows: examples a step.
+      first_step: of the first example.
+
+    Raises:
+      UserError: not a mixture, or a schedule of a task that is not in it.
+    """
+    if not isinstance(mixture, seqio.Mixture):
+        raise UserError(f"data.rates: a schedule needs a mixture, {mixture.name!r} is a task")
+    names = [task.name for task in mixture.tasks]
+    for name in schedule:
+        if name not in names:
+            raise UserError(f"data.rates: no task {name!r} in it; {nearest(name, names)}")
+    if all(name in schedule for name in names):
+        for step in {step for points in schedule.values() for step, _ in points}:
+            if not any(np.interp(step, *zip(*schedule[name], strict=True)) for name in names):
+                raise UserError(f"data.rates: found a rate of 0 for every task at step {step}")
+
+    def sample(datasets, rates, seed=None):
+        points = [schedule.get(n, ((0, rate),)) for n, rate in zip(names, rates, strict=True)]
+
+        def rates_of(numbers_D: tf.Tensor) -> tf.Tensor:
+            steps_D = tf.cast(first_step + numbers_D // rows, tf.float32)
+            return tf.stack([_interpolate(p, steps_D) for p in points], axis=-1)
+
+        return _sample(datasets, rates_of, seed)
+
+    parts = [(task, mixture.get_rate(task)) for task in mixture.tasks]
+    return seqio.Mixture(mixture.name, parts, sample_fn=sample)
+
+
+def check_schedule(task: str, points: Sequence[Sequence[float]]) -> None:
+    """Raises UserError unless steps rise from point to point and rates are 0 or more."""
+    try:
+        steps, rates = zip(*((int(step), float(rate)) for step, rate in points), strict=True)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"data.rates.{task}: found {points!r}, expected a rate or ((step, rate), ...)"
+        ) from None
+    if list(steps) != sorted(set(steps)) or steps[0] < 0:
+        raise UserError(f"data.rates.{task}: found steps {steps}, expected rising ones from 0 on")
+    if not all(0 <= rate < math.inf for rate in rates):
+        raise UserError(f"data.rates.{task}: found rates {rates}, expected numbers of 0 or more")
+
+
+def _interpolate(points: Sequence[tuple[int, float]], steps_D: tf.Tensor) -> tf.Tensor:
+    (_, rate), *_ = points
+    rates_D = tf.fill(tf.shape(steps_D), tf.constant(rate, tf.float32))
+    for (start, before), (stop, after) in zip(points, points[1:], strict=False):
+        share_D = tf.clip_by_value((steps_D - start) / (stop - start), 0.0, 1.0)
+        rates_D += share_D * (after - before)
+    return rates_D
 
 
 def add_mixture(name: str, rates: Mapping[str, float], *, replace: bool = False) -> seqio.Mixture:

@@ -5,12 +5,12 @@ Legend: B batch rows of this process, N image tokens, T text tokens.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from synth2_jax.captioners.prompts import CAPTION_PROMPT
-from synth2_jax.data import records
+from synth2_jax.data import records, views
 from synth2_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ class DataConfig:
       mixture: name of a task or mixture: of `folders`, of `rates`, of `modules`, or a built-in one
         (scenes_images, scenes_text). May be left out with a single folder.
       split: of each task in it.
-      folders: {task name: folder of pairs}; each becomes a task.
-      rates: {task or mixture name: rate}; when given, they become the mixture `mixture`.
+      folders: {task name: folder of pairs, or of a view of pairs}; each becomes a task.
+      rates: {task or mixture name: rate}; when given, they become the mixture `mixture`. In the
+        place of a task's rate, ((step, rate), ...) changes it linearly from step to step.
       modules: Python modules to import first, which register tasks and mixtures of their own.
       batch_size: rows of all processes together.
       seed: of shuffling and mixing.
@@ -42,6 +43,9 @@ class DataConfig:
       vocabulary: a built-in name or the path of a SentencePiece model file; later stages that use
         the model read it, and `prompt`, from its run.
       prompt: before each caption in the text of the VLM and the language model.
+      deal: how several processes share the data. "examples": batches are the same on any number of
+        processes, and a run goes on exactly when it changes; each process reads all data. "shards":
+        each reads its own, for pods whose input would not keep up (see input_wait_share).
       text_length: T: prompt, caption and eos; longer captions are cut.
     """
 
@@ -49,7 +53,7 @@ class DataConfig:
     mixture: str = ""
     split: str = "train"
     folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     modules: tuple[str, ...] | str = ()
     batch_size: int = 64
     seed: int = 0
@@ -58,6 +62,7 @@ class DataConfig:
     vocabulary: str = "scenes"
     prompt: str = CAPTION_PROMPT
     text_length: int = 48
+    deal: Literal["examples", "shards"] = "examples"
 
     def __post_init__(self):
         if self.source not in _SOURCES:
@@ -66,6 +71,9 @@ class DataConfig:
             raise ValueError("expected batch_size, shuffle_buffer and text_length of at least 1")
         if self.num_epochs is not None and self.num_epochs < 1:
             raise ValueError(f"found num_epochs {self.num_epochs}, expected at least 1, or None")
+        if self.num_epochs is not None and self.deal == "shards":
+            # Processes whose shards hold fewer examples would end before the others.
+            raise ValueError("num_epochs with deal 'shards': processes would not end together")
 
     @property
     def module_names(self) -> tuple[str, ...]:
@@ -92,7 +100,8 @@ def train_iterator(
       model_name: "tokenizer", "language_model", "generator" or "vlm".
       tokenizer_fingerprint: pairs made with any other tokenizer are refused; None takes them all.
       batch_spec: {name: ShapeDtypeStruct} of this process's batch, for fake data.
-      limits: {name: limit} of the integers in fake data.
+      limits: {name: limit} of the integers: fake data is drawn below them, and a token of real data
+        beyond is an error.
       process_index: of this process, which reads its part of the shards (of the examples, where
         there are fewer shards than processes).
       process_count: number of processes.
@@ -110,7 +119,7 @@ def train_iterator(
     from synth2_jax.data.iterators import TrainIterator
 
     stream, identity = _stream(
-        config, model_name, tokenizer_fingerprint, process_index, process_count
+        config, model_name, tokenizer_fingerprint, process_index, process_count, limits
     )
     return TrainIterator(stream, seed=config.seed, num_epochs=config.num_epochs, identity=identity)
 
@@ -138,18 +147,60 @@ def eval_batches(
     return evaluation_batches(stream, with_keys=with_keys)
 
 
+def describe(config: DataConfig) -> dict[str, Any]:
+    """What a config reads: {"kind", "name", "split", "features": {name: text}, "tasks": [...]}.
+
+    A task is {"name", "share": of the draws (None where a schedule changes it), "examples": None
+    where nobody knows, "shards"}. Errors as in `train_iterator`.
+    """
+    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
+    from synth2_jax.data import mixtures  # isort: skip
+
+    provider = _provider(config)
+    mixtures.check_split(provider, config.split)
+    tasks = mixtures.tasks_of(provider)
+    rates = [provider.get_rate(task) if len(tasks) > 1 else 1.0 for task in tasks]
+    scheduled = any(_is_schedule(rate) for rate in config.rates.values())
+    return {
+        "kind": "task" if tasks == [provider] else "mixture",
+        "name": provider.name,
+        "split": config.split,
+        "features": {
+            name: f"{feature.dtype.name}, rank {feature.rank}"
+            for name, feature in provider.output_features.items()
+        },
+        "tasks": [
+            {
+                "name": task.name,
+                "share": None if scheduled else rate / sum(rates),
+                "examples": task.num_input_examples(config.split),
+                "shards": len(task.source.list_shards(config.split)),
+            }
+            for task, rate in zip(tasks, rates, strict=True)
+        ],
+    }
+
+
+def first_examples(config: DataConfig, count: int) -> list[dict[str, Any]]:
+    """The task features of the first examples that a training draws; text as str."""
+    from synth2_jax.data.iterators import draw_examples
+
+    return draw_examples(_provider(config), config.split, config.seed, count)
+
+
 def _stream(
     config: DataConfig,
     model_name: str,
     tokenizer_fingerprint: str | None,
     process_index: int,
     process_count: int,
+    limits: Mapping[str, int] | None = None,
 ) -> "tuple[Stream, dict[str, Any]]":
     """Registers what the config names; returns what to read and what identifies it."""
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import Stream
 
-    manifests = {name: records.read_manifest(folder) for name, folder in config.folders.items()}
+    manifests = {name: views.open_pairs(folder) for name, folder in config.folders.items()}
     if tokenizer_fingerprint is not None:
         for name, manifest in manifests.items():
             records.check_tokenizer(manifest, tokenizer_fingerprint, config.folders[name])
@@ -161,6 +212,9 @@ def _stream(
         batch_size=config.batch_size,
         process_index=process_index,
         process_count=process_count,
+        deal=config.deal,
+        schedule={name: rate for name, rate in config.rates.items() if _is_schedule(rate)},
+        limits=limits or {},
     )
     identity = {
         "folders": {name: manifest.fingerprint for name, manifest in manifests.items()},
@@ -195,5 +249,14 @@ def _provider(config: DataConfig) -> "seqio.Task | seqio.Mixture":
             )
         (name,) = config.folders
     if config.rates:
-        return mixtures.add_mixture(name, config.rates, replace=True)
+        for task, rate in config.rates.items():
+            if _is_schedule(rate):
+                mixtures.check_schedule(task, rate)
+        # The largest rate of a schedule stands for it where nobody asks for the step.
+        rates = {t: max(r for _, r in v) if _is_schedule(v) else v for t, v in config.rates.items()}
+        return mixtures.add_mixture(name, rates, replace=True)
     return mixtures.resolve(name)
+
+
+def _is_schedule(rate: Any) -> bool:
+    return not isinstance(rate, int | float)

@@ -21,7 +21,7 @@ import seqio
 import tensorflow_text as tf_text
 
 from synth2_jax.captioners.prompts import CAPTION_PROMPT, class_prompt
-from synth2_jax.data import preprocessors, records
+from synth2_jax.data import preprocessors, records, views
 from synth2_jax.data.tensorflow_cpu import quiet, tf
 from synth2_jax.errors import UserError
 from synth2_jax.scenes import dataset as scenes
@@ -65,11 +65,13 @@ def add_pairs_task(
     shuffle_buffer: int = 2048,
     replace: bool = False,
 ) -> seqio.Task:
-    """Registers a folder of pairs (see `records`) as a task; its split is the manifest's.
+    """Registers a folder of pairs (see `records`), or a view of one, as a task.
+
+    Its split is the manifest's.
 
     Args:
       name: of the task.
-      folder: of the pairs.
+      folder: of the pairs or the view.
       vocabulary: of the captions, a built-in name or the path of a SentencePiece model file.
       prompt: comes before each caption in the VLM's and the language model's text.
       shuffle_buffer: examples that wait in memory, and in each saved position, to be shuffled.
@@ -78,7 +80,8 @@ def add_pairs_task(
     Raises:
       UserError: the folder is not whole, or another task has this name and `replace` is false.
     """
-    manifest = records.read_manifest(folder)
+    manifest = views.open_pairs(folder)
+    decode = views if isinstance(manifest, views.View) else preprocessors
     arguments = {
         "folder": str(pathlib.Path(folder).resolve()),
         "contents": manifest.fingerprint,
@@ -90,7 +93,7 @@ def add_pairs_task(
         name,
         source=lambda: ShardSource(manifest, arguments),
         arguments=arguments,
-        preprocessors=[functools.partial(preprocessors.decode_pairs, prompt=prompt)],
+        preprocessors=[functools.partial(decode.decode_pairs, prompt=prompt)],
         output_features=pair_features(vocabulary),
         shuffle_buffer_size=shuffle_buffer,
         replace=replace,
@@ -131,18 +134,22 @@ def add_scenes_tasks(vocabulary: str = "scenes", *, replace: bool = False) -> No
 
 
 class ShardSource(seqio.FileDataSource):
-    """The shards of one manifest. Positions hold their names only: the folder may be moved."""
+    """The shards of one folder. Positions hold their names only: the folder may be moved."""
 
-    def __init__(self, manifest: records.Manifest, arguments: Mapping[str, object]):
+    def __init__(self, manifest: records.Manifest | views.View, arguments: Mapping[str, object]):
         self.arguments = dict(arguments)
         # A process whose only shard is empty would have nothing to read.
         filled = [shard.name for shard in manifest.shards if shard.num_pairs]
         self._shards = tuple(filled or [shard.name for shard in manifest.shards])
         folder = str(arguments["folder"])
-        super().__init__(
-            read_file_fn=lambda name: tf.data.TFRecordDataset(
+        if isinstance(manifest, views.View):
+            read = views.reader(manifest)
+        else:
+            read = lambda name: tf.data.TFRecordDataset(  # noqa: E731
                 tf.strings.join([folder, name], separator="/")
-            ),
+            )
+        super().__init__(
+            read_file_fn=read,
             split_to_filepattern={manifest.provenance.split: self._shards},
             num_input_examples={manifest.provenance.split: manifest.num_pairs},
         )

@@ -1,5 +1,7 @@
 """`synth2 inspect DIR`: says what is in a training run or in a folder of pairs.
 
+`synth2 inspect MIXTURE`, a name of SeqIO's: see inspect_mixture.py.
+
     synth2 inspect workdir/demo/generator
     synth2 inspect workdir/demo/generator/checkpoints/2000 --fingerprints=true
 
@@ -21,19 +23,25 @@ import numpy as np
 
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
+from synth2_jax.stages import inspect_mixture
 from synth2_jax.training import checkpoints
 
 NUM_SHOWN = 5
 
 
-def run(config: Any, workdir: str, fingerprints: str = "false") -> None:
-    """Prints; there is nothing to configure."""
-    del config
+def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_options: str) -> None:
+    """Prints; a config is of use with a mixture alone."""
     if fingerprints not in ("true", "false"):
         raise UserError(f"--fingerprints={fingerprints}: expected true or false")
     folder = pathlib.Path(workdir)
+    if not folder.exists() and folder.parent == pathlib.Path.cwd():
+        inspect_mixture.run(config, folder.name, **mixture_options)
+        return
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, expected a training run or a folder of pairs")
+        raise UserError(
+            f"{folder}: no such folder, expected a training run, a folder of pairs, or the name of "
+            "a mixture"
+        )
     if (folder / records.MANIFEST).exists() and (folder / "captions.jsonl").exists():
         print((folder / records.MANIFEST).read_text())
     elif (folder / records.MANIFEST).exists() or (folder / records.PROGRESS).exists():

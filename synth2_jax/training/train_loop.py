@@ -75,7 +75,7 @@ def train(
     fingerprints: Mapping[str, str] | None = None,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
 ) -> TrainState:
-    """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one.
+    """Trains until `config.steps` or the end of the data, from the newest checkpoint in `workdir`.
 
     Args:
       objective: what is trained.
@@ -130,14 +130,22 @@ def train(
                 checkpoints.wait()
                 stop.exit()
             with watch.input():
-                batch = next(train_iterator)
+                batch = next(train_iterator, None)
+            if batch is None:
+                logging.warning("the data ends after step %d of %d", step, config.steps)
+                break
             if step == first:
                 check_batch(batch, objective, mesh)
             state, metrics = train_step(state, sharding.put_batch(batch, mesh))
             step += 1
             # The device now works on this step, while the host looks at the one before.
             watch.settle()
-            watch.add(step, metrics, getattr(train_iterator, "last_keys", ()))
+            watch.add(
+                step,
+                metrics,
+                keys=getattr(train_iterator, "last_keys", ()),
+                totals=getattr(train_iterator, "totals", {}),
+            )
             watchdog.beat()
             if evaluate and _is_due(step, config.eval_every, config.steps):
                 watch.settle()

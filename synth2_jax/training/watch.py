@@ -40,6 +40,7 @@ class Watch:
         self._is_first = True
         self._pending: tuple[int, Metrics, Sequence[str]] | None = None
         self._merged: Metrics = {}
+        self._totals: dict[str, int] = {}
         self._restart_clock()
 
     @contextlib.contextmanager
@@ -56,12 +57,23 @@ class Watch:
         yield
         self._since += time.monotonic() - start
 
-    def add(self, step: int, metrics: Metrics, keys: Sequence[str]) -> None:
+    def add(
+        self,
+        step: int,
+        metrics: Metrics,
+        keys: Sequence[str] = (),
+        totals: Mapping[str, int] | None = None,
+    ) -> None:
         """Takes the metrics of a step that was dispatched; the step before must be settled.
 
-        `keys` are those of its examples, as far as they have any; an error names the first.
+        Args:
+          step: its number.
+          metrics: (sum, count) of each, still on the device.
+          keys: of its examples, as far as they have any; an error names the first.
+          totals: what this process was given of the data until now, logged as it is.
         """
         self._pending = (step, metrics, keys)
+        self._totals = dict(totals or {})
         self._merged = metrics_lib.merge(self._merged, metrics) if self._merged else metrics
         if self._is_first:
             self._is_first = False
@@ -87,7 +99,7 @@ class Watch:
                 "steps_per_second": self._steps / seconds,
                 "input_wait_share": self._input_seconds / seconds,
             }
-            self.write(step, metrics_lib.to_scalars(self._merged) | speed)
+            self.write(step, metrics_lib.to_scalars(self._merged) | speed | self._totals)
             self._merged = {}
             self._restart_clock()
 

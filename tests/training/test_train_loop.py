@@ -265,6 +265,25 @@ def test_the_first_batch_must_be_what_the_objective_expects(tmp_path, change, me
         run(tmp_path, 2, toy=toy, batches=Wrong(toy.batch_spec(8)))
 
 
+def test_a_run_ends_with_its_data(tmp_path, caplog):
+    class Five(RecordedBatches):
+        totals = {"data/real_examples": 8}
+
+        def __next__(self):
+            if len(self.given) == 5:
+                raise StopIteration
+            return super().__next__()
+
+    toy = ToyObjective()
+    with caplog.at_level("WARNING", logger="absl"):
+        state, given = run(tmp_path, 20, toy=toy, batches=Five(toy.batch_spec(8)))
+    assert int(state.step) == len(given) == 5
+    assert "the data ends after step 5 of 20" in caplog.text
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 5]
+    logged = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["data/real_examples"] for line in logged if "loss" in line] == [8] * 5
+
+
 def test_frozen_parameters_stay_and_pretrained_ones_are_used(tmp_path):
     kernel = np.arange(8 * 16, dtype=np.float32).reshape(8, 16) / 100
     toy = ToyObjective(frozen=["^encoder/"])

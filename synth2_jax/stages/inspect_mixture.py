@@ -1,0 +1,135 @@
+"""`synth2 inspect MIXTURE`: what a mixture draws from, and ten of its examples as a picture.
+
+    synth2 inspect my_mixture --modules=my_tasks --tokenizer=workdir/demo/tokenizer
+    synth2 inspect real_synthetic --config=configs/scenes/vlm.py:mixture \\
+        --config.data.folders.real=... --config.data.folders.synthetic=...
+
+Legend: N image tokens, H W pixels.
+"""
+
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from synth2_jax import config as config_lib
+from synth2_jax.data import pipeline
+from synth2_jax.data.caption_text import CaptionLimits, CaptionRejected, clean_caption
+from synth2_jax.errors import UserError
+from synth2_jax.stages.inert_text import inert
+
+NUM_SHOWN = 10
+_COLUMNS, _SIDE, _MARGIN, _LINE, _LINES = 5, 160, 12, 14, 4
+
+
+def run(
+    config: Any, mixture: str, modules: str = "", tokenizer: str = "", output: str = ""
+) -> None:
+    """Prints what a mixture is, and draws its examples if they have pictures.
+
+    Args:
+      config: of a training, of which `data` and `pretrained.tokenizer` are read; or None.
+      mixture: the name of a task or mixture.
+      modules: that register it, separated by commas.
+      tokenizer: workdir of the training run whose codebook the image tokens index.
+      output: the PNG file; MIXTURE.png in the current folder.
+
+    Raises:
+      UserError: no such mixture, or modules that fail.
+    """
+    data, pretrained = (
+        ({}, {}) if config is None else (config.get("data"), config.get("pretrained"))
+    )
+    data = dict(data or {})
+    data["mixture"] = mixture
+    if modules:
+        data["modules"] = modules
+    cfg = config_lib.build(pipeline.DataConfig, data, "config.data")
+    with_names = pipeline.describe(cfg)
+    print("\n".join(_lines(with_names)))
+    examples = pipeline.first_examples(cfg, NUM_SHOWN)
+    for example in examples:
+        print("  " + "  ".join(_shown(name, value) for name, value in sorted(example.items())))
+    tokenizer = tokenizer or dict(pretrained or {}).get("tokenizer", "")
+    images = _images(examples, tokenizer)
+    if images is None:
+        print("no pictures: give --tokenizer=WORKDIR, the run that made the image tokens")
+        return
+    path = pathlib.Path(output or f"{mixture}.png")
+    captions = [str(example.get("caption", "")) for example in examples]
+    sources = [str(example.get("source", "")) for example in examples]
+    contact_sheet(images, captions, sources).save(path)
+    print(f"{len(images)} examples in {path}")
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"{found['kind']} {found['name']!r}, split {found['split']!r}", "features:"]
+    width = max(len(name) for name in found["features"])
+    lines += [f"  {name:<{width}}  {text}" for name, text in sorted(found["features"].items())]
+    lines.append("tasks:")
+    width = max(len(task["name"]) for task in found["tasks"])
+    for task in found["tasks"]:
+        share = f"{task['share']:6.1%}" if task["share"] is not None else "scheduled"
+        size = "unknown number of" if task["examples"] is None else f"{task['examples']:,}"
+        lines.append(
+            f"  {task['name']:<{width}}  {share}  {size} examples in {task['shards']} shards"
+        )
+    return lines
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{name}={value.dtype}{list(value.shape)}"
+    return f"{name}={inert(str(value), 72)!r}"
+
+
+def _images(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarray | None:
+    """Pictures u8[examples, H, W, 3]; None when nothing turns them into pixels."""
+    if all("image" in example for example in examples):
+        return np.stack([example["image"] for example in examples])
+    if not tokenizer or not all("image_tokens" in example for example in examples):
+        return None
+    from synth2_jax.stages.tokenize import decode_images
+    from synth2_jax.training.trained import load_trained
+
+    trained = load_trained(tokenizer, "tokenizer")
+    tokens = np.stack([example["image_tokens"] for example in examples])
+    size = trained.objective.task.tokenizer.codebook_size
+    if tokens.max() >= size:
+        raise UserError(f"{tokenizer}: has {size} codes, the image tokens go up to {tokens.max()}")
+    return decode_images(trained, tokens, len(tokens))
+
+
+def contact_sheet(
+    images: np.ndarray, captions: Sequence[str], sources: Sequence[str]
+) -> Image.Image:
+    """Pictures u8[num, H, W, 3] in rows of five, each with its source and its caption below."""
+    rows = -(-len(images) // _COLUMNS)
+    height = _SIDE + _LINE * (_LINES + 1) + _MARGIN
+    size = (_COLUMNS * (_SIDE + _MARGIN) + _MARGIN, rows * height + _MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for index, (image, caption, source) in enumerate(zip(images, captions, sources, strict=True)):
+        left = _MARGIN + index % _COLUMNS * (_SIDE + _MARGIN)
+        top = _MARGIN + index // _COLUMNS * height
+        # Not smoothed: a pixel of a small picture should be seen as one.
+        picture = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+        sheet.paste(picture, (left, top))
+        draw.rectangle((left - 1, top - 1, left + _SIDE, top + _SIDE), outline="#cccccc")
+        draw.text((left, top + _SIDE + 2), source, fill="#888888", font=font)
+        lines = textwrap.wrap(_one_line(caption), width=27)
+        if len(lines) > _LINES:
+            lines = [*lines[: _LINES - 1], lines[_LINES - 1][:24] + "..."]
+        for number, line in enumerate(lines, start=1):
+            draw.text((left, top + _SIDE + 2 + number * _LINE), line, fill="black", font=font)
+    return sheet
+
+
+def _one_line(caption: str) -> str:
+    try:
+        return clean_caption(caption, CaptionLimits(max_chars=100_000))
+    except CaptionRejected as error:
+        return f"({error.reason})"

@@ -1,0 +1,109 @@
+"""README's own file of tasks, run as a user would: from a folder outside of the repository."""
+
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synth2_jax.scenes import dataset
+from synth2_jax.stages.inspect_mixture import contact_sheet
+from synth2_jax.training.checkpoints import latest_step
+from synth2_jax.training.metrics import read_metrics
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+
+
+def my_tasks():
+    block = re.search(r"<!-- my_tasks:begin -->\n```python\n(.*?)```\n", README.read_text(), re.S)
+    return block[1]
+
+
+def test_a_contact_sheet_shows_what_it_is_given(tmp_path):
+    images = np.zeros((7, 8, 8, 3), np.uint8)
+    images[6] = (255, 0, 0)
+    captions = ["a circle", "x" * 500, "", "日本 <b>\x1b[31m", "a\nb", "c", "a red square"]
+    sheet = np.asarray(contact_sheet(images, captions, ["real"] * 7))
+    reds = np.argwhere((sheet == (255, 0, 0)).all(axis=-1))
+    assert len(reds) == 160 * 160  # one picture, whole
+    assert reds[:, 0].min() > sheet.shape[0] / 2  # in the second row
+
+
+@pytest.fixture
+def outside(chain, tmp_path):
+    """A folder with my_tasks.py, and pairs that were made of a tar file beside the chain's."""
+    with tarfile.open(tmp_path / "web.tar", "w") as tar:
+        for index, example in enumerate(dataset.examples("real", 30)):
+            file = io.BytesIO()
+            Image.fromarray(example.image).save(file, "PNG")
+            for ending, data in (("png", file.getvalue()), ("txt", example.captions[0].encode())):
+                info = tarfile.TarInfo(f"{index:04d}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    chain.run(
+        chain.tokenization(
+            tmp_path / "pairs",
+            source__format="webdataset",
+            source__path=tmp_path / "web.tar",
+            splits="real",
+            max_images=None,
+        )
+    )
+    (tmp_path / "pairs" / "synthetic").symlink_to(chain.path("pairs", "synthetic"))
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "my_tasks.py").write_text(my_tasks())
+    return folder
+
+
+def synth2(folder, arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MY_PAIRS": str(folder.parent / "pairs")}
+    return subprocess.run(
+        [sys.executable, "-m", "synth2_jax.main", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_vlm_trains_on_a_users_mixture_of_web_data_and_synthetic_pairs(chain, outside):
+    command = chain.training(
+        "vlm",
+        outside / "vlm",
+        config="vlm.py:modules",
+        data__modules="my_tasks",
+        data__mixture="my_mixture",
+        data__batch_size=8,
+        train__log_every=1,
+    )
+    run = synth2(outside, [part for part in command[1:] if "data.folders" not in part])
+    assert run.returncode == 0, run.stderr
+    assert latest_step(str(outside / "vlm")) == chain.steps["vlm"]
+    last = [row for row in read_metrics(outside / "vlm" / "metrics.jsonl") if "loss" in row][-1]
+    counts = [last["data/real_examples"], last["data/synthetic_examples"]]
+    assert sum(counts) == 8 * chain.steps["vlm"] and min(counts) > 0
+    assert last["data/real_tokens"] > 3 * counts[0]
+
+
+@pytest.mark.slow
+def test_inspect_shows_a_users_mixture(chain, outside):
+    tokenizer = f"--tokenizer={chain.path('tokenizer')}"
+    run = synth2(outside, ["inspect", "my_mixture", "--modules=my_tasks", tokenizer])
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0] == "mixture 'my_mixture', split 'train'"
+    assert "  image_tokens  int32, rank 1" in lines
+    assert "  my_synthetic   70.0%  20 examples in 3 shards" in lines
+    assert lines[-1] == "10 examples in my_mixture.png"
+    with Image.open(outside / "my_mixture.png") as sheet:
+        assert sheet.size[0] > 800
+    run = synth2(outside, ["inspect", "my_mixtur", "--modules=my_tasks"])
+    assert run.returncode == 2 and "did you mean 'my_mixture'" in run.stderr
