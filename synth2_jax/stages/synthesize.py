@@ -243,9 +243,13 @@ class TokenGenerator:
         text_BT, numbers_B = jax.device_put((text_BT, numbers_B), where)
         return self._generate(self._params, text_BT, numbers_B)
 
+    def dispatch(self, captions: Sequence[str], numbers: Sequence[int]) -> jax.Array:
+        """i32[batch_size, N], of which the first rows are the captions'; does not wait for it."""
+        return self._dispatch(*self._filled(captions, numbers))
+
     def __call__(self, captions: Sequence[str], numbers: Sequence[int]) -> np.ndarray:
         """i32[B, N] of up to batch_size captions; row i depends on its caption and number alone."""
-        return np.asarray(self._dispatch(*self._filled(captions, numbers)))[: len(captions)]
+        return np.asarray(self.dispatch(captions, numbers))[: len(captions)]
 
 
 def _local_mesh(config: SynthesizeConfig) -> Mesh:

@@ -24,8 +24,9 @@ from synth2_jax.files import write_text
 from synth2_jax.interop.safetensors_file import read_tensors
 from synth2_jax.models import vgg
 from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
+from synth2_jax.stages.stream import StreamConfig, StreamedBatches
 from synth2_jax.training import metrics as metrics_lib
-from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.checkpoints import DataIterator, fingerprint
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
@@ -93,7 +94,10 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """All of a training config; `model` is one of training/objectives.py's tasks."""
+    """All of a training config; `model` is one of training/objectives.py's tasks.
+
+    `stream` makes a share of a VLM's batches anew instead of reading it.
+    """
 
     model_name: str
     model: Any
@@ -102,6 +106,7 @@ class TrainConfig:
     train: TrainLoopConfig
     pretrained: PretrainedConfig = PretrainedConfig()
     validation: ValidationConfig = ValidationConfig()
+    stream: StreamConfig | None = None
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
 
@@ -112,15 +117,7 @@ def run(config: Any, workdir: str) -> TrainState:
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     initial_params, fingerprints = _pretrained(cfg, objective, mesh, rules)
-    iterator = pipeline.train_iterator(
-        cfg.data,
-        cfg.model_name,
-        tokenizer_fingerprint=fingerprints.get("tokenizer"),
-        batch_spec=objective.batch_spec(cfg.data.batch_size // jax.process_count()),
-        limits=_limits(cfg.model_name, objective),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    iterator = _data(cfg, objective, fingerprints)
     evaluate = _validation(cfg, objective, fingerprints, mesh, rules)
     if jax.process_index() == 0:
         write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
@@ -151,6 +148,30 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     objective = make_objective(cfg.model_name, cfg.model, where)
     _check_text(cfg, objective, where)
     return cfg, objective
+
+
+def _data(cfg: TrainConfig, objective: Objective, fingerprints: Mapping[str, str]) -> DataIterator:
+    """This process's rows of every batch: those of `data`, of `stream`, or of both."""
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batch_size = cfg.data.batch_size
+    if cfg.stream:
+        batch_size -= cfg.stream.num_synthetic(batch_size)
+    iterator = None
+    if batch_size:
+        iterator = pipeline.train_iterator(
+            dataclasses.replace(cfg.data, batch_size=batch_size),
+            cfg.model_name,
+            tokenizer_fingerprint=fingerprints.get("tokenizer"),
+            batch_spec=objective.batch_spec(batch_size // jax.process_count()),
+            limits=_limits(cfg.model_name, objective),
+            **processes,
+        )
+    if cfg.stream:
+        if cfg.model_name != "vlm":
+            raise UserError(f"config.stream: of a vlm alone, this is a {cfg.model_name}")
+        tokenizer = fingerprints.get("tokenizer", "")
+        iterator = StreamedBatches(cfg.stream, cfg.data, tokenizer, iterator, **processes)
+    return iterator
 
 
 def _pretrained(
