@@ -10,6 +10,9 @@ from typing import Any
 
 from synth2_jax.errors import UserError
 
+# How a full disk, or the end of a quota, is told by whoever meets it.
+FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
+
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes under a temporary name, then renames."""

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -108,3 +109,29 @@ def test_json_that_is_not_what_was_written_is_a_user_error(tmp_path, content, me
     assert "\n" not in str(error.value)
     files.write_json(path, {"a": 1})
     assert files.read_json(path, "demo") == {"a": 1}
+
+
+@pytest.mark.parametrize("count", [0, 1, 4095, 4096, 4097, 10_000])
+def test_any_range_of_a_long_file(tmp_path, count):
+    path = tmp_path / "rows.jsonl"
+    files.write_json_lines(path, [{"n": n, "text": "ü\u2028" * (n % 3)} for n in range(count)])
+    file = files.JsonLinesFile(path)
+    assert file.num_rows == count
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    for start, stop in ((0, 2), (4094, 4098), (count - 1, count + 5), (8191, 8193), (7, 7)):
+        found = list(file.rows(max(start, 0), stop))
+        numbers = range(max(start, 0), min(stop, count))
+        assert [(number, row["n"]) for number, row in found] == [(n + 1, n) for n in numbers]
+
+
+def test_a_line_that_is_no_object_is_named_when_it_is_reached(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": 0}\n[1]\n{"n"')
+    file = files.JsonLinesFile(path)
+    assert list(file.rows(0, 1)) == [(1, {"n": 0})]
+    with pytest.raises(UserError, match=r"line 2 is \[1\], expected a JSON object"):
+        list(file.rows(1, 2))
+    with pytest.raises(UserError, match="line 3 is not JSON"):
+        list(file.rows(2, 3))
+    with pytest.raises(UserError, match="no such file"):
+        files.JsonLinesFile(tmp_path / "none.jsonl")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from synth2_jax.errors import UserError
+from synth2_jax.files import FULL_DISK
 
 FORMAT = "synth2_jax pairs"
 VERSION = 1
@@ -207,6 +208,10 @@ class PairWriter:
             unknown source, or a key that the shard already has; a lost shard of a finished folder
             that does not come out as it was.
         """
+        with self._full_disk_in_one_line():
+            self._write_shard(index, pairs)
+
+    def _write_shard(self, index: int, pairs: Iterable[Pair | Skipped]) -> None:
         from synth2_jax.data.tensorflow_cpu import tf
 
         keys: set[bytes] = set()
@@ -285,6 +290,20 @@ class PairWriter:
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         return manifest
+
+    @contextlib.contextmanager
+    def _full_disk_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # TensorFlow has its own classes for what the system says
+            reason = next((text for text in FULL_DISK if text in str(error)), None)
+            if reason is None:
+                raise
+            finished = len(self._names) - len(self.missing())
+            raise UserError(
+                f"pairs {self._folder}: {reason}; {finished} of {len(self._names)} shards are "
+                "finished and stay, the same command makes the others"
+            ) from error
 
     def _check_as_before(self, index: int, sha256: str) -> None:
         expected = _parse_manifest(self._folder).shards[index].sha256

@@ -25,12 +25,11 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.files import FULL_DISK
 from synth2_jax.training import train_state
 from synth2_jax.training.train_state import Params, TrainState
 
 FOLDER = "checkpoints"
-# How a full disk, or the end of a quota, is told by whoever meets it.
-FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 class DataIterator(Protocol):

@@ -257,3 +257,30 @@ def test_a_manifest_without_the_later_fields_opens(tmp_path):
     opened = records.read_manifest(tmp_path)
     assert opened.fingerprint == written.fingerprint
     assert opened.skipped == {}
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_half_there(tmp_path):
+    """A limit on the size of files fails as a full disk does, and needs no disk of its own."""
+    script = f"""
+import resource, signal
+import numpy as np
+from synth2_jax.data import records
+from synth2_jax.data.tensorflow_cpu import tf
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+provenance = records.Provenance("tok-a", num_image_tokens=256, codebook_size=8)
+writer = records.PairWriter({str(tmp_path)!r}, provenance, num_shards=2)
+def pairs(name, count):
+    tokens = np.zeros(256, int)
+    return (records.Pair(f"{{name}}-{{i}}", tokens, "a circle", "real") for i in range(count))
+writer.write_shard(0, pairs("a", 10))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+writer.write_shard(1, pairs("b", 1000))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stderr.splitlines()[-1] == (
+        f"synth2_jax.errors.UserError: pairs {tmp_path}: File too large; 1 of 2 shards are "
+        "finished and stay, the same command makes the others"
+    )
+    provenance = records.Provenance("tok-a", num_image_tokens=256, codebook_size=8)
+    assert records.PairWriter(tmp_path, provenance, num_shards=2).missing() == [1]
+    assert not list(tmp_path.glob("*1-of*")) and not list(tmp_path.glob(".*.tmp"))
