@@ -105,6 +105,8 @@ class JsonLinesFile:
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number of the line from 1, row); UserError on a line that is not a JSON object."""
+        if start >= self.num_rows:
+            return
         with open(self._path, "rb") as file:
             file.seek(self._offsets[start // self._STRIDE])
             for index in range(start - start % self._STRIDE, min(stop, self.num_rows)):
