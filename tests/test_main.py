@@ -96,7 +96,7 @@ def mistake(capfd, *arguments):
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.rates.real=abc"],
-            "config.data.rates.real: found 'abc', expected float",
+            "config.data.rates.real: found 'abc', expected float or tuple",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.folders.more=3"],

@@ -1,32 +1,20 @@
-"""Who writes captions. Each source takes class names and gives captions with their provenance.
+"""Captions from a language model in this process.
 
 Legend: B batch, P prompt tokens, T generated tokens.
 """
 
 import collections
-import dataclasses
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from synth2_jax.captioners.prompts import class_prompt
+from synth2_jax.captioners.drafts import Draft, Request
 from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig
 from synth2_jax.sampling.captions import make_write
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.vocabulary import EOS_ID, Vocabulary
-
-
-@dataclasses.dataclass(frozen=True)
-class Draft:
-    """One caption as it was written: for which class, from which draw, and whether it ended."""
-
-    class_name: str
-    draw: int
-    caption: str
-    finished: bool
 
 
 class LanguageModelSource:
@@ -61,11 +49,11 @@ class LanguageModelSource:
             jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(self._key, row[0]), row[1]))
         )
 
-    def write(self, requests: Sequence[tuple[int, str, int]]) -> Iterator[Draft]:
-        """Drafts for (class index, class name, draw) requests, batched by length of prompt."""
+    def write(self, requests: Sequence[Request]) -> Iterator[Draft]:
+        """Drafts in an order of their own: batched by length of prompt."""
         by_length = collections.defaultdict(list)
         for request in requests:
-            prompt = self._vocabulary.encode(class_prompt(request[1]))
+            prompt = self._vocabulary.encode(request.prompt)
             by_length[len(prompt)].append((request, prompt))
         for group in by_length.values():
             for start in range(0, len(group), self._batch_size):
@@ -73,36 +61,10 @@ class LanguageModelSource:
 
     def _write_batch(self, rows: list) -> Iterator[Draft]:
         filled = rows + [rows[-1]] * (self._batch_size - len(rows))  # one shape, one compilation
-        keys_B = self._row_keys(np.array([(r[0], r[2]) for r, _ in filled], np.uint32))
+        keys_B = self._row_keys(np.array([(r.class_index, r.draw) for r, _ in filled], np.uint32))
         prompts_BP = np.array([prompt for _, prompt in filled], np.int32)
         ids_BT = np.asarray(self._write(self._params, prompts_BP, keys_B)[0])
         for (request, _), ids in zip(rows, ids_BT[: len(rows)], strict=True):
             text = self._vocabulary.decode(ids.tolist())
-            yield Draft(request[1], request[2], text, bool((ids == EOS_ID).any()))
-
-
-CaptionFilter = Callable[[Draft], str | None]
-
-
-def usual_filter(min_words: int = 3) -> CaptionFilter:
-    """Returns a function that names why a draft is dropped, or returns None for a good one.
-
-    Dropped are captions that did not end, are too short, do not name their class, or were written
-    before, word for word.
-    """
-    seen: set[str] = set()
-
-    def reason(draft: Draft) -> str | None:
-        if not draft.finished:
-            return "unfinished"
-        if len(draft.caption.split()) < min_words:
-            return "too short"
-        # From the start of a word, so that "red" is not found in "covered"; plurals name it too.
-        if not re.search(rf"(?<!\w){re.escape(draft.class_name)}", draft.caption, re.IGNORECASE):
-            return "class not named"
-        if draft.caption in seen:
-            return "duplicate"
-        seen.add(draft.caption)
-        return None
-
-    return reason
+            finished = bool((ids == EOS_ID).any())
+            yield Draft(request.class_name, request.draw, text, finished)

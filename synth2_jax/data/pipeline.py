@@ -53,7 +53,7 @@ class DataConfig:
     mixture: str = ""
     split: str = "train"
     folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, float | tuple] = dataclasses.field(default_factory=dict)
     modules: tuple[str, ...] | str = ()
     batch_size: int = 64
     seed: int = 0

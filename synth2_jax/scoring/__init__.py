@@ -1,6 +1,8 @@
-"""Scores of captions and of caption sets; numpy and pure Python only, no Java, no TensorFlow.
+"""Scores of captions, of caption sets and of pairs; no Java, no TensorFlow.
 
 `captions`: CIDEr-D, BLEU and ROUGE-L of candidates against references.
-`diversity`: how balanced a set of captions is (clusters, entropy, distinct n-grams).
-`words`: the tokenization both use.
+`diversity`: how balanced caption sets are, by `caption_embedding` and `k_means`.
+`n_grams`, `class_coverage`: what is said in a set, and of what.
+`alignment`: whether an image fits its caption, by the models.
+`words`: the tokenization that all of them use.
 """

@@ -61,7 +61,7 @@ _LETTER = r"[^\W\d_]"
 _TOKEN = re.compile(
     "|".join(
         (
-            r"(?:https?://|www\.)\S*[^\W_]/?|[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
+            r"(?:https?://|www\.)\S*[^\W_]/?|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
             rf"'(?:tis|twas|em|til|cause|\d0s)(?!{_ALNUM})|'n'",
             r"\.{3,}|-{2,}|[?!]+|''|``",
             rf"(?<!{_ALNUM})(?:{_LETTER}\.){{2,}}",  # u.s.  p.m.

@@ -1,20 +1,36 @@
-"""`synth2 captions`: a language model writes captions, class by class, the same number for each.
+"""`synth2 captions`: captions class by class, so many of each, from one of three sources.
 
-Writes WORKDIR/captions.jsonl (caption, class, draw) and WORKDIR/manifest.json (who wrote them and
-how, how many were dropped and why).
+The source is the one that the config names: `language_model`, in this process; `server`, any that
+speaks OpenAI's chat API; `text_file`, captions that are there already.
+
+Writes WORKDIR/captions.jsonl (a caption a line, with who wrote it and how) and
+WORKDIR/manifest.json (the same of all of them, how many were dropped and why, tokens and cost). A
+server's answers are kept in WORKDIR/answers.jsonl as they arrive: the same command goes on from
+there, and another filter or quota asks for nothing that is there.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from synth2_jax import config as config_lib
-from synth2_jax.captioners.prompts import CLASS_PROMPT
-from synth2_jax.captioners.sources import LanguageModelSource, usual_filter
+from synth2_jax.captioners.classes import load_classes
+from synth2_jax.captioners.drafts import Draft, Request
+from synth2_jax.captioners.filters import FilterConfig
+from synth2_jax.captioners.journal import Journal
+from synth2_jax.captioners.openai_server import OpenAIServerSource, ServerConfig
+from synth2_jax.captioners.selection import Selection
+from synth2_jax.captioners.sources import LanguageModelSource
+from synth2_jax.captioners.templates import Prompts, load_template
+from synth2_jax.captioners.text_file import TextFileSource
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import write_json, write_json_lines
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.text_decode import TextDecodeConfig
@@ -23,7 +39,8 @@ from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import load_vocabulary
 
-CAPTIONS, MANIFEST = "captions.jsonl", "manifest.json"
+CAPTIONS, MANIFEST, ANSWERS = "captions.jsonl", "manifest.json", "answers.jsonl"
+_SETTLE_EVERY = 1 << 18  # lines of a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +48,130 @@ class CaptionsConfig:
     """Attributes:
 
     language_model: workdir of the language model's training run.
-    captions_per_class: to end with, after drafts were dropped.
+    captions_per_class: to end with, after drafts were dropped; None, of a text file, for all.
     max_rounds: a class is asked this many times for what it lacks before it is given up.
-    classes: "scenes" for every colour and shape, or class names.
-    decode: nucleus sampling.
+    classes: class names, files with one a line, "common_objects", or "scenes" for every colour and
+      shape; a text file's captions need none.
+    decode: of the language model; nucleus sampling.
+    batch_size: of the language model.
+    server: model and address of a server.
+    text_file: path of a file, one caption a line, or .jsonl.
+    template: of the prompt: a built-in name or a file; "" for "class" (the language model's own
+      prompt) or "describe" (a server's).
+    styles, lengths: for the slots {style} and {length}, in turn over the draws of a class.
+    quotas: {class name: captions to end with}, for classes that need another number.
+    filter: what a good caption is.
+    max_dropped_share: the run stops when more of the drafts are no good.
     """
 
-    language_model: str
-    captions_per_class: int
+    language_model: str = ""
+    captions_per_class: int | None = None
     max_rounds: int = 8
-    classes: tuple[str, ...] = ("scenes",)
+    classes: tuple[str, ...] | str = ("scenes",)
     decode: TextDecodeConfig = TextDecodeConfig(method="nucleus", max_length=34)
     batch_size: int = 256
     seed: int = 0
+    server: ServerConfig | None = None
+    text_file: str = ""
+    template: str = ""
+    styles: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    quotas: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    filter: FilterConfig = FilterConfig()
+    max_dropped_share: float = 1.0
 
     def __post_init__(self):
         config_lib.check_counts(self, "captions", "captions_per_class", "max_rounds", "batch_size")
+        if not 0 <= self.max_dropped_share <= 1:
+            raise UserError(
+                f"captions.max_dropped_share: found {self.max_dropped_share}, expected 0 to 1"
+            )
+        for kind, values in (("lengths", self.lengths), ("quotas", self.quotas.values())):
+            if any(value < 1 for value in values):
+                raise UserError(f"captions.{kind}: found {min(values)}, expected 1 or more")
+        given = [name for name in ("language_model", "server", "text_file") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(f"captions: found {' and '.join(given)}, expected one source")
+        if self.text_file:
+            for name in ("template", "styles", "lengths"):
+                if getattr(self, name):
+                    raise UserError(f"captions.{name}: found with text_file, which is not prompted")
+        elif self.captions_per_class is None:
+            raise UserError("captions.captions_per_class: missing, expected a number")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Who wrote the captions: `row` is in every row, `manifest` in the manifest."""
+
+    row: Mapping[str, Any]
+    manifest: Mapping[str, Any]
 
 
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """Writes the captions; returns the rows of captions.jsonl."""
     cfg = config_lib.build(CaptionsConfig, config)
+    folder = pathlib.Path(workdir)
+    classes = None
+    if any(cfg.classes) or not cfg.text_file:
+        classes = load_classes(cfg.classes, {"scenes": dataset.CLASSES})
+    quotas = _quotas(classes, cfg)
+    selection = Selection(quotas, cfg.filter, cfg.max_dropped_share)
+    prompts = None
+    if not cfg.text_file:
+        default = "describe" if cfg.server else "class"
+        prompts = Prompts(load_template(cfg.template or default), cfg.styles, cfg.lengths)
+    with StopSignal() as stop:
+        if cfg.text_file:
+            origin = _read_file(selection, classes, cfg, stop)
+        elif cfg.server:
+            origin = _ask_server(selection, prompts, cfg, stop, folder / ANSWERS)
+        else:
+            origin = _ask_language_model(selection, prompts, cfg, stop)
+    dropped = dict(selection.dropped)
+    if not any(selection.kept.values()):
+        advice = "" if cfg.server or cfg.text_file else "; train the language model for longer"
+        raise UserError(
+            f"captions: none of {sum(dropped.values())} drafts is usable, dropped {dropped}{advice}"
+        )
+    drafts = [draft for kept in selection.kept.values() for draft in kept]
+    rows = [_row(draft, origin, prompts) for draft in drafts]
+    lacks = selection.lacks()
+    write_json_lines(folder / CAPTIONS, rows)
+    write_json(
+        folder / MANIFEST,
+        {
+            **origin.manifest,
+            **(_described(prompts) if prompts else {}),
+            "filter": cfg.filter.describe(),
+            "seed": cfg.seed,
+            "num_classes": len(classes or ()),
+            "classes_sha256": _sha256("\n".join(classes or ())),
+            "num_captions": len(rows),
+            "short_of": lacks,
+            "dropped": dropped,
+        },
+    )
+    short = ""
+    if cfg.captions_per_class is not None:
+        number = f"fewer than {cfg.captions_per_class}" if not cfg.quotas else "fewer than asked"
+        short = f"; {len(lacks)} of {len(quotas)} classes have {number}"
+    print(f"captions: {len(rows)} kept, dropped {dropped}{short}")
+    return rows
+
+
+def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | None, int | None]:
+    """{class name: captions}; UserError when a quota is for no class of the list."""
+    names: Sequence[str | None] = (None,) if classes is None else classes
+    for name in cfg.quotas:
+        if name not in names:
+            raise UserError(f"captions.quotas: no class {name!r}; {nearest(name, classes or ())}")
+    return {name: cfg.quotas.get(name, cfg.captions_per_class) for name in names}
+
+
+def _ask_language_model(
+    selection: Selection, prompts: Prompts, cfg: CaptionsConfig, stop: StopSignal
+) -> Origin:
     trained = load_trained(cfg.language_model, "language_model")
     source = LanguageModelSource(
         trained.objective.task.language_model,
@@ -61,70 +181,129 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
-    classes = dataset.CLASSES if cfg.classes == ("scenes",) else cfg.classes
-    kept, dropped = _write(source, classes, cfg)
-    folder = pathlib.Path(workdir)
-    rows = [
-        {"caption": draft.caption, "class": draft.class_name, "draw": draft.draw}
-        for name in classes
-        for draft in kept[name]
-    ]
-    write_json_lines(folder / CAPTIONS, rows)
-    write_json(
-        folder / MANIFEST,
-        {
-            "source": "language_model",
-            **trained.provenance("language_model"),
-            "prompt": CLASS_PROMPT,
-            "prompt_sha256": hashlib.sha256(CLASS_PROMPT.encode()).hexdigest(),
-            "sampling": dataclasses.asdict(cfg.decode),
-            "seed": cfg.seed,
-            "num_classes": len(classes),
-            "num_captions": len(rows),
-            "short_of": {
-                name: cfg.captions_per_class - len(kept[name])
-                for name in classes
-                if len(kept[name]) < cfg.captions_per_class
-            },
-            "dropped": dict(dropped),
+    _ask(source, selection, prompts, cfg, stop)
+    model = trained.provenance("language_model")
+    sampling = dataclasses.asdict(cfg.decode)
+    return Origin(
+        row={"model": model["fingerprint"], "seed": cfg.seed, "sampling": sampling},
+        manifest={"source": "language_model", **model, "sampling": sampling},
+    )
+
+
+def _ask_server(
+    selection: Selection,
+    prompts: Prompts,
+    cfg: CaptionsConfig,
+    stop: StopSignal,
+    path: pathlib.Path,
+) -> Origin:
+    if jax.process_count() > 1:
+        raise UserError(
+            f"captions: found {jax.process_count()} processes, expected one: each would pay"
+        )
+    with Journal(path) as journal:
+        source = OpenAIServerSource(cfg.server, journal, seed=cfg.seed)
+        try:
+            _ask(source, selection, prompts, cfg, stop)
+        finally:
+            usage = source.usage()
+            print(f"captions: {_in_words(usage)}", flush=True)
+    sampling = cfg.server.sampling()
+    return Origin(
+        row={"model": cfg.server.model, "seed": cfg.seed, "sampling": sampling},
+        manifest={
+            "source": "server",
+            "model": cfg.server.model,
+            "server": source.base_url,
+            "sampling": sampling,
+            "usage": usage,
         },
     )
-    short = sum(len(drafts) < cfg.captions_per_class for drafts in kept.values())
-    print(
-        f"captions: {len(rows)} kept, dropped {dict(dropped)}; {short} of {len(classes)} classes "
-        f"have fewer than {cfg.captions_per_class}"
+
+
+def _read_file(
+    selection: Selection, classes: Sequence[str] | None, cfg: CaptionsConfig, stop: StopSignal
+) -> Origin:
+    source = TextFileSource(cfg.text_file, classes)
+    with Progress("captions", source.num_lines(), "lines") as progress:
+        for number, draft in enumerate(source.read(), start=1):
+            if stop.received:
+                stop.exit()
+            selection.offer(draft)
+            progress.add(1)
+            if number % _SETTLE_EVERY == 0:
+                selection.settle()
+                if selection.is_full():
+                    break
+        selection.settle()
+    return Origin(
+        row={"model": None, "seed": None, "sampling": None},
+        manifest={"source": "text_file", **source.describe()},
     )
-    return rows
 
 
-def _write(source: LanguageModelSource, classes, cfg: CaptionsConfig):
+def _ask(
+    source: LanguageModelSource | OpenAIServerSource,
+    selection: Selection,
+    prompts: Prompts,
+    cfg: CaptionsConfig,
+    stop: StopSignal,
+) -> None:
     """Asks in rounds until every class has its number, so that the set is balanced."""
-    reason = usual_filter()
-    kept = {name: [] for name in classes}
+    indices = {name: index for index, name in enumerate(selection.kept)}
     asked = collections.Counter()
-    dropped = collections.Counter()
-    total = cfg.captions_per_class * len(classes)
-    with StopSignal() as stop, Progress("captions", total, "captions") as progress:
+    total = sum(selection.lacks().values())
+    with Progress("captions", total, "captions") as progress:
         for _ in range(cfg.max_rounds):
             requests = []
-            for index, name in enumerate(classes):
-                for _ in range(cfg.captions_per_class - len(kept[name])):
-                    requests.append((index, name, asked[name]))
-                    asked[name] += 1
-            for draft in source.write(requests):
-                if stop.requested():
-                    stop.exit()
-                why = reason(draft)
-                if why:
-                    dropped[why] += 1
-                else:
-                    kept[draft.class_name].append(draft)
-                    progress.add(1)
-            if all(len(drafts) == cfg.captions_per_class for drafts in kept.values()):
+            for name, number in selection.lacks().items():
+                for draw in range(asked[name], asked[name] + number):
+                    requests.append(Request(indices[name], name, draw, prompts.prompt(name, draw)))
+                asked[name] += number
+            with contextlib.closing(source.write(requests)) as drafts:
+                for draft in drafts:
+                    if stop.requested():
+                        stop.exit()
+                    if draft is not None and selection.offer(draft):
+                        progress.add(1)
+            progress.add(-selection.settle())
+            if selection.is_full():
                 break
-    if not any(kept.values()):
-        raise UserError(
-            f"captions: none of {sum(dropped.values())} drafts is usable, dropped {dict(dropped)}; "
-            "train the language model for longer"
-        )
-    return kept, dropped
+
+
+def _row(draft: Draft, origin: Origin, prompts: Prompts | None) -> dict[str, Any]:
+    row = {"caption": draft.caption, "class": draft.class_name, "draw": draft.draw}
+    if prompts:
+        row |= {"template_sha256": prompts.template.sha256, **prompts.targets(draft.draw)}
+    row |= origin.row
+    if draft.model:
+        row["model"] = draft.model
+    if draft.seed is not None:
+        row["seed"] = draft.seed
+    return row
+
+
+def _described(prompts: Prompts) -> dict[str, Any]:
+    return {
+        "prompt": prompts.template.text,
+        "prompt_sha256": prompts.template.sha256,
+        "styles": prompts.styles,
+        "lengths": prompts.lengths,
+    }
+
+
+def _in_words(usage: Mapping[str, Any]) -> str:
+    """Tokens and cost, on one line."""
+    total, now = usage["total"], usage["this_run"]
+    line = (
+        f"{now['answers']} answers in this run, {now['retries']} retries, {now['failed']} failed; "
+        f"{total['answers']} in all, {total['prompt_tokens']} prompt and "
+        f"{total['completion_tokens']} completion tokens"
+    )
+    if total["without_usage"]:
+        line += f", {total['without_usage']} answers did not say"
+    return line if total["cost"] is None else f"{line}; cost {total['cost']:g}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -35,7 +35,7 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
         raise UserError(f"--fingerprints={fingerprints}: expected true or false")
     folder = pathlib.Path(workdir)
     if not folder.exists() and folder.parent == pathlib.Path.cwd():
-        inspect_mixture.run(config, folder.name, **mixture_options)
+        inspect_mixture.show(config, folder.name, **mixture_options)
         return
     if not folder.is_dir():
         raise UserError(

@@ -25,7 +25,7 @@ NUM_SHOWN = 10
 _COLUMNS, _SIDE, _MARGIN, _LINE, _LINES = 5, 160, 12, 14, 4
 
 
-def run(
+def show(
     config: Any, mixture: str, modules: str = "", tokenizer: str = "", output: str = ""
 ) -> None:
     """Prints what a mixture is, and draws its examples if they have pictures.

@@ -3,60 +3,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from synth2_jax.captioners.drafts import Request
 from synth2_jax.captioners.prompts import class_prompt
-from synth2_jax.captioners.sources import Draft, LanguageModelSource, usual_filter
+from synth2_jax.captioners.sources import LanguageModelSource
 from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.vocabulary import load_vocabulary
 
 
-def draft(caption, class_name="red circle", finished=True):
-    return Draft(class_name, 0, caption, finished)
-
-
-@pytest.mark.parametrize(
-    "caption, class_name, finished, reason",
-    [
-        ("a red circle", "red circle", True, None),
-        ("two red circles over a ring", "red circle", True, None),
-        ("A Red Circle here", "red circle", True, None),
-        ("a big, red circle.", "red circle", True, None),
-        ("a t-shirt (large)", "t-shirt", True, None),
-        ("what is c++ really", "c++", True, None),
-        ("a red circle", "red circle", False, "unfinished"),
-        ("", "red circle", False, "unfinished"),
-        ("red circle", "red circle", True, "too short"),
-        ("", "red circle", True, "too short"),
-        ("a blue circle here", "red circle", True, "class not named"),
-        ("a red square and a blue circle", "red circle", True, "class not named"),
-        ("a covered circle", "red", True, "class not named"),
-        ("a string of words", "ring", True, "class not named"),
-        ("a woman walks", "man", True, "class not named"),
-    ],
-)
-def test_usual_filter_names_why_a_draft_is_dropped(caption, class_name, finished, reason):
-    assert usual_filter()(draft(caption, class_name, finished)) == reason
-
-
-def test_usual_filter_drops_what_was_kept_before():
-    reason = usual_filter()
-    assert reason(draft("a red circle")) is None
-    assert reason(draft("a red circle")) == "duplicate"
-    assert reason(draft("a red circle", "circle")) == "duplicate"  # of another class too
-    assert reason(draft("the red circle")) is None
-    assert usual_filter()(draft("a red circle")) is None  # each filter remembers its own
-
-
-def test_a_dropped_draft_does_not_make_the_next_a_duplicate():
-    reason = usual_filter()
-    assert reason(draft("a red circle", finished=False)) == "unfinished"
-    assert reason(draft("a red circle", "blue ring")) == "class not named"
-    assert reason(draft("a red circle")) is None
-
-
-def test_usual_filter_counts_words():
-    assert usual_filter(min_words=2)(draft("red circle")) is None
-    assert usual_filter(min_words=4)(draft("a red circle")) == "too short"
+def request(index, name, draw):
+    return Request(index, name, draw, class_prompt(name))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +41,7 @@ def write():
 
 
 REQUESTS = [
-    (index, name, draw)
+    request(index, name, draw)
     for index, name in enumerate(["red circle", "blue ring"])
     for draw in (0, 1, 2)
 ]
@@ -93,15 +49,15 @@ REQUESTS = [
 
 def test_every_request_gets_one_draft(write):
     drafts = write(REQUESTS)
-    assert set(drafts) == {(name, draw) for _, name, draw in REQUESTS}
+    assert set(drafts) == {(request.class_name, request.draw) for request in REQUESTS}
     assert len({d.caption for d in drafts.values()}) == len(REQUESTS)  # of 512 random pieces each
     assert write([]) == {}
 
 
 def test_prompts_of_several_lengths_are_all_answered(write):
-    requests = [(0, "ring", 0), (1, "red ring", 0), (2, "ring", 1)]
+    requests = [request(0, "ring", 0), request(1, "red ring", 0), request(2, "ring", 1)]
     vocabulary = load_vocabulary("scenes")
-    assert len({len(vocabulary.encode(class_prompt(name))) for _, name, _ in requests}) == 2
+    assert len({len(vocabulary.encode(request.prompt)) for request in requests}) == 2
     drafts = write(requests)
     assert set(drafts) == {("ring", 0), ("red ring", 0), ("ring", 1)}
     # The class's index, not its place in the call, is in the key.
@@ -122,7 +78,7 @@ def test_drafts_depend_on_the_seed(write):
 
 
 def test_finished_tells_whether_the_caption_ended(write):
-    requests = [(0, "red circle", draw) for draw in range(640)]
+    requests = [request(0, "red circle", draw) for draw in range(640)]
     drafts = write(requests, batch_size=64).values()
     ended = [draft for draft in drafts if draft.finished]
     # A random model over 511 pieces ends within 6 of them in about 1 draw of 85.

@@ -34,7 +34,16 @@ def test_captions_are_distinct_long_enough_and_name_their_class(rows):
         words = row["caption"].lower().split()
         assert len(words) >= 3
         assert any(row["class"] in word for word in words)
-        assert row.keys() == {"caption", "class", "draw"}
+
+
+def test_every_row_says_who_wrote_it_and_how(rows, manifest):
+    for row in rows:
+        assert row.keys() == {
+            *("caption", "class", "draw", "template_sha256", "model", "seed", "sampling")
+        }
+        assert row["template_sha256"] == manifest["prompt_sha256"]
+        assert row["model"] == manifest["fingerprint"]
+        assert row["seed"] == 0 and row["sampling"] == manifest["sampling"]
 
 
 def test_the_manifest_says_who_wrote_them_and_how(chain, rows, manifest):
@@ -59,7 +68,10 @@ def test_every_draft_is_kept_or_counted_as_dropped(rows, manifest):
         highest[row["class"]] = max(highest[row["class"]], row["draw"])
     num_drafts = len(rows) + sum(manifest["dropped"].values())
     assert sum(highest.values()) + len(highest) <= num_drafts
-    assert set(manifest["dropped"]) <= {"unfinished", "too short", "class not named", "duplicate"}
+    assert set(manifest["dropped"]) <= {
+        *("unfinished", "too short", "class not named", "duplicate"),
+        *("control characters", "markup", "not UTF-8"),  # a model of 60 steps writes any bytes
+    }
 
 
 def test_the_same_seed_writes_the_same_at_any_batch_size_and_another_seed_does_not(
@@ -85,6 +97,18 @@ def test_a_class_that_is_never_named_is_reported(chain, tmp_path, mistake):
     assert manifest["num_captions"] == 1
     line = mistake(chain.writing(tmp_path, classes="('zebra',)", max_rounds=1))
     assert "none of 10 drafts is usable" in line and "train the language model" in line
+
+
+def test_a_template_file_and_a_quota(chain, tmp_path):
+    template = tmp_path / "prompt.txt"
+    template.write_text("Class: {class_name}. Output:\n")  # what it was trained on
+    chain.run(chain.writing(tmp_path / "a", template=template, quotas__the=3))
+    rows = read_json_lines(tmp_path / "a" / "captions.jsonl")
+    assert collections.Counter(row["class"] for row in rows) == {"a": 10, "the": 3}
+    whole = read_json_lines(chain.path("captions", "captions.jsonl"))
+    assert [row for row in rows if row["class"] == "a"] == [
+        row for row in whole if row["class"] == "a"
+    ]
 
 
 def test_mistakes(chain, mistake, tmp_path):

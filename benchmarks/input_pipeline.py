@@ -1,0 +1,140 @@
+"""Pairs a second of one process: a mixture of two sources, tokenized and packed into batches.
+
+    python benchmarks/input_pipeline.py [--pairs=1000000] [--tokens=256] [--folder=workdir/input]
+
+Writes random pairs once, then draws as many from a mixture of them as the VLM takes, and prints the
+rate, where the time goes (the same without the stages after each, one after the other), and the
+memory at the beginning and at the end. Writes benchmarks/results/DEVICE/input_pipeline.json.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from synth2_jax import environment  # noqa: E402
+from synth2_jax.data import pipeline, records  # noqa: E402
+from synth2_jax.files import write_json  # noqa: E402
+from synth2_jax.scenes import dataset  # noqa: E402
+
+_BATCH = 256
+_CODES = 8192
+
+
+def write_sources(folder: pathlib.Path, num_pairs: int, num_tokens: int) -> dict[str, str]:
+    """Two folders of half the pairs each, of random tokens and captions of Scenes."""
+    captions = [caption for _, caption in dataset.texts(5000)]
+    provenance = records.Provenance("benchmark", num_tokens, _CODES)
+    folders = {}
+    for source in records.SOURCES:
+        rng = np.random.default_rng(len(source))
+        writer = records.PairWriter(folder / source, provenance, num_shards=16)
+        for shard in writer.missing():
+            numbers = range(num_pairs // 2 * shard // 16, num_pairs // 2 * (shard + 1) // 16)
+            writer.write_shard(
+                shard,
+                (
+                    records.Pair(
+                        f"{source}-{number:09d}-0",
+                        rng.integers(0, _CODES, num_tokens),
+                        captions[number % len(captions)],
+                        source,
+                    )
+                    for number in numbers
+                ),
+            )
+        writer.finish()
+        folders[source] = str(folder / source)
+    return folders
+
+
+def resident_mib() -> float:
+    """Memory of this process now, where /proc says so; else 0."""
+    status = pathlib.Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(x.split()[1]) / 1024 for x in lines if x.startswith("VmRSS")), 0.0)
+
+
+def rate(batches, rows: int, seconds: float = 5.0) -> float:
+    """Examples a second of an iterator of batches, after it has warmed up."""
+    for _ in range(20):
+        next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() < start + seconds:
+        next(batches)
+        count += rows
+    return count / (time.perf_counter() - start)
+
+
+def profile(config: pipeline.DataConfig) -> dict[str, float]:
+    """Examples a second up to each stage of the pipeline."""
+    from synth2_jax.data.mixtures import resolve
+    from synth2_jax.data.tensorflow_cpu import tf
+
+    provider = resolve("mixture")
+    files = [str(path) for f in config.folders.values() for path in pathlib.Path(f).glob("*.tfre*")]
+    one = provider.tasks[0]
+    arguments = {"split": "train", "shuffle": True, "seed": 0, "num_epochs": None}
+    stages = {
+        "read": tf.data.TFRecordDataset(files).repeat(),
+        "and decode, shuffle": one.get_dataset(**arguments, try_in_mem_cache=False),
+        "and mix": provider.get_dataset(
+            **arguments, trim_output_features=False, try_in_mem_cache=False
+        ),
+    }
+    found = {name: rate(iter(ds.batch(_BATCH).prefetch(2)), _BATCH) for name, ds in stages.items()}
+    return found | {"and tokenize, batch": rate(pipeline.train_iterator(config, "vlm"), _BATCH)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--folder", default="workdir/input")
+    arguments = parser.parse_args()
+    folders = write_sources(pathlib.Path(arguments.folder), arguments.pairs, arguments.tokens)
+    config = pipeline.DataConfig(
+        mixture="mixture",
+        folders=folders,
+        rates={"real": 0.3, "synthetic": 0.7},
+        batch_size=_BATCH,
+    )
+    iterator = pipeline.train_iterator(config, "vlm")
+    for _ in range(200):
+        next(iterator)
+    memory, rates, position = [resident_mib()], [], len(iterator.get_state())
+    parts = 10
+    for _ in range(parts):
+        start = time.perf_counter()
+        for _ in range(arguments.pairs // parts // _BATCH):
+            next(iterator)
+        rates.append(arguments.pairs // parts // _BATCH * _BATCH / (time.perf_counter() - start))
+        memory.append(resident_mib())
+        print(f"{rates[-1]:,.0f} pairs/s, {memory[-1]:,.0f} MiB", flush=True)
+    result = {
+        "pairs_per_second": statistics.median(rates),
+        "pairs_per_second_by_tenth": rates,
+        "resident_mib_by_tenth": memory,
+        "position_mib": position / 2**20,
+        "examples_per_second_up_to": profile(config),
+        "pairs": arguments.pairs,
+        "image_tokens": arguments.tokens,
+        "batch_size": _BATCH,
+        "made_with": environment.describe(),
+    }
+    device = result["made_with"]["device"].replace(" ", "_")
+    path = ROOT / "benchmarks" / "results" / device / "input_pipeline.json"
+    write_json(path, result)
+    for name, value in result["examples_per_second_up_to"].items():
+        print(f"  {name:<20} {value:>10,.0f} examples/s")
+    print(f"{result['pairs_per_second']:,.0f} pairs/s  ({path.relative_to(ROOT)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,482 @@
+"""Captions from any server that speaks OpenAI's chat API, asked by the `openai` package.
+
+Answers go to a journal before they are used, so that nothing that was paid for is asked twice. The
+API key comes from the environment and is in no file, message or log; neither is what a server
+echoes of it.
+"""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from synth2_jax import config as config_lib
+from synth2_jax.captioners.drafts import Draft, Request
+from synth2_jax.captioners.journal import Journal
+from synth2_jax.errors import UserError
+
+KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+_DEFAULT_URL = "https://api.openai.com/v1"
+_POLL_SECONDS = 0.2  # how often a waiting source lets its caller look up
+_MAX_WAIT = 60.0  # seconds, of backoff and of what a server asks for
+_AHEAD = 4  # requests under way or waiting to be read, for each that may be concurrent
+_MAX_FAILED_IN_A_ROW = 16
+_FATAL = {401: "refuses the API key", 403: "refuses access", 404: "knows no such model or address"}
+_PASSING = {408, 409, 425, 429}  # and 500 and more: the same request may do better later
+_UNFINISHED = {"length", "content_filter"}
+_OURS = ("messages", "model", "n", "stream")  # fields of a body that are not for the user to change
+_SECRET_CHARACTERS = 8  # what is shorter is no secret, but what a server without keys is given
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    """Attributes:
+
+    model: as the server calls it.
+    base_url: such as "http://localhost:8000/v1"; "" for OPENAI_BASE_URL or OpenAI's own. Without
+      user, password or query: those are secrets.
+    temperature, top_p: of sampling.
+    max_tokens: of an answer; None leaves it to the server.
+    extra_body: further fields of the request's body, such as {"top_k": 40}; None leaves a field
+      out, as {"seed": None} for a server that knows no seeds.
+    concurrency: requests under way at a time.
+    requests_per_minute: None for as fast as they are answered.
+    timeout: seconds for one answer, whole.
+    max_attempts: times a request is sent before it is given up.
+    input_price, output_price: for a million tokens, in any currency; 0 leaves costs unreported.
+    max_cost: nothing more is asked once all runs of the workdir have spent that.
+    """
+
+    model: str
+    base_url: str = ""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int | None = 64
+    extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    timeout: float = 60.0
+    max_attempts: int = 6
+    input_price: float = 0.0
+    output_price: float = 0.0
+    max_cost: float | None = None
+
+    def __post_init__(self):
+        config_lib.check_counts(self, "server", "max_tokens", "concurrency", "max_attempts")
+        for name in _OURS:
+            if name in self.extra_body:
+                raise UserError(f"server.extra_body: found {name!r}, expected other fields")
+        if not self.model:
+            raise UserError("server.model: found none, expected a model of the server's")
+        for name in ("requests_per_minute", "timeout", "max_cost"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"server.{name}: found {value}, expected more than 0")
+        if min(self.input_price, self.output_price, self.temperature) < 0:
+            raise UserError("server: found a negative price or temperature, expected 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"server.top_p: found {self.top_p}, expected more than 0, at most 1")
+        if self.max_cost is not None and not self.input_price + self.output_price:
+            raise UserError("server.max_cost: needs input_price or output_price, found neither")
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of a request's body that shape an answer, in JSON's types."""
+        found = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            **self.extra_body,
+        }
+        plain = json.loads(config_lib.to_json(found))
+        return {name: value for name, value in plain.items() if value is not None}
+
+
+@dataclasses.dataclass
+class Usage:
+    """Counts over a journal, or of one run; `cost` is None where no price is known."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    without_usage: int = 0  # answers that did not say what they took
+    cost: float | None = None
+
+    def add(self, answer: Mapping[str, Any]) -> None:
+        self.answers += 1
+        if answer["prompt_tokens"] is None or answer["completion_tokens"] is None:
+            self.without_usage += 1
+        else:
+            self.prompt_tokens += answer["prompt_tokens"]
+            self.completion_tokens += answer["completion_tokens"]
+
+
+class _Passing(Exception):
+    """Why an attempt failed that may do better later; `wait` is in seconds, None if unknown."""
+
+    def __init__(self, why: str, wait: float | None = None):
+        super().__init__(why)
+        self.wait = wait
+
+
+class _Refused(Exception):
+    """The server does not take this very request."""
+
+
+class OpenAIServerSource:
+    """Drafts from a server, in the order of their requests, whatever the order of the answers.
+
+    Args:
+      config: what to ask, and how fast.
+      journal: open; answers in it are used and new ones are added.
+      seed: every request has a seed of its own, from (seed, class name, draw).
+
+    Raises:
+      UserError: no `openai` package, no OPENAI_API_KEY, or an address that holds secrets.
+    """
+
+    def __init__(self, config: ServerConfig, journal: Journal, *, seed: int):
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError(
+                "server: needs the package `openai`; pip install 'synth2-jax[openai]'"
+            ) from error
+        self._openai = openai
+        self._config = config
+        self._journal = journal
+        self._seed = seed
+        self._sampling = config.sampling()
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not self._key:
+            raise UserError(
+                f"{KEY_VARIABLE}: not set in the environment; a server that asks for no key takes "
+                "any text"
+            )
+        if self._is_in(config_lib.to_json(config)):
+            raise UserError(
+                f"config.server: holds the API key, expected it in {KEY_VARIABLE} alone"
+            )
+        url = config.base_url or os.environ.get(URL_VARIABLE, "") or _DEFAULT_URL
+        self.base_url = _checked_url(url, holds_key=self._is_in(url))
+        self._failed_in_a_row = 0
+        self._next_slot = 0.0
+        self._closing = False
+        self._fatal: UserError | None = None
+        self.retries = 0
+        self.failed = 0
+        self.asked = Usage()
+        self._spent = self._counted(journal.answers())
+
+    def write(self, requests: Sequence[Request]) -> Iterator[Draft | None]:
+        """Drafts in the order of `requests`; None now and then while it waits for the next.
+
+        Close the generator to stop early: what is under way is still waited for, up to `timeout`,
+        and kept.
+
+        Raises:
+          UserError: the server refuses the key or the model, many requests in a row have failed, or
+            the next one may cost too much.
+        """
+        waiting: collections.deque[asyncio.Task] = collections.deque()
+        pending = iter(requests)
+        self._closing, self._fatal = False, None
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            client = self._client()
+            semaphore = asyncio.Semaphore(self._config.concurrency)
+            try:
+                while True:
+                    while len(waiting) < _AHEAD * self._config.concurrency:
+                        if (request := next(pending, None)) is None:
+                            break
+                        task = self._draft(client, semaphore, request)
+                        waiting.append(loop.create_task(task))
+                    if not waiting:
+                        return
+                    while not waiting[0].done():
+                        runner.run(_moment(waiting[0]))
+                        if self._fatal:
+                            raise self._fatal
+                        if not waiting[0].done():
+                            yield None
+                    yield waiting.popleft().result()
+            finally:
+                self._closing = True
+                runner.run(self._wind_up(client, waiting))
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens and cost over all runs, and of this one; for a manifest."""
+        total = self._counted(self._journal.answers())
+        self.asked.cost = self._cost(self.asked)
+        return {
+            "total": dataclasses.asdict(total),
+            "this_run": {
+                **dataclasses.asdict(self.asked),
+                "retries": self.retries,
+                "failed": self.failed,
+            },
+        }
+
+    def _client(self) -> Any:
+        # Attempts are counted here alone: each is journaled, slowed down and given up by one rule.
+        return self._openai.AsyncOpenAI(
+            api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self._config.timeout
+        )
+
+    async def _draft(self, client: Any, semaphore: asyncio.Semaphore, request: Request) -> Draft:
+        body = self._body(request)
+        key = _digest({**body, "class": request.class_name, "draw": request.draw})
+        answer = self._journal.get(key)
+        problem = ""
+        if answer is None:
+            async with semaphore:
+                try:
+                    answer, problem = await self._ask(client, body)
+                except UserError as error:  # of any request, not only of the one that is waited for
+                    self._fatal = self._fatal or error
+                    self._closing = True
+                    return Draft(request.class_name, request.draw, "", problem="not asked")
+            if answer is not None:
+                self._journal.append(key, {**answer, "server": self.base_url})
+                self.asked.add(answer)
+                self._spent.add(answer)
+        if answer is None:
+            return Draft(request.class_name, request.draw, "", problem=problem)
+        return Draft(
+            request.class_name,
+            request.draw,
+            tidy(answer["text"]),
+            finished=answer["finish_reason"] not in _UNFINISHED,
+            model=answer["model"],
+            seed=body.get("seed"),
+        )
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        text = f"{self._seed}\n{request.class_name}\n{request.draw}"
+        digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+        body = {
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": request.prompt}],
+            **self._sampling,
+        }
+        if "seed" not in self._config.extra_body:
+            body["seed"] = int.from_bytes(digest) >> 1  # servers take signed 32 bits
+        return body
+
+    async def _ask(self, client: Any, body: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """(answer, "") or (None, the problem)."""
+        why = ""
+        for attempt in range(self._config.max_attempts):
+            await self._slot()
+            if self._closing:
+                return None, "not asked"
+            self._check_cost()
+            try:
+                answer = await self._attempt(client, body)
+            except _Refused as error:
+                why, problem = str(error), "refused by the server"
+                break
+            except _Passing as error:
+                why, problem = str(error), "no answer"
+                if attempt + 1 < self._config.max_attempts:
+                    self.retries += 1
+                    await self._back_off(attempt, error.wait)
+            else:
+                self._failed_in_a_row = 0
+                return answer, ""
+        self.failed += 1
+        self._failed_in_a_row += 1
+        logging.warning("server: a request failed: %s", why)
+        if self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW:
+            raise UserError(
+                f"server {self.base_url}: {_MAX_FAILED_IN_A_ROW} requests in a row failed, the "
+                f"last: {why}; answers so far are kept, and the same command goes on"
+            )
+        return None, problem
+
+    async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
+        """One request: the answer, or an exception that says in clean words what went wrong."""
+        openai = self._openai
+        try:
+            # The client's own limit is between two bytes; a server may drip for ever.
+            async with asyncio.timeout(self._config.timeout):
+                response = await client.chat.completions.with_raw_response.create(
+                    model=body["model"],
+                    messages=body["messages"],
+                    extra_body={k: v for k, v in body.items() if k not in ("model", "messages")},
+                )
+                content = response.http_response.content
+        except (TimeoutError, openai.APITimeoutError):
+            raise _Passing(f"no answer within {self._config.timeout:g} s") from None
+        except openai.APIStatusError as error:
+            raise self._of_status(error) from None
+        except openai.APIConnectionError as error:
+            raise _Passing(self._clean(f"{error} {error.__cause__ or ''}")) from None
+        except openai.OpenAIError as error:
+            raise _Passing(self._clean(str(error))) from None
+        try:
+            answer = _parsed(content.decode("utf-8", "replace"), body["model"])
+        except ValueError as error:
+            raise _Passing(f"malformed answer: {error}") from None
+        texts = ("text", "model", "finish_reason")
+        return {**answer, **{name: self._without_key(answer[name]) for name in texts}}
+
+    def _of_status(self, error: Any) -> Exception:
+        status = error.status_code
+        said = f"status {status}: {self._clean(str(error))}"
+        quota = error.code == "insufficient_quota"
+        if status in _FATAL or quota:
+            why = "has no credit left" if quota else _FATAL[status]
+            return UserError(f"server {self.base_url}: {why}; {said}")
+        if status in _PASSING or status >= 500:
+            return _Passing(said, _retry_after(error.response.headers))
+        return _Refused(said)
+
+    async def _slot(self) -> None:
+        """Waits for this request's turn, so that no more than so many a minute are sent."""
+        now = asyncio.get_running_loop().time()
+        turn = max(now, self._next_slot)
+        if self._config.requests_per_minute:
+            self._next_slot = turn + 60 / self._config.requests_per_minute
+        while turn > now and not self._closing:
+            await asyncio.sleep(min(turn - now, _POLL_SECONDS))
+            now = asyncio.get_running_loop().time()
+
+    async def _back_off(self, attempt: int, wait: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        if wait is not None:  # the server's own word holds for all requests
+            wait = min(wait, _MAX_WAIT)
+            self._next_slot = max(self._next_slot, loop.time() + wait)
+        else:
+            # Full jitter, so that requests that failed together do not come back together.
+            wait = random.uniform(0, min(_MAX_WAIT, 0.5 * 2**attempt))
+        end = loop.time() + wait
+        while (left := end - loop.time()) > 0 and not self._closing:
+            await asyncio.sleep(min(left, _POLL_SECONDS))
+
+    async def _wind_up(self, client: Any, waiting: Sequence[asyncio.Task]) -> None:
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._config.timeout)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await client.close()
+
+    def _counted(self, answers: Sequence[Mapping[str, Any]]) -> Usage:
+        usage = Usage()
+        for answer in answers:
+            usage.add(answer)
+        usage.cost = self._cost(usage)
+        return usage
+
+    def _cost(self, usage: Usage) -> float | None:
+        cfg = self._config
+        if not cfg.input_price + cfg.output_price:
+            return None
+        paid = usage.prompt_tokens * cfg.input_price + usage.completion_tokens * cfg.output_price
+        return round(paid / 1e6, 6)
+
+    def _check_cost(self) -> None:
+        limit = self._config.max_cost
+        if limit is not None and (cost := self._cost(self._spent)) >= limit:
+            raise UserError(
+                f"server: answers have cost {cost:g}, as much as config.server.max_cost={limit:g}; "
+                "they are kept, and with a higher limit the same command goes on"
+            )
+
+    def _is_in(self, text: str) -> bool:
+        return len(self._key) >= _SECRET_CHARACTERS and self._key in text
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._is_in(text) else text
+
+    def _clean(self, text: str) -> str:
+        """One short line without the key, and with nothing that a terminal would obey."""
+        line = " ".join(self._without_key(text).split())
+        return repr(line[:300])[1:-1]
+
+
+def tidy(text: str) -> str:
+    """An answer on one line, without quotes around it.
+
+    >>> tidy(' "A dog\\n on  grass." ')
+    'A dog on grass.'
+    """
+    line = " ".join(text.split())
+    for opening, closing in ('""', "''", "“”", "‘’", "«»"):
+        if len(line) > 1 and line[0] == opening and line[-1] == closing:
+            inside = line[1:-1]
+            if opening not in inside and closing not in inside:
+                return inside.strip()
+    return line
+
+
+def _parsed(content: str, model: str) -> dict[str, Any]:
+    """What is kept of an answer; ValueError says what is wrong with it."""
+    try:
+        answer = json.loads(content)
+        choice = answer["choices"][0]
+        text = choice["message"].get("content")
+        usage = answer.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        written_by, finish_reason = answer.get("model"), choice.get("finish_reason")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError("no choices[0].message in it") from error
+    if not isinstance(text, str | None):
+        raise ValueError(f"found {type(text).__name__} as content, expected a text")
+    is_count = [isinstance(count, int) and count >= 0 for count in counts]
+    prompt_tokens, completion_tokens = counts if all(is_count) else (None, None)
+    return {
+        "text": text or "",
+        "finish_reason": finish_reason if isinstance(finish_reason, str) else "",
+        "model": written_by if isinstance(written_by, str) and written_by else model,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+    }
+
+
+def _checked_url(url: str, *, holds_key: bool) -> str:
+    """`url` as it may stand in a manifest; the messages do not repeat what may be a secret."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        parts, host = None, None
+    if not host or parts.scheme not in ("http", "https"):
+        raise UserError("config.server.base_url: no address, expected http://HOST/v1 or https://")
+    if "@" in parts.netloc or parts.query or parts.fragment or holds_key:
+        raise UserError(
+            "config.server.base_url: holds a user, password, query or key, expected the address "
+            f"alone; the key is read from {KEY_VARIABLE}"
+        )
+    return url.rstrip("/")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait; None where it does not say, or says it as a date."""
+    try:
+        return max(0.0, float(headers.get("retry-after", "")))
+    except ValueError:
+        return None
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+async def _moment(task: asyncio.Task) -> None:
+    """Until a task ends, or a moment has passed; it goes on then."""
+    await asyncio.wait([task], timeout=_POLL_SECONDS)

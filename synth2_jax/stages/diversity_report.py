@@ -1,0 +1,269 @@
+"""`synth2 report --captions=NAME=PATH,NAME=PATH`: caption sets side by side, as table and plot.
+
+Writes WORKDIR/captions.json (every figure) and WORKDIR/captions.html (the page), and prints the
+table. A PATH is a captions.jsonl, a folder that holds one, a folder of pairs, or a text file of one
+caption a line.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from synth2_jax.captioners.classes import load_classes
+from synth2_jax.captioners.filters import forms
+from synth2_jax.errors import UserError
+from synth2_jax.files import read_json_lines, write_json, write_text
+from synth2_jax.progress import Progress
+from synth2_jax.scenes import dataset
+from synth2_jax.scoring.caption_embedding import embed_captions, sentence_transformer
+from synth2_jax.scoring.class_coverage import ClassCoverage, class_coverage
+from synth2_jax.scoring.diversity import Balance, SetBalance, balance
+from synth2_jax.scoring.n_grams import TokenizedCaptions, n_gram_statistics, tokenize
+from synth2_jax.stages.diversity_page import measures, render_captions
+from synth2_jax.stages.inert_text import inert
+
+CAPTIONS = "captions.jsonl"
+BUILT_IN = {"scenes": dataset.CLASSES}  # class lists by name
+LONGEST_CAPTION = 10_000  # characters; more is another kind of file
+NUM_CLUSTERS = 20
+SAMPLE_SIZE = 100_000  # captions of each set that are clustered, or fewer
+LARGEST, EXAMPLES = 5, 10  # clusters shown, captions shown of each
+LONGEST_NAME = 24  # of a set in the printed table
+SEED = 0
+
+
+def compare(
+    workdir: str,
+    captions: str,
+    *,
+    classes: str | None = None,
+    embedding: str | None = None,
+    clusters: str | None = None,
+) -> str:
+    """Compares the sets; returns the page's path.
+
+    Args:
+      workdir: the folder to write to.
+      captions: "NAME=PATH,NAME=PATH".
+      classes: as `captioners.classes.load_classes` takes them: "scenes", "common_objects", a text
+        file of one class a line, or names.
+      embedding: name or folder of a Sentence-Transformers model; the built-in n-grams if None.
+      clusters: their number, as typed.
+
+    Raises:
+      UserError: a file, name or number that is not what it should be.
+    """
+    paths = _paths(captions)
+    num_clusters = None if clusters is None else _count(clusters)
+    class_names = None if classes is None else load_classes(classes, BUILT_IN)
+    embed = embed_captions if embedding is None else sentence_transformer(embedding)
+    sets = {name: read_captions(path) for name, path in paths.items()}
+    sample_size = min(SAMPLE_SIZE, *(len(captions) for captions in sets.values()))
+    if num_clusters is None:
+        num_clusters = min(NUM_CLUSTERS, sample_size)
+    elif num_clusters > sample_size:
+        raise UserError(
+            f"--clusters={num_clusters}: found {sample_size} captions in the smallest set, "
+            "expected at least one a cluster"
+        )
+    with Progress("report", 1 + len(sets), "steps") as progress:
+        found = balance(
+            sets, num_clusters=num_clusters, sample_size=sample_size, seed=SEED, embed=embed
+        )
+        progress.add(1)
+        figures_of = {}
+        for name, path in paths.items():
+            figures = _figures(sets[name], found.sets[name], class_names)
+            figures_of[name] = {"path": str(path), **figures}
+            progress.add(1)
+    figures = {
+        "sets": figures_of,
+        "largest_clusters": _largest_clusters(found),
+        "num_classes": class_names and len(class_names),
+        "settings": {
+            "embedding": embedding or "hashed n-grams",
+            "clusters": num_clusters,
+            "sample_size": sample_size,
+            "seed": SEED,
+        },
+    }
+    folder = pathlib.Path(workdir)
+    write_json(folder / "captions.json", figures)
+    page = folder / "captions.html"
+    write_text(page, render_captions(figures))
+    print(table(figures))
+    print(f"report: {page}")
+    return str(page)
+
+
+# The sets
+
+
+def _paths(captions: str) -> dict[str, pathlib.Path]:
+    """The sets of "NAME=PATH,NAME=PATH"."""
+    paths = {}
+    for part in captions.split(","):
+        name, equals, path = part.partition("=")
+        if not (equals and name and path):
+            raise UserError(f"--captions: found {part!r}, expected NAME=PATH,NAME=PATH")
+        if name in paths:
+            raise UserError(f"--captions: the name {name!r} is there twice")
+        paths[name] = pathlib.Path(path)
+    return paths
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise UserError(f"--clusters={text}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def read_captions(path: pathlib.Path) -> list[str]:
+    """The captions of a set, in order.
+
+    Raises:
+      UserError: nothing there, nothing in it, or something other than captions.
+    """
+    if path.is_dir() and _holds_pairs(path):
+        from synth2_jax.data.records import read_pairs
+
+        captions = [pair.caption for pair in read_pairs(path)]
+    elif path.is_dir():
+        if not (path / CAPTIONS).is_file():
+            raise UserError(f"{path}: expected {CAPTIONS} or finished pairs in this folder")
+        return read_captions(path / CAPTIONS)
+    elif path.suffix == ".jsonl":
+        captions = [row.get("caption") for row in read_json_lines(path)]
+    else:
+        captions = _lines(path)
+    for number, caption in enumerate(captions, start=1):
+        if not isinstance(caption, str):
+            raise UserError(f'{path}: row {number} has no text under "caption"')
+        if len(caption) > LONGEST_CAPTION:
+            raise UserError(
+                f"{path}: caption {number} has {len(caption)} characters, expected at most "
+                f"{LONGEST_CAPTION}: is this one caption a line?"
+            )
+    if not captions:
+        raise UserError(f"{path}: no captions in it")
+    return captions
+
+
+def _holds_pairs(folder: pathlib.Path) -> bool:
+    from synth2_jax.data import records
+
+    try:
+        manifest = json.loads((folder / records.MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == records.FORMAT
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """Lines of a text file that hold more than space."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}, expected text") from error
+    return [stripped for line in text.split("\n") if (stripped := line.strip())]
+
+
+# The figures
+
+
+def _figures(
+    captions: Sequence[str], balanced: SetBalance, class_names: Sequence[str] | None
+) -> dict[str, Any]:
+    """What captions.json holds of a set. Clusters and n-grams are those of its sample."""
+    words = tokenize(captions)
+    statistics = n_gram_statistics(tokenize(balanced.sample))
+    covered = class_names and class_coverage(words, [*map(_spellings, class_names)])
+    return {
+        "captions": len(captions),
+        "unique": len(set(captions)) / len(captions),
+        "words": _lengths(words),
+        "vocabulary": statistics.vocabulary_size,
+        "distinct": {str(order): share for order, share in statistics.distinct.items()},
+        "most_frequent": {
+            str(order): [list(row) for row in rows]
+            for order, rows in statistics.most_frequent.items()
+        },
+        "top5_share": balanced.top_share,
+        "entropy": balanced.entropy,
+        "cluster_sizes": balanced.cluster_sizes.tolist(),
+        "classes": covered and _classes(covered, class_names),
+    }
+
+
+def _lengths(words: TokenizedCaptions) -> dict[str, Any]:
+    counts = np.bincount(words.lengths_N)
+    return {
+        "mean": float(words.lengths_N.mean()),
+        "median": float(np.median(words.lengths_N)),
+        "histogram": [[length, int(count)] for length, count in enumerate(counts) if count],
+    }
+
+
+def _spellings(class_name: str) -> list[str]:
+    """What names a class: it or its plural. Commas divide synonyms, as in ImageNet's lists."""
+    return [
+        form + ending
+        for synonym in class_name.split(",")
+        if synonym.strip()
+        for form in forms(synonym.strip())
+        for ending in ("", "s", "es")
+    ]
+
+
+def _classes(covered: ClassCoverage, class_names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "named": covered.share_named,
+        "fewest": covered.fewest,
+        "median": covered.median,
+        "entropy": covered.entropy,
+        "captions": dict(zip(class_names, covered.captions_C.tolist(), strict=True)),
+    }
+
+
+def _largest_clusters(found: Balance) -> list[dict[str, Any]]:
+    """Clusters that hold most of all samples, each with captions drawn from it at random."""
+    sizes_K = sum(one.cluster_sizes for one in found.sets.values())
+    clusters = []
+    for cluster in np.argsort(-sizes_K, kind="stable")[:LARGEST]:
+        members = list(
+            dict.fromkeys(
+                (name, one.sample[row])
+                for name, one in found.sets.items()
+                for row in np.flatnonzero(one.labels == cluster)
+            )
+        )
+        rows = np.random.default_rng(SEED).permutation(len(members))[:EXAMPLES]
+        clusters.append(
+            {
+                "share": {
+                    name: float(one.cluster_sizes[cluster] / len(one.sample))
+                    for name, one in found.sets.items()
+                },
+                "examples": [list(members[row]) for row in np.sort(rows)],
+            }
+        )
+    return clusters
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The page's table as plain text, a column a set."""
+    sets = figures["sets"]
+    rows = [("", *(inert(name, LONGEST_NAME) for name in sets))]
+    rows += [
+        (measure.title, *(measure.text(one) for one in sets.values()))
+        for measure in measures(figures)
+    ]
+    first, *others = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows
+    )

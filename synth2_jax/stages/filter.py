@@ -1,0 +1,464 @@
+"""`synth2 filter`: scores how well images fit their captions, and keeps the pairs that fit best.
+
+Scores lie beside the shards, PAIRS/scores/SCORE-HASH/SHARD.npy, by a hash of all that determines
+them: other settings have other files, and another share or threshold scores nothing anew. A shard
+is the unit of work: after a kill, the same command scores only what is missing. The workdir becomes
+a view of the pairs (data/views.py), to be trained on in their place, with summary.json and
+index.html.
+
+Legend: B batch, N image tokens, T text tokens, P pairs of a pool.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from synth2_jax import config as config_lib
+from synth2_jax import sharding
+from synth2_jax.data import records, views
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.data.records import Manifest, Pair, Shard
+from synth2_jax.errors import UserError, nearest
+from synth2_jax.files import read_json, write_json, write_text
+from synth2_jax.models.maskgit import Generator
+from synth2_jax.models.vlm import VLM
+from synth2_jax.progress import Progress
+from synth2_jax.scoring.alignment import (
+    LikelihoodRatioConfig,
+    make_caption_likelihood,
+    make_likelihood_ratio,
+    make_pool_likelihood,
+    retrieve,
+)
+from synth2_jax.stages.report_charts import line_chart
+from synth2_jax.stages.report_html import document, escaped, figure
+from synth2_jax.stages.synthesize import text_ids
+from synth2_jax.training.stop_signal import StopSignal
+from synth2_jax.training.trained import Trained, load_trained
+from synth2_jax.vocabulary import EOS_ID, Vocabulary, load_vocabulary
+
+SCORES = "scores"
+SUMMARY = "summary.json"
+_PERCENTILES = (5, 25, 50, 75, 95)
+_BINS = 60
+_SCORE = [("score", "<f4")]
+_RETRIEVAL = [*_SCORE, ("rank", "<i4"), ("best", "<i4")]  # best: a row of the shard
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionLikelihoodConfig:
+    """What the VLM's likelihood of the caption is compared with.
+
+    Attributes:
+      minus_language_model: whether to take away what the caption is worth without the image; else
+        short captions and those often seen are preferred.
+    """
+
+    minus_language_model: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class CycleConfig:
+    """Retrieval within a pool; `pool_size` pairs that follow each other are one."""
+
+    pool_size: int = 64
+
+    def __post_init__(self):
+        config_lib.check_counts(self, "filter.cycle", "pool_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """Attributes:
+
+    folder: of the pairs.
+    scores: which to compute: "likelihood_ratio" needs the generator, "caption" and "cycle" the VLM.
+    by: the one that decides.
+    generator, vlm: workdirs of their training runs; "" where no score needs it.
+    keep: share of the pairs that are kept, those of the highest scores; unused with a threshold.
+    threshold: pairs of at least this score are kept; None keeps a share.
+    action: what becomes of the others: "drop"; "repair" gives a caption the best image of its pool,
+      and drops it where that is its own; "keep" leaves all as they are and only scores.
+    batch_size: pairs a batch, over the devices of one process; of "cycle" it is the pool.
+    mesh: where a model lies, of the devices of one process: processes share no work.
+    """
+
+    folder: str
+    scores: tuple[str, ...] = ("caption",)
+    by: str = "caption"
+    generator: str = ""
+    vlm: str = ""
+    keep: float = 0.8
+    threshold: float | None = None
+    action: Literal["keep", "drop", "repair"] = "drop"
+    likelihood_ratio: LikelihoodRatioConfig = LikelihoodRatioConfig()
+    caption: CaptionLikelihoodConfig = CaptionLikelihoodConfig()
+    cycle: CycleConfig = CycleConfig()
+    batch_size: int = 256
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
+
+    def __post_init__(self):
+        config_lib.check_counts(self, "filter", "batch_size")
+        for name in self.scores:
+            if name not in _SCORERS:
+                raise UserError(f"filter.scores: found {name!r}; {nearest(name, _SCORERS)}")
+        if self.by not in self.scores:
+            raise UserError(f"filter.by: found {self.by!r}; {nearest(self.by, self.scores)}")
+        if not 0 < self.keep <= 1:
+            raise UserError(f"filter.keep: found {self.keep}, expected a share above 0, up to 1")
+        if self.action == "repair" and "cycle" not in self.scores:
+            raise UserError(
+                f"filter.action: found 'repair' with scores {self.scores}, expected 'cycle' among "
+                "them: it finds the image that a caption takes"
+            )
+
+
+def run(config: Any, workdir: str) -> dict[str, Any]:
+    """Scores what is missing and writes the view; returns the summary."""
+    cfg = config_lib.build(FilterConfig, config)
+    manifest = records.read_manifest(cfg.folder)
+    scorers = _scorers(cfg, manifest)
+    chosen = {
+        "by": cfg.by,
+        "action": cfg.action,
+        "keep": cfg.keep if cfg.threshold is None else None,
+        "threshold": cfg.threshold,
+        "scores": {name: scorer.settings for name, scorer in scorers.items()},
+    }
+    folder = pathlib.Path(workdir)
+    views.check_same_view(folder, manifest, chosen)
+    files = {name: _ScoreFiles(cfg.folder, name, s.settings) for name, s in scorers.items()}
+    _score_missing(cfg, manifest, scorers, files)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("filter: all scores are there")
+    if jax.process_index() == 0:
+        _write(cfg, manifest, files, folder, chosen)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("filter: the view is there")
+    return read_json(folder / SUMMARY, "filter")
+
+
+class _Scorer:
+    """Scores pairs in batches of one shape; a subclass says of what each batch is made.
+
+    Attributes:
+      settings: all that determines the scores, JSON values.
+      dtype: of the scores, numpy's.
+    """
+
+    dtype: list[tuple[str, str]] = _SCORE
+
+    def __init__(
+        self,
+        trained: Trained,
+        part: str,
+        cfg: FilterConfig,
+        settings: Mapping[str, Any],
+        rows: tuple[str, int],
+    ):
+        where, self._rows = rows
+        self._mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())
+        sharding.check_rows(self._rows, self._mesh, f"filter.{where}")
+        self._rules = sharding.axis_rules(cfg.mesh)
+        self._params = trained.params
+        data = config_lib.build(DataConfig, trained.config["data"])
+        self._vocabulary, self._prompt = load_vocabulary(data.vocabulary), data.prompt
+        self._task = trained.objective.task
+        self.settings = {
+            **settings,
+            "pairs": records.read_manifest(cfg.folder).fingerprint,
+            "tokenizer": trained.fingerprint("tokenizer"),
+            part: trained.fingerprint(part),
+            "model": trained.config["model"],
+            "vocabulary": data.vocabulary,
+            "prompt": data.prompt,
+        }
+
+    def __call__(
+        self, pairs: Sequence[Pair], first: int, done: Callable[[int], None]
+    ) -> np.ndarray:
+        """The scores of a shard whose first pair has the number `first`."""
+        parts = [np.zeros(0, self.dtype)]
+        for start in range(0, len(pairs), self._rows):
+            part = pairs[start : start + self._rows]
+            filled = [*part, *[part[-1]] * (self._rows - len(part))]
+            scores = np.zeros(self._rows, self.dtype)
+            for name, values in self._batch(filled, len(part), first + start).items():
+                scores[name] = values
+            if "best" in scores.dtype.names:
+                scores["best"] += start
+            parts.append(scores[: len(part)])
+            done(len(part))
+        return np.concatenate(parts)
+
+    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled for the mesh; rows of its numpy arguments are split over it."""
+
+        def on_mesh(*arguments):
+            with sharding.constraints(self._mesh, self._rules):
+                return function(*arguments)
+
+        compiled, where = jax.jit(on_mesh), sharding.batch_sharding(self._mesh)
+        return lambda *arrays: compiled(self._params, *jax.device_put(arrays, where))
+
+
+class _LikelihoodRatio(_Scorer):
+    """By the generator, with the caption and without."""
+
+    def __init__(self, trained: Trained, cfg: FilterConfig):
+        settings = dataclasses.asdict(cfg.likelihood_ratio)
+        super().__init__(trained, "generator", cfg, settings, ("batch_size", cfg.batch_size))
+        score = make_likelihood_ratio(Generator(self._task.generator), cfg.likelihood_ratio)
+
+        def on_params(params, *arrays):
+            codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+            return score(params["generator"], codebook_KC, *arrays)
+
+        self._score = self._jit(on_params)
+
+    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
+        captions = [pair.caption for pair in pairs]
+        text_BT = text_ids(captions, self._vocabulary, self._task.text_length)
+        numbers_B = (first + np.arange(len(pairs))).astype(np.uint32)
+        return {"score": self._score(text_BT, _image_tokens(pairs), numbers_B)}
+
+
+class _Caption(_Scorer):
+    """By the VLM's likelihood of the caption."""
+
+    def __init__(self, trained: Trained, cfg: FilterConfig):
+        settings = dataclasses.asdict(cfg.caption)
+        super().__init__(trained, "vlm", cfg, settings, ("batch_size", cfg.batch_size))
+        likelihood = make_caption_likelihood(VLM(self._task.vlm))
+
+        def score(params, image_tokens_BN, text_BT, mask_BT):
+            embeddings_BNC = trained.objective.image_embeddings(params, image_tokens_BN)
+            score_B = likelihood(params["vlm"], embeddings_BNC, text_BT, mask_BT)
+            if cfg.caption.minus_language_model:
+                score_B -= likelihood(params["vlm"], None, text_BT, mask_BT)
+            return score_B
+
+        self._score = self._jit(score)
+
+    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
+        text = vlm_text(pairs, self._vocabulary, self._prompt, self._task.text_length)
+        return {"score": self._score(_image_tokens(pairs), *text)}
+
+
+class _Cycle(_Scorer):
+    """By retrieval: the margin by which a caption prefers its image to all others of its pool."""
+
+    dtype = _RETRIEVAL
+
+    def __init__(self, trained: Trained, cfg: FilterConfig):
+        settings, rows = dataclasses.asdict(cfg.cycle), ("cycle.pool_size", cfg.cycle.pool_size)
+        super().__init__(trained, "vlm", cfg, settings, rows)
+        likelihood = make_pool_likelihood(VLM(self._task.vlm))
+
+        def score(params, image_tokens_PN, text_PT, mask_PT, valid_P):
+            embeddings_PNC = trained.objective.image_embeddings(params, image_tokens_PN)
+            scores_PP = likelihood(params["vlm"], embeddings_PNC, text_PT, mask_PT)
+            return retrieve(scores_PP, image_tokens_PN, valid_P)
+
+        self._score = self._jit(score)
+
+    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
+        text = vlm_text(pairs, self._vocabulary, self._prompt, self._task.text_length)
+        valid_P = np.arange(len(pairs)) < num_valid
+        found = self._score(_image_tokens(pairs), *text, valid_P)
+        return {"score": found.margin_P, "rank": found.rank_P, "best": found.best_P}
+
+
+# Of each score: who computes it, and by which model.
+_SCORERS: dict[str, tuple[type[_Scorer], str]] = {
+    "likelihood_ratio": (_LikelihoodRatio, "generator"),
+    "caption": (_Caption, "vlm"),
+    "cycle": (_Cycle, "vlm"),
+}
+
+
+def vlm_text(
+    pairs: Sequence[Pair], vocabulary: Vocabulary, prompt: str, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As the VLM was trained on: (text_tokens i32[B, T], loss_mask bool[B, T] of caption and eos).
+
+    A pair's own prompt comes in the place of `prompt`.
+    """
+    text_BT = np.zeros((len(pairs), length), np.int32)
+    mask_BT = np.zeros((len(pairs), length), bool)
+    for text_T, mask_T, pair in zip(text_BT, mask_BT, pairs, strict=True):
+        before = vocabulary.encode(pair.prompt or prompt)
+        ids = [*[*before, *vocabulary.encode(pair.caption)][: length - 1], EOS_ID]
+        text_T[: len(ids)] = ids
+        mask_T[len(before) : len(ids)] = True
+    return text_BT, mask_BT
+
+
+class _ScoreFiles:
+    """The files of one score, one a shard; their folder's name is the hash of its settings."""
+
+    def __init__(self, pairs: str, name: str, settings: Mapping[str, Any]):
+        text = json.dumps(settings, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._folder = pathlib.Path(pairs) / SCORES / f"{name}-{digest}"
+        self._settings = settings
+
+    def is_missing(self, shard: Shard) -> bool:
+        return not self._path(shard).exists()
+
+    def write(self, shard: Shard, scores: np.ndarray) -> None:
+        """Appears whole, or not at all."""
+        if not (self._folder / "settings.json").exists():
+            write_json(self._folder / "settings.json", self._settings)
+        contents = io.BytesIO()
+        np.save(contents, scores)
+        records._write_atomically(self._path(shard), contents.getvalue())
+
+    def read(self, shard: Shard) -> np.ndarray:
+        return np.load(self._path(shard))
+
+    def _path(self, shard: Shard) -> pathlib.Path:
+        return self._folder / f"{shard.name}.npy"
+
+
+def _scorers(cfg: FilterConfig, manifest: Manifest) -> dict[str, _Scorer]:
+    mesh, rules = sharding.make_mesh(cfg.mesh, jax.local_devices()), sharding.axis_rules(cfg.mesh)
+    workdirs = {"generator": cfg.generator, "vlm": cfg.vlm}
+    loaded: dict[str, Trained] = {}
+    scorers = {}
+    for name in cfg.scores:
+        scorer, model = _SCORERS[name]
+        if model not in loaded:
+            loaded[model] = load_trained(workdirs[model], model, mesh=mesh, rules=rules)
+            tokenizer = loaded[model].fingerprint("tokenizer")
+            records.check_tokenizer(manifest, tokenizer, cfg.folder)
+        scorers[name] = scorer(loaded[model], cfg)
+    return scorers
+
+
+def _score_missing(
+    cfg: FilterConfig,
+    manifest: Manifest,
+    scorers: Mapping[str, _Scorer],
+    files: Mapping[str, _ScoreFiles],
+) -> None:
+    """Scores the shards of this process that lack a score, one after the other."""
+    starts = np.cumsum([0, *(shard.num_pairs for shard in manifest.shards)])
+    mine = range(jax.process_index(), len(manifest.shards), jax.process_count())
+    missing = [
+        (index, [name for name in scorers if files[name].is_missing(manifest.shards[index])])
+        for index in mine
+    ]
+    total = sum(manifest.shards[index].num_pairs * len(names) for index, names in missing)
+    with StopSignal() as stop, Progress("filter", total, "scores") as progress:
+
+        def done(count: int) -> None:
+            progress.add(count)
+            if stop.received:
+                stop.exit()
+
+        for index, names in missing:
+            if not names:
+                continue
+            shard = manifest.shards[index]
+            pairs = list(records._read_shard(pathlib.Path(cfg.folder) / shard.name))
+            for name in names:
+                scores = scorers[name](pairs, int(starts[index]), done)
+                files[name].write(shard, scores)
+
+
+def _write(
+    cfg: FilterConfig,
+    manifest: Manifest,
+    files: Mapping[str, _ScoreFiles],
+    folder: pathlib.Path,
+    chosen: Mapping[str, Any],
+) -> None:
+    """Chooses, and writes the view and what there is to say of it."""
+    scores = {
+        name: np.concatenate([of.read(shard)["score"] for shard in manifest.shards])
+        for name, of in files.items()
+    }
+    kept = choose(scores[cfg.by], cfg)
+    bounds = np.cumsum([shard.num_pairs for shard in manifest.shards])[:-1]
+
+    def rows():
+        for shard, kept_M in zip(manifest.shards, np.split(kept, bounds), strict=True):
+            own = np.arange(shard.num_pairs)
+            image = own
+            if cfg.action == "repair":
+                image = np.where(kept_M, own, files["cycle"].read(shard)["best"])
+                kept_M = kept_M | (image != own)
+            yield np.stack([own, image], axis=1)[kept_M]
+
+    view = views.write_view(folder, cfg.folder, rows(), block=cfg.cycle.pool_size, chosen=chosen)
+    summary = {
+        "pairs": manifest.num_pairs,
+        "kept": view.num_pairs - view.num_repaired,
+        "repaired": view.num_repaired,
+        "dropped": manifest.num_pairs - view.num_pairs,
+        "lowest_kept": float(scores[cfg.by][kept].min()) if kept.any() else None,
+        "scores": {name: _statistics(values) for name, values in scores.items()},
+        "chosen": chosen,
+    }
+    write_json(folder / SUMMARY, summary)
+    write_text(folder / "index.html", _page(summary, scores))
+    _print(summary)
+
+
+def choose(scores: np.ndarray, cfg: FilterConfig) -> np.ndarray:
+    """bool[num_pairs]: which are kept; a share is exact, of equal scores the first come first."""
+    if cfg.action == "keep":
+        return np.ones(len(scores), bool)
+    if cfg.threshold is not None:
+        return scores >= cfg.threshold
+    kept = np.zeros(len(scores), bool)
+    kept[np.argsort(-scores, kind="stable")[: round(cfg.keep * len(scores))]] = True
+    return kept
+
+
+def _image_tokens(pairs: Sequence[Pair]) -> np.ndarray:
+    return np.stack([pair.image_tokens for pair in pairs]).astype(np.int32)
+
+
+def _statistics(scores: np.ndarray) -> dict[str, float]:
+    finite = scores[np.isfinite(scores)]
+    if not finite.size:
+        return {}
+    percentiles = zip(_PERCENTILES, np.percentile(finite, _PERCENTILES), strict=True)
+    return {
+        "mean": float(finite.mean()),
+        **{f"percentile_{percent}": float(value) for percent, value in percentiles},
+    }
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    for name, statistics in summary["scores"].items():
+        print(f"{name:>16}  " + "  ".join(f"{k} {v:.4g}" for k, v in statistics.items()))
+    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("kept", "repaired", "dropped"))
+    print(f"{summary['pairs']:>16,} pairs: {counts}, by {summary['chosen']['by']}")
+
+
+def _page(summary: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> str:
+    figures = []
+    for name, values in scores.items():
+        counts, edges = np.histogram(values[np.isfinite(values)], _BINS)
+        points = list(zip(((edges[1:] + edges[:-1]) / 2).tolist(), counts.tolist(), strict=True))
+        chart = line_chart(
+            [(None, points)], f"histogram of {name}", (640, 240), x_title="nats", y_title="pairs"
+        )
+        figures.append(figure(chart, escaped(name)))
+    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("kept", "repaired", "dropped"))
+    heading = f"<header><h1>{summary['pairs']:,} pairs: {counts}</h1></header>"
+    return document("synth2 filter", f"{heading}<main>{''.join(figures)}</main>")

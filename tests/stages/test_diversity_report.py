@@ -1,0 +1,351 @@
+"""Tests of `synth2 report --captions`: what it reads and finds, and that captions are inert."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from synth2_jax import main
+from synth2_jax.data import records
+from synth2_jax.errors import UserError
+from synth2_jax.scenes import dataset
+from synth2_jax.stages import diversity_page, diversity_report, report
+from synth2_jax.stages.diversity_report import read_captions
+
+VARIED = [
+    f"{n} {thing} on the {place}"
+    for n in ("one", "two")
+    for thing in ("cats", "dogs", "cows")
+    for place in ("grass", "snow", "sand", "street")
+]
+NARROW = ["a dog on the grass", "a dog on the snow"] * 12
+HOSTILE = [
+    "<script>alert(1)</script> a red dog",
+    "</style></bdi></table><img src=x onerror=alert(1)>",
+    "\x1b]0;owned\x07\x1b[31mred\x1b[0m \x1b[2J",
+    "a\x00b\r\nc\x9b31m",
+    "\u202egod der a\u202c zero\u200bwidth \u2028 line",
+    "\ud800 half a pair",
+    "a & b \"quoted\" 'x'",
+    "x" * 9000,
+    "",
+]
+ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ud800-\udfff]")
+
+
+def write_lines(path, lines):
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def write_rows(path, captions):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"caption": c, "class": "x"}) + "\n" for c in captions))
+    return path
+
+
+def compare(tmp_path, sets, **options):
+    """Figures, page and table of sets given as {name: path}."""
+    given = ",".join(f"{name}={path}" for name, path in sets.items())
+    report.run(None, str(tmp_path / "out"), captions=given, **options)
+    figures = json.loads((tmp_path / "out" / "captions.json").read_text())
+    return figures, (tmp_path / "out" / "captions.html").read_text(encoding="utf-8")
+
+
+class Tags(html.parser.HTMLParser):
+    """Collects the tags with their attributes, and checks that they nest."""
+
+    VOID = {"meta", "path", "rect", "circle", "polygon"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.open, self.text = [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+# --- what is read ---
+
+
+def test_every_kind_of_path_gives_the_same_captions(tmp_path):
+    captions = ["a red dog", 'two cats, "one" black', "größe 世界"]
+    pairs = [
+        records.Pair(f"p-{i}", np.zeros(2, int), caption, "synthetic")
+        for i, caption in enumerate(captions)
+    ]
+    provenance = records.Provenance("tok", num_image_tokens=2, codebook_size=4)
+    records.write_pairs(tmp_path / "pairs", pairs, provenance)
+    write_rows(tmp_path / "folder" / "captions.jsonl", captions)
+    (tmp_path / "folder" / "manifest.json").write_text('{"source": "language_model"}')
+    for path in (
+        tmp_path / "pairs",
+        tmp_path / "folder",
+        tmp_path / "folder" / "captions.jsonl",
+        write_lines(tmp_path / "captions.txt", [captions[0], " ", "", *captions[1:], ""]),
+        write_lines(tmp_path / "windows.txt", ["\ufeff" + captions[0] + "\r", *captions[1:]]),
+    ):
+        assert read_captions(path) == captions
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("missing.txt", None, "missing.txt: no such file or folder"),
+        ("missing.jsonl", None, "missing.jsonl: no such file"),
+        ("empty.txt", b" \n\n", "empty.txt: no captions in it"),
+        ("binary.gz", b"\x1f\x8b\x08", "binary.gz: not UTF-8 at byte 1"),
+        ("rows.jsonl", b'{"caption": "a"}\n{"text": "b"}\n', 'row 2 has no text under "caption"'),
+        ("rows.jsonl", b'{"caption": 3}\n', 'row 1 has no text under "caption"'),
+        ("rows.jsonl", b'{"caption": "a"}\n{"capt', "line 2 is not JSON"),
+        ("all.json", b"a" * 10_001, "caption 1 has 10001 characters, expected at most 10000"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_captions(tmp_path / name)
+
+
+def test_folders_without_captions_are_refused(tmp_path):
+    (tmp_path / "progress.json").write_text("{}")  # as unfinished pairs leave it
+    with pytest.raises(UserError, match="expected captions.jsonl or finished pairs"):
+        read_captions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--captions=a"], "--captions: found 'a', expected NAME=PATH,NAME=PATH"),
+        (["--captions=a=b.txt,"], "--captions: found '', expected"),
+        (["--captions=={set}"], "expected NAME=PATH"),
+        (["--captions=a={set},a={set}"], "--captions: the name 'a' is there twice"),
+        (["--captions=a={set}", "--clusters=0"], "--clusters=0: expected a whole number"),
+        (["--captions=a={set}", "--clusters=many"], "--clusters=many: expected a whole number"),
+        (["--captions=a={set}", "--clusters=99"], "found 24 captions in the smallest set"),
+        (["--captions=a={set}", "--classes=no.txt"], "no.txt': no such file"),
+        (["--captions=a={set}", "--classes={wordless}"], "line 2: found '...', expected a class"),
+        (["--captions=a={set}", "--embeding=x"], "Did you mean: embedding"),
+        (["--classes=scenes"], "report: --classes goes with --captions=NAME=PATH"),
+        ([], "results.json: no such file; expected what `synth2 demo` leaves there"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(tmp_path, capfd, options, message):
+    files = {
+        "set": write_lines(tmp_path / "set.txt", VARIED),
+        "wordless": write_lines(tmp_path / "wordless.txt", ["cat", "..."]),
+    }
+    given = [option.format(**files) for option in options]
+    assert main.main(["synth2", "report", f"--workdir={tmp_path}/out", *given]) == 2
+    printed = capfd.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sentence_model_that_is_not_installed_is_found_before_anything_is_read(tmp_path, capfd):
+    given = ["--captions=a=missing.txt", "--embedding=some-model"]
+    assert main.main(["synth2", "report", f"--workdir={tmp_path}", *given]) == 2
+    assert "pip install sentence-transformers" in capfd.readouterr().err
+
+
+# --- what is found ---
+
+
+def test_figures_of_sets_side_by_side(tmp_path, capfd):
+    sets = {
+        "varied": write_lines(tmp_path / "varied.txt", VARIED),
+        "narrow": write_rows(tmp_path / "narrow" / "captions.jsonl", NARROW).parent,
+    }
+    classes = write_lines(tmp_path / "classes.txt", ["dog", "cat", "cow", "sheep"])
+    figures, page = compare(tmp_path, sets, classes=str(classes), clusters="12")
+    varied, narrow = figures["sets"]["varied"], figures["sets"]["narrow"]
+    assert list(figures["sets"]) == ["varied", "narrow"]  # in the order given
+    assert varied["captions"] == narrow["captions"] == 24
+    assert varied["unique"] == 1 and narrow["unique"] == 2 / 24
+    assert varied["entropy"] > narrow["entropy"] and varied["top5_share"] < narrow["top5_share"]
+    assert narrow["top5_share"] == 1 and sum(narrow["cluster_sizes"]) == 24
+    assert varied["words"] == {"mean": 5.0, "median": 5.0, "histogram": [[5, 24]]}
+    assert narrow["vocabulary"] == 6
+    assert narrow["distinct"]["1"] == 6 / (24 * 5)
+    assert narrow["most_frequent"]["3"][0] == ["a dog on", 24]
+    assert varied["classes"] == {
+        "named": 3 / 4,
+        "fewest": 0,
+        "median": 8.0,
+        "entropy": pytest.approx(np.log(3)),
+        "captions": {"dog": 8, "cat": 8, "cow": 8, "sheep": 0},
+    }
+    settings = {"embedding": "hashed n-grams", "clusters": 12, "sample_size": 24, "seed": 0}
+    assert figures["settings"] == settings
+    printed = capfd.readouterr().out
+    assert re.search(r"^ +varied +narrow$", printed, re.MULTILINE)
+    assert re.search(r"^captions +24 +24$", printed, re.MULTILINE)
+    assert re.search(r"^classes named +75.0\s% +25.0\s%$", printed, re.MULTILINE)
+    assert printed.splitlines()[-1] == f"report: {tmp_path}/out/captions.html"
+    assert "The most even set is <bdi>varied</bdi>" in page
+
+
+def test_sets_of_unequal_size_are_compared_on_equal_samples(tmp_path):
+    sets = {
+        "many": write_lines(tmp_path / "many.txt", VARIED * 5),
+        "few": write_lines(tmp_path / "few.txt", VARIED),
+    }
+    figures, _ = compare(tmp_path, sets)
+    assert figures["settings"]["sample_size"] == 24
+    for one in figures["sets"].values():
+        assert sum(one["cluster_sizes"]) == 24
+    assert figures["sets"]["many"]["captions"] == 120
+    assert figures["num_classes"] is None and figures["sets"]["many"]["classes"] is None
+
+
+def test_classes_of_scenes(tmp_path):
+    captions = [caption for _, caption in dataset.texts(300)]
+    sets = {"text": write_lines(tmp_path / "text.txt", captions)}
+    figures, page = compare(tmp_path, sets, classes="scenes")
+    assert figures["num_classes"] == len(dataset.CLASSES)
+    assert figures["sets"]["text"]["classes"]["named"] == 1
+    assert all(f"<bdi>{name}</bdi>" in page for name in dataset.CLASSES)
+
+
+@pytest.mark.parametrize(
+    "caption, named, not_named",
+    [
+        ("two cars on a carpet", "car", "pet"),
+        ("three Red Crosses", "red cross", "ross"),
+        ("puppies, wolves and knives", "puppy", "pup"),
+        ("wolves", "wolf", "wol"),
+        ("a tinca tinca in water", "tench, Tinca tinca", "tench"),
+        ("many people", "person", "peopled"),
+    ],
+)
+def test_plurals_and_synonyms_name_a_class(tmp_path, caption, named, not_named):
+    sets = {"a": write_lines(tmp_path / "a.txt", [caption])}
+    classes = write_lines(tmp_path / "classes.txt", [named, not_named])
+    figures, _ = compare(tmp_path, sets, classes=str(classes))
+    assert figures["sets"]["a"]["classes"]["captions"] == {named: 1, not_named: 0}
+
+
+def test_examples_stand_in_their_cluster_and_say_from_which_set(tmp_path):
+    sets = {
+        "varied": write_lines(tmp_path / "varied.txt", VARIED),
+        "narrow": write_lines(tmp_path / "narrow.txt", NARROW),
+    }
+    figures, _ = compare(tmp_path, sets, clusters="4")
+    clusters = figures["largest_clusters"]
+    assert len(clusters) == 4
+    for name in sets:
+        assert sum(cluster["share"][name] for cluster in clusters) == pytest.approx(1)
+    both = [sum(cluster["share"].values()) for cluster in clusters]
+    assert both == sorted(both, reverse=True)
+    examples = [tuple(example) for cluster in clusters for example in cluster["examples"]]
+    assert len(set(examples)) == len(examples)
+    assert set(examples) <= {*(("varied", c) for c in VARIED), *(("narrow", c) for c in NARROW)}
+    assert max(len(cluster["examples"]) for cluster in clusters) == diversity_report.EXAMPLES
+
+
+def test_the_same_sets_give_the_same_files(tmp_path):
+    sets = {"a": write_lines(tmp_path / "a.txt", VARIED), "b": write_lines(tmp_path / "b", NARROW)}
+    first = compare(tmp_path, sets)
+    assert compare(tmp_path, sets) == first
+
+
+# --- the page ---
+
+
+def test_the_charts_are_drawn_to_the_figures(tmp_path):
+    sets = {"a": write_lines(tmp_path / "a.txt", VARIED), "b": write_lines(tmp_path / "b", NARROW)}
+    figures, page = compare(tmp_path, sets, clusters="8")
+    section = page[page.index('id="clusters"') : page.index('id="lengths"')]
+    paths = re.findall(r'class="(line\d)" d="M([^"H]*)"', section)
+    assert [css for css, _ in paths] == ["line0", "line1"]
+    for (_, way), one in zip(paths, figures["sets"].values(), strict=True):
+        heights = [float(point.split()[1]) for point in way.split("L")]
+        assert len(heights) == 8 and heights == sorted(heights)  # SVG's y grows downwards
+        sizes = sorted(one["cluster_sizes"], reverse=True)
+        scale = (heights[-1] - heights[0]) / (sizes[0] - sizes[-1])
+        expected = [heights[0] + scale * (sizes[0] - size) for size in sizes]
+        np.testing.assert_allclose(heights, expected, atol=0.1)
+
+
+def test_more_sets_than_colours_get_another_chart(tmp_path):
+    path = write_lines(tmp_path / "a.txt", VARIED)
+    _, page = compare(tmp_path, {f"set{i}": path for i in range(8)})
+    section = page[page.index('id="clusters"') : page.index('id="lengths"')]
+    assert section.count("<svg viewBox") == 2
+    assert all(section.count(f"<bdi>set{i}</bdi>") == 1 for i in range(8))
+
+
+def test_lengths_are_drawn_as_far_as_captions_reach():
+    histogram = [[3, 50], [4, 49], [5, 1]]
+    assert diversity_page._reach(histogram) == 4
+    assert diversity_page._reach([[0, 7]]) == 0
+    assert diversity_page._reach([[3, 98], [900, 2]]) == 900
+
+
+def test_of_a_long_list_of_classes_the_ends_are_shown(tmp_path):
+    captions = [f"word{i}" for i in range(50) for _ in range(i)]
+    sets = {"a": write_lines(tmp_path / "a.txt", captions)}
+    classes = write_lines(tmp_path / "classes.txt", [f"word{i}" for i in range(50)])
+    _, page = compare(tmp_path, sets, classes=str(classes))
+    section = page[page.index('id="classes"') : page.index('id="phrases"')]
+    shown = [int(i) for i in re.findall(r"<bdi>word(\d+)</bdi>", section)]
+    assert shown == [*range(49, 29, -1), *range(19, -1, -1)]
+
+
+# --- hostile captions ---
+
+
+def test_hostile_texts_are_inert_in_the_page_and_on_the_terminal(tmp_path, capfd):
+    sets = {
+        "\x1b[31m<b>evil</b>\x07\u202e": write_rows(tmp_path / "h.jsonl", HOSTILE * 3),
+        "&amp;": write_rows(tmp_path / "more.jsonl", HOSTILE),
+    }
+    classes = write_lines(tmp_path / "classes.txt", ["<i>red dog</i>", "cat & dog"])
+    # As many clusters as are shown, so that every caption is.
+    _, page = compare(tmp_path, sets, classes=str(classes), clusters="5")
+    printed = capfd.readouterr().out
+    assert not ACTIVE.search(page) and not ACTIVE.search(printed)
+    assert r"\x1b[31m<b>evil</b>\x07" in printed
+    raw = (tmp_path / "out" / "captions.json").read_bytes()
+    assert raw.isascii() and not ACTIVE.search(raw.decode())
+    assert json.loads(raw)["largest_clusters"]  # as they were, for programs
+
+    tags = Tags(page)
+    assert not {tag for tag, _ in tags.found} & {"script", "img", "i"}
+    for _, attributes in tags.found:
+        assert not any(name.startswith("on") or name in ("src", "href") for name in attributes)
+    text = "".join(tags.text)
+    assert "<script>alert(1)</script> a red dog" in text  # shown as it was written
+    assert r"\x1b]0;owned\x07\x1b[31mred\x1b[0m \x1b[2J" in text
+    assert r"\u202egod der a\u202c zero\u200bwidth \u2028 line" in text
+    assert r"\ud800 half a pair" in text
+    assert "x" * 299 + "…" in text and "x" * 301 not in text
+
+
+def test_captions_without_words_are_no_error(tmp_path):
+    sets = {"a": write_rows(tmp_path / "a.jsonl", ["", "...", "!"]), "b": tmp_path / "a.jsonl"}
+    figures, page = compare(tmp_path, sets, classes="scenes")
+    assert figures["sets"]["a"]["vocabulary"] == 0 and figures["sets"]["a"]["classes"]["named"] == 0
+    Tags(page)
+
+
+def test_one_set_of_one_caption_has_a_page(tmp_path):
+    sets = {"a": write_lines(tmp_path / "a.txt", ["a dog"])}
+    figures, page = compare(tmp_path, sets)
+    assert figures["settings"]["clusters"] == 1 and figures["sets"]["a"]["entropy"] == 0
+    Tags(page)
