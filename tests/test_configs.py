@@ -16,6 +16,7 @@ from synth2_jax import sharding
 from synth2_jax.errors import UserError
 from synth2_jax.main import STAGES, load_config
 from synth2_jax.stages import captions, evaluate, study, synthesize, tokenize, train
+from synth2_jax.stages import filter as filter_stage
 from synth2_jax.stages.experiment import Experiment
 from synth2_jax.training import train_state
 from synth2_jax.training.optimizer import make_optimizer
@@ -29,6 +30,7 @@ BUILDERS = {
     "train": train.build,
     "captions": lambda config: config_lib.build(captions.CaptionsConfig, config),
     "synthesize": lambda config: config_lib.build(synthesize.SynthesizeConfig, config),
+    "filter": lambda config: config_lib.build(filter_stage.FilterConfig, config),
     "evaluate": lambda config: config_lib.build(evaluate.EvaluateConfig, config),
     "demo": lambda config: Experiment(config, "unused"),
     "study": lambda config: Experiment(config, "unused", study.StudyExperimentConfig),
