@@ -94,3 +94,41 @@ def test_training_validates_on_rows_of_every_process(chain, tmp_path):
     assert {"validation/loss", "validation/cider"} <= names
     for name in names:
         assert losses[1][name] == pytest.approx(losses[0][name], rel=1e-4, abs=1e-6), name
+
+
+def test_tokenization_deals_out_the_shards(chain, tmp_path):
+    expected = chain.path("pairs", "test")
+    run_in_processes(chain.tokenization(tmp_path, splits="test"))
+    names = sorted(path.name for path in expected.iterdir())
+    assert sorted(path.name for path in (tmp_path / "test").iterdir()) == names
+    for name in names:
+        if name.endswith(".tfrecord"):
+            found = (tmp_path / "test" / name).read_bytes()
+            assert found == (expected / name).read_bytes()
+
+
+def test_training_on_pairs_goes_on_exactly_with_fewer_processes(chain, tmp_path):
+    """The same batches in two processes as in one, and after the change from two to one."""
+
+    def command(folder, steps):
+        return chain.training(
+            "vlm",
+            folder,
+            config="vlm.py:mixture",
+            train__steps=steps,
+            train__checkpoint_every=3,
+            data__folders__synthetic=chain.path("pairs", "synthetic"),
+        )
+
+    chain.run(command(tmp_path / "a", 6))
+    outputs = run_in_processes(command(tmp_path / "b", 3))
+    assert all("Traceback" not in error for _, error in outputs)
+    chain.run(command(tmp_path / "b", 6))
+    losses = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append({row["step"]: row["loss"] for row in rows if "loss" in row})
+    assert losses[0].keys() == losses[1].keys() == set(range(1, 7))
+    for step, loss in losses[0].items():
+        assert losses[1][step] == pytest.approx(loss, rel=1e-4), step
+    assert len(set(losses[0].values())) == 6  # so that another order would be seen
