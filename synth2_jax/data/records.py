@@ -191,7 +191,7 @@ class PairWriter:
         self._check_same_work(work)
         self._progress.mkdir(parents=True, exist_ok=True)
         if not self._is_finished():
-            _write_atomically(self._progress / _WORK, work.encode())
+            write_atomically(self._progress / _WORK, work.encode())
 
     def missing(self) -> list[int]:
         """The shards not yet written; of a finished folder, those that are lost or cut short."""
@@ -242,10 +242,10 @@ class PairWriter:
         shard = Shard(
             path.name, counts.total(), path.stat().st_size, _sha256(path), self._works[index]
         )
-        _write_atomically(self._keys(index), b"".join(sorted(keys)))
+        write_atomically(self._keys(index), b"".join(sorted(keys)))
         # Last: a shard is finished when its sidecar is there.
         sidecar = _Sidecar(shard, dict(counts), dict(skipped), tuple(examples), captions_cut)
-        _write_atomically(self._sidecar(index), _json(dataclasses.asdict(sidecar)).encode())
+        write_atomically(self._sidecar(index), _json(dataclasses.asdict(sidecar)).encode())
 
     def written(self) -> tuple[int, dict[str, int]]:
         """The number of pairs in the finished shards, and of those skipped by reason."""
@@ -285,7 +285,7 @@ class PairWriter:
             tuple(itertools.chain.from_iterable(s.skipped_examples for s in sidecars))[:100],
             sum(sidecar.captions_cut for sidecar in sidecars),
         )
-        _write_atomically(self._folder / MANIFEST, _manifest_json(manifest).encode())
+        write_atomically(self._folder / MANIFEST, _manifest_json(manifest).encode())
         shutil.rmtree(self._progress, ignore_errors=True)
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -350,7 +350,7 @@ class PairWriter:
 
     def _key_of(self, digest: bytes) -> str:
         for name in self._names:
-            for pair in _read_shard(self._folder / name):
+            for pair in read_shard(self._folder / name):
                 found = hashlib.blake2b(pair.key.encode(), digest_size=_DIGEST_BYTES).digest()
                 if found.rstrip(b"\0") == digest:  # as numpy gives it
                     return pair.key
@@ -454,10 +454,10 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
 def read_pairs(folder: str | os.PathLike[str]) -> Iterator[Pair]:
     """All pairs of a folder in the order of writing, `image_tokens` as i32[N]."""
     for shard in read_manifest(folder).shards:
-        yield from _read_shard(pathlib.Path(folder) / shard.name)
+        yield from read_shard(pathlib.Path(folder) / shard.name)
 
 
-def _read_shard(path: pathlib.Path) -> Iterator[Pair]:
+def read_shard(path: pathlib.Path) -> Iterator[Pair]:
     from synth2_jax.data.tensorflow_cpu import one_line, tf
 
     try:
@@ -580,6 +580,6 @@ def _temporary(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(folder)
 
 
-def _write_atomically(path: pathlib.Path, contents: bytes) -> None:
+def write_atomically(path: pathlib.Path, contents: bytes) -> None:
     with _temporary(path) as temporary:
         temporary.write_bytes(contents)

@@ -166,7 +166,7 @@ def write_view(
         rows_M2 = np.asarray(rows_M2, np.int64).reshape(-1, 2)
         _check_rows(rows_M2, shard, block)
         contents = rows_M2.astype("<i4").tobytes()
-        records._write_atomically(folder / _rows_name(shard.name), contents)
+        records.write_atomically(folder / _rows_name(shard.name), contents)
         num_repaired = int((rows_M2[:, 0] != rows_M2[:, 1]).sum())
         digest = hashlib.sha256(contents).hexdigest()
         shards.append(ViewShard(shard.name, len(rows_M2), num_repaired, digest))
@@ -207,7 +207,7 @@ def read_view(folder: str | os.PathLike[str]) -> Iterator[records.Pair]:
     """All pairs of a view in order; one with another row's image has a key made of both keys."""
     view = open_view(folder)
     for shard in view.shards:
-        pairs = list(records._read_shard(view.pairs / shard.name))
+        pairs = list(records.read_shard(view.pairs / shard.name))
         for row, image_row in view.rows(shard.name).tolist():
             pair = pairs[row]
             if image_row != row:

@@ -38,12 +38,12 @@ from synth2_jax.scoring.alignment import (
     make_pool_likelihood,
     retrieve,
 )
+from synth2_jax.stages.model_text import text_ids, vlm_text
 from synth2_jax.stages.report_charts import line_chart
 from synth2_jax.stages.report_html import document, escaped, figure
-from synth2_jax.stages.synthesize import text_ids
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.trained import Trained, load_trained
-from synth2_jax.vocabulary import EOS_ID, Vocabulary, load_vocabulary
+from synth2_jax.vocabulary import load_vocabulary
 
 SCORES = "scores"
 SUMMARY = "summary.json"
@@ -59,7 +59,8 @@ class CaptionLikelihoodConfig:
 
     Attributes:
       minus_language_model: whether to take away what the caption is worth without the image; else
-        short captions and those often seen are preferred.
+        short captions and those often seen are preferred. Either way captions of what the VLM was
+        never trained on go first, which a pool's margin ("cycle") does not do.
     """
 
     minus_language_model: bool = True
@@ -92,8 +93,8 @@ class FilterConfig:
     """
 
     folder: str
-    scores: tuple[str, ...] = ("caption",)
-    by: str = "caption"
+    scores: tuple[str, ...] = ("cycle",)
+    by: str = "cycle"
     generator: str = ""
     vlm: str = ""
     keep: float = 0.8
@@ -202,6 +203,12 @@ class _Scorer:
     def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
+    def _vlm_text(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+        """As `model_text.vlm_text`; a pair's own prompt comes in the place of the model's."""
+        captions = [pair.caption for pair in pairs]
+        prompts = [pair.prompt or self._prompt for pair in pairs]
+        return vlm_text(captions, prompts, self._vocabulary, self._task.text_length)
+
     def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Compiled for the mesh; rows of its numpy arguments are split over it."""
 
@@ -252,7 +259,7 @@ class _Caption(_Scorer):
         self._score = self._jit(score)
 
     def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
-        text = vlm_text(pairs, self._vocabulary, self._prompt, self._task.text_length)
+        text = self._vlm_text(pairs)
         return {"score": self._score(_image_tokens(pairs), *text)}
 
 
@@ -274,7 +281,7 @@ class _Cycle(_Scorer):
         self._score = self._jit(score)
 
     def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
-        text = vlm_text(pairs, self._vocabulary, self._prompt, self._task.text_length)
+        text = self._vlm_text(pairs)
         valid_P = np.arange(len(pairs)) < num_valid
         found = self._score(_image_tokens(pairs), *text, valid_P)
         return {"score": found.margin_P, "rank": found.rank_P, "best": found.best_P}
@@ -286,23 +293,6 @@ _SCORERS: dict[str, tuple[type[_Scorer], str]] = {
     "caption": (_Caption, "vlm"),
     "cycle": (_Cycle, "vlm"),
 }
-
-
-def vlm_text(
-    pairs: Sequence[Pair], vocabulary: Vocabulary, prompt: str, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As the VLM was trained on: (text_tokens i32[B, T], loss_mask bool[B, T] of caption and eos).
-
-    A pair's own prompt comes in the place of `prompt`.
-    """
-    text_BT = np.zeros((len(pairs), length), np.int32)
-    mask_BT = np.zeros((len(pairs), length), bool)
-    for text_T, mask_T, pair in zip(text_BT, mask_BT, pairs, strict=True):
-        before = vocabulary.encode(pair.prompt or prompt)
-        ids = [*[*before, *vocabulary.encode(pair.caption)][: length - 1], EOS_ID]
-        text_T[: len(ids)] = ids
-        mask_T[len(before) : len(ids)] = True
-    return text_BT, mask_BT
 
 
 class _ScoreFiles:
@@ -323,7 +313,7 @@ class _ScoreFiles:
             write_json(self._folder / "settings.json", self._settings)
         contents = io.BytesIO()
         np.save(contents, scores)
-        records._write_atomically(self._path(shard), contents.getvalue())
+        records.write_atomically(self._path(shard), contents.getvalue())
 
     def read(self, shard: Shard) -> np.ndarray:
         return np.load(self._path(shard))
@@ -372,7 +362,7 @@ def _score_missing(
             if not names:
                 continue
             shard = manifest.shards[index]
-            pairs = list(records._read_shard(pathlib.Path(cfg.folder) / shard.name))
+            pairs = list(records.read_shard(pathlib.Path(cfg.folder) / shard.name))
             for name in names:
                 scores = scorers[name](pairs, int(starts[index]), done)
                 files[name].write(shard, scores)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,10 +25,11 @@ from synth2_jax.files import read_json_lines
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages.captions import CAPTIONS
+from synth2_jax.stages.model_text import vlm_text
 from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
 from synth2_jax.training.checkpoints import DataIterator
 from synth2_jax.training.trained import load_trained
-from synth2_jax.vocabulary import EOS_ID, Vocabulary, load_vocabulary
+from synth2_jax.vocabulary import load_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,8 @@ class StreamedBatches:
         numbers = self._numbers()
         pending = self._make(numbers) if self._pending is None else self._pending
         captions = [self._caption(number) for number in numbers]
-        tokens_BT, mask_BT = vlm_text(captions, self._vocabulary, self._prompt, self._length)
+        prompts = [self._prompt] * len(captions)
+        tokens_BT, mask_BT = vlm_text(captions, prompts, self._vocabulary, self._length)
         batch = {
             "image_tokens": np.asarray(pending)[: self._rows],
             "text_tokens": tokens_BT,
@@ -207,17 +209,3 @@ class StreamedBatches:
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The captions of an epoch, shuffled."""
     return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def vlm_text(
-    captions: Sequence[str], vocabulary: Vocabulary, prompt: str, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """text_tokens i32[B,T] and loss_mask bool[B,T], as data/feature_converters.py makes them."""
-    prompt_ids = vocabulary.encode(prompt)
-    tokens_BT = np.zeros((len(captions), length), np.int32)
-    mask_BT = np.zeros((len(captions), length), bool)
-    for tokens, mask, caption in zip(tokens_BT, mask_BT, captions, strict=True):
-        ids = [*(prompt_ids + vocabulary.encode(caption))[: length - 1], EOS_ID]
-        tokens[: len(ids)] = ids
-        mask[len(prompt_ids) : len(ids)] = True
-    return tokens_BT, mask_BT

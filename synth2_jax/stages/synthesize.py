@@ -31,11 +31,12 @@ from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages import pair_shards
 from synth2_jax.stages.captions import CAPTIONS, MANIFEST
 from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
+from synth2_jax.stages.model_text import text_ids
 from synth2_jax.training.objectives import GeneratorTask
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Params
 from synth2_jax.training.trained import Trained, load_trained
-from synth2_jax.vocabulary import EOS_ID, Vocabulary, load_vocabulary
+from synth2_jax.vocabulary import load_vocabulary
 
 _BATCHES_AHEAD = 4
 
@@ -256,12 +257,3 @@ def _local_mesh(config: SynthesizeConfig) -> Mesh:
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
     sharding.check_rows(config.batch_size, mesh, "synthesize.batch_size")
     return mesh
-
-
-def text_ids(captions: Sequence[str], vocabulary: Vocabulary, length: int) -> np.ndarray:
-    """i32[B, T] as the generator was trained on: caption and end of sentence, padded with 0."""
-    rows = np.zeros((len(captions), length), np.int32)
-    for row, caption in zip(rows, captions, strict=True):
-        ids = [*vocabulary.encode(caption)[: length - 1], EOS_ID]
-        row[: len(ids)] = ids
-    return rows

@@ -1,7 +1,11 @@
 """One small chain through all stages, made once: every test of a stage starts from its folders."""
 
 import dataclasses
+import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -213,3 +217,35 @@ def mistake(capfd):
         return lines[0].removeprefix("synth2: ")
 
     return line
+
+
+@pytest.fixture
+def run_in_processes():
+    """run_in_processes(argv) runs a stage in processes of a pod; returns their outputs."""
+
+    def run(argv, num_processes=2, devices=2):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "synth2_jax.main", *argv[1:]],
+                env={
+                    **os.environ,
+                    "XLA_FLAGS": flags,
+                    "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
+                    "SYNTH2_NUM_PROCESSES": str(num_processes),
+                    "SYNTH2_PROCESS_ID": str(index),
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(num_processes)
+        ]
+        outputs = [process.communicate(timeout=240) for process in processes]
+        assert [p.returncode for p in processes] == [0] * num_processes, outputs[0][1][-3000:]
+        return outputs
+
+    return run

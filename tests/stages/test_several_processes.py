@@ -1,44 +1,13 @@
 """Stages in several real processes leave what one process leaves."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
 
-def run_in_processes(argv, num_processes=2, devices=2):
-    """Runs a stage in processes of a pod; returns their outputs."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "synth2_jax.main", *argv[1:]],
-            env={
-                **os.environ,
-                "XLA_FLAGS": flags,
-                "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
-                "SYNTH2_NUM_PROCESSES": str(num_processes),
-                "SYNTH2_PROCESS_ID": str(index),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(num_processes)
-    ]
-    outputs = [process.communicate(timeout=240) for process in processes]
-    assert [p.returncode for p in processes] == [0] * num_processes, outputs[0][1][-3000:]
-    return outputs
-
-
-def test_synthesis_deals_out_the_shards(chain, tmp_path):
+def test_synthesis_deals_out_the_shards(chain, tmp_path, run_in_processes):
     expected = chain.path("pairs", "synthetic")
     outputs = run_in_processes(chain.synthesis(tmp_path))
     names = sorted(path.name for path in expected.iterdir())
@@ -55,7 +24,7 @@ def test_synthesis_deals_out_the_shards(chain, tmp_path):
     assert sum(map(int, done)) == chain.num_captions and "0" not in done  # both had work
 
 
-def test_evaluation_gathers_every_caption_once(chain, tmp_path):
+def test_evaluation_gathers_every_caption_once(chain, tmp_path, run_in_processes):
     """Ten images in batches of eight over four devices: six rows only fill up, and are dropped."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     chain.run(chain.evaluation(alone))
@@ -66,7 +35,7 @@ def test_evaluation_gathers_every_caption_once(chain, tmp_path):
     assert results[0] == results[1]
 
 
-def test_training_validates_on_rows_of_every_process(chain, tmp_path):
+def test_training_validates_on_rows_of_every_process(chain, tmp_path, run_in_processes):
     """Losses on held-out data and captions of images, from parameters that lie on all devices."""
     losses = []
     for folder, run in ((tmp_path / "a", chain.run), (tmp_path / "b", run_in_processes)):
@@ -96,7 +65,7 @@ def test_training_validates_on_rows_of_every_process(chain, tmp_path):
         assert losses[1][name] == pytest.approx(losses[0][name], rel=1e-4, abs=1e-6), name
 
 
-def test_tokenization_deals_out_the_shards(chain, tmp_path):
+def test_tokenization_deals_out_the_shards(chain, tmp_path, run_in_processes):
     expected = chain.path("pairs", "test")
     run_in_processes(chain.tokenization(tmp_path, splits="test"))
     names = sorted(path.name for path in expected.iterdir())
@@ -107,7 +76,7 @@ def test_tokenization_deals_out_the_shards(chain, tmp_path):
             assert found == (expected / name).read_bytes()
 
 
-def test_training_on_pairs_goes_on_exactly_with_fewer_processes(chain, tmp_path):
+def test_training_on_pairs_goes_on_exactly_with_fewer_processes(chain, tmp_path, run_in_processes):
     """The same batches in two processes as in one, and after the change from two to one."""
 
     def command(folder, steps):

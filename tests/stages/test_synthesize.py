@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax.data import feature_converters, records, tasks
-from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines, write_json, write_json_lines
-from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator, text_ids
+from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
 from synth2_jax.training.trained import load_trained
-from synth2_jax.vocabulary import EOS_ID, load_vocabulary
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
@@ -109,38 +107,6 @@ def test_several_samples_of_a_caption_differ(chain, tmp_path):
     groups = [pairs[i : i + 3] for i in range(0, len(pairs), 3)]
     assert all(len({pair.caption for pair in group}) == 1 for group in groups)
     assert any(len({tuple(pair.image_tokens) for pair in group}) == 3 for group in groups)
-
-
-def test_text_ids_end_in_eos_and_are_padded_or_cut():
-    vocabulary = load_vocabulary("scenes")
-    ids = vocabulary.encode("a red circle")
-    rows = text_ids(["a red circle", "a red circle " * 9], vocabulary, len(ids) + 2)
-    assert rows[0].tolist() == [*ids, EOS_ID, 0]
-    assert rows[1].tolist() == [*vocabulary.encode("a red circle " * 9)[: len(ids) + 1], EOS_ID]
-
-
-def test_text_ids_are_those_that_the_generator_is_trained_on():
-    captions = [
-        *("a red circle", "A large  blue square, left of a ring.", " spaces ", "日本 é 🎈", ""),
-        "a red circle on the left of a blue square " * 3,
-    ]
-    length = 12
-    examples = {
-        "image_tokens": np.zeros((len(captions), 1), np.int32),
-        "caption": captions,
-        "source": ["real"] * len(captions),
-        "key": [str(i) for i in range(len(captions))],
-    }
-    converter = feature_converters.GeneratorConverter(tasks.sentencepiece("scenes"))
-    converted = converter(
-        tf.data.Dataset.from_tensor_slices(examples),
-        {"image_tokens": 1, "caption": length, "source": 0, "key": 0},
-    )
-    rows = list(converted.as_numpy_iterator())
-    ids = text_ids(captions, load_vocabulary("scenes"), length)
-    np.testing.assert_array_equal(ids, [row["text_tokens"] for row in rows])
-    np.testing.assert_array_equal(ids != 0, [row["text_mask"] for row in rows])
-    assert rows[-1]["text_mask"].all() and not rows[0]["text_mask"].all()  # one is cut, one padded
 
 
 def test_captions_are_tokenized_as_in_the_generators_training(chain, generator, config):

@@ -1,0 +1,256 @@
+"""`synth2 filter`: what is kept, scores that stay, and views that models train on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax.data import records, views
+from synth2_jax.data.records import Pair
+from synth2_jax.errors import UserError
+from synth2_jax.stages import filter as stage
+from synth2_jax.stages.filter import FilterConfig, choose
+
+ALL_SCORES = "likelihood_ratio,caption,cycle"
+
+
+@pytest.fixture
+def pairs(chain, tmp_path):
+    """A copy of the chain's synthetic pairs: scores are written beside them."""
+    return shutil.copytree(chain.path("pairs", "synthetic"), tmp_path / "pairs")
+
+
+def filtering(chain, pairs, workdir, **overrides):
+    """argv of `synth2 filter`; 20 pairs in shards of 6, 7 and 7."""
+    given = {
+        "folder": pairs,
+        "vlm": chain.path("vlm_real"),
+        "generator": chain.path("generator"),
+        "scores": "caption",
+        "by": "caption",
+        "keep": 0.5,
+        "batch_size": 4,
+        "cycle__pool_size": 4,
+        **overrides,
+    }
+    return chain.arguments("filter", "filter.py", workdir, given)
+
+
+def score_files(pairs):
+    """{score/shard: contents}."""
+    return {
+        f"{path.parent.name.split('-')[0]}/{path.name}": path.read_bytes()
+        for path in sorted(pairs.glob("scores/*/*.npy"))
+    }
+
+
+def scores_of(pairs, name):
+    """Of all pairs in order."""
+    return np.concatenate([np.load(path) for path in sorted(pairs.glob(f"scores/{name}-*/*.npy"))])
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- without models ---
+
+
+def filter_config(**values):
+    return config_lib.build(FilterConfig, {"folder": "pairs", **values}, "config")
+
+
+SCORES = np.array([0.5, 2.0, -1.0, 2.0, 0.0, 2.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"keep": 0.5}, [1, 3, 5]),
+        ({"keep": 0.34}, [1, 3]),  # of equal scores the first
+        ({"keep": 1.0}, [0, 1, 2, 3, 4, 5]),
+        ({"threshold": 0.0}, [0, 1, 3, 4, 5]),
+        ({"threshold": 3.0}, []),
+        ({"keep": 0.5, "action": "keep"}, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_what_is_kept(config, kept):
+    assert np.flatnonzero(choose(SCORES, filter_config(**config))).tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scores": ("captoin",), "by": "captoin"}, "did you mean 'caption'"),
+        ({"by": "caption"}, "filter.by: found 'caption'; one of: cycle"),
+        ({"keep": 0.0}, "filter.keep: found 0.0, expected a share"),
+        (
+            {"scores": ("caption",), "by": "caption", "action": "repair"},
+            "expected 'cycle' among them",
+        ),
+        ({"action": "mend"}, "unknown value 'mend'"),
+        ({"cycle": {"pool_size": 0}}, "filter.cycle.pool_size: found 0"),
+    ],
+)
+def test_unfit_configs(config, message):
+    with pytest.raises(UserError, match=message):
+        filter_config(**config)
+
+
+# --- on the chain ---
+
+
+@pytest.mark.slow
+def test_the_better_half_is_kept(chain, pairs, tmp_path):
+    before = files_of(pairs)
+    chain.run(filtering(chain, pairs, tmp_path / "view", scores=ALL_SCORES, keep=0.5))
+    assert {name: before[name] for name in before} == {
+        path.name: path.read_bytes() for path in pairs.iterdir() if path.is_file()
+    }
+    scores = scores_of(pairs, "caption")["score"]
+    assert len(scores) == 20 and np.isfinite(scores).all() and len(np.unique(scores)) > 10
+    kept = np.sort(np.argsort(-scores, kind="stable")[:10])
+    all_pairs = list(records.read_pairs(pairs))
+    found = [pair.key for pair in views.read_view(tmp_path / "view")]
+    assert found == [all_pairs[i].key for i in kept]
+    summary = json.loads((tmp_path / "view" / "summary.json").read_text())
+    assert [summary[name] for name in ("pairs", "kept", "repaired", "dropped")] == [20, 10, 0, 10]
+    assert summary["lowest_kept"] == pytest.approx(scores[kept].min())
+    assert summary["scores"].keys() == set(ALL_SCORES.split(","))
+    assert summary["scores"]["caption"]["mean"] == pytest.approx(scores.mean(), abs=1e-5)
+    assert "<svg" in (tmp_path / "view" / "index.html").read_text()
+    assert summary["chosen"] == views.open_view(tmp_path / "view").chosen
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_comes_out_the_same(chain, pairs, tmp_path, monkeypatch):
+    straight = shutil.copytree(pairs, tmp_path / "straight" / "pairs")
+    chain.run(filtering(chain, straight, tmp_path / "straight" / "view", scores=ALL_SCORES))
+
+    write, written = stage._ScoreFiles.write, []
+
+    def write_four(files, shard, scores):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(shard.name)
+        write(files, shard, scores)
+
+    argv = filtering(chain, pairs, tmp_path / "view", scores=ALL_SCORES)
+    with monkeypatch.context() as patched:
+        patched.setattr(stage._ScoreFiles, "write", write_four)
+        with pytest.raises(KeyboardInterrupt):
+            chain.run(argv)
+    assert not (tmp_path / "view").exists()
+    times = {path: path.stat().st_mtime_ns for path in pairs.glob("scores/*/*.npy")}
+    assert len(times) == 4
+    chain.run(argv)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert score_files(pairs) == score_files(straight)
+    assert files_of(tmp_path / "view") == files_of(tmp_path / "straight" / "view")
+
+
+@pytest.mark.slow
+def test_another_share_scores_nothing_and_needs_another_workdir(chain, pairs, tmp_path, mistake):
+    chain.run(filtering(chain, pairs, tmp_path / "view"))
+    view = files_of(tmp_path / "view")
+    times = {path: path.stat().st_mtime_ns for path in pairs.glob("scores/*/*")}
+    line = mistake(filtering(chain, pairs, tmp_path / "view", keep=0.25))
+    assert "found one of chosen" in line and "delete the folder or choose another" in line
+    assert files_of(tmp_path / "view") == view
+    chain.run(filtering(chain, pairs, tmp_path / "quarter", keep=0.25))
+    assert views.open_view(tmp_path / "quarter").num_pairs == 5
+    chain.run(filtering(chain, pairs, tmp_path / "view"))
+    assert files_of(tmp_path / "view") == view
+    assert {path: path.stat().st_mtime_ns for path in pairs.glob("scores/*/*")} == times
+
+
+@pytest.mark.slow
+def test_other_settings_and_other_models_have_files_of_their_own(chain, pairs, tmp_path):
+    runs = [
+        {},
+        {"caption__minus_language_model": False},
+        {"vlm": chain.path("vlm_mixture")},
+        {"batch_size": 8},  # a score does not depend on its batch
+    ]
+    folders = []
+    for index, overrides in enumerate(runs):
+        chain.run(filtering(chain, pairs, tmp_path / f"view{index}", **overrides))
+        folders.append({path.name for path in pairs.glob("scores/*")})
+    assert [len(names) for names in folders] == [1, 2, 3, 3]
+
+
+@pytest.mark.slow
+def test_scores_do_not_depend_on_the_batch(chain, pairs, tmp_path):
+    other = shutil.copytree(pairs, tmp_path / "other")
+    scores = "likelihood_ratio,caption"
+    ratios = {"likelihood_ratio__mask_ratios": "0.5,1.0"}
+    chain.run(filtering(chain, pairs, tmp_path / "a", scores=scores, **ratios))
+    chain.run(filtering(chain, other, tmp_path / "b", scores=scores, batch_size=7, **ratios))
+    for name in scores.split(","):
+        np.testing.assert_allclose(
+            scores_of(pairs, name)["score"], scores_of(other, name)["score"], atol=1e-5
+        )
+
+
+@pytest.mark.slow
+def test_captions_take_better_images_of_their_pools(chain, pairs, tmp_path):
+    overrides = {"scores": "cycle", "by": "cycle", "action": "repair", "threshold": 0.0}
+    chain.run(filtering(chain, pairs, tmp_path / "view", **overrides))
+    found = scores_of(pairs, "cycle")
+    all_pairs = list(records.read_pairs(pairs))
+    assert len({tuple(pair.image_tokens) for pair in all_pairs}) > 1
+    view = views.open_view(tmp_path / "view")
+    assert 0 < view.num_repaired < 20 and view.num_pairs == 20
+    rows, first = [], 0
+    for shard in view.shards:
+        rows += (view.rows(shard.name) + first).tolist()
+        first += shard.num_pairs
+    for row, image_row in rows:
+        assert (image_row != row) == (found["score"][row] < 0) == (found["rank"][row] > 0)
+    by_row = dict(zip((row for row, _ in rows), views.read_view(tmp_path / "view"), strict=True))
+    for row, image_row in rows:
+        assert by_row[row].caption == all_pairs[row].caption
+        np.testing.assert_array_equal(by_row[row].image_tokens, all_pairs[image_row].image_tokens)
+
+
+@pytest.mark.slow
+def test_a_vlm_trains_on_a_view(chain, pairs, tmp_path):
+    overrides = {"scores": "cycle", "by": "cycle", "action": "repair", "keep": 0.3}
+    chain.run(filtering(chain, pairs, tmp_path / "view", **overrides))
+    argv = chain.training(
+        "vlm",
+        tmp_path / "vlm",
+        "vlm.py:mixture,tiny",
+        data__folders__synthetic=tmp_path / "view",
+        train__steps=2,
+    )
+    chain.run(argv)
+    rows = [json.loads(line) for line in (tmp_path / "vlm" / "metrics.jsonl").open()]
+    assert rows[-1]["step"] == 2
+
+
+@pytest.mark.slow
+def test_pairs_of_another_tokenizer_are_refused(chain, tmp_path, mistake):
+    provenance = records.Provenance("another", num_image_tokens=4, codebook_size=32)
+    pair = Pair("real-0", np.zeros(4, int), "a red circle", "real")
+    records.write_pairs(tmp_path / "pairs", [pair], provenance)
+    line = mistake(filtering(chain, tmp_path / "pairs", tmp_path / "view"))
+    assert "found image tokens of tokenizer another, expected tokenizer" in line
+    assert not (tmp_path / "view").exists() and not (tmp_path / "pairs" / "scores").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_shards(chain, pairs, tmp_path, run_in_processes):
+    alone = shutil.copytree(pairs, tmp_path / "alone" / "pairs")
+    chain.run(filtering(chain, alone, tmp_path / "alone" / "view"))
+    outputs = run_in_processes(filtering(chain, pairs, tmp_path / "view"))
+    np.testing.assert_allclose(
+        scores_of(pairs, "caption")["score"], scores_of(alone, "caption")["score"], atol=1e-5
+    )
+    assert [pair.key for pair in views.read_view(tmp_path / "view")] == [
+        pair.key for pair in views.read_view(tmp_path / "alone" / "view")
+    ]
+    done = [error.split(" scores")[0].rsplit("/", 1)[-1] for _, error in outputs]
+    assert sum(map(int, done)) == 20 and "0" not in done
