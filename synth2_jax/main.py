@@ -47,7 +47,9 @@ class Stage:
 # In the order data flows. Each is a module of stages/ with `run(config, workdir, **options)`,
 # imported when asked for: half of them need TensorFlow, which takes seconds to import.
 STAGES = {
-    "tokenize": Stage(),
+    "tokenize": Stage(
+        options={"on_the_fly": "true stores images, of which the training step makes the tokens"}
+    ),
     "train": Stage(),
     "captions": Stage(),
     "synthesize": Stage(),
@@ -155,6 +157,7 @@ def parse(
         raise UserError(f"stage {stage!r}: unknown; {nearest(stage, STAGES)}")
     expected = STAGES[stage]
     arguments, overrides = _split(argv[2:])
+    arguments = [_flag(argument, expected.options) for argument in arguments]
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "FILE[:ARGUMENT]", flag_values=values)
     flags.DEFINE_string("workdir", expected.workdir, "Where it works.", flag_values=values)
@@ -184,6 +187,17 @@ def parse(
     given = {name: getattr(values, name) for name in expected.options}
     options = {name: text for name, text in given.items() if text is not None}
     return stage, config, os.path.abspath(values.workdir), options
+
+
+def _flag(argument: str, options: Mapping[str, str]) -> str:
+    """`--on-the-fly` as absl takes it: on_the_fly=true."""
+    name, equals, text = argument.removeprefix("--").partition("=")
+    name = name.replace("-", "_")
+    if not argument.startswith("--") or name not in options:
+        return argument
+    if not equals and options[name].startswith("true "):
+        equals, text = "=", "true"
+    return f"--{name}{equals}{text}"
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

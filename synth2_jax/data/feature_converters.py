@@ -9,7 +9,7 @@ Legend: B block of examples, N image tokens, H W pixels, T text tokens (targets)
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import seqio
 
@@ -23,6 +23,7 @@ _TOKENS = _Spec(tf.int32)
 _MASK = _Spec(tf.bool)
 _IMAGE_SHAPE = (None, None, 3)
 _PAIR = {"image_tokens": _TOKENS, "source": _TEXT, "key": _TEXT}  # what stays as it is
+_IMAGE_PAIR = {"image": _Spec(tf.uint8, rank=3), "source": _TEXT, "key": _TEXT}  # likewise
 
 COMPANIONS = ("key", "source")
 
@@ -65,7 +66,10 @@ class _BlockConverter(seqio.FeatureConverter):
 
 
 def _pair(block: Features, lengths: Mapping[str, int]) -> Features:
-    """The features of `_PAIR`, with N fixed."""
+    """The features of `_PAIR` or `_IMAGE_PAIR`, with N or the channels fixed."""
+    if "image" in block:
+        image = tf.ensure_shape(block["image"], (None, *_IMAGE_SHAPE))
+        return {"image": image, "source": block["source"], "key": block["key"]}
     image_tokens_BN = tf.ensure_shape(block["image_tokens"], (None, lengths["image_tokens"]))
     return {"image_tokens": image_tokens_BN, "source": block["source"], "key": block["key"]}
 
@@ -123,6 +127,19 @@ class VLMConverter(_BlockConverter):
         }
 
 
+def _from_images(cls: type[_BlockConverter]) -> type[_BlockConverter]:
+    """The converter of pairs that hold images; a tokenizer in the step makes the tokens."""
+
+    def swap(features: Mapping[str, _Spec]) -> dict[str, _Spec]:
+        return {**_IMAGE_PAIR, **{k: v for k, v in features.items() if k not in _PAIR}}
+
+    features = {
+        "TASK_FEATURES": swap(cls.TASK_FEATURES),
+        "MODEL_FEATURES": swap(cls.MODEL_FEATURES),
+    }
+    return type(f"{cls.__name__}FromImages", (cls,), features)
+
+
 CONVERTERS = {
     "tokenizer": TokenizerConverter,
     "language_model": LanguageModelConverter,
@@ -131,10 +148,15 @@ CONVERTERS = {
 }
 
 
-def converter_class(model_name: str) -> type[_BlockConverter]:
-    """The converter of a model; UserError on an unknown name."""
+FROM_IMAGES = {name: _from_images(CONVERTERS[name]) for name in ("generator", "vlm")}
+
+
+def converter_class(model_name: str, features: Iterable[str] = ()) -> type[_BlockConverter]:
+    """The converter of a model from tasks of these features; UserError on an unknown name."""
     if model_name not in CONVERTERS:
         raise UserError(
             f"model {model_name!r}: no batches for it; {nearest(model_name, CONVERTERS)}"
         )
+    if "image" in features and "image_tokens" not in features:
+        return FROM_IMAGES.get(model_name, CONVERTERS[model_name])
     return CONVERTERS[model_name]

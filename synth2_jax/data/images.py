@@ -81,6 +81,13 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
         raise ImageRejected("corrupt image", detail) from error
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """The file of a picture u8[H,W,3]."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     exif = image.getexif()
     if image.mode in _SIXTEEN_BITS or image.mode == "I":

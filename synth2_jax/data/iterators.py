@@ -76,6 +76,11 @@ class Stream:
         return f"{kind} {self.provider.name!r}"
 
     @property
+    def converter(self) -> type[seqio.FeatureConverter]:
+        """From the features of the tasks to the model's."""
+        return converter_class(self.model_name, self.provider.output_features)
+
+    @property
     def rows(self) -> int:
         """B."""
         return self.batch_size // self.process_count
@@ -95,7 +100,7 @@ class Stream:
         lengths: dict[str, int] = {}
         for task in mixtures.tasks_of(self.provider):
             example = _first_example(task, self.split)
-            for feature, spec in converter_class(self.model_name).TASK_FEATURES.items():
+            for feature, spec in self.converter.TASK_FEATURES.items():
                 found = example.get(feature)
                 if found is None or (found.dtype, found.shape.rank) != (spec.dtype, spec.rank):
                     what = "missing"
@@ -117,7 +122,7 @@ class Stream:
 
     def convert(self, dataset: tf.data.Dataset, lengths: Mapping[str, int]) -> tf.data.Dataset:
         """Examples with task features -> examples with the model's, and their companions."""
-        cls = converter_class(self.model_name)
+        cls = self.converter
         vocabulary = None
         if "caption" in cls.TASK_FEATURES:
             vocabulary = self.provider.output_features["caption"].vocabulary
@@ -428,7 +433,7 @@ def _first_example(task: seqio.Task, split: str) -> Mapping[str, tf.Tensor]:
 def _own_rows(examples: tf.data.Dataset, stream: Stream) -> tf.data.Dataset:
     """This process's rows of each batch; a last batch that is not full is left out by all."""
     mine = slice(stream.process_index * stream.rows, (stream.process_index + 1) * stream.rows)
-    names = converter_class(stream.model_name).TASK_FEATURES  # others may not stack
+    names = stream.converter.TASK_FEATURES  # others may not stack
     batches = examples.map(lambda example: {name: example[name] for name in names})
     batches = batches.batch(stream.batch_size, drop_remainder=True)
     return batches.map(lambda batch: {k: rows[mine] for k, rows in batch.items()}).unbatch()

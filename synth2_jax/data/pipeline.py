@@ -38,7 +38,8 @@ class DataConfig:
       batch_size: rows of all processes together.
       seed: of shuffling and mixing.
       shuffle_buffer: examples of each folder that wait to be shuffled. They are in each saved
-        position: about 1.5 KB an example of 256 image tokens, half of it after compression.
+        position: about 1.5 KB an example of 256 image tokens, half of it after compression; images
+        in place of tokens are 200 KB each at 256 pixels.
       num_epochs: None for ever; a mixture ends with the first of its tasks that ends.
       vocabulary: a built-in name or the path of a SentencePiece model file; later stages that use
         the model read it, and `prompt`, from its run.
@@ -203,7 +204,8 @@ def _stream(
     manifests = {name: views.open_pairs(folder) for name, folder in config.folders.items()}
     if tokenizer_fingerprint is not None:
         for name, manifest in manifests.items():
-            records.check_tokenizer(manifest, tokenizer_fingerprint, config.folders[name])
+            if not manifest.provenance.image_size:  # which any tokenizer makes tokens of
+                records.check_tokenizer(manifest, tokenizer_fingerprint, config.folders[name])
     stream = Stream(
         provider=_provider(config),
         split=config.split,

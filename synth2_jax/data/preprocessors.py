@@ -30,8 +30,7 @@ def decode_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
 
     A pair's own prompt comes before `prompt`.
     """
-    description = {field: tf.io.FixedLenFeature([], tf.string) for field in records.FIELDS}
-    description[records.PROMPT] = tf.io.FixedLenFeature([], tf.string, default_value=prompt)
+    description = _description(prompt, records.IMAGE_TOKENS)
 
     def decode(serialized_B: tf.Tensor) -> Features:
         features = tf.io.parse_example(serialized_B, description)
@@ -42,6 +41,29 @@ def decode_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
         }
 
     return map_blocks(dataset, decode)
+
+
+def decode_image_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
+    """As `decode_pairs`, of pairs that hold images: u8[H,W,3] in place of the tokens."""
+    description = _description(prompt, records.IMAGE)
+
+    def decode(serialized_B: tf.Tensor) -> Features:
+        features = tf.io.parse_example(serialized_B, description)
+        images = tf.map_fn(
+            lambda png: tf.io.decode_png(png, channels=3),
+            features[records.IMAGE],
+            fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8),
+        )
+        return {**features, records.IMAGE: images}
+
+    return map_blocks(dataset, decode)
+
+
+def _description(prompt: str, picture: str) -> dict[str, tf.io.FixedLenFeature]:
+    fields = (picture, *records.FIELDS)
+    description = {field: tf.io.FixedLenFeature([], tf.string) for field in fields}
+    description[records.PROMPT] = tf.io.FixedLenFeature([], tf.string, default_value=prompt)
+    return description
 
 
 def normalize_images(images: tf.Tensor) -> tf.Tensor:

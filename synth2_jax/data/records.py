@@ -31,8 +31,9 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress"
 SOURCES = ("real", "synthetic")
 MAX_CODEBOOK_SIZE = 65536  # image tokens are uint16 on disk
-FIELDS = ("image_tokens", "caption", "source", "key")
-PROMPT = "prompt"  # a field of pairs that have a prompt of their own
+IMAGE_TOKENS, IMAGE = "image_tokens", "image"  # of which a pair has one
+FIELDS = ("caption", "source", "key")  # that all have
+PROMPT = "prompt"  # of pairs that have a prompt of their own
 _READ_BYTES = 1 << 20
 _READ_RECORDS = 512
 _DIGEST_BYTES = 16  # two of a billion keys share a digest with a chance of 1 in 10^21
@@ -44,16 +45,19 @@ _SHOWN_SKIPS = 20  # examples a shard
 class Pair:
     """A picture as tokens int[N], its caption, "real" or "synthetic", and a unique key.
 
+    In a folder of images, `image` is a PNG file in place of the tokens, which are None.
+
     `prompt` is the pair's own, such as a question, in place of the one that its task puts before
     every caption. `caption_cut` says that the picture was made of the caption's beginning alone; it
     is counted, not written.
     """
 
     key: str
-    image_tokens: np.ndarray
+    image_tokens: np.ndarray | None
     caption: str
     source: str
     prompt: str = ""
+    image: bytes = b""
     caption_cut: bool = False
 
 
@@ -78,6 +82,8 @@ class Provenance:
       tokenizer: fingerprint of the tokenizer whose codebook the image tokens index.
       num_image_tokens: N.
       codebook_size: K, at most 65536.
+      image_size: 0; or the side in pixels of images that are stored in place of tokens, for a
+        tokenizer inside of the training step. `tokenizer` is "", N and K are 0 then.
       split: the name under which a task offers these pairs.
       generator: {"checkpoint": ..., "fingerprint": ...}; None for real pictures.
       sampler: settings of the sampler; None for real pictures.
@@ -88,6 +94,7 @@ class Provenance:
     tokenizer: str
     num_image_tokens: int
     codebook_size: int
+    image_size: int = 0
     split: str = "train"
     generator: Mapping[str, Any] | None = None
     sampler: Mapping[str, Any] | None = None
@@ -95,6 +102,8 @@ class Provenance:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        if self.image_size:
+            return
         if not 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
             raise UserError(
                 f"pairs: found a codebook of {self.codebook_size}, expected 1 to "
@@ -432,6 +441,11 @@ def check_tokenizer(
     manifest: Manifest, fingerprint: str, folder: str | os.PathLike[str] = ""
 ) -> None:
     """Raises UserError, naming both, unless `fingerprint` is the tokenizer of the pairs."""
+    if manifest.provenance.image_size:
+        raise UserError(
+            f"pairs {folder}: found images, expected image tokens of tokenizer {fingerprint}; run "
+            "`synth2 tokenize` without --on-the-fly"
+        )
     if manifest.provenance.tokenizer != fingerprint:
         raise UserError(
             f"pairs {folder}: found image tokens of tokenizer {manifest.provenance.tokenizer}, "
@@ -465,14 +479,15 @@ def read_shard(path: pathlib.Path) -> Iterator[Pair]:
         for block in records.batch(_READ_RECORDS):
             for record in block.numpy():
                 feature = tf.train.Example.FromString(record).features.feature
-                tokens, caption, source, key = (feature[f].bytes_list.value[0] for f in FIELDS)
-                prompt = feature[PROMPT].bytes_list.value if PROMPT in feature else ()
+                values = {name: b"".join(f.bytes_list.value) for name, f in feature.items()}
+                tokens = values.get(IMAGE_TOKENS)
                 yield Pair(
-                    key.decode(),
-                    np.frombuffer(tokens, "<u2").astype(np.int32),
-                    caption.decode(),
-                    source.decode(),
-                    b"".join(prompt).decode(),
+                    values["key"].decode(),
+                    None if tokens is None else np.frombuffer(tokens, "<u2").astype(np.int32),
+                    values["caption"].decode(),
+                    values["source"].decode(),
+                    values.get(PROMPT, b"").decode(),
+                    values.get(IMAGE, b""),
                 )
     except tf.errors.DataLossError as error:
         raise UserError(
@@ -483,6 +498,28 @@ def read_shard(path: pathlib.Path) -> Iterator[Pair]:
 def _example(pair: Pair, provenance: Provenance) -> bytes:
     from synth2_jax.data.tensorflow_cpu import tf
 
+    if provenance.image_size:
+        values = {IMAGE: pair.image}
+    else:
+        values = {IMAGE_TOKENS: _tokens(pair, provenance)}
+    if pair.source not in SOURCES:
+        raise UserError(
+            f"pair {pair.key!r}: found source {pair.source!r}, expected one of {SOURCES}"
+        )
+    texts = {"caption": pair.caption, "source": pair.source, "key": pair.key}
+    if pair.prompt:
+        texts[PROMPT] = pair.prompt
+    values |= {field: text.encode() for field, text in texts.items()}
+    feature = {
+        field: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for field, value in values.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(
+        deterministic=True  # the same pairs are the same bytes, whichever process writes them
+    )
+
+
+def _tokens(pair: Pair, provenance: Provenance) -> bytes:
     tokens_N = np.asarray(pair.image_tokens)
     if tokens_N.shape != (provenance.num_image_tokens,):
         raise UserError(
@@ -494,22 +531,7 @@ def _example(pair: Pair, provenance: Provenance) -> bytes:
             f"pair {pair.key!r}: found image tokens {tokens_N.min()} to {tokens_N.max()}, expected "
             f"0 to {provenance.codebook_size - 1}"
         )
-    if pair.source not in SOURCES:
-        raise UserError(
-            f"pair {pair.key!r}: found source {pair.source!r}, expected one of {SOURCES}"
-        )
-    texts = {"caption": pair.caption, "source": pair.source, "key": pair.key}
-    if pair.prompt:
-        texts[PROMPT] = pair.prompt
-    values = {"image_tokens": tokens_N.astype("<u2").tobytes()}
-    values |= {field: text.encode() for field, text in texts.items()}
-    feature = {
-        field: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        for field, value in values.items()
-    }
-    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(
-        deterministic=True  # the same pairs are the same bytes, whichever process writes them
-    )
+    return tokens_N.astype("<u2").tobytes()
 
 
 def _comparable(provenance: Provenance) -> dict[str, Any]:
@@ -545,7 +567,7 @@ def _manifest_from_json(text: str) -> Manifest:
     fields = [field.name for field in dataclasses.fields(Provenance)]
     shards = tuple(Shard(**shard) for shard in values["shards"])
     return Manifest(
-        Provenance(**{f: values[f] for f in fields}),
+        Provenance(**{f: values[f] for f in fields if f != "image_size" or f in values}),
         values["counts"],
         shards,
         values.get("skipped", {}),

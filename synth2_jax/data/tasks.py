@@ -51,6 +51,11 @@ def pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
     return {"image_tokens": tokens, "source": _string(), **text_features(vocabulary)}
 
 
+def image_pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
+    """image u8[H,W,3], source, and those of `text_features`."""
+    return {**image_features(), "source": _string(), **text_features(vocabulary)}
+
+
 def image_features() -> dict[str, seqio.Feature]:
     """image u8[H,W,3]."""
     return {"image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3)}
@@ -81,7 +86,12 @@ def add_pairs_task(
       UserError: the folder is not whole, or another task has this name and `replace` is false.
     """
     manifest = views.open_pairs(folder)
-    decode = views if isinstance(manifest, views.View) else preprocessors
+    if isinstance(manifest, views.View):
+        decode, features = views.decode_pairs, pair_features(vocabulary)
+    elif manifest.provenance.image_size:
+        decode, features = preprocessors.decode_image_pairs, image_pair_features(vocabulary)
+    else:
+        decode, features = preprocessors.decode_pairs, pair_features(vocabulary)
     arguments = {
         "folder": str(pathlib.Path(folder).resolve()),
         "contents": manifest.fingerprint,
@@ -93,8 +103,8 @@ def add_pairs_task(
         name,
         source=lambda: ShardSource(manifest, arguments),
         arguments=arguments,
-        preprocessors=[functools.partial(decode.decode_pairs, prompt=prompt)],
-        output_features=pair_features(vocabulary),
+        preprocessors=[functools.partial(decode, prompt=prompt)],
+        output_features=features,
         shuffle_buffer_size=shuffle_buffer,
         replace=replace,
     )

@@ -1,8 +1,12 @@
 """`synth2 tokenize`: images with captions -> folders of pairs, by a trained tokenizer.
 
-Writes WORKDIR/SPLIT for each split that the config names. A shard is the unit of work, of any
-number of processes: after a kill, the same command makes only the shards that are missing. What is
-found and not used is counted by reason in the manifest, and too much of it stops the run.
+Writes WORKDIR/SPLIT for each split that the config names. A shard is the
+unit of work, of any number of processes: after a kill, the same command makes only the shards that
+are missing. What is found and not used is counted by reason in the manifest, and too much of it
+stops the run.
+
+With `--on-the-fly` pairs hold the images themselves, at the tokenizer's size, and the training step
+makes the tokens: for a tokenizer that is still being chosen, and to see what storing tokens saves.
 
 Legend: B batch, N image tokens, H W pixels.
 """
@@ -25,10 +29,11 @@ from absl import logging
 
 from synth2_jax import config as config_lib
 from synth2_jax.data.caption_text import CaptionLimits, CaptionRejected, clean_caption
-from synth2_jax.data.images import ImageLimits, ImageRejected, decode_image
+from synth2_jax.data.images import ImageLimits, ImageRejected, decode_image, encode_png
 from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance, Skipped
 from synth2_jax.data.references import pair_key
 from synth2_jax.data.sources.source import ImageText, Source, SourceConfig, open_source
+from synth2_jax.errors import UserError
 from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
 from synth2_jax.stages import pair_shards
@@ -51,6 +56,7 @@ class TokenizeConfig:
     num_shards: files a folder; sources of many files have one for each.
     image, caption: what is skipped.
     max_skipped: share of the pairs found; when more are skipped, the run stops.
+    on_the_fly: whether pairs hold images in place of tokens.
     num_threads: that read and decode images; 0 for as many as there are processors.
     """
 
@@ -63,6 +69,7 @@ class TokenizeConfig:
     image: ImageLimits = ImageLimits()
     caption: CaptionLimits = CaptionLimits()
     max_skipped: float = 0.05
+    on_the_fly: bool = False
     num_threads: int = 0
 
     def __post_init__(self):
@@ -73,9 +80,12 @@ class TokenizeConfig:
             raise ValueError(f"num_threads: found {self.num_threads}, expected 0 or more")
 
 
-def run(config: Any, workdir: str) -> dict[str, Manifest]:
+def run(config: Any, workdir: str, on_the_fly: str = "false") -> dict[str, Manifest]:
     """Tokenizes every split; returns the manifests. A split that is already there is left alone."""
     cfg = config_lib.build(TokenizeConfig, config)
+    if on_the_fly not in ("true", "false"):
+        raise UserError(f"--on-the-fly={on_the_fly}: expected true or false")
+    cfg = dataclasses.replace(cfg, on_the_fly=cfg.on_the_fly or on_the_fly == "true")
     trained = load_trained(cfg.tokenizer, "tokenizer")
     return {
         split: _tokenize(split, trained, cfg, pathlib.Path(workdir) / split) for split in cfg.splits
@@ -89,12 +99,18 @@ def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib
         limits = {"image": cfg.image, "caption": cfg.caption}
         description["limits"] = {k: dataclasses.asdict(limit) for k, limit in limits.items()}
     tokenizer = trained.objective.task.tokenizer
+    contents = {
+        "tokenizer": trained.fingerprint("tokenizer"),
+        "num_image_tokens": tokenizer.num_tokens,
+        "codebook_size": tokenizer.codebook_size,
+    }
+    if cfg.on_the_fly:
+        contents = {"tokenizer": "", "num_image_tokens": 0, "codebook_size": 0}
+        contents["image_size"] = tokenizer.image_size
     writer = PairWriter(
         folder,
         Provenance(
-            tokenizer=trained.fingerprint("tokenizer"),
-            num_image_tokens=tokenizer.num_tokens,
-            codebook_size=tokenizer.codebook_size,
+            **contents,
             captions=description,
             config=dataclasses.asdict(cfg),
         ),
@@ -147,15 +163,18 @@ def _results(
     )
     with concurrent.futures.ThreadPoolExecutor(cfg.num_threads or os.cpu_count()) as pool:
         prepared = _ordered_map(pool, prepare, found, 2 * cfg.batch_size)
+        if cfg.on_the_fly:
+            for shard, item in prepared:
+                yield from _expanded(shard, item, None)
+                progress.add(source.num_images is not None or item is None)
+            return
         batches = in_background(_batches(prepared, cfg.batch_size, size), _BATCHES_AHEAD)
         with contextlib.closing(batches):
             for items, ids_BN in on_device(_make_encode(trained), batches, clock):
                 rows = iter(ids_BN)
                 for shard, item in items:
-                    if isinstance(item, _Prepared):
-                        yield from ((shard, pair) for pair in _pairs(item, next(rows)))
-                    else:
-                        yield shard, item
+                    ids_N = next(rows) if isinstance(item, _Prepared) else None
+                    yield from _expanded(shard, item, ids_N)
                     progress.add(source.num_images is not None or item is None)
 
 
@@ -233,10 +252,19 @@ def _cut(prepared: Iterable[tuple[int, Any]], batch_size: int) -> Iterator[list]
         yield items
 
 
-def _pairs(item: _Prepared, ids_N: np.ndarray) -> Iterator[Pair | Skipped]:
-    yield from item.skipped
+def _expanded(
+    shard: int, item: _Prepared | Skipped | None, ids_N: np.ndarray | None
+) -> Iterator[pair_shards.Result]:
+    """An image's captions, each with its tokens, or with the image itself where there are none."""
+    if not isinstance(item, _Prepared):
+        yield shard, item
+        return
+    for skipped in item.skipped:
+        yield shard, skipped
+    image = b"" if ids_N is not None else encode_png(item.pixels)
     for number, caption, prompt in item.captions:
-        yield Pair(pair_key(item.key, number), ids_N, caption, "real", prompt)
+        key = pair_key(item.key, number)
+        yield shard, Pair(key, ids_N, caption, "real", prompt, image)
 
 
 def _size(source: Source, shards: Sequence[int]) -> tuple[int, str]:

@@ -278,7 +278,7 @@ class GeneratorObjective(_Unchanged):
     def loss(self, params, model_state, batch, rngs, step, *, train: bool) -> LossResult:
         del step
         task = self.task
-        ids_BN = batch["image_tokens"]
+        ids_BN = _image_tokens(batch, params, self._tokenizer)
         masked_BN = sample_mask(rngs["mask"], *ids_BN.shape, task.mask_schedule)
         drop_B = jax.random.uniform(rngs["drop"], ids_BN.shape[:1]) < task.caption_dropout * train
         logits_BNV = self._model.apply(
@@ -300,10 +300,12 @@ class GeneratorObjective(_Unchanged):
         )
         return metrics, model_state
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(
+        self, batch_size: int, *, from_images: bool = False
+    ) -> dict[str, jax.ShapeDtypeStruct]:
         text = (batch_size, self.task.text_length)
         return {
-            "image_tokens": _image_tokens(batch_size, self.task.tokenizer),
+            **_image_spec(batch_size, self.task.tokenizer, from_images),
             "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
             "text_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
         }
@@ -339,7 +341,7 @@ class VLMObjective(_Unchanged):
         del step
         logits_BTV = self._model.apply(
             {"params": params["vlm"]},
-            self.image_embeddings(params, batch["image_tokens"]),
+            self.image_embeddings(params, _image_tokens(batch, params, self._tokenizer)),
             shift_right(batch["text_tokens"]),
             deterministic=not train,
             rngs={"dropout": rngs["dropout"]},
@@ -359,10 +361,12 @@ class VLMObjective(_Unchanged):
             )
         return self._tokenizer.apply(variables, image_tokens_BN, method="embed")
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(
+        self, batch_size: int, *, from_images: bool = False
+    ) -> dict[str, jax.ShapeDtypeStruct]:
         text = (batch_size, self.task.text_length)
         return {
-            "image_tokens": _image_tokens(batch_size, self.task.tokenizer),
+            **_image_spec(batch_size, self.task.tokenizer, from_images),
             "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
             "loss_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
             "is_synthetic": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
@@ -396,8 +400,23 @@ def _init_tokenizer(model: VQTokenizer, key: jax.Array) -> Params:
     return model.init(key, jnp.zeros((1, size, size, 3)), deterministic=True)["params"]
 
 
-def _image_tokens(batch_size: int, tokenizer: VQTokenizerConfig) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch_size, tokenizer.num_tokens), jnp.int32)
+def _image_tokens(
+    batch: Mapping[str, jax.Array], params: Params, tokenizer: VQTokenizer
+) -> jax.Array:
+    """i32[B, N]: those of the batch, or made here of its images u8[B, H, W, 3]."""
+    if "image" not in batch:
+        return batch["image_tokens"]
+    images = batch["image"].astype(jnp.float32) / 127.5 - 1
+    return tokenizer.apply({"params": params["tokenizer"]}, images, method="encode")
+
+
+def _image_spec(
+    batch_size: int, tokenizer: VQTokenizerConfig, from_images: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    if from_images:
+        shape = (batch_size, tokenizer.image_size, tokenizer.image_size, 3)
+        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+    return {"image_tokens": jax.ShapeDtypeStruct((batch_size, tokenizer.num_tokens), jnp.int32)}
 
 
 def _check_tokens(num_tokens: int, codebook_size: int, tokenizer: VQTokenizerConfig) -> None:

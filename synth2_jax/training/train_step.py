@@ -97,6 +97,8 @@ def check_batch(batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mes
     """Raises UserError unless the batch is what the objective and the mesh expect."""
     rows = len(next(iter(batch.values()))) if batch else 0
     spec = objective.batch_spec(rows)
+    if "image" in batch and "image_tokens" in spec:
+        spec = objective.batch_spec(rows, from_images=True)
     found = {name: (array.shape, np.dtype(array.dtype).name) for name, array in batch.items()}
     expected = {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in spec.items()}
     for name in sorted(found.keys() | expected.keys()):

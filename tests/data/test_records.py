@@ -284,3 +284,15 @@ writer.write_shard(1, pairs("b", 1000))
     provenance = records.Provenance("tok-a", num_image_tokens=256, codebook_size=8)
     assert records.PairWriter(tmp_path, provenance, num_shards=2).missing() == [1]
     assert not list(tmp_path.glob("*1-of*")) and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_folder_may_hold_images_in_place_of_tokens(tmp_path):
+    provenance = records.Provenance("", 0, 0, image_size=32)
+    pair = dataclasses.replace(PAIR, image_tokens=None, image=b"\x89PNG...")
+    manifest = records.write_pairs(tmp_path, [pair], provenance)
+    assert records.read_manifest(tmp_path) == manifest
+    assert list(records.read_pairs(tmp_path)) == [pair]
+    with raises_line("found images", "tok-a", "without --on-the-fly"):
+        records.check_tokenizer(manifest, "tok-a", tmp_path)
+    with raises_line("codebook of 0"):
+        records.Provenance("", 0, 0)

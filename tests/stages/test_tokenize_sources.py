@@ -16,6 +16,7 @@ from PIL import Image
 from synth2_jax.data import records
 from synth2_jax.scenes import dataset
 from synth2_jax.stages.tokenize import encode_images
+from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
@@ -153,3 +154,34 @@ def test_killed_anywhere_it_ends_with_the_same_pairs(chain, tmp_path, web):
     manifest = records.verify(folder)
     assert manifest.shards == whole.shards
     assert not list(folder.glob(".*.tmp"))
+
+
+def test_images_are_tokenized_in_the_step_as_before_it(chain, tmp_path):
+    """The same losses from `--on-the-fly` as from stored tokens, by generator and VLM."""
+    command = chain.tokenization(tmp_path / "images", splits="real")
+    chain.run([*command, "--on-the-fly"])
+    folder = tmp_path / "images" / "real"
+    manifest = records.verify(folder)
+    assert manifest.provenance.image_size == 32 and manifest.provenance.tokenizer == ""
+    stored = list(records.read_pairs(chain.path("pairs", "real")))
+    found = list(records.read_pairs(folder))
+    assert [pair.key for pair in found] == [pair.key for pair in stored]
+    pixels = np.asarray(Image.open(io.BytesIO(found[0].image)))
+    np.testing.assert_array_equal(pixels, dataset.examples("real", 1)[0].image)
+    for model in ("generator", "vlm"):
+        losses = []
+        for name, pairs in (("tokens", chain.path("pairs", "real")), ("images", folder)):
+            workdir = tmp_path / model / name
+            chain.run(chain.training(model, workdir, train__steps=3, data__folders__real=pairs))
+            rows = read_metrics(workdir / "metrics.jsonl")
+            losses.append([row["loss"] for row in rows if "loss" in row])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert len(losses[0]) == 3
+
+
+def test_images_are_refused_where_tokens_are_needed(chain, tmp_path, mistake):
+    command = chain.tokenization(tmp_path, splits="test")
+    assert "expected true or false" in mistake([*command, "--on-the-fly=maybe"])
+    chain.run([*command, "--on-the-fly=true"])
+    line = mistake(chain.evaluation(tmp_path / "scores", folder=tmp_path / "test"))
+    assert line.startswith(f"pairs {tmp_path / 'test'}: found images, expected image tokens")
