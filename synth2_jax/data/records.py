@@ -198,8 +198,8 @@ class PairWriter:
             hashlib.sha256(f"{i} {work}".encode()).hexdigest() for i in range(num_shards)
         ]
         self._check_same_work(work)
-        self._progress.mkdir(parents=True, exist_ok=True)
         if not self._is_finished():
+            self._progress.mkdir(parents=True, exist_ok=True)
             write_atomically(self._progress / _WORK, work.encode())
 
     def missing(self) -> list[int]:
@@ -273,6 +273,7 @@ class PairWriter:
     def finish(self) -> Manifest:
         """Checks that all shards are there and no key is there twice, and writes the manifest."""
         if self._is_finished():
+            self._clean_up()
             return read_manifest(self._folder)
         if missing := self.missing():
             raise UserError(
@@ -295,10 +296,13 @@ class PairWriter:
             sum(sidecar.captions_cut for sidecar in sidecars),
         )
         write_atomically(self._folder / MANIFEST, _manifest_json(manifest).encode())
+        self._clean_up()
+        return manifest
+
+    def _clean_up(self) -> None:
         shutil.rmtree(self._progress, ignore_errors=True)
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        return manifest
 
     @contextlib.contextmanager
     def _full_disk_in_one_line(self) -> Iterator[None]:

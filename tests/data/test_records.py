@@ -296,3 +296,13 @@ def test_a_folder_may_hold_images_in_place_of_tokens(tmp_path):
         records.check_tokenizer(manifest, "tok-a", tmp_path)
     with raises_line("codebook of 0"):
         records.Provenance("", 0, 0)
+
+
+def test_what_a_kill_at_the_very_end_leaves_is_cleaned_up(tmp_path):
+    written = records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress" / "work.json").write_text("{}")
+    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    assert writer.missing() == [] and writer.finish() == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
