@@ -54,8 +54,6 @@ _SEEDS = "config.study.seeds of `synth2 study`"
 FILLED_IN = {
     "tokenize.tokenizer": "--workdir",
     "captions.language_model": "--workdir",
-    "captions.server": "the language model of --workdir",
-    "captions.text_file": "the language model of --workdir",
     "generator.pretrained.tokenizer": "--workdir",
     "generator.data.folders": "--workdir",
     "generator.data.seed": _SEEDS,
