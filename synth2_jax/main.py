@@ -24,6 +24,7 @@ from synth2_jax import config as config_lib
 from synth2_jax import distributed
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.stages.inert_text import inert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,8 @@ def console() -> None:
         if processes:
             distributed.start(processes)
     except UserError as error:
-        print(f"synth2: {error}", file=sys.stderr)
+        # Names and captions in it may come from anywhere.
+        print(f"synth2: {inert(str(error))}", file=sys.stderr)
         distributed.leave(2)
     try:
         code = main(sys.argv)
@@ -134,7 +136,8 @@ def main(argv: Sequence[str]) -> int:
         stage, config, workdir, options = parse(argv)
         importlib.import_module(f"synth2_jax.stages.{stage}").run(config, workdir, **options)
     except UserError as error:
-        print(f"synth2: {error}", file=sys.stderr)
+        # Names and captions in it may come from anywhere.
+        print(f"synth2: {inert(str(error))}", file=sys.stderr)
         return 2
     return 0
 

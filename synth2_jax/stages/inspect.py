@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from synth2_jax.data import records
+from synth2_jax.data import records, views
 from synth2_jax.errors import UserError
 from synth2_jax.stages import inspect_mixture
+from synth2_jax.stages.inert_text import inert
 from synth2_jax.training import checkpoints
 
 NUM_SHOWN = 5
@@ -42,7 +43,11 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
             f"{folder}: no such folder, expected a training run, a folder of pairs, or the name of "
             "a mixture"
         )
-    if (folder / records.MANIFEST).exists() and (folder / "captions.jsonl").exists():
+    if (folder / views.VIEW).exists():
+        view = views.open_view(folder)
+        print(f"a view of {view.num_pairs:,} of {view.manifest.num_pairs:,} pairs in {view.pairs}")
+        print(f"{view.num_repaired:,} with another's image; chosen by {json.dumps(view.chosen)}")
+    elif (folder / records.MANIFEST).exists() and (folder / "captions.jsonl").exists():
         print((folder / records.MANIFEST).read_text())
     elif (folder / records.MANIFEST).exists() or (folder / records.PROGRESS).exists():
         print(describe_pairs(folder))
@@ -112,16 +117,27 @@ def describe_pairs(folder: pathlib.Path) -> str:
     manifest = records.verify(folder)
     provenance = manifest.provenance
     pairs = list(itertools.islice(records.read_pairs(folder), 2000))
-    codes = np.unique(np.stack([pair.image_tokens for pair in pairs])) if pairs else np.zeros(0)
+    if provenance.image_size:
+        contents = f"images of {provenance.image_size} pixels, for a tokenizer in the step"
+    else:
+        tokens = [pair.image_tokens for pair in pairs]
+        codes = np.unique(np.stack(tokens)) if tokens else np.zeros(0)
+        contents = (
+            f"tokenizer {provenance.tokenizer}, {provenance.num_image_tokens} tokens an image, "
+            f"{len(codes)} of {provenance.codebook_size} codes in the first {len(pairs)} pairs"
+        )
     lines = [
         f"{manifest.num_pairs:,} pairs in {len(manifest.shards)} shards in {folder}, "
         "all hashes right",
         f"sources: {dict(manifest.counts)}",
-        f"tokenizer {provenance.tokenizer}, {provenance.num_image_tokens} tokens an image, "
-        f"{len(codes)} of {provenance.codebook_size} codes in the first {len(pairs)} pairs",
+        contents,
     ]
     for name in ("generator", "sampler", "captions"):
         if value := getattr(provenance, name):
             lines.append(f"{name}: {json.dumps(dict(value), default=dict)}")
-    lines += [f"  {pair.key}  {pair.caption!r}" for pair in pairs[:NUM_SHOWN]]
+    if manifest.skipped:
+        lines.append(f"skipped: {dict(manifest.skipped)}")
+        for skip in manifest.skipped_examples[:NUM_SHOWN]:
+            lines.append(inert(f"  {skip['key']}  {skip['reason']}: {skip['detail']}", 160))
+    lines += [f"  {inert(pair.key)}  {pair.caption!r}" for pair in pairs[:NUM_SHOWN]]
     return "\n".join(lines)

@@ -114,6 +114,7 @@ def test_the_better_half_is_kept(chain, pairs, tmp_path):
     kept = np.sort(np.argsort(-scores, kind="stable")[:10])
     all_pairs = list(records.read_pairs(pairs))
     found = [pair.key for pair in views.read_view(tmp_path / "view")]
+    chain.run(["synth2", "inspect", str(tmp_path / "view")])
     assert found == [all_pairs[i].key for i in kept]
     summary = json.loads((tmp_path / "view" / "summary.json").read_text())
     assert [summary[name] for name in ("pairs", "kept", "repaired", "dropped")] == [20, 10, 0, 10]

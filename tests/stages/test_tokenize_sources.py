@@ -15,6 +15,7 @@ from PIL import Image
 
 from synth2_jax.data import records
 from synth2_jax.scenes import dataset
+from synth2_jax.stages.inspect import describe_pairs
 from synth2_jax.stages.tokenize import encode_images
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.trained import load_trained
@@ -104,6 +105,24 @@ def test_too_much_that_cannot_be_used_stops_the_run_until_it_is_accepted(
     assert records.verify(tmp_path / "pairs" / "train").num_pairs == 16
 
 
+def test_names_from_a_file_act_on_no_terminal(chain, tmp_path, mistake):
+    name = "0\x1b[31m\r\x1b]0;owned\x07"
+    with tarfile.open(tmp_path / "web.tar", "w") as tar:
+        for ending, data in (("jpg", b"\x1b[2Jnot an image"), ("txt", b"a \x1b[31mred circle")):
+            info = tarfile.TarInfo(f"{name}.{ending}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = {"source__format": "webdataset", "source__path": tmp_path / "web.tar"}
+    command = chain.tokenization(tmp_path / "pairs", **source, splits="train", max_images=None)
+    line = mistake([*command, "--config.max_skipped=0.5"])
+    assert line.startswith("tokenize train: 1 of 1 pairs are skipped (not an image 1)")
+    chain.run([*command, "--config.max_skipped=1"])
+    text = describe_pairs(tmp_path / "pairs" / "train")
+    assert "skipped: {'not an image': 1}" in text and "\\x1b[31m" in text
+    for shown in (line, text):
+        assert not {"\x1b", "\x07", "\r"} & set(shown)
+
+
 def test_questions_become_prompts(chain, tmp_path, examples):
     images = tmp_path / "images"
     images.mkdir()
@@ -166,6 +185,8 @@ def test_images_are_tokenized_in_the_step_as_before_it(chain, tmp_path):
     stored = list(records.read_pairs(chain.path("pairs", "real")))
     found = list(records.read_pairs(folder))
     assert [pair.key for pair in found] == [pair.key for pair in stored]
+    text = describe_pairs(folder)
+    assert "images of 32 pixels, for a tokenizer in the step" in text
     pixels = np.asarray(Image.open(io.BytesIO(found[0].image)))
     np.testing.assert_array_equal(pixels, dataset.examples("real", 1)[0].image)
     for model in ("generator", "vlm"):
