@@ -1,6 +1,10 @@
 """Reading and writing training data: the only package that imports TensorFlow and SeqIO.
 
+sources             images with captions in the formats that people have
+images              bytes of a picture -> pixels, or why not
+caption_text        a caption from anywhere -> clean text, or why not
 records             pairs on disk: shards and their manifest
+views               some of a folder's pairs, or with each other's images, without a copy
 tasks, mixtures     what SeqIO knows by name: sources with preprocessing, and rates
 preprocessors       task features from records
 feature_converters  the batch that each model takes, from task features
