@@ -259,6 +259,7 @@ def test_a_manifest_without_the_later_fields_opens(tmp_path):
     assert opened.skipped == {}
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_nothing_is_half_there(tmp_path):
     """A limit on the size of files fails as a full disk does, and needs no disk of its own."""
     script = f"""

@@ -127,6 +127,7 @@ def test_an_epoch_of_training_has_each_pair_once_with_its_image(pairs, view):
     assert iterator.source_counts == {"synthetic": 27}
 
 
+@pytest.mark.slow
 def test_a_restored_position_goes_on_exactly(view):
     straight = pipeline.train_iterator(config_of(view), "vlm")
     take(straight, 7)  # beyond an epoch

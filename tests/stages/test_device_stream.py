@@ -67,6 +67,7 @@ def test_the_next_batch_is_asked_for_before_a_result_is_used():
     assert asked == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_device_that_waits_for_its_host_is_less_busy():
     work = jax.jit(lambda x: jax.lax.fori_loop(0, 40, lambda _, x: jnp.tanh(x @ x), x))
     x = jnp.ones((300, 300))
