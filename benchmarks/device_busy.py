@@ -25,7 +25,8 @@ from PIL import Image  # noqa: E402
 
 from synth2_jax import environment  # noqa: E402
 from synth2_jax.config import load_config  # noqa: E402
-from synth2_jax.data.records import PairWriter, Provenance  # noqa: E402
+from synth2_jax.data.pair_writer import PairWriter  # noqa: E402
+from synth2_jax.data.records import Provenance  # noqa: E402
 from synth2_jax.data.sources.source import SourceConfig, open_source  # noqa: E402
 from synth2_jax.files import write_json  # noqa: E402
 from synth2_jax.progress import Progress  # noqa: E402

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from synth2_jax import environment  # noqa: E402
-from synth2_jax.data import pipeline, records  # noqa: E402
+from synth2_jax.data import pair_writer, pipeline, records  # noqa: E402
 from synth2_jax.files import write_json  # noqa: E402
 from synth2_jax.scenes import dataset  # noqa: E402
 
@@ -34,7 +34,7 @@ def write_sources(folder: pathlib.Path, num_pairs: int, num_tokens: int) -> dict
     folders = {}
     for source in records.SOURCES:
         rng = np.random.default_rng(len(source))
-        writer = records.PairWriter(folder / source, provenance, num_shards=16)
+        writer = pair_writer.PairWriter(folder / source, provenance, num_shards=16)
         for shard in writer.missing():
             numbers = range(num_pairs // 2 * shard // 16, num_pairs // 2 * (shard + 1) // 16)
             writer.write_shard(

@@ -1,5 +1,6 @@
 """Small files written so that they are either there whole or not at all."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,15 +15,34 @@ from synth2_jax.errors import UserError
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes under a temporary name, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a name to write to; `path` appears if the body ends well and its bytes are on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself survives a power cut
+    finally:
+        os.close(folder)
+
+
+def write_bytes(path: pathlib.Path, contents: bytes) -> None:
+    """The file is there whole, or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(contents)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -4,6 +4,7 @@ sources             images with captions in the formats that people have
 images              bytes of a picture -> pixels, or why not
 caption_text        a caption from anywhere -> clean text, or why not
 records             pairs on disk: shards and their manifest
+pair_writer         writing them, shard by shard
 views               some of a folder's pairs, or with each other's images, without a copy
 tasks, mixtures     what SeqIO knows by name: sources with preprocessing, and rates
 preprocessors       task features from records
@@ -11,5 +12,5 @@ feature_converters  the batch that each model takes, from task features
 iterators           a tf.data iterator whose position can be saved
 pipeline            the entry: `DataConfig`, `train_iterator`, `eval_batches`
 
-`records` and `pipeline` import TensorFlow only when they read or write examples.
+`records`, `pair_writer` and `pipeline` import TensorFlow only when they read or write examples.
 """

@@ -19,7 +19,7 @@ import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax import environment
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines, write_json
@@ -220,7 +220,7 @@ class Experiment:
             kept = [i for i, scene in enumerate(scenes) if scene]  # others contradict themselves
             pairs = [pairs[i] for i in kept]
             tokens = self._encode(np.stack([renderer.render(scenes[i]) for i in kept]))
-        records.write_pairs(
+        pair_writer.write_pairs(
             folder,
             [
                 Pair(f"{name}-{i:09d}-0", ids, pair.caption, "synthetic")

@@ -27,7 +27,7 @@ from synth2_jax.data import records, views
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.records import Manifest, Pair, Shard
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.files import read_json, write_json, write_text
+from synth2_jax.files import read_json, write_bytes, write_json, write_text
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vlm import VLM
 from synth2_jax.progress import Progress
@@ -313,7 +313,7 @@ class _ScoreFiles:
             write_json(self._folder / "settings.json", self._settings)
         contents = io.BytesIO()
         np.save(contents, scores)
-        records.write_atomically(self._path(shard), contents.getvalue())
+        write_bytes(self._path(shard), contents.getvalue())
 
     def read(self, shard: Shard) -> np.ndarray:
         return np.load(self._path(shard))

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import jax
 from jax.experimental import multihost_utils
 
-from synth2_jax.data.records import Manifest, Pair, PairWriter, Skipped, read_manifest
+from synth2_jax.data.pair_writer import PairWriter
+from synth2_jax.data.records import Manifest, Pair, Skipped, read_manifest
 from synth2_jax.errors import UserError
 from synth2_jax.training.stop_signal import StopSignal
 

@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
+from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance, Skipped
+from synth2_jax.data.records import Manifest, Pair, Provenance, Skipped
 from synth2_jax.errors import UserError
 from synth2_jax.files import JsonLinesFile, read_json
 from synth2_jax.models.maskgit import Generator

@@ -30,7 +30,8 @@ from absl import logging
 from synth2_jax import config as config_lib
 from synth2_jax.data.caption_text import CaptionLimits, CaptionRejected, clean_caption
 from synth2_jax.data.images import ImageLimits, ImageRejected, decode_image, encode_png
-from synth2_jax.data.records import Manifest, Pair, PairWriter, Provenance, Skipped
+from synth2_jax.data.pair_writer import PairWriter
+from synth2_jax.data.records import Manifest, Pair, Provenance, Skipped
 from synth2_jax.data.references import pair_key
 from synth2_jax.data.sources.source import ImageText, Source, SourceConfig, open_source
 from synth2_jax.errors import UserError

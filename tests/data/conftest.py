@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 
 CAPTIONS = (
     "a red circle",
@@ -33,7 +33,7 @@ def write_folder(tmp_path):
         folder = tmp_path / (name or source)
         shape = {"num_image_tokens": 4, "codebook_size": 512, **provenance}
         pairs = make_pairs(count, source, shape["num_image_tokens"], shape["codebook_size"])
-        records.write_pairs(
+        pair_writer.write_pairs(
             folder, pairs, records.Provenance(tokenizer, **shape), num_shards=num_shards
         )
         return str(folder)

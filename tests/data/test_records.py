@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 from synth2_jax.errors import UserError
 
 PROVENANCE = records.Provenance(
@@ -31,7 +31,7 @@ def raises_line(*parts):
 
 def test_pairs_and_manifest_come_back(tmp_path):
     synthetic = dataclasses.replace(PAIR, key="synthetic-0", source="synthetic")
-    written = records.write_pairs(tmp_path, [PAIR, synthetic], PROVENANCE, num_shards=2)
+    written = pair_writer.write_pairs(tmp_path, [PAIR, synthetic], PROVENANCE, num_shards=2)
     assert records.read_manifest(tmp_path) == written
     assert written.provenance == PROVENANCE
     assert written.counts == {"real": 1, "synthetic": 1}
@@ -47,13 +47,13 @@ def test_pairs_and_manifest_come_back(tmp_path):
 
 
 def test_image_tokens_are_little_endian_uint16_on_disk(tmp_path):
-    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     (shard,) = tmp_path.glob("*.tfrecord")
     assert b"\x00\x00\xff\xff\x00\x01" in shard.read_bytes()
 
 
 def test_a_flipped_byte_is_named_by_verify(tmp_path):
-    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     (shard,) = tmp_path.glob("*.tfrecord")
     contents = bytearray(shard.read_bytes())
     contents[20] ^= 1
@@ -70,7 +70,7 @@ def test_an_interrupted_writer_leaves_whole_shards_only_and_is_resumed(tmp_path)
         yield PAIR
         raise KeyboardInterrupt
 
-    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=2)
     writer.write_shard(1, [PAIR])
     with pytest.raises(KeyboardInterrupt):
         writer.write_shard(0, interrupted())
@@ -81,7 +81,7 @@ def test_an_interrupted_writer_leaves_whole_shards_only_and_is_resumed(tmp_path)
     with raises_line("no manifest.json", "not finished"):
         records.read_manifest(tmp_path)
 
-    resumed = records.PairWriter(
+    resumed = pair_writer.PairWriter(
         tmp_path, dataclasses.replace(PROVENANCE, config={"steps": 11}), num_shards=2
     )
     assert resumed.missing() == [0]
@@ -96,17 +96,17 @@ def test_a_killed_writer_leaves_no_shard(tmp_path):
     script = f"""
 import os
 import numpy as np
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 pair = records.Pair("real-0", np.zeros(3, int), "a circle", "real")
 def killed():
     yield pair
     os.kill(os.getpid(), 9)
 provenance = records.Provenance("tok-a", num_image_tokens=3, codebook_size=8)
-records.PairWriter({str(tmp_path)!r}, provenance, num_shards=1).write_shard(0, killed())
+pair_writer.PairWriter({str(tmp_path)!r}, provenance, num_shards=1).write_shard(0, killed())
 """
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -9
     provenance = records.Provenance("tok-a", num_image_tokens=3, codebook_size=8)
-    writer = records.PairWriter(tmp_path, provenance, num_shards=1)
+    writer = pair_writer.PairWriter(tmp_path, provenance, num_shards=1)
     assert writer.missing() == [0]
     writer.write_shard(0, [dataclasses.replace(PAIR, image_tokens=np.zeros(3, int))])
     writer.finish()
@@ -115,13 +115,13 @@ records.PairWriter({str(tmp_path)!r}, provenance, num_shards=1).write_shard(0, k
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_run_cannot_add_to_a_folder(tmp_path, finished):
-    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1)
     writer.write_shard(0, [PAIR])
     if finished:
         writer.finish()
     other = dataclasses.replace(PROVENANCE, sampler={"num_steps": 12})
     with raises_line("sampler", "8", "12", "delete the folder"):
-        records.PairWriter(tmp_path, other, num_shards=1)
+        pair_writer.PairWriter(tmp_path, other, num_shards=1)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +135,13 @@ def test_another_run_cannot_add_to_a_folder(tmp_path, finished):
 )
 def test_unfit_pairs_are_refused_by_key(tmp_path, change, parts):
     with raises_line(*parts):
-        records.write_pairs(tmp_path, [dataclasses.replace(PAIR, **change)], PROVENANCE)
+        pair_writer.write_pairs(tmp_path, [dataclasses.replace(PAIR, **change)], PROVENANCE)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
 def test_a_key_is_there_once(tmp_path, num_shards):
     with raises_line("'real-0'", "twice"):
-        records.write_pairs(tmp_path, [PAIR, PAIR], PROVENANCE, num_shards=num_shards)
+        pair_writer.write_pairs(tmp_path, [PAIR, PAIR], PROVENANCE, num_shards=num_shards)
 
 
 def test_codebooks_fit_uint16():
@@ -152,7 +152,7 @@ def test_codebooks_fit_uint16():
 def test_unfit_folders(tmp_path):
     with raises_line(str(tmp_path), "no manifest.json", "no pairs here"):
         records.read_manifest(tmp_path)
-    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     path, (shard,) = tmp_path / "manifest.json", tmp_path.glob("*.tfrecord")
     whole, contents = path.read_text(), shard.read_bytes()
 
@@ -170,17 +170,17 @@ def test_unfit_folders(tmp_path):
 
 
 def test_another_tokenizer_is_named_with_the_expected_one(tmp_path):
-    manifest = records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    manifest = pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     records.check_tokenizer(manifest, "tok-a")
     with raises_line(str(tmp_path), "tok-a", "tok-z"):
         records.check_tokenizer(manifest, "tok-z", tmp_path)
 
 
 def test_the_manifest_is_read_without_tensorflow(tmp_path):
-    records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     script = f"""
 import sys
-from synth2_jax.data import pipeline, records
+from synth2_jax.data import pair_writer, pipeline, records
 records.verify({str(tmp_path)!r})
 assert not {{"tensorflow", "seqio"}} & set(sys.modules)
 """
@@ -190,9 +190,9 @@ assert not {{"tensorflow", "seqio"}} & set(sys.modules)
 def test_what_was_skipped_is_counted_by_reason_and_shown(tmp_path):
     bad = records.Skipped("000000017", "corrupt image", "cannot identify image file", num_pairs=5)
     late = records.Skipped("000000018", "empty caption")
-    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=2)
     writer.write_shard(0, [bad, PAIR])
-    resumed = records.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    resumed = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=2)
     resumed.write_shard(1, [late, late])
     manifest = resumed.finish()
     assert manifest == records.read_manifest(tmp_path)
@@ -206,24 +206,24 @@ def test_what_was_skipped_is_counted_by_reason_and_shown(tmp_path):
 
 
 def test_a_shard_whose_description_was_not_written_yet_is_written_again(tmp_path):
-    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1)
     writer.write_shard(0, [PAIR])
     (sidecar,) = (tmp_path / "progress").glob("*.tfrecord.json")
     sidecar.unlink()
-    assert records.PairWriter(tmp_path, PROVENANCE, num_shards=1).missing() == [0]
+    assert pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1).missing() == [0]
 
 
 def test_shards_know_what_determines_them(tmp_path):
     other = dataclasses.replace(PROVENANCE, sampler={"num_steps": 12})
     works = set()
     for name, provenance in (("a", PROVENANCE), ("b", other)):
-        written = records.write_pairs(tmp_path / name, [PAIR], provenance, num_shards=2)
+        written = pair_writer.write_pairs(tmp_path / name, [PAIR], provenance, num_shards=2)
         works |= {shard.work for shard in written.shards}
     assert len(works) == 4
-    again = records.write_pairs(tmp_path / "c", [PAIR], PROVENANCE, num_shards=2)
+    again = pair_writer.write_pairs(tmp_path / "c", [PAIR], PROVENANCE, num_shards=2)
     assert {shard.work for shard in again.shards} <= works
 
-    mixed = records.PairWriter(tmp_path / "mixed", PROVENANCE, num_shards=1)
+    mixed = pair_writer.PairWriter(tmp_path / "mixed", PROVENANCE, num_shards=1)
     mixed.write_shard(0, [PAIR])
     (sidecar,) = (tmp_path / "mixed" / "progress").glob("*.tfrecord.json")
     (intruder,) = [again.shards[0].work]
@@ -235,21 +235,25 @@ def test_shards_know_what_determines_them(tmp_path):
 
 def test_a_pair_may_have_a_prompt_of_its_own(tmp_path):
     asked = dataclasses.replace(PAIR, prompt="Question: what is red? Answer:")
-    records.write_pairs(tmp_path, [asked, dataclasses.replace(PAIR, key="real-1")], PROVENANCE)
+    pair_writer.write_pairs(tmp_path, [asked, dataclasses.replace(PAIR, key="real-1")], PROVENANCE)
     assert [pair.prompt for pair in records.read_pairs(tmp_path)] == [asked.prompt, ""]
 
 
-def test_many_keys_over_many_shards(tmp_path):
+@pytest.mark.parametrize("at_a_time", [100, 1 << 22])
+def test_many_keys_over_many_shards(tmp_path, monkeypatch, at_a_time):
+    monkeypatch.setattr(pair_writer, "_KEYS_AT_A_TIME", at_a_time)
     pairs = [dataclasses.replace(PAIR, key=f"real-{i}") for i in range(2000)]
-    assert records.write_pairs(tmp_path / "a", pairs, PROVENANCE, num_shards=7).num_pairs == 2000
+    assert (
+        pair_writer.write_pairs(tmp_path / "a", pairs, PROVENANCE, num_shards=7).num_pairs == 2000
+    )
     pairs[1999] = dataclasses.replace(PAIR, key="real-3")
     with raises_line("'real-3'", "twice"):
-        records.write_pairs(tmp_path / "b", pairs, PROVENANCE, num_shards=7)
+        pair_writer.write_pairs(tmp_path / "b", pairs, PROVENANCE, num_shards=7)
     assert not (tmp_path / "b" / "manifest.json").exists()
 
 
 def test_a_manifest_without_the_later_fields_opens(tmp_path):
-    written = records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    written = pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     path = tmp_path / "manifest.json"
     values = json.loads(path.read_text())
     del values["skipped"], values["skipped_examples"], values["shards"][0]["work"]
@@ -265,11 +269,11 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_there(tmp_path):
     script = f"""
 import resource, signal
 import numpy as np
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 from synth2_jax.data.tensorflow_cpu import tf
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 provenance = records.Provenance("tok-a", num_image_tokens=256, codebook_size=8)
-writer = records.PairWriter({str(tmp_path)!r}, provenance, num_shards=2)
+writer = pair_writer.PairWriter({str(tmp_path)!r}, provenance, num_shards=2)
 def pairs(name, count):
     tokens = np.zeros(256, int)
     return (records.Pair(f"{{name}}-{{i}}", tokens, "a circle", "real") for i in range(count))
@@ -283,14 +287,14 @@ writer.write_shard(1, pairs("b", 1000))
         "finished and stay, the same command makes the others"
     )
     provenance = records.Provenance("tok-a", num_image_tokens=256, codebook_size=8)
-    assert records.PairWriter(tmp_path, provenance, num_shards=2).missing() == [1]
+    assert pair_writer.PairWriter(tmp_path, provenance, num_shards=2).missing() == [1]
     assert not list(tmp_path.glob("*1-of*")) and not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_folder_may_hold_images_in_place_of_tokens(tmp_path):
     provenance = records.Provenance("", 0, 0, image_size=32)
     pair = dataclasses.replace(PAIR, image_tokens=None, image=b"\x89PNG...")
-    manifest = records.write_pairs(tmp_path, [pair], provenance)
+    manifest = pair_writer.write_pairs(tmp_path, [pair], provenance)
     assert records.read_manifest(tmp_path) == manifest
     assert list(records.read_pairs(tmp_path)) == [pair]
     with raises_line("found images", "tok-a", "without --on-the-fly"):
@@ -300,10 +304,27 @@ def test_a_folder_may_hold_images_in_place_of_tokens(tmp_path):
 
 
 def test_what_a_kill_at_the_very_end_leaves_is_cleaned_up(tmp_path):
-    written = records.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    written = pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     before = sorted(path.name for path in tmp_path.iterdir())
     (tmp_path / "progress").mkdir()
     (tmp_path / "progress" / "work.json").write_text("{}")
-    writer = records.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1)
     assert writer.missing() == [] and writer.finish() == written
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_more_shards_than_files_that_may_be_open(tmp_path):
+    script = f"""
+import resource
+import numpy as np
+from synth2_jax.data import pair_writer, records
+provenance = records.Provenance("tok-a", num_image_tokens=1, codebook_size=8)
+writer = pair_writer.PairWriter({str(tmp_path)!r}, provenance, num_shards=300)
+for shard in range(300):
+    writer.write_shard(shard, [records.Pair(str(shard), np.zeros(1, int), "a circle", "real")])
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+print(writer.finish().num_pairs)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "300\n", run.stderr[-1000:]

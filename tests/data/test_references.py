@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 from synth2_jax.data.references import ReferencedImage, pair_key, read_references
 from synth2_jax.errors import UserError
 
@@ -13,7 +13,7 @@ def folder(tmp_path):
         for number, image in enumerate(["test-000002", "test-000000", "odd-key-7"])
         for i in range(number + 1)
     ]
-    records.write_pairs(tmp_path, pairs, records.Provenance("tok-a", 2, 8), num_shards=2)
+    pair_writer.write_pairs(tmp_path, pairs, records.Provenance("tok-a", 2, 8), num_shards=2)
     return tmp_path
 
 

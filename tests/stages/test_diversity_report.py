@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synth2_jax import main
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 from synth2_jax.errors import UserError
 from synth2_jax.scenes import dataset
 from synth2_jax.stages import diversity_page, diversity_report, report
@@ -89,7 +89,7 @@ def test_every_kind_of_path_gives_the_same_captions(tmp_path):
         for i, caption in enumerate(captions)
     ]
     provenance = records.Provenance("tok", num_image_tokens=2, codebook_size=4)
-    records.write_pairs(tmp_path / "pairs", pairs, provenance)
+    pair_writer.write_pairs(tmp_path / "pairs", pairs, provenance)
     write_rows(tmp_path / "folder" / "captions.jsonl", captions)
     (tmp_path / "folder" / "manifest.json").write_text('{"source": "language_model"}')
     for path in (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax.data import records, views
+from synth2_jax.data import pair_writer, records, views
 from synth2_jax.data.records import Pair
 from synth2_jax.errors import UserError
 from synth2_jax.stages import filter as stage
@@ -236,7 +236,7 @@ def test_a_vlm_trains_on_a_view(chain, pairs, tmp_path):
 def test_pairs_of_another_tokenizer_are_refused(chain, tmp_path, mistake):
     provenance = records.Provenance("another", num_image_tokens=4, codebook_size=32)
     pair = Pair("real-0", np.zeros(4, int), "a red circle", "real")
-    records.write_pairs(tmp_path / "pairs", [pair], provenance)
+    pair_writer.write_pairs(tmp_path / "pairs", [pair], provenance)
     line = mistake(filtering(chain, tmp_path / "pairs", tmp_path / "view"))
     assert "found image tokens of tokenizer another, expected tokenizer" in line
     assert not (tmp_path / "view").exists() and not (tmp_path / "pairs" / "scores").exists()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from synth2_jax.data.records import Pair, PairWriter, Provenance, Skipped, read_pairs
+from synth2_jax.data.pair_writer import PairWriter
+from synth2_jax.data.records import Pair, Provenance, Skipped, read_pairs
 from synth2_jax.errors import UserError
 from synth2_jax.stages.pair_shards import SkipBudget, finish, my_shards, reasons, write_shards
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from synth2_jax.data import records
+from synth2_jax.data import pair_writer, records
 from synth2_jax.training import checkpoints
 from synth2_jax.training.checkpoints import fingerprint, latest_step, restore_params
 from synth2_jax.training.metrics import read_metrics
@@ -149,7 +149,7 @@ def test_missing_and_wrong_checkpoints(chain, mistake, tmp_path):
 def test_pairs_of_another_tokenizer_are_refused_by_both_names(chain, mistake, tmp_path):
     pairs = list(records.read_pairs(chain.path("pairs", "real")))
     stranger = records.Provenance("0123456789abcdef", chain.num_tokens, 32)
-    records.write_pairs(tmp_path / "pairs", pairs, stranger)
+    pair_writer.write_pairs(tmp_path / "pairs", pairs, stranger)
     mine = load_trained(str(chain.path("tokenizer")), "tokenizer").fingerprint("tokenizer")
     for name in ("generator", "vlm"):
         line = mistake(chain.training(name, tmp_path / "w", data__folders__real=tmp_path / "pairs"))
