@@ -3,17 +3,10 @@
 import dataclasses
 import unicodedata
 
+from synth2_jax.data.rejected import Rejected
+
 # Marks that turn the direction of the text around them: a caption could pass for another.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-class CaptionRejected(Exception):
-    """Why a caption is not used: `reason`, in words that many captions share, and a detail."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +24,13 @@ def clean_caption(found: bytes | str, limits: CaptionLimits = CaptionLimits()) -
     """Text of any script in one line: control characters and runs of white space are one space.
 
     Raises:
-      CaptionRejected: not UTF-8, empty, or too long.
+      Rejected: not UTF-8, empty, or too long.
     """
     try:
         text = found.decode("utf-8") if isinstance(found, bytes) else found
         text.encode("utf-8")  # JSON can hold halves of characters
     except UnicodeError as error:
-        raise CaptionRejected("caption not UTF-8", str(error)) from None
+        raise Rejected("caption not UTF-8", str(error)) from None
     text = "".join(
         " " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
         for char in text
@@ -45,7 +38,7 @@ def clean_caption(found: bytes | str, limits: CaptionLimits = CaptionLimits()) -
     )
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     if not text:
-        raise CaptionRejected("empty caption")
+        raise Rejected("empty caption")
     if len(text) > limits.max_chars:
-        raise CaptionRejected("caption too long", f"{len(text):,} characters")
+        raise Rejected("caption too long", f"{len(text):,} characters")
     return text

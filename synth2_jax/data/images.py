@@ -13,17 +13,10 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from synth2_jax.data.rejected import Rejected
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
-
-
-class ImageRejected(Exception):
-    """Why a picture is not used: `reason`, in words that many pictures share, and a detail."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,33 +45,33 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
     values are scaled to 8.
 
     Raises:
-      ImageRejected: not a picture, a damaged one, or one outside of the limits.
+      Rejected: not a picture, a damaged one, or one outside of the limits.
     """
     if len(contents) > limits.max_bytes:
-        raise ImageRejected("image file too large", f"{len(contents):,} bytes")
+        raise Rejected("image file too large", f"{len(contents):,} bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are checked here
             with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > limits.max_pixels:
-                    raise ImageRejected("image too large", f"{width}x{height} pixels")
+                    raise Rejected("image too large", f"{width}x{height} pixels")
                 if min(width, height) < limits.min_side:
-                    raise ImageRejected("image too small", f"{width}x{height} pixels")
+                    raise Rejected("image too small", f"{width}x{height} pixels")
                 # JPEG only: decodes at a half, a quarter or an eighth where that is enough.
                 image.draft("RGB", (2 * size, 2 * size))
                 return _square(ImageOps.exif_transpose(_rgb(image)), size)
     except UnidentifiedImageError:
-        raise ImageRejected("not an image", f"begins with {contents[:8]!r}") from None
-    except ImageRejected:
+        raise Rejected("not an image", f"begins with {contents[:8]!r}") from None
+    except Rejected:
         raise
     except Image.DecompressionBombError as error:  # PIL's own limit, twice its MAX_IMAGE_PIXELS
-        raise ImageRejected("image too large", str(error)) from None
+        raise Rejected("image too large", str(error)) from None
     # Decoders fail in any way on damaged files: PIL's own list names OSError, SyntaxError,
     # ValueError, struct.error, Image.DecompressionBombError and more.
     except Exception as error:
         detail = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ImageRejected("corrupt image", detail) from error
+        raise Rejected("corrupt image", detail) from error
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -96,7 +89,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         values = np.clip(values // 257 if wide else values, 0, 255).astype(np.uint8)
         converted = Image.fromarray(values).convert("RGB")
     elif image.mode == "F":
-        raise ImageRejected("unsupported pixels", "floating point")
+        raise Rejected("unsupported pixels", "floating point")
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         converted = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

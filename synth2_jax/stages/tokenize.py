@@ -28,11 +28,12 @@ import numpy as np
 from absl import logging
 
 from synth2_jax import config as config_lib
-from synth2_jax.data.caption_text import CaptionLimits, CaptionRejected, clean_caption
-from synth2_jax.data.images import ImageLimits, ImageRejected, decode_image, encode_png
+from synth2_jax.data.caption_text import CaptionLimits, clean_caption
+from synth2_jax.data.images import ImageLimits, decode_image, encode_png
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair, Provenance, Skipped
 from synth2_jax.data.references import pair_key
+from synth2_jax.data.rejected import Rejected
 from synth2_jax.data.sources.source import ImageText, Source, SourceConfig, open_source
 from synth2_jax.errors import UserError
 from synth2_jax.models.vq_tokenizer import VQTokenizer
@@ -99,6 +100,8 @@ def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib
     if cfg.source.format != "scenes":  # whose pictures and captions are never skipped
         limits = {"image": cfg.image, "caption": cfg.caption}
         description["limits"] = {k: dataclasses.asdict(limit) for k, limit in limits.items()}
+        fields = ("image_field", "caption_field", "key_field")
+        description["fields"] = {name: getattr(cfg.source, name) for name in fields}
     tokenizer = trained.objective.task.tokenizer
     contents = {
         "tokenizer": trained.fingerprint("tokenizer"),
@@ -190,7 +193,7 @@ def _prepare(
     for number, (text, prompt) in enumerate(zip(item.captions, prompts, strict=True)):
         try:
             captions.append((number, clean_caption(text, caption), prompt))
-        except CaptionRejected as error:
+        except Rejected as error:
             skipped.append(Skipped(pair_key(item.key, number), error.reason, error.detail))
     try:
         if isinstance(item.image, np.ndarray):
@@ -199,7 +202,7 @@ def _prepare(
             pixels = decode_image(item.image, size, image)
         else:
             pixels = decode_image(_read_image(item.image, image), size, image)
-    except ImageRejected as error:
+    except Rejected as error:
         return Skipped(item.key, error.reason, error.detail, len(item.captions))
     return _Prepared(item.key, pixels, captions, skipped)
 
@@ -207,12 +210,12 @@ def _prepare(
 def _read_image(path: pathlib.Path, limits: ImageLimits) -> bytes:
     try:
         if (num_bytes := path.stat().st_size) > limits.max_bytes:
-            raise ImageRejected("image file too large", f"{num_bytes:,} bytes")
+            raise Rejected("image file too large", f"{num_bytes:,} bytes")
         return path.read_bytes()
     except FileNotFoundError:
-        raise ImageRejected("image file missing", path.name) from None
+        raise Rejected("image file missing", path.name) from None
     except OSError as error:
-        raise ImageRejected("image file unreadable", f"{path.name}: {error.strerror}") from error
+        raise Rejected("image file unreadable", f"{path.name}: {error.strerror}") from error
 
 
 def _ordered_map(

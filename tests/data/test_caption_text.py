@@ -2,7 +2,8 @@
 
 import pytest
 
-from synth2_jax.data.caption_text import CaptionLimits, CaptionRejected, clean_caption
+from synth2_jax.data.caption_text import CaptionLimits, clean_caption
+from synth2_jax.data.rejected import Rejected
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_captions_become_one_line(found, clean):
     ],
 )
 def test_captions_that_are_no_text(found, reason):
-    with pytest.raises(CaptionRejected) as error:
+    with pytest.raises(Rejected) as error:
         clean_caption(found)
     assert error.value.reason == reason
     assert "\n" not in str(error.value)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synth2_jax.data.images import ImageLimits, ImageRejected, decode_image
+from synth2_jax.data.images import ImageLimits, decode_image
+from synth2_jax.data.rejected import Rejected
 
 
 def encoded(image, format="PNG", **options):
@@ -85,7 +86,7 @@ def test_a_line_of_pixels_is_cut_before_it_is_scaled():
 
 
 def rejected(contents, **limits):
-    with pytest.raises(ImageRejected) as error:
+    with pytest.raises(Rejected) as error:
         decode_image(contents, 32, ImageLimits(**limits))
     assert "\n" not in str(error.value)
     return error.value.reason

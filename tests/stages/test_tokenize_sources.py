@@ -92,6 +92,13 @@ def test_batches_threads_and_processes_change_nothing(chain, tmp_path, web):
         assert found[0] == found[1]
 
 
+def test_captions_of_another_field_never_mix(chain, tmp_path, web, mistake):
+    chain.run(chain.tokenization(tmp_path / "pairs", **web))
+    other = chain.tokenization(tmp_path / "pairs", **web, source__caption_field="json/caption")
+    line = mistake(other)
+    assert "json/caption" in line and "delete the folder or choose another" in line
+
+
 def test_too_much_that_cannot_be_used_stops_the_run_until_it_is_accepted(
     chain, tmp_path, web, mistake
 ):

@@ -20,7 +20,7 @@ from synth2_jax.data.sources.source import (
     ImageText,
     ListSource,
     SourceConfig,
-    describe_files,
+    describe_annotations,
     inside,
 )
 from synth2_jax.errors import UserError, nearest
@@ -49,7 +49,7 @@ def open_coco(
             for row in values["images"]
             if captions[row["id"]]
         ]
-    return ListSource(examples, describe_files(config.format, [path]), num_shards, max_images)
+    return ListSource(examples, describe_annotations(config.format, [path]), num_shards, max_images)
 
 
 open_nocaps = open_coco  # the same file format, with a domain for each image
@@ -75,7 +75,7 @@ def open_karpathy(
             for row in values["images"]
             if row["split"] in split.split("+")
         ]
-    description = {**describe_files("karpathy", [path]), "split": split}
+    description = {**describe_annotations("karpathy", [path]), "split": split}
     return ListSource(examples, description, num_shards, max_images)
 
 
@@ -103,7 +103,7 @@ def open_flickr30k(
         ImageText(name.rpartition(".")[0], _image(folder, name, path), texts)
         for name, texts in captions.items()
     ]
-    return ListSource(examples, describe_files("flickr30k", [path]), num_shards, max_images)
+    return ListSource(examples, describe_annotations("flickr30k", [path]), num_shards, max_images)
 
 
 def open_vqa(
@@ -144,7 +144,7 @@ def open_vqa(
             image = pathlib.Path(images[image_id]).expanduser()
             key = f"{image_id}/{row['question_id']}"
             examples.append(ImageText(key, image, answers, [prompt] * len(answers)))
-    description = describe_files("vqa", [questions_path, path])
+    description = describe_annotations("vqa", [questions_path, path])
     description["answers"] = config.answers
     return ListSource(examples, description, num_shards, max_images)
 

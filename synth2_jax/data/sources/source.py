@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import hashlib
 import importlib
+import itertools
 import os
 import pathlib
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from synth2_jax.data.records import Skipped
+from synth2_jax.data.records import Skipped, sha256_of
 from synth2_jax.errors import UserError, nearest
 
 
@@ -63,8 +64,10 @@ class SourceConfig:
       images: the folder of images, or a template such as
         "COCO_train2014_{image_id:012d}.jpg" (vqa).
       questions: the file of questions (vqa).
-      image_field, caption_field, key_field: what they are called in webdataset (endings), tfrecord,
-        json_lines and tfds; "" is the format's usual name, "a;b" is the first that is there.
+      image_field, caption_field: what they are called: endings in webdataset, features in tfrecord
+        and tfds, keys in json_lines. "" is the format's usual name, "a;b" the first that is there,
+        "json/caption" the caption in a webdataset's JSON.
+      key_field: a name of each example to be kept in its key (json_lines, tfds).
       answers: "most_common" of a question's answers, or "all" of them (vqa).
     """
 
@@ -148,6 +151,31 @@ class ListSource(Source):
         yield from self._examples[bounds[shard] : bounds[shard + 1]]
 
 
+class FileSource(Source):
+    """Files that each are a part; a subclass reads one.
+
+    Args:
+      name: of the format.
+      config: `path` names the files, see `find_files`.
+      max_images: of all files, as many of each.
+    """
+
+    def __init__(self, name: str, config: SourceConfig, max_images: int | None):
+        self._paths = find_files(config.path, name)
+        self._names = short_names(self._paths)
+        self._limit = None if max_images is None else -(-max_images // len(self._paths))
+        self.num_shards = len(self._paths)
+        self.description = {**describe_files(name, self._paths), "max_images": max_images}
+
+    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
+        examples = self._examples(self._paths[shard], self._names[shard])
+        return itertools.islice(examples, self._limit)
+
+    @abc.abstractmethod
+    def _examples(self, path: pathlib.Path, name: str) -> Iterator[ImageText | Skipped]:
+        """Those of one file, whose keys begin with its name."""
+
+
 def _first_of_each_key(examples: Sequence[ImageText]) -> Iterator[ImageText | Skipped]:
     seen = set()
     for example in examples:
@@ -186,6 +214,11 @@ def _expand_braces(pattern: str) -> list[str]:
         parts = choices.split(",")
     head, tail = pattern[: match.start()], pattern[match.end() :]
     return [name for part in parts for name in _expand_braces(f"{head}{part}{tail}")]
+
+
+def describe_annotations(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """What tells files of annotations from others: their contents."""
+    return {"source": name, "sha256": [sha256_of(path) for path in paths]}
 
 
 def describe_files(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from synth2_jax.data.records import Skipped
 from synth2_jax.data.sources.source import (
+    FileSource,
     ImageText,
     Source,
     SourceConfig,
-    describe_files,
-    find_files,
-    short_names,
 )
 
 _IMAGES = "image/encoded;image;jpg;png"
@@ -24,23 +22,16 @@ def open_tfrecord(
 ) -> Source:
     """Each TFRecord file is a part."""
     del split, num_shards
-    return TFRecords(find_files(config.path, "tfrecord"), config, max_images)
+    return TFRecords("tfrecord", config, max_images)
 
 
-class TFRecords(Source):
+class TFRecords(FileSource):
     """See `open_tfrecord`. Keys are the file's name and the number of the record."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], config: SourceConfig, max_images: int | None):
-        self._paths, self._names = paths, short_names(paths)
+    def __init__(self, name: str, config: SourceConfig, max_images: int | None):
+        super().__init__(name, config, max_images)
         self._image_field = config.image_field or _IMAGES
         self._caption_field = config.caption_field or _CAPTIONS
-        self._limit = None if max_images is None else -(-max_images // len(paths))
-        self.num_shards = len(paths)
-        self.description = {**describe_files("tfrecord", paths), "max_images": max_images}
-
-    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
-        path, name = self._paths[shard], self._names[shard]
-        return itertools.islice(self._examples(path, name), self._limit)
 
     def _examples(self, path: pathlib.Path, name: str) -> Iterator[ImageText | Skipped]:
         from synth2_jax.data.tensorflow_cpu import one_line, tf

@@ -10,21 +10,19 @@ import itertools
 import json
 import pathlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from synth2_jax.data.records import Skipped
 from synth2_jax.data.sources.source import (
+    FileSource,
     ImageText,
     Source,
     SourceConfig,
-    describe_files,
-    find_files,
-    short_names,
     take,
 )
 
 _IMAGES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
-_CAPTIONS = "txt;text;caption;json"
+_CAPTIONS = "txt;text;caption;json/caption;json/text"  # json/x: x of the JSON object
 _MAX_MEMBER = 256 << 20  # bytes
 
 
@@ -33,27 +31,20 @@ def open_webdataset(
 ) -> Source:
     """Each tar file is a part."""
     del split, num_shards
-    return WebDataset(find_files(config.path, "webdataset"), config, max_images)
+    return WebDataset("webdataset", config, max_images)
 
 
-class WebDataset(Source):
+class WebDataset(FileSource):
     """See `open_webdataset`. Keys are the tar file's name and the example's."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], config: SourceConfig, max_images: int | None):
-        self._paths, self._names = paths, short_names(paths)
+    def __init__(self, name: str, config: SourceConfig, max_images: int | None):
+        super().__init__(name, config, max_images)
         self._image_field = config.image_field or _IMAGES
         self._caption_field = config.caption_field or _CAPTIONS
-        self._json_field = config.key_field or "caption;text"
-        self._limit = None if max_images is None else -(-max_images // len(paths))
-        self.num_shards = len(paths)
-        self.description = {**describe_files("webdataset", paths), "max_images": max_images}
-
-    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
-        path, name = self._paths[shard], self._names[shard]
-        return itertools.islice(self._examples(path, name), self._limit)
 
     def _examples(self, path: pathlib.Path, tar_name: str) -> Iterator[ImageText | Skipped]:
-        wanted = {*self._image_field.split(";"), *self._caption_field.split(";")}
+        names = f"{self._image_field};{self._caption_field}".split(";")
+        wanted = {name.partition("/")[0] for name in names}
         seen: set[str] = set()
         for name, group in itertools.groupby(_members(path, wanted), _name):
             key = f"{tar_name}/{name}"
@@ -74,20 +65,21 @@ class WebDataset(Source):
         image = take(found, self._image_field)
         if image is None:
             return Skipped(key, "no image", f"expected one of {self._image_field}")
-        ending = next((e for e in self._caption_field.split(";") if e in found), None)
-        if ending is None:
-            return Skipped(key, "no caption", f"expected one of {self._caption_field}")
-        if ending != "json":
-            return ImageText(key, image, [found[ending]])
-        try:
-            row = json.loads(found[ending].decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            return Skipped(key, "caption not JSON", str(error))
-        caption = take(row, self._json_field) if isinstance(row, dict) else None
-        captions = caption if isinstance(caption, list) else [caption]
-        if not captions or not all(isinstance(text, str) for text in captions):
-            return Skipped(key, "no caption", f"{self._json_field} is {caption!r:.40}")
-        return ImageText(key, image, captions)
+        for name in self._caption_field.split(";"):
+            ending, _, field = name.partition("/")
+            if ending not in found:
+                continue
+            if not field:
+                return ImageText(key, image, [found[ending]])
+            try:
+                row = json.loads(found[ending].decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                return Skipped(key, "caption not JSON", str(error))
+            caption = row.get(field) if isinstance(row, dict) else None
+            captions = caption if isinstance(caption, list) else [caption]
+            if captions and all(isinstance(text, str) for text in captions):
+                return ImageText(key, image, captions)
+        return Skipped(key, "no caption", f"expected one of {self._caption_field}")
 
 
 def _members(path: pathlib.Path, wanted: set[str]) -> Iterator[tuple[str, str, bytes] | Skipped]:

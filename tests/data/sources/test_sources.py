@@ -262,7 +262,7 @@ def test_webdataset(tmp_path):
     assert source.num_shards == 3 and len(items) == 12
     assert items[1].key == "cc-00000/001" and items[5].key == "cc-00001/x/001"
     assert items[1].captions == [b"caption 1"] and items[1].image == picture(1)
-    items, _ = read(format="webdataset", path=path, caption_field="json", max_images=6)
+    items, _ = read(format="webdataset", path=path, caption_field="json/caption", max_images=6)
     assert len(items) == 6 and items[0].captions == ["another"]
     assert "no file" in refused(format="webdataset", path=path.replace("2}", "3}"))
 
