@@ -17,13 +17,12 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from synth2_jax import environment  # noqa: E402
+from benchmarks.result import write_result  # noqa: E402
 from synth2_jax.captioners.classes import COMMON_OBJECTS, load_classes  # noqa: E402
 from synth2_jax.captioners.drafts import Draft  # noqa: E402
 from synth2_jax.captioners.duplicates import jaccard  # noqa: E402
 from synth2_jax.captioners.filters import FilterConfig  # noqa: E402
 from synth2_jax.captioners.selection import Selection  # noqa: E402
-from synth2_jax.files import write_json  # noqa: E402
 
 SIMILARITY = 0.8
 NUM_CHECKED = 20_000  # changed captions whose true similarity is computed
@@ -104,7 +103,6 @@ def measure(num: int) -> dict:
         "copies": len(copies),
         "near_duplicates_missed": missed,
         "near_duplicates_checked": len(near),
-        "made_with": environment.describe(),
     }
 
 
@@ -117,9 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--captions", type=int, default=1_000_000)
     result = measure(parser.parse_args().captions)
-    device = result["made_with"]["device"].replace(" ", "_")
-    path = ROOT / "benchmarks" / "results" / device / "deduplicate_captions.json"
-    write_json(path, result)
+    path = write_result("deduplicate_captions", result)
     print(
         f"{result['captions']} captions in {result['seconds']:.0f} s and "
         f"{result['peak_memory_gib']:.1f} GiB: {result['kept']} kept, dropped {result['dropped']}"
@@ -127,7 +123,7 @@ def main() -> None:
     print(
         f"missed: {result['copies_missed']} of {result['copies']} copies, "
         f"{result['near_duplicates_missed']} of {result['near_duplicates_checked']} near-duplicates"
-        f"  ({path.relative_to(ROOT)})"
+        f"  ({path})"
     )
 
 

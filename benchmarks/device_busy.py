@@ -1,10 +1,12 @@
 """How much of the time `tokenize` and `synthesize` keep the device busy, after the first batch.
 
-    python benchmarks/device_busy.py [--images=2000] [--size=256] [--pairs=4000]
+    python benchmarks/device_busy.py [--images=2000] [--size=256] [--batch=64] [--pairs=4000]
         [--tokenizer=configs/scenes/tokenizer.py] [--generator=configs/scenes/generator.py]
+    python benchmarks/device_busy.py --tokenizer=configs/paper/tokenizer.py --images=32 --batch=4
 
 Images are JPEG files in tar files, weights are random: neither changes what there is to do. On a
-CPU, host and device share their cores. Writes benchmarks/results/DEVICE/device_busy.json.
+CPU, host and device share their cores. Writes benchmarks/results/DEVICE/device_busy_SCALE.json,
+where SCALE is the folder of the tokenizer's config.
 """
 
 import argparse
@@ -23,12 +25,11 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from synth2_jax import environment  # noqa: E402
+from benchmarks.result import write_result  # noqa: E402
 from synth2_jax.config import load_config  # noqa: E402
 from synth2_jax.data.pair_writer import PairWriter  # noqa: E402
 from synth2_jax.data.records import Provenance  # noqa: E402
 from synth2_jax.data.sources.source import SourceConfig, open_source  # noqa: E402
-from synth2_jax.files import write_json  # noqa: E402
 from synth2_jax.progress import Progress  # noqa: E402
 from synth2_jax.scenes import dataset  # noqa: E402
 from synth2_jax.stages import pair_shards, tokenize  # noqa: E402
@@ -66,7 +67,7 @@ def write_tars(folder: pathlib.Path, count: int, size: int) -> str:
     return str(folder / "*.tar")
 
 
-def measure_tokenize(path: str, count: int, size: int) -> dict[str, float]:
+def measure_tokenize(path: str, count: int, size: int, batch: int) -> dict[str, float]:
     """Share of the time, and images a second over all."""
     trained = untrained(path)
     config = trained.objective.task.tokenizer
@@ -78,11 +79,11 @@ def measure_tokenize(path: str, count: int, size: int) -> dict[str, float]:
             Provenance("random", config.num_tokens, config.codebook_size),
             num_shards=source.num_shards,
         )
-        cfg = tokenize.TokenizeConfig(tokenizer="", batch_size=64)
+        cfg = tokenize.TokenizeConfig(tokenizer="", batch_size=batch)
         start = time.perf_counter()
         with BusyClock() as clock, Progress("tokenize", _TARS, "shards") as progress:
             shards = writer.missing()
-            results = tokenize._results(source, shards, trained, cfg, clock, progress)
+            results = tokenize.tokenized(source, shards, trained, cfg, clock, progress)
             pair_shards.write_shards(writer, results)
         seconds = time.perf_counter() - start
     return {"busy": clock.share, "images_per_second": count / seconds}
@@ -116,24 +117,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=4000)
     parser.add_argument("--tokenizer", default=str(ROOT / "configs/scenes/tokenizer.py"))
     parser.add_argument("--generator", default=str(ROOT / "configs/scenes/generator.py"))
     arguments = parser.parse_args()
+    scale = pathlib.Path(arguments.tokenizer).parent.name
     result = {
-        "tokenize": measure_tokenize(arguments.tokenizer, arguments.images, arguments.size),
+        "tokenize": measure_tokenize(
+            arguments.tokenizer, arguments.images, arguments.size, arguments.batch
+        ),
         "synthesize": measure_synthesize(arguments.generator, arguments.pairs),
         **vars(arguments),
         "tokenizer": pathlib.Path(arguments.tokenizer).name,
         "generator": pathlib.Path(arguments.generator).name,
-        "made_with": environment.describe(),
     }
-    device = result["made_with"]["device"].replace(" ", "_")
-    path = ROOT / "benchmarks" / "results" / device / "device_busy.json"
-    write_json(path, result)
+    path = write_result(f"device_busy_{scale}", result)
     for stage in ("tokenize", "synthesize"):
         print(f"{stage}: the device was busy {result[stage]['busy']:.1%} of the time")
-    print(path.relative_to(ROOT))
+    print(path)
 
 
 if __name__ == "__main__":

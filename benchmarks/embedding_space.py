@@ -13,9 +13,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.result import write_result  # noqa: E402
 from configs.scenes import vlm  # noqa: E402
-from synth2_jax import environment  # noqa: E402
-from synth2_jax.files import write_json  # noqa: E402
 from synth2_jax.stages.image_space import speed_by_space  # noqa: E402
 
 
@@ -30,7 +29,6 @@ def measure(rounds: int) -> dict:
         "batch_size": config.data.batch_size,
         "rounds": rounds,
         "model": model,
-        "made_with": environment.describe(),
     }
 
 
@@ -38,12 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     result = measure(parser.parse_args().rounds)
-    device = result["made_with"]["device"].replace(" ", "_")
-    path = ROOT / "benchmarks" / "results" / device / "embedding_space.json"
-    write_json(path, result)
+    path = write_result("embedding_space", result)
     speed = result["steps_per_second"]
     print(f"embedding {speed['embedding']:.2f} steps/s, pixel {speed['pixel']:.2f} steps/s")
-    print(f"ratio {result['ratio']:.2f}  ({path.relative_to(ROOT)})")
+    print(f"ratio {result['ratio']:.2f}  ({path})")
 
 
 if __name__ == "__main__":

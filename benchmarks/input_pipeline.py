@@ -18,9 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from synth2_jax import environment  # noqa: E402
+from benchmarks.result import write_result  # noqa: E402
 from synth2_jax.data import pair_writer, pipeline, records  # noqa: E402
-from synth2_jax.files import write_json  # noqa: E402
 from synth2_jax.scenes import dataset  # noqa: E402
 
 _BATCH = 256
@@ -126,14 +125,11 @@ def main() -> None:
         "pairs": arguments.pairs,
         "image_tokens": arguments.tokens,
         "batch_size": _BATCH,
-        "made_with": environment.describe(),
     }
-    device = result["made_with"]["device"].replace(" ", "_")
-    path = ROOT / "benchmarks" / "results" / device / "input_pipeline.json"
-    write_json(path, result)
+    path = write_result("input_pipeline", result)
     for name, value in result["examples_per_second_up_to"].items():
         print(f"  {name:<20} {value:>10,.0f} examples/s")
-    print(f"{result['pairs_per_second']:,.0f} pairs/s  ({path.relative_to(ROOT)})")
+    print(f"{result['pairs_per_second']:,.0f} pairs/s  ({path})")
 
 
 if __name__ == "__main__":

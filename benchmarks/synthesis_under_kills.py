@@ -21,7 +21,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from synth2_jax import environment  # noqa: E402
+from benchmarks.result import write_result  # noqa: E402
 from synth2_jax.data import records  # noqa: E402
 from synth2_jax.files import write_json, write_json_lines  # noqa: E402
 from synth2_jax.scenes import dataset  # noqa: E402
@@ -107,13 +107,10 @@ def main() -> None:
         "peak_memory_gib": peak,
         "seconds_to_check": time.monotonic() - start,
         "num_bytes": sum(shard.num_bytes for shard in manifest.shards),
-        "made_with": environment.describe(),
     }
-    device = result["made_with"]["device"].replace(" ", "_")
-    path = ROOT / "benchmarks" / "results" / device / "synthesis_under_kills.json"
-    write_json(path, result)
+    path = write_result("synthesis_under_kills", result)
     print(f"{count:,} pairs, {kills} kills, {count / seconds:.0f} pairs/s: none lost, none twice")
-    print(path.relative_to(ROOT))
+    print(path)
 
 
 if __name__ == "__main__":

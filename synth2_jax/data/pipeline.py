@@ -130,6 +130,7 @@ def eval_batches(
     model_name: str,
     *,
     tokenizer_fingerprint: str | None = None,
+    limits: Mapping[str, int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
     with_keys: bool = False,
@@ -144,7 +145,9 @@ def eval_batches(
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import evaluation_batches
 
-    stream, _ = _stream(config, model_name, tokenizer_fingerprint, process_index, process_count)
+    stream, _ = _stream(
+        config, model_name, tokenizer_fingerprint, process_index, process_count, limits
+    )
     return evaluation_batches(stream, with_keys=with_keys)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from synth2_jax.stages.inert_text import inert
-from synth2_jax.stages.report_charts import line_chart, lying_bar, thinned
+from synth2_jax.stages.report_charts import legend, line_chart, lying_bar, thinned
 from synth2_jax.stages.report_html import document, escaped, figure, lookup, number, percent
 
 COLOURS = 6  # of the style sheet, so the most lines a chart has
@@ -184,17 +184,9 @@ def _lines(points: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_
             y_title=y_title,
             from_zero=True,
         )
-        charts.append(_legend(group) + chart)
+        keys = [(colour, _shown(name)) for colour, name in enumerate(group)]
+        charts.append(legend(keys) + chart)
     return "".join(charts)
-
-
-def _legend(names: Sequence[str]) -> str:
-    keys = "".join(
-        f'<span><svg width="22" height="12" aria-hidden="true">'
-        f'<path class="line{colour}" d="M0 6H22"/></svg> {_shown(name)}</span>'
-        for colour, name in enumerate(names)
-    )
-    return f'<p class="legend">{keys}</p>'
 
 
 def _clusters(figures: Mapping) -> str:

@@ -38,15 +38,19 @@ def _marker(shape: int, x: float, y: float) -> str:
     return f'<polygon {css} points="{points}"/>'
 
 
-def legend(arms: Sequence[str]) -> str:
-    """Line, marker and name of each arm."""
+def legend(names: Sequence[tuple[int, str]]) -> str:
+    """Line and marker of each (colour, name); names are HTML."""
     keys = "".join(
         f'<span><svg width="22" height="12" aria-hidden="true"><path class="line{c}" d="M0 6H22"/>'
-        f"{_marker(c, 11, 6)}</svg> {arm_name(arm)}</span>"
-        for arm in arms
-        for c in [arm_colour(arm, arms)]
+        f"{_marker(c, 11, 6)}</svg> {name}</span>"
+        for c, name in names
     )
     return f'<p class="legend">{keys}</p>'
+
+
+def arm_legend(arms: Sequence[str]) -> str:
+    """The legend of a chart of arms."""
+    return legend([(arm_colour(arm, arms), arm_name(arm)) for arm in arms])
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -6,11 +6,11 @@ A section takes (results, material), as `render_page` does, and returns the HTML
 from collections.abc import Callable, Iterable, Mapping
 
 from synth2_jax.stages.report_charts import (
+    arm_legend,
     bar_table,
     curve_points,
     diagram,
     grouped_bars,
-    legend,
     line_chart,
     lying_bar,
     thinned,
@@ -229,7 +229,7 @@ def _curves(results: Mapping, material: Mapping) -> str:
         )
     elif not results.get("tiny"):
         caption += " Real + synthetic does not get there, or it was not measured."
-    return figure(legend(arms) + chart, caption)
+    return figure(arm_legend(arms) + chart, caption)
 
 
 def _seen_unseen(results: Mapping, material: Mapping) -> str:
@@ -261,7 +261,7 @@ def _seen_unseen(results: Mapping, material: Mapping) -> str:
         f'<div class="scroll"><table><thead><tr><th scope="col">score</th>{head}'
         f'<th scope="col" class="n">difference</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
-    return (figure(legend(arms) + chart, caption) if chart != NOTHING else chart) + table
+    return (figure(arm_legend(arms) + chart, caption) if chart != NOTHING else chart) + table
 
 
 def _difference(by_arm: Mapping, key: str, is_share: bool) -> str:

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from synth2_jax.stages.report_charts import bar_table, legend, line_chart
+from synth2_jax.stages.report_charts import arm_legend, bar_table, line_chart
 from synth2_jax.stages.report_html import (
     KICKER,
     MIXED,
@@ -116,7 +116,7 @@ def _curves(by_arm: Mapping[str, Mapping[str, Mapping]], arms: Sequence[str]) ->
         y_title="CIDEr",
         from_zero=True,
     )
-    return figure(legend(arms) + chart, "CIDEr while training, mean of the seeds.")
+    return figure(arm_legend(arms) + chart, "CIDEr while training, mean of the seeds.")
 
 
 def _mean_curve(runs: Iterable[Mapping]) -> list[tuple[float, float]]:

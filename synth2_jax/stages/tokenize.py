@@ -129,7 +129,7 @@ def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib
             BusyClock() as clock,
             Progress(label, *_size(source, shards)) as p,
         ):
-            results = _results(source, shards, trained, cfg, clock, p)
+            results = tokenized(source, shards, trained, cfg, clock, p)
             pair_shards.write_shards(writer, pair_shards.watched(results, stop, budget))
         logging.info("%s: the device was busy %.1f %% of the time", label, 100 * clock.share)
     budget.check(*writer.written())
@@ -151,7 +151,7 @@ class _Prepared:
     skipped: Sequence[Skipped]
 
 
-def _results(
+def tokenized(
     source: Source,
     shards: Sequence[int],
     trained: Trained,

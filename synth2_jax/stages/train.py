@@ -238,6 +238,7 @@ def _validation(
             data,
             cfg.model_name,
             tokenizer_fingerprint=fingerprints.get("tokenizer"),
+            limits=_limits(cfg.model_name, objective),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -298,7 +299,7 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
 
 
 def _limits(model_name: str, objective: Objective) -> dict[str, int]:
-    """Upper ends of the integers in fake batches."""
+    """What tokens stay below: fake ones are drawn so, of others it is checked."""
     limits, task = {}, objective.task
     if tokenizer := getattr(task, "tokenizer", None):
         limits["image_tokens"] = tokenizer.codebook_size

@@ -282,8 +282,11 @@ def test_tokens_beyond_the_models_are_named(both):
     good = pipeline.train_iterator(both, "vlm", limits={"image_tokens": 512})
     take(good, 10)
     small = pipeline.train_iterator(both, "vlm", limits={"image_tokens": 300})
-    with user_error("example '(real|synthetic)-0.*: found image_tokens .*expected 0 to 299"):
+    message = "example '(real|synthetic)-0.*: found image_tokens .*expected 0 to 299"
+    with user_error(message):
         take(small, 10)
+    with user_error(message):
+        list(pipeline.eval_batches(both, "vlm", limits={"image_tokens": 300}))
 
 
 def test_a_position_from_before_data_was_dealt_by_examples_opens(both):

@@ -6,10 +6,10 @@ import pytest
 
 from synth2_jax.stages.experiment import ARMS
 from synth2_jax.stages.report_charts import (
+    arm_legend,
     bar_table,
     curve_points,
     grouped_bars,
-    legend,
     line_chart,
     lying_bar,
     thinned,
@@ -101,7 +101,7 @@ def test_charts_of_nothing_say_so():
 
 
 def test_further_arms_get_other_colours_than_the_compared_two():
-    found = legend(["real", "real_synthetic", "captions_only"])
+    found = arm_legend(["real", "real_synthetic", "captions_only"])
     assert re.findall(r'class="line(\d)".*?</svg> ([^<]+)<', found) == [
         ("0", "real only"),
         ("1", "real + synthetic"),
@@ -110,7 +110,7 @@ def test_further_arms_get_other_colours_than_the_compared_two():
 
 
 def test_every_arm_of_a_study_has_a_marker_and_a_colour_of_its_own():
-    found = legend(list(ARMS))
+    found = arm_legend(list(ARMS))
     colours = re.findall(r'class="(line\d)"', found)
     markers = re.findall(r"<(\w+ class=\"fill\d\"[^/]*)/>", found)
     assert len(set(colours)) == len(set(markers)) == len(ARMS)
