@@ -9,6 +9,7 @@ index.html.
 Legend: B batch, N image tokens, T text tokens, P pairs of a pool.
 """
 
+import abc
 import dataclasses
 import hashlib
 import io
@@ -147,7 +148,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     return read_json(folder / SUMMARY, "filter")
 
 
-class _Scorer:
+class _Scorer(abc.ABC):
     """Scores pairs in batches of one shape; a subclass says of what each batch is made.
 
     Attributes:
@@ -200,8 +201,9 @@ class _Scorer:
             done(len(part))
         return np.concatenate(parts)
 
+    @abc.abstractmethod
     def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """{field of `dtype`: scores of the batch}; rows from `num_valid` on only fill it up."""
 
     def _vlm_text(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
         """As `model_text.vlm_text`; a pair's own prompt comes in the place of the model's."""
