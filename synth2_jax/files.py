@@ -99,6 +99,7 @@ class JsonLinesFile:
     """The rows of `write_json_lines`, any range of them, of a file that need not fit in memory.
 
     Attributes:
+      path: of the file.
       num_rows: in the file.
       sha256: of the file.
 
@@ -111,7 +112,7 @@ class JsonLinesFile:
     def __init__(self, path: pathlib.Path):
         if not path.is_file():
             raise UserError(f"{path}: no such file, expected one JSON object a line")
-        self._path = path
+        self.path = path
         self._offsets = [0]
         digest, self.num_rows, offset = hashlib.sha256(), 0, 0
         with open(path, "rb") as file:
@@ -127,12 +128,12 @@ class JsonLinesFile:
         """(number of the line from 1, row); UserError on a line that is not a JSON object."""
         if start >= self.num_rows:
             return
-        with open(self._path, "rb") as file:
+        with open(self.path, "rb") as file:
             file.seek(self._offsets[start // self._STRIDE])
             for index in range(start - start % self._STRIDE, min(stop, self.num_rows)):
                 line = file.readline()
                 if index >= start:
-                    yield index + 1, _row(self._path, index + 1, line)
+                    yield index + 1, _row(self.path, index + 1, line)
 
 
 def _row(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:

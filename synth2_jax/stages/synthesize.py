@@ -137,7 +137,7 @@ def _requests(
             caption = row.get("caption")
             if not isinstance(caption, str):
                 raise UserError(
-                    f"captions: line {line} is {row!r:.60}, expected a text as its caption"
+                    f"{captions.path}: line {line} is {row!r:.60}, expected a text as its caption"
                 )
             for sample in range(samples_per_caption):
                 number = (line - 1) * samples_per_caption + sample

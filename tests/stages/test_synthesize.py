@@ -166,7 +166,7 @@ def test_a_row_without_a_caption_is_named(chain, tmp_path, mistake, line, text):
     path = captions / "captions.jsonl"
     path.write_text(path.read_text() + line)
     found = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
-    assert text in found
+    assert found.startswith(f"{path}: {text}")
 
 
 def test_captions_without_their_manifest_are_refused(chain, tmp_path, mistake):
