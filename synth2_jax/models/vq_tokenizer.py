@@ -16,6 +16,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
@@ -366,3 +367,15 @@ def revive_tokenizer_codes(
     params = {**params, "quantizer": {**params["quantizer"], "codebook": codebook_KC}}
     stats = {**model_state[STATS], "quantizer": {**stats, "usage": usage_K}}
     return params, {**model_state, STATS: stats}, num_revived
+
+
+_NORMALIZED = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1
+
+
+def normalized(images: jax.Array) -> jax.Array:
+    """u8[...] in 0..255 -> f32[...] in [-1, 1].
+
+    Looked up, so that the same pixels are the same floats in every program: compilers round a
+    division as they like, and a last bit decides between two codes.
+    """
+    return jnp.asarray(_NORMALIZED)[images]

@@ -46,7 +46,8 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
     if (folder / views.VIEW).exists():
         view = views.open_view(folder)
         print(f"a view of {view.num_pairs:,} of {view.manifest.num_pairs:,} pairs in {view.pairs}")
-        print(f"{view.num_repaired:,} with another's image; chosen by {json.dumps(view.chosen)}")
+        chosen = {name: value for name, value in view.chosen.items() if name != "scores"}
+        print(f"{view.num_repaired:,} with another's image; chosen: {json.dumps(chosen)}")
     elif (folder / records.MANIFEST).exists() and (folder / "captions.jsonl").exists():
         print((folder / records.MANIFEST).read_text())
     elif (folder / records.MANIFEST).exists() or (folder / records.PROGRESS).exists():

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -36,7 +35,7 @@ from synth2_jax.data.references import pair_key
 from synth2_jax.data.rejected import Rejected
 from synth2_jax.data.sources.source import ImageText, Source, SourceConfig, open_source
 from synth2_jax.errors import UserError
-from synth2_jax.models.vq_tokenizer import VQTokenizer
+from synth2_jax.models.vq_tokenizer import VQTokenizer, normalized
 from synth2_jax.progress import Progress
 from synth2_jax.stages import pair_shards
 from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
@@ -289,7 +288,7 @@ def _make_encode(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
     variables = {"params": jax.device_put(trained.params["tokenizer"])}
 
     def encode(images: jax.Array) -> jax.Array:
-        return model.apply(variables, images.astype(jnp.float32) / 127.5 - 1, method="encode")
+        return model.apply(variables, normalized(images), method="encode")
 
     return jax.jit(encode)
 

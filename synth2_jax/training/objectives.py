@@ -31,7 +31,12 @@ from synth2_jax.models.maskgit import Generator, GeneratorConfig
 from synth2_jax.models.quantizer import STATS
 from synth2_jax.models.vgg import VGG, VGGConfig
 from synth2_jax.models.vlm import VLM, VLMConfig
-from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig, revive_tokenizer_codes
+from synth2_jax.models.vq_tokenizer import (
+    VQTokenizer,
+    VQTokenizerConfig,
+    normalized,
+    revive_tokenizer_codes,
+)
 from synth2_jax.training.train_state import Objective, Params
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -406,7 +411,7 @@ def _image_tokens(
     """i32[B, N]: those of the batch, or made here of its images u8[B, H, W, 3]."""
     if "image" not in batch:
         return batch["image_tokens"]
-    images = batch["image"].astype(jnp.float32) / 127.5 - 1
+    images = normalized(batch["image"])
     return tokenizer.apply({"params": params["tokenizer"]}, images, method="encode")
 
 

@@ -14,6 +14,7 @@ from synth2_jax.models.vq_tokenizer import (
     VQTokenizerConfig,
     average_pool,
     depth_to_space,
+    normalized,
     revive_tokenizer_codes,
     space_to_depth,
     upsample,
@@ -326,3 +327,15 @@ def test_it_overfits_eight_images():
         params, state, opt_state, reconstruction = step(params, state, opt_state, key)
         history.append(float(reconstruction))
     assert history[-1] < 0.1 * history[0], (history[0], history[-1])
+
+
+def test_the_same_pixels_are_the_same_floats_in_every_program():
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = pixels.astype(np.float32) / 127.5 - 1
+    for found in (
+        normalized(pixels),
+        jax.jit(normalized)(pixels),
+        jax.jit(lambda x: normalized(x) * 1.0)(pixels),
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
