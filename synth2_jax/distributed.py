@@ -96,7 +96,7 @@ def start(processes: Processes) -> None:
 
 
 def leave(code: int) -> None:
-    """Ends this process at once. An orderly exit would wait for the others, who may be dead."""
+    """Ends this process at once. An orderly exit would wait for others, who may be dead."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -125,7 +125,7 @@ def console() -> None:
             file=sys.stderr,
         )
         code = 1
-    if code and processes:
+    if code:  # at once: threads of libraries may have more to say, and the last line is ours
         distributed.leave(code)
     sys.exit(code)
 

@@ -12,6 +12,7 @@ A step folder gets its name only when it is complete: a killed save leaves none 
 import contextlib
 import dataclasses
 import hashlib
+import logging as python_logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,6 +84,20 @@ class BytesRestore(ocp.args.CheckpointArgs):
     pass
 
 
+class _FullDiskIsToldOnce(python_logging.Filter):
+    """Drops what Orbax's threads log of a full disk, whenever they get to it.
+
+    They write a traceback each, up to the end of the process; `Checkpoints` raises the one line.
+    """
+
+    def filter(self, record: python_logging.LogRecord) -> bool:
+        told = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
+        return not any(text in told for text in FULL_DISK)
+
+
+_FULL_DISK_IS_TOLD_ONCE = _FullDiskIsToldOnce()
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """What `Checkpoints.restore` brings back.
@@ -127,6 +142,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
+        for name in ("absl", "asyncio"):
+            python_logging.getLogger(name).addFilter(_FULL_DISK_IS_TOLD_ONCE)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._best_metric = best_metric
         self._started: int | None = None  # the step of the newest save
