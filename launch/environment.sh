@@ -2,6 +2,8 @@
 # Makes .venv, the environment that demo.sh and test.sh run in, or brings it up to date after
 # setup.py or constraints.txt changed. Does nothing, at once, when it is as they say.
 #
+#   launch/environment.sh [EXTRA ...]     with these extras of setup.py beside data and dev
+#
 #   SYNTH2_PYTHON=PYTHON   the interpreter a new .venv is made with; otherwise the first that fits
 #                          of python3.11, python3.12, python3.13 and python3
 #
@@ -18,8 +20,17 @@ say() { printf 'launch/environment.sh: %s\n' "$*" >&2; }
 stamp=.venv/.synth2-installed
 wanted="$root $(cat setup.py constraints.txt launch/environment.sh | cksum)"
 
-stamped() { cat "$stamp" 2>/dev/null || true; }
-ready() { [[ -x .venv/bin/python && $(stamped) == "$wanted" ]]; }
+stamped() { cat "$stamp${1:+-$1}" 2>/dev/null || true; }
+ready() {
+  local extra
+  [[ -x .venv/bin/python && $(stamped) == "$wanted" ]] || return
+  for extra in "$@"; do [[ $(stamped "$extra") == "$wanted" ]] || return; done
+}
+install() {
+  .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[$1]" >&2 && return
+  say "pip could not install the packages; its reason stands above"
+  exit 1
+}
 
 # Prints the version of an interpreter that fits. It is run, as a name on PATH proves nothing (pyenv
 # leaves names that only fail) and Debian's python3 may lack what `-m venv` needs.
@@ -29,7 +40,7 @@ fitting_version() {
   case $version in 3.11 | 3.12 | 3.13) printf '%s\n' "$version" ;; *) return 1 ;; esac
 }
 
-if ready; then exit 0; fi
+if ready "$@"; then exit 0; fi
 
 # One installation at a time; a second start waits and then finds it done.
 if command -v flock >/dev/null; then
@@ -38,7 +49,7 @@ if command -v flock >/dev/null; then
     say "waiting for the installation that another start has begun"
     flock 9
   fi
-  if ready; then exit 0; fi
+  if ready "$@"; then exit 0; fi
 fi
 
 case $(stamped) in
@@ -67,12 +78,16 @@ if ! $kept || ! fitting_version .venv/bin/python >/dev/null; then
   "$python" -m venv .venv
 fi
 
-say "installing the packages of constraints.txt into .venv (3 GB and some minutes the first time)"
-printf 'installing\n' >"$stamp"
-if ! .venv/bin/python -m pip install -qq --disable-pip-version-check \
-  -c constraints.txt -e '.[data,dev]' >&2; then
-  say "pip could not install the packages; its reason stands above"
-  exit 1
+if ! ready; then
+  say "installing the packages of constraints.txt into .venv (3 GB and some minutes the first time)"
+  printf 'installing\n' >"$stamp"
+  install data,dev
+  printf '%s\n' "$wanted" >"$stamp"
 fi
-printf '%s\n' "$wanted" >"$stamp"
+for extra in "$@"; do
+  if ready "$extra"; then continue; fi
+  say "installing the extra $extra into .venv"
+  install "$extra"
+  printf '%s\n' "$wanted" >"$stamp-$extra"
+done
 say "done"

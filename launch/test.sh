@@ -5,18 +5,20 @@ root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
   cat <<'EOF'
-Usage: launch/test.sh [--slow] [PYTEST ARGUMENTS]
+Usage: launch/test.sh [--slow] [--interop] [PYTEST ARGUMENTS]
 
 Runs the tests on the CPU. Makes .venv when there is none.
 
   --slow             the tests marked slow too
+  --interop          those that compare with other people's code too, which it installs
   PYTEST ARGUMENTS   such as tests/layers or -k mask; paths start at the repository
 
 Exit codes: pytest's own, or 2 when no Python fits.
 EOF
 }
 
-selection=(-m "not slow")
+left_out=("not slow" "not interop")
+extras=()
 arguments=()
 for argument in "$@"; do
   case $argument in
@@ -24,13 +26,21 @@ for argument in "$@"; do
       usage
       exit 0
       ;;
-    --slow) selection=() ;;
+    --slow) unset 'left_out[0]' ;;
+    --interop)
+      unset 'left_out[1]'
+      extras=(interop)
+      ;;
     *) arguments+=("$argument") ;;
   esac
 done
 
 cd -- "$root"
-launch/environment.sh
+launch/environment.sh ${extras[@]+"${extras[@]}"}
+selection=()
+for marks in ${left_out[@]+"${left_out[@]}"}; do
+  selection=(-m "${selection[1]:+${selection[1]} and }$marks")
+done
 
 # The TPU compiler, for tests of `synth2 plan`. Aside, for JAX looks for a TPU at each start where it finds libtpu.
 requirement=$(sed -n 's/^# \(libtpu==.*\)/\1/p' constraints.txt)

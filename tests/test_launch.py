@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ case "$1 $2" in
   "-c "*) echo "${VERSION:-3.11}" ;;
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip")
-    echo pip >>"$CALLS"
+    echo "pip ${@: -1}" >>"$CALLS"
     case ${PIP:-good} in
       bad) echo "ERROR: no such package" >&2; touch .venv/half; exit 1 ;;
       endless) touch .venv/half; sleep 60 ;;
@@ -76,6 +77,10 @@ class Checkout:
     def installations(self) -> int:
         return self.calls.read_text().count("pip")
 
+    def extras(self) -> list[str]:
+        """Of each installation."""
+        return re.findall(r"^pip \.\[(.+)\]$", self.calls.read_text(), re.MULTILINE)
+
 
 @pytest.fixture
 def checkout(tmp_path):
@@ -91,6 +96,24 @@ def test_the_environment_is_made_once(checkout):
     again = checkout.run("environment.sh")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert checkout.installations() == 1
+
+
+def test_an_extra_is_installed_once_and_again_after_a_change(checkout):
+    for _ in range(2):
+        assert checkout.run("environment.sh", "interop").returncode == 0
+    assert checkout.run("environment.sh").returncode == 0
+    assert checkout.extras() == ["data,dev", "interop"]
+    (checkout.root / "setup.py").write_text("changed\n")
+    assert checkout.run("environment.sh", "interop").returncode == 0
+    assert checkout.extras() == ["data,dev", "interop"] * 2
+
+
+def test_an_extra_that_cannot_be_installed_is_tried_again(checkout):
+    checkout.run("environment.sh")
+    assert checkout.run("environment.sh", "interop", PIP="bad").returncode == 1
+    assert checkout.run("environment.sh").returncode == 0
+    assert checkout.run("environment.sh", "interop").returncode == 0
+    assert checkout.extras() == ["data,dev", "interop", "interop"]
 
 
 @pytest.mark.parametrize("name", ["setup.py", "constraints.txt"])
@@ -221,15 +244,24 @@ def test_demo_refuses_an_unknown_argument_before_it_installs(checkout, argument)
 # --- test.sh ---
 
 
-def test_tests_leave_out_the_slow_ones_unless_asked(checkout):
+@pytest.mark.parametrize(
+    "asked, selection",
+    [
+        ([], ["-m", "not slow and not interop"]),
+        (["--slow"], ["-m", "not interop"]),
+        (["--interop"], ["-m", "not slow"]),
+        (["--slow", "--interop"], []),
+    ],
+)
+def test_tests_leave_some_out_unless_asked(checkout, asked, selection):
     workers = ["-n", "2", "--dist", "loadfile"]
-    assert checkout.run("test.sh").stdout.splitlines() == [*workers, "-m", "not slow"]
-    assert checkout.run("test.sh", "--slow").stdout.split() == workers
+    assert checkout.run("test.sh", *asked).stdout.splitlines() == [*workers, *selection]
+    assert checkout.extras() == ["data,dev", *(["interop"] if "--interop" in asked else [])]
 
 
 def test_arguments_and_exit_code_are_pytests(checkout, tmp_path):
     process = checkout.start(
-        *("test.sh", "tests/layers", "--slow", "-k", "mask and not rope"),
+        *("test.sh", "tests/layers", "--slow", "--interop", "-k", "mask and not rope"),
         cwd=tmp_path,
         PYTEST_EXIT="5",
     )
