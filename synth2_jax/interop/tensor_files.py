@@ -1,0 +1,236 @@
+"""Named tensors of other people's files, opened without being read: safetensors, torch, Flax.
+
+Nothing is unpickled but by `torch.load(weights_only=True)`, which makes tensors and no other
+object.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.serialization
+import jax
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+
+from synth2_jax.errors import UserError
+from synth2_jax.interop.lazy_array import Index, LazyArray, of_array
+
+Tensors = dict[str, LazyArray]
+
+_SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_INDEX = ".safetensors.index.json"
+
+
+def open_safetensors(path: str | os.PathLike[str]) -> Tensors:
+    """Tensors of a .safetensors file, or of a folder's: one file, or several with their index.
+
+    Raises:
+      UserError: no such file, several without an index, files of the index that are not there (all
+        of them are named), or one that is cut short or not in this format.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return _open_safetensors_file(path)
+    indexes = sorted(path.glob(f"*{_INDEX}"))
+    files = sorted(path.glob("*.safetensors"))
+    if len(indexes) == 1:
+        return _open_by_index(indexes[0])
+    if len(files) != 1 or indexes:
+        raise UserError(
+            f"{path}: found {[file.name for file in [*indexes, *files]] or 'no .safetensors'}, "
+            f"expected one .safetensors file, or several with one *{_INDEX}"
+        )
+    return _open_safetensors_file(files[0])
+
+
+def _open_by_index(index: pathlib.Path) -> Tensors:
+    try:
+        where = json.loads(index.read_text())["weight_map"]
+        names = {str(name): str(file) for name, file in where.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: found no index of .safetensors files: {error!r}") from error
+    files = sorted(set(names.values()))
+    if strange := [file for file in files if pathlib.PurePath(file).name != file]:
+        raise UserError(f"{index}: names {strange}, expected files beside it")
+    if missing := [file for file in files if not (index.parent / file).is_file()]:
+        raise UserError(
+            f"{index.parent}: {len(missing)} of {len(files)} files of {index.name} are not there: "
+            f"{', '.join(missing)}"
+        )
+    opened = {file: _open_safetensors_file(index.parent / file) for file in files}
+    lost = sorted(name for name, file in names.items() if name not in opened[file])
+    if lost:
+        raise UserError(f"{index}: names tensors that its files do not hold: {', '.join(lost)}")
+    return {name: opened[file][name] for name, file in names.items()}
+
+
+def safetensors_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON header of a .safetensors file, checked against the file's size.
+
+    Raises:
+      UserError: no such file, another format, or a file that is cut short.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected a .safetensors file")
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise UserError(
+                f"{path}: found {size:,} bytes whose header would need {length + 8:,}, expected a "
+                ".safetensors file; it is none, or its download was cut short"
+            )
+        try:
+            header = json.loads(file.read(length))
+            ends = [header[name]["data_offsets"][1] for name in header if name != "__metadata__"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{path}: found no .safetensors file, but {error!r}") from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise UserError(
+            f"{path}: found {size:,} bytes, expected {expected:,} by its header; "
+            "was its download cut short?"
+        )
+    return header
+
+
+def _open_safetensors_file(path: pathlib.Path) -> Tensors:
+    header = safetensors_header(path)
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+    tensors = {}
+    for name, told in header.items():
+        if name == "__metadata__":
+            continue
+        if told["dtype"] not in _SAFETENSORS_DTYPES:
+            raise UserError(f"{path}: {name} has dtype {told['dtype']}, which is not known here")
+        dtype = np.dtype(_SAFETENSORS_DTYPES[told["dtype"]])
+        tensors[name] = _in_file(path, start + told["data_offsets"][0], told["shape"], dtype)
+    return tensors
+
+
+def _in_file(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> LazyArray:
+    """An array in C order. Read, not mapped: pages of a mapped file would count as our memory."""
+    row_size = int(np.prod(shape[1:], dtype=np.int64))
+
+    def read(box: Index) -> np.ndarray:
+        first, *rest = box or (slice(0, 1),)
+        count = max(0, first.stop - first.start) * row_size
+        with open(path, "rb") as file:
+            file.seek(offset + first.start * row_size * dtype.itemsize)
+            rows = np.fromfile(file, np.uint8, count * dtype.itemsize).view(dtype)
+        if rows.size != count:
+            raise UserError(f"{path}: ended while it was read; has it changed?")
+        if not shape:
+            return rows.reshape(())
+        return rows.reshape(-1, *shape[1:])[(slice(None), *rest)]
+
+    return LazyArray(shape, dtype, read)
+
+
+def open_torch(path: str | os.PathLike[str]) -> Tensors:
+    """Tensors of a file that `torch.save` wrote, by their names joined with dots.
+
+    Lightning's and others' {"state_dict": ...} is looked into.
+
+    Raises:
+      UserError: no such file, PyTorch not installed, a file cut short, or one that holds more than
+        tensors: loading it would run code of whoever made it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected one that torch.save wrote")
+    require("torch", f"to read {path}")
+    import torch
+
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = re.sub(r"\x1b\[[\d;]*m", "", " ".join(str(error).split()))
+        raise UserError(
+            f"{path}: refused, since it holds more than tensors and loading it would run its code: "
+            f"{reason:.300}"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: found no file of torch.save that can be read ({reason:.200}); "
+            "was its download cut short?"
+        ) from error
+    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
+        held = held["state_dict"]
+    if not isinstance(held, Mapping):
+        raise UserError(f"{path}: holds a {type(held).__name__}, expected tensors by name")
+    return {
+        str(name): _of_torch(tensor)
+        for name, tensor in held.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+def _of_torch(tensor: Any) -> LazyArray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # which numpy lacks
+        return of_array(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+    return of_array(tensor.numpy())
+
+
+def open_flax_msgpack(path: str | os.PathLike[str]) -> Tensors:
+    """Arrays of a file that `flax.serialization` wrote, by their paths joined with "/".
+
+    Raises:
+      UserError: no such file, or one that is cut short or not in this format.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected one that flax.serialization wrote")
+    try:
+        held = flax.serialization.msgpack_restore(path.read_bytes())
+    except Exception as error:  # msgpack raises many types on other bytes
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UserError(
+            f"{path}: found no msgpack of Flax that can be read ({reason}); "
+            "was its download cut short?"
+        ) from error
+    if not isinstance(held, Mapping):
+        raise UserError(f"{path}: holds a {type(held).__name__}, expected arrays by name")
+    flat = traverse_util.flatten_dict(held, sep="/")
+    return {
+        name: of_array(np.asarray(array))
+        for name, array in flat.items()
+        if isinstance(array, np.ndarray | np.generic | jax.Array)
+    }
+
+
+def require(package: str, purpose: str, extra: str = "interop") -> None:
+    """Raises UserError, which says what to install, unless `package` can be imported."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{package}: not installed, needed {purpose}; pip install 'synth2-jax[{extra}]'"
+        )
