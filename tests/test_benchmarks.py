@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+from synth2_jax import config as config_lib
+from synth2_jax.planning import model_flops
+from synth2_jax.training.objectives import make_objective
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -101,3 +105,36 @@ def test_a_benchmark_imports_no_tensorflow(path):
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def tiny_generator():
+    config = config_lib.load_config(str(ROOT / "configs" / "scenes" / "generator.py:tiny"))
+    with config.unlocked():
+        config.model.generator.maskgit.update(num_layers=1, embed_dim=16, head_dim=8, mlp_dim=16)
+        config.model.generator.text_encoder.update(num_layers=1, embed_dim=8, mlp_dim=8)
+    return config
+
+
+def test_a_train_step_is_timed_and_its_flops_are_the_formulas(tiny_generator):
+    found = load("train_step").measure(tiny_generator, batch_size=2, steps=2, repeats=1)
+    task = make_objective("generator", tiny_generator.model.to_dict()).task
+    assert found["flops_per_step"] == model_flops.train_step(task, 2).total
+    assert found["pairs_per_second"] == 2 * found["steps_per_second"] > 0
+    assert found["flops_per_second"] * found["seconds_per_step"] == found["flops_per_step"]
+
+
+def test_decoding_is_timed_at_each_number_of_steps(tiny_generator):
+    rows = load("parallel_decoding").measure(tiny_generator, 2, [1, 2], scale=2.0)
+    assert [row["num_steps"] for row in rows] == [1, 2]
+    assert rows[1]["flops"] > rows[0]["flops"] and all(row["seconds"] > 0 for row in rows)
+
+
+def test_a_device_without_a_peak_gets_no_mfu():
+    limits = load("device_limits")
+    known = {"matmul_flops_per_second": 4.0, "peak_flops_per_second": 8.0}
+    assert limits.shares(2.0, known) == {"share_of_matmul_rate": 0.5, "mfu": 0.25}
+    unknown = {**known, "peak_flops_per_second": limits.peak_flops("cpu")}
+    assert limits.shares(2.0, unknown) == {"share_of_matmul_rate": 0.5}
+    assert "MFU unknown: no peak of this device" in limits.described(2.0, unknown)
+    assert limits.peak_flops("NVIDIA H100 80GB HBM3") == 989e12

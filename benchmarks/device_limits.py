@@ -1,0 +1,115 @@
+"""What a device can do at best: its matmul rate and its copy rate, measured, not read off a sheet.
+
+    python benchmarks/device_limits.py
+
+Other benchmarks call `measure` in the same run and give their share of it. `PEAKS` has the makers'
+figures, for MFU as papers print it; of a device that is not in it, no MFU is given.
+"""
+
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import write_result  # noqa: E402
+from synth2_jax.planning.topologies import CHIPS  # noqa: E402
+
+# FLOP/s in bfloat16 with float32 sums, without sparsity, by a part of jax's device_kind (NVIDIA's
+# and Google Cloud's pages).
+PEAKS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5p": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The maker's figure; None for a device that the table lacks."""
+    return next((peak for name, peak in PEAKS.items() if name in device_kind), None)
+
+
+def seconds(run: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time of `run`, whose result is waited for, after one call that is not counted."""
+    jax.block_until_ready(run())
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def measure(dtype: jnp.dtype = jnp.bfloat16) -> dict[str, float | str | None]:
+    """FLOP/s of a large square product in `dtype`, bytes/s of a copy (read and written)."""
+    on_cpu = jax.devices()[0].platform == "cpu"
+    size, products = (1024, 4) if on_cpu else (8192, 20)
+    keys = jax.random.split(jax.random.key(0))
+    # Random numbers: products of zeros run faster than any that matter.
+    a, b = (jax.random.normal(key, (size, size), dtype) for key in keys)
+
+    @jax.jit
+    def multiply(a, b):
+        for _ in range(products):
+            a = (a @ b) * jnp.asarray(size**-0.5, dtype)
+        return a
+
+    count = 2**24 if on_cpu else 2**30
+    x = jnp.ones(count, jnp.bfloat16)
+    copies = 4 if on_cpu else 20
+    copy = jax.jit(lambda x: x + jnp.bfloat16(1))  # XLA leaves a plain copy out
+
+    def copy_often():
+        for _ in range(copies):
+            y = copy(x)
+        return y
+
+    kind = jax.devices()[0].device_kind
+    return {
+        "dtype": jnp.dtype(dtype).name,
+        "matmul_flops_per_second": products * 2 * size**3 / seconds(lambda: multiply(a, b)),
+        "copy_bytes_per_second": copies * 2 * x.nbytes / seconds(copy_often),
+        "peak_flops_per_second": peak_flops(kind),
+    }
+
+
+def shares(flops_per_second: float, limits: dict) -> dict[str, float]:
+    """{"share_of_matmul_rate"} and, where the peak is known, {"mfu"}."""
+    found = {"share_of_matmul_rate": flops_per_second / limits["matmul_flops_per_second"]}
+    if limits["peak_flops_per_second"]:
+        found["mfu"] = flops_per_second / limits["peak_flops_per_second"]
+    return found
+
+
+def described(flops_per_second: float, limits: dict) -> str:
+    """In words, for the terminal."""
+    found = shares(flops_per_second, limits)
+    mfu = f"{found['mfu']:.1%} MFU" if "mfu" in found else "MFU unknown: no peak of this device"
+    return (
+        f"{flops_per_second / 1e12:.2f} TFLOP/s, {found['share_of_matmul_rate']:.1%} of the "
+        f"measured matmul rate, {mfu}"
+    )
+
+
+def main() -> None:
+    for dtype in (jnp.bfloat16, jnp.float32):
+        limits = measure(dtype)
+        print(f"{limits['dtype']}: {limits['matmul_flops_per_second'] / 1e12:.2f} TFLOP/s")
+        if dtype == jnp.bfloat16:
+            print(f"copy: {limits['copy_bytes_per_second'] / 1e9:.0f} GB/s")
+            path = write_result("device_limits", limits)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Training steps on one machine: steps and pairs a second, FLOPs by formula, share of the limit.
+
+    python benchmarks/train_step.py --config=configs/scenes/generator.py
+    python benchmarks/train_step.py --config=configs/paper/vlm.py --batch=128
+
+The step is that of `synth2 train`, on random batches. FLOPs are what the model needs (frozen parts
+without their weights' gradients), so that rematerialization counts against the share. Writes
+benchmarks/results/DEVICE/train_step_NAME.json.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import device_limits  # noqa: E402
+from benchmarks.result import write_result  # noqa: E402
+from synth2_jax import config as config_lib  # noqa: E402
+from synth2_jax import sharding  # noqa: E402
+from synth2_jax.planning import model_flops  # noqa: E402
+from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
+from synth2_jax.training.objectives import make_objective  # noqa: E402
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+from synth2_jax.training.train_state import create_train_state, state_layout  # noqa: E402
+from synth2_jax.training.train_step import compile_train_step  # noqa: E402
+
+
+def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
+    """Median of `repeats` runs of `steps` steps each; the host waits at the end of a run alone."""
+    objective = make_objective(config.model_name, config.model.to_dict())
+    optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
+    tx = make_optimizer(optimizer, config.train.steps)
+    mesh = sharding.make_mesh(sharding.MeshConfig())
+    layout = state_layout(objective, tx, mesh)
+    step = compile_train_step(objective, tx, layout, mesh)
+    batch = sharding.put_batch(next(FakeBatches(objective.batch_spec(batch_size))), mesh)
+    # The step takes its state's memory, so the state goes from one run into the next.
+    held = [create_train_state(objective, tx, layout, seed=0)]
+
+    def run():
+        for _ in range(steps):
+            held[0], metrics = step(held[0], batch)
+        return metrics["loss"]
+
+    seconds = device_limits.seconds(run, repeats) / steps
+    flops = model_flops.train_step(objective.task, batch_size)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(held[0].params))
+    return {
+        "batch_size": batch_size,
+        "parameters": num_params,
+        "seconds_per_step": seconds,
+        "steps_per_second": 1 / seconds,
+        "pairs_per_second": batch_size / seconds,
+        "flops_per_step": flops.total,
+        "flops_per_second": flops.total / seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="of `synth2 train`")
+    parser.add_argument("--batch", type=int, help="rows; else those of the config")
+    parser.add_argument("--steps", type=int, default=10, help="of one run")
+    parser.add_argument("--repeats", type=int, default=5, help="runs, of which the median counts")
+    given = parser.parse_args()
+    config = config_lib.load_config(given.config)
+    result = measure(config, given.batch or config.data.batch_size, given.steps, given.repeats)
+    limits = device_limits.measure()
+    result |= {"config": given.config, "limits": limits}
+    result |= device_limits.shares(result["flops_per_second"], limits)
+    name = pathlib.Path(given.config.partition(":")[0])
+    path = write_result(f"train_step_{name.parent.name}_{name.stem}", result)
+    print(
+        f"{result['steps_per_second']:.3g} steps/s, {result['pairs_per_second']:.4g} pairs/s, "
+        f"{device_limits.described(result['flops_per_second'], limits)}"
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
