@@ -1,0 +1,147 @@
+"""What lies at a path, told from its files alone: whose checkpoint, and of which model."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+
+import jax
+import orbax.checkpoint as ocp
+
+from synth2_jax.errors import UserError
+from synth2_jax.interop.tensor_files import (
+    open_flax_msgpack,
+    open_torch,
+    safetensors_header,
+)
+
+# The models that are told apart, by their names in the code; how each is called to a user.
+KINDS = {
+    "run": "a training run",
+    "export": "what `synth2 export` writes",
+    "t5x": "a t5x checkpoint",
+    "hugging_face_t5": "a Hugging Face T5",
+    "hugging_face_gemma": "a Hugging Face Gemma",
+    "gemma": "a Gemma of the package gemma",
+    "diffusers_vq": "a diffusers VQModel",
+    "taming": "a VQGAN of taming-transformers",
+    "maskgit_tokenizer": "a VQ-GAN of google-research/maskgit",
+    "maskgit_transformer": "a class-conditional transformer of google-research/maskgit",
+}
+# Names of tensors, "." or "/" between their parts; the first kind of which all are found.
+_BY_NAMES = {
+    "maskgit_tokenizer": (r"^params/quantizer/codebook$", r"^params/encoder/ResBlock_0/"),
+    "maskgit_transformer": (r"^params/Embed_0/word_embeddings/", r"^params/MlmLayer_0/"),
+    "diffusers_vq": (r"^encoder\.down_blocks\.0\.", r"^quantize\.embedding\.weight$"),
+    "taming": (r"^encoder\.down\.0\.block\.0\.", r"^quantize\.embedding\.weight$"),
+    "hugging_face_t5": (r"^encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight$",),
+    "hugging_face_gemma": (r"^model\..*layers\.0\.pre_feedforward_layernorm\.weight$",),
+    "gemma": (r"(^|/)embedder/input_embedding", r"(^|/)layer_0/attn/"),
+    "t5x": (r"^(state/)?target/(encoder|decoder|token_embedder)/",),
+}
+_HUGGING_FACE = {
+    "t5": "hugging_face_t5",
+    "mt5": "hugging_face_t5",
+    "gemma3": "hugging_face_gemma",
+    "gemma3_text": "hugging_face_gemma",
+}
+_SHOWN = 4  # names of what is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """`kind` is a key of KINDS, or "" where it is none of them; `description` is for a user."""
+
+    kind: str
+    description: str
+
+
+def recognise(path: str | os.PathLike[str]) -> Found:
+    """Looks at what is there; of tensors only the names are read.
+
+    Raises:
+      UserError: nothing is there, or a file of a known format that is cut short.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _of_names(_names_in_file(path), path)
+    raise UserError(f"{path}: no such file or folder, expected a model")
+
+
+def _known(kind: str) -> Found:
+    return Found(kind, KINDS[kind])
+
+
+def _folder(path: pathlib.Path) -> Found:
+    entries = sorted(entry.name for entry in path.iterdir())
+    if _is_run(path):
+        return _known("run")
+    if "config.json" in entries:
+        return _by_config(path / "config.json")
+    numbered = [path / name for name in entries if re.fullmatch(r"checkpoint_\d+", name)]
+    if numbered:
+        return _folder(numbered[-1])
+    if "checkpoint" in entries and any(name.startswith("target.") for name in entries):
+        return _known("t5x")
+    if any(name in entries for name in ("_METADATA", "_CHECKPOINT_METADATA", "_sharding")):
+        return _of_names(_names_in_orbax(path), path)
+    shown = ", ".join(entries[:_SHOWN]) + (", ..." if len(entries) > _SHOWN else "")
+    return Found("", f"a folder with {shown or 'nothing in it'}")
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    steps = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if path.name.isdecimal() and (path / "params").is_dir():
+        return True
+    return any(one.name.isdecimal() and (one / "params").is_dir() for one in steps.iterdir())
+
+
+def _by_config(config: pathlib.Path) -> Found:
+    try:
+        held = json.loads(config.read_text())
+        kind = held.get("model_type") or held.get("_class_name")
+    except (ValueError, AttributeError):
+        return Found("", f"a folder whose {config.name} is not a JSON object")
+    if "format" in held and str(held["format"]).startswith("synth2_jax"):
+        return _known("export")
+    if "model_type" in held:
+        names = held.get("architectures") or [kind]
+        found = _HUGGING_FACE.get(kind, "")
+        return Found(found, f"a Hugging Face {names[0]}")
+    if "_class_name" in held:
+        return Found("diffusers_vq" if kind == "VQModel" else "", f"a diffusers {kind}")
+    return Found("", f"a folder with a {config.name} of keys {sorted(held)[:_SHOWN]}")
+
+
+def _names_in_file(path: pathlib.Path) -> list[str]:
+    if path.suffix == ".safetensors":
+        return list(safetensors_header(path))
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith(b"PK") or path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        return list(open_torch(path))
+    return list(open_flax_msgpack(path))
+
+
+def _names_in_orbax(path: pathlib.Path) -> list[str]:
+    for folder in (path, path / "default", path / "state"):
+        try:
+            tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+        except Exception:  # Orbax raises many types where there is no tree
+            continue
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return [jax.tree_util.keystr(where, simple=True, separator="/") for where, _ in leaves]
+    return []
+
+
+def _of_names(names: Iterable[str], path: pathlib.Path) -> Found:
+    names = [name for name in names if name != "__metadata__"]
+    for kind, patterns in _BY_NAMES.items():
+        if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
+            return _known(kind)
+    shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return Found("", f"tensors named {shown}" if names else "no tensors that can be read")
