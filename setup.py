@@ -38,6 +38,7 @@ setuptools.setup(
         "scipy",
         "sentencepiece>=0.2",
         "tensorboardX",
+        "tensorstore",
     ],
     extras_require={
         # The input pipeline. tensorflow-text needs the full `tensorflow` (tensorflow-cpu does not
@@ -53,6 +54,13 @@ setuptools.setup(
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
         "gemma": ["gemma>=4"],
+        # The reference implementations that tests compare with, and PyTorch to read its files.
+        "interop": [
+            "diffusers>=0.35",
+            "pycocoevalcap>=1.2",
+            "torch>=2.6",
+            "transformers>=5",
+        ],
         # `synth2 captions` by a server, and `synth2 report` by another embedding of sentences.
         "openai": ["openai>=3"],
         "sentences": ["sentence-transformers"],

@@ -60,12 +60,12 @@ def assemble(
     where: str,
     ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns the parameter tree, of LazyArrays: nothing is read yet.
+    """Returns the parameter tree, of LazyArrays in the parameters' dtypes: nothing is read yet.
 
     Args:
       recipes: by path of the parameter ("encoder/layers/mlp/up/kernel"), all of `expected`.
       tensors: what the checkpoint holds.
-      expected: shapes by path of the parameter.
+      expected: shapes and dtypes by path of the parameter.
       where: what to call the checkpoint in an error.
       ignored: patterns (`re.search`) of names that belong to no parameter and are no mistake.
 
@@ -92,7 +92,8 @@ def assemble(
         layers = []
         for name in recipe.names:
             try:
-                layers.append(recipe.change(tensors[name]))
+                # Cast before it is stacked, so that no stack is held in two dtypes.
+                layers.append(recipe.change(tensors[name]).astype(expected[path].dtype))
                 fits = layers[-1].shape == (wanted[1:] if recipe.stacked else wanted)
             except (ValueError, IndexError):
                 fits = False

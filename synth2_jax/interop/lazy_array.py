@@ -47,10 +47,8 @@ class LazyArray:
         """Reads a box: slices without a step, of the first axes at least; ... for all of it."""
         index = () if index is Ellipsis else index if isinstance(index, tuple) else (index,)
         index += (slice(None),) * (self.ndim - len(index))
-        box = tuple(
-            slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True)
-        )
-        return self._read(box)
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        return self._read(tuple(slice(start, max(start, stop)) for start, stop in bounds))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy  # what is read is nobody else's
@@ -86,6 +84,22 @@ class LazyArray:
 
         return LazyArray((*self.shape[:axis], *sizes, *self.shape[axis + 1 :]), self.dtype, read)
 
+    def take(self, axis: int, index: int) -> "LazyArray":
+        """One position of an axis, which is gone then."""
+        if not 0 <= index < self.shape[axis]:
+            raise ValueError(f"axis {axis} of {self.shape} has no position {index}")
+
+        def read(box: Index) -> np.ndarray:
+            return self._read((*box[:axis], slice(index, index + 1), *box[axis:])).squeeze(axis)
+
+        return LazyArray((*self.shape[:axis], *self.shape[axis + 1 :]), self.dtype, read)
+
+    def astype(self, dtype: np.dtype) -> "LazyArray":
+        """As numpy's; each box is cast when it is read."""
+        if np.dtype(dtype) == self.dtype:
+            return self
+        return LazyArray(self.shape, dtype, lambda box: self._read(box).astype(dtype))
+
     def changed(
         self, shape: Sequence[int], change: Callable[[np.ndarray], np.ndarray]
     ) -> "LazyArray":
@@ -99,13 +113,17 @@ def stack(arrays: Sequence[LazyArray]) -> LazyArray:
     if len(shapes) != 1:
         raise ValueError(f"cannot stack arrays of shapes {sorted(shapes)}")
     (shape,) = shapes
+    dtype = np.result_type(*{array.dtype for array in arrays})
 
     def read(box: Index) -> np.ndarray:
         first, *rest = box
-        found = [array[tuple(rest)] for array in arrays[first]]
-        return np.stack(found) if found else np.zeros((0, *shape), arrays[0].dtype)[box]
+        # Filled one by one: beside the result no more than one of the arrays is held.
+        found = np.empty([part.stop - part.start for part in box], dtype)
+        for i, array in enumerate(arrays[first]):
+            found[i] = array[tuple(rest)]
+        return found
 
-    return LazyArray((len(arrays), *shape), arrays[0].dtype, read)
+    return LazyArray((len(arrays), *shape), dtype, read)
 
 
 def of_array(array: np.ndarray) -> LazyArray:

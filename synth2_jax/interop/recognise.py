@@ -44,6 +44,7 @@ _BY_NAMES = {
 _HUGGING_FACE = {
     "t5": "hugging_face_t5",
     "mt5": "hugging_face_t5",
+    "umt5": "hugging_face_t5",
     "gemma3": "hugging_face_gemma",
     "gemma3_text": "hugging_face_gemma",
 }

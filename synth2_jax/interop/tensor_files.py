@@ -4,13 +4,16 @@ Nothing is unpickled but by `torch.load(weights_only=True)`, which makes tensors
 object.
 """
 
+import functools
 import importlib.util
+import io
 import json
+import math
 import os
 import pathlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.serialization
@@ -41,7 +44,10 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_LIGHTNING = re.compile(r"(pytorch_lightning|lightning)\.")
 _INDEX = ".safetensors.index.json"
+_GAP = 512  # bytes between two pieces from which on they are read apart; a disk reads sectors
+_BLOCK = 8 * 2**20  # bytes of rows that are read together
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> Tensors:
@@ -134,28 +140,64 @@ def _open_safetensors_file(path: pathlib.Path) -> Tensors:
 
 
 def _in_file(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> LazyArray:
-    """An array in C order. Read, not mapped: pages of a mapped file would count as our memory."""
-    row_size = int(np.prod(shape[1:], dtype=np.int64))
+    """An array in C order. Read, not mapped: pages of a mapped file would count as our memory.
+
+    Of a row that is split, as by a device's part of a later axis, its own piece alone is read.
+    """
+    shape = tuple(shape)
 
     def read(box: Index) -> np.ndarray:
-        first, *rest = box or (slice(0, 1),)
-        count = max(0, first.stop - first.start) * row_size
-        with open(path, "rb") as file:
-            file.seek(offset + first.start * row_size * dtype.itemsize)
-            rows = np.fromfile(file, np.uint8, count * dtype.itemsize).view(dtype)
-        if rows.size != count:
-            raise UserError(f"{path}: ended while it was read; has it changed?")
-        if not shape:
-            return rows.reshape(())
-        return rows.reshape(-1, *shape[1:])[(slice(None), *rest)]
+        lengths = [part.stop - part.start for part in box]
+        found = np.empty(lengths, dtype)
+        if not found.size:
+            return found
+        # From `axis` on, a piece of each row lies in the file without a gap.
+        partial = [i for i, size in enumerate(shape) if lengths[i] != size]
+        axis = partial[-1] if partial else 0
+        row = math.prod(shape[axis:])
+        start = box[axis].start * math.prod(shape[axis + 1 :]) if shape else 0
+        rows = np.arange(math.prod(shape[:axis])).reshape(shape[:axis])[box[:axis]].ravel()
+        pieces = found.reshape(rows.size, -1)
+        at_once = 1
+        if (row - pieces.shape[1]) * dtype.itemsize < _GAP:
+            at_once = max(1, _BLOCK // (row * dtype.itemsize))
+        with open(path, "rb", buffering=0) as file:
+            for first, stop in _neighbours(rows, at_once):
+                count = (stop - first - 1) * row + pieces.shape[1]
+                file.seek(offset + (int(rows[first]) * row + start) * dtype.itemsize)
+                if stop - first == 1:
+                    _read_whole(file, pieces[first], path)
+                    continue
+                block = np.empty((stop - first) * row, dtype)
+                _read_whole(file, block[:count], path)
+                pieces[first:stop] = block.reshape(-1, row)[:, : pieces.shape[1]]
+        return found
 
     return LazyArray(shape, dtype, read)
+
+
+def _neighbours(rows: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of positions in the ascending `rows` whose rows follow upon each other."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    for first, end in zip([0, *ends], [*ends, rows.size], strict=True):
+        for start in range(first, end, at_most):
+            yield start, min(start + at_most, end)
+
+
+def _read_whole(file: io.RawIOBase, array: np.ndarray, path: pathlib.Path) -> None:
+    """Fills a contiguous array from where the file stands."""
+    left = memoryview(array.view(np.uint8))
+    while left:
+        count = file.readinto(left)  # of at most 2 GiB
+        if not count:
+            raise UserError(f"{path}: ended while it was read; has it changed?")
+        left = left[count:]
 
 
 def open_torch(path: str | os.PathLike[str]) -> Tensors:
     """Tensors of a file that `torch.save` wrote, by their names joined with dots.
 
-    Lightning's and others' {"state_dict": ...} is looked into.
+    Lightning's and others' {"state_dict": ...} is looked into, without Lightning.
 
     Raises:
       UserError: no such file, PyTorch not installed, a file cut short, or one that holds more than
@@ -168,7 +210,7 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
     import torch
 
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held = _load_torch(path)
     except pickle.UnpicklingError as error:
         reason = re.sub(r"\x1b\[[\d;]*m", "", " ".join(str(error).split()))
         raise UserError(
@@ -190,6 +232,34 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
         for name, tensor in held.items()
         if isinstance(tensor, torch.Tensor)
     }
+
+
+class _Unread:
+    """In the place of Lightning's own objects, of which nothing is wanted: it does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Unread":
+        del args, kwargs
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+def _load_torch(path: pathlib.Path) -> Any:
+    """Lightning names its callbacks by their classes; where those alone are strange, they are left
+    out: neither imported nor made.
+    """
+    import torch
+
+    load = functools.partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        return load()
+    except pickle.UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if not names or not all(_LIGHTNING.match(name) for name in names):
+            raise
+        with torch.serialization.safe_globals([(_Unread, name) for name in names]):
+            return load()
 
 
 def _of_torch(tensor: Any) -> LazyArray:

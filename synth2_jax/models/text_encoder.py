@@ -1,30 +1,58 @@
-"""Caption encoder: the encoder of T5 1.1 (arXiv 1910.10683, 2002.05202), so that its weights fit.
+"""Caption encoder: the encoder of T5 (arXiv 1910.10683, 2002.05202), so that its weights fit.
 
-RMS norm in float32, relative position buckets shared by all layers, gated GELU, unscaled attention
-logits and no biases. It is trained with the generator, or holds pretrained weights and is frozen.
+RMS norm in float32, relative position buckets, unscaled attention logits and no biases. The
+defaults are those of T5 1.1 and mT5; T5 1.0 has `mlp_activation="relu"`, and umT5 and t5x's
+scalable_t5 have `relpos_per_layer`. It is trained with the generator, or holds pretrained weights
+and is frozen.
 
-Legend: B batch, T text tokens, D width.
+Legend: B batch, T text tokens, D width, H heads.
 """
 
 import dataclasses
 import functools
+from typing import Literal
 
 import flax.linen as nn
 import jax
+from flax import traverse_util
 
 from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
+from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.layers.embeddings import RelativePositionBias, TokenEmbedding
 from synth2_jax.layers.masks import key_mask
-from synth2_jax.layers.mlp import GatedMLP
+from synth2_jax.layers.mlp import MLP, GatedMLP, gelu
 from synth2_jax.layers.norms import RMSNorm
 from synth2_jax.layers.stack import Stack, check_remat
+
+_MLPS = {
+    "gated_gelu": functools.partial(GatedMLP, activation=gelu),
+    "gated_silu": functools.partial(GatedMLP, activation=nn.silu),
+    "relu": functools.partial(MLP, activation=nn.relu),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
-    """Sizes of the encoder; `relpos_*` are T5's, `remat` is none, full or dots."""
+    """Sizes of the encoder.
+
+    Attributes:
+      vocab_size: rows of the embedding table; T5 has more of them than its vocabulary has pieces.
+      num_layers: of the encoder.
+      embed_dim: D.
+      num_heads: H.
+      head_dim: of each head; H times it need not be D.
+      mlp_dim: hidden width of the MLPs.
+      mlp_activation: "gated_gelu", "gated_silu", or "relu" without a gate.
+      dropout_rate: in training.
+      relpos_buckets: of distances between tokens, half of them for each direction.
+      relpos_max_distance: from which on all distances share a bucket.
+      relpos_per_layer: whether each layer has a bias of its own.
+      dtype: of activations.
+      scan_layers: whether the layers are one scan, their parameters stacked.
+      remat: none, full or dots.
+    """
 
     vocab_size: int
     num_layers: int
@@ -32,9 +60,11 @@ class TextEncoderConfig:
     num_heads: int
     head_dim: int
     mlp_dim: int
+    mlp_activation: Literal["gated_gelu", "gated_silu", "relu"] = "gated_gelu"
     dropout_rate: float = 0.0
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
+    relpos_per_layer: bool = False
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
@@ -44,10 +74,39 @@ class TextEncoderConfig:
         check_remat(self.remat)
         sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
         check_counts(self, "text_encoder", *sizes)
+        if self.mlp_activation not in _MLPS:
+            raise UserError(
+                f"text_encoder.mlp_activation: unknown value {self.mlp_activation!r}; "
+                f"{nearest(self.mlp_activation, _MLPS)}"
+            )
+        # A quarter of the buckets hold one distance each, the next quarter the rest.
+        if self.relpos_buckets < 4:
+            raise UserError(
+                f"text_encoder.relpos_buckets: found {self.relpos_buckets}, expected 4 or more"
+            )
+        if self.relpos_max_distance <= self.relpos_buckets // 4:
+            raise UserError(
+                f"text_encoder.relpos_max_distance: found {self.relpos_max_distance}, expected "
+                f"more than {self.relpos_buckets // 4}, a quarter of relpos_buckets"
+            )
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether an MLP has three matrices, not two."""
+        return self.mlp_activation.startswith("gated_")
+
+
+def parameter_shapes(config: TextEncoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The encoder's parameters by "/"-joined path; computes nothing."""
+    tokens_BT = jax.ShapeDtypeStruct((1, 1), "int32")
+    mask_BT = jax.ShapeDtypeStruct((1, 1), "bool")
+    init = functools.partial(TextEncoder(config).init, deterministic=True)
+    variables = nn.unbox(jax.eval_shape(init, jax.random.key(0), tokens_BT, mask_BT))
+    return traverse_util.flatten_dict(variables["params"], sep="/")
 
 
 class TextEncoderBlock(nn.Module):
-    """Pre-norm self-attention and gated MLP."""
+    """Pre-norm self-attention and MLP; `bias_1HTT` is None where each layer has its own."""
 
     config: TextEncoderConfig
 
@@ -57,6 +116,8 @@ class TextEncoderBlock(nn.Module):
         cfg = self.config
         dtype = dtype_of(cfg.dtype)
         dropout = nn.Dropout(cfg.dropout_rate)
+        if cfg.relpos_per_layer:
+            bias_1HTT = _relpos_bias(cfg)(x_BTD.shape[1], x_BTD.shape[1])
         attention = MultiHeadAttention(
             cfg.num_heads,
             cfg.head_dim,
@@ -70,7 +131,9 @@ class TextEncoderBlock(nn.Module):
         y_BTD = attention(y_BTD, mask=mask_B11T, bias=bias_1HTT, deterministic=deterministic)
         x_BTD = x_BTD + dropout(y_BTD, deterministic=deterministic)
         y_BTD = RMSNorm(dtype, name="mlp_norm")(x_BTD)
-        mlp = GatedMLP(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate, name="mlp")
+        mlp = _MLPS[cfg.mlp_activation](
+            cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate, name="mlp"
+        )
         y_BTD = mlp(y_BTD, deterministic=deterministic)
         return x_BTD + dropout(y_BTD, deterministic=deterministic), None
 
@@ -89,9 +152,7 @@ class TextEncoder(nn.Module):
         dtype = dtype_of(cfg.dtype)
         dropout = nn.Dropout(cfg.dropout_rate)
         num_text = text_tokens_BT.shape[1]
-        bias_1HTT = RelativePositionBias(
-            cfg.num_heads, cfg.relpos_buckets, cfg.relpos_max_distance, name="relpos_bias"
-        )(num_text, num_text)
+        bias_1HTT = None if cfg.relpos_per_layer else _relpos_bias(cfg)(num_text, num_text)
         embedding = TokenEmbedding(cfg.vocab_size, cfg.embed_dim, dtype, name="token_embedding")
         x_BTD = dropout(embedding(text_tokens_BT), deterministic=deterministic)
         stack = Stack(
@@ -104,3 +165,9 @@ class TextEncoder(nn.Module):
         x_BTD, _ = stack(x_BTD, bias_1HTT, key_mask(text_mask_BT), deterministic=deterministic)
         x_BTD = RMSNorm(dtype, name="final_norm")(x_BTD)
         return dropout(x_BTD, deterministic=deterministic)
+
+
+def _relpos_bias(config: TextEncoderConfig) -> RelativePositionBias:
+    return RelativePositionBias(
+        config.num_heads, config.relpos_buckets, config.relpos_max_distance, name="relpos_bias"
+    )

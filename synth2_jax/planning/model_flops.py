@@ -85,7 +85,8 @@ def _generator(task: GeneratorTask, batch: int) -> Flops:
 
 def _text_encoder(config: TextEncoderConfig, batch: int, length: int, *, trained: bool) -> Flops:
     inner = config.num_heads * config.head_dim
-    weights = 4 * config.embed_dim * inner + 3 * config.embed_dim * config.mlp_dim
+    mlp = (3 if config.gated_mlp else 2) * config.embed_dim * config.mlp_dim
+    weights = 4 * config.embed_dim * inner + mlp
     layer = _matrix(batch * length, weights, trained=trained, input_grad=trained)
     layer += _attention(batch, length, length, inner, input_grad=trained)
     return layer * config.num_layers

@@ -225,8 +225,20 @@ def _with_shardings(boxed: Any, mesh: Mesh, rules: sharding.AxisRules) -> Any:
 
 
 def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """Puts one array on the mesh; every process gives its own devices their parts."""
+    """Puts one array on the mesh; every process gives its own devices their parts.
+
+    Of what is read when it is asked for (interop's LazyArray) each part is read once; an array of
+    numpy is copied, since its owner may change it.
+    """
     if isinstance(value, jax.Array):
         return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
-    array = np.asarray(value).astype(leaf.dtype)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+    parts: dict[tuple[tuple[int | None, int | None], ...], np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple((one.start, one.stop) for one in index)
+        if bounds not in parts:
+            copy = isinstance(value, np.ndarray)
+            parts[bounds] = value[index].astype(leaf.dtype, copy=copy)
+        return parts[bounds]
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)

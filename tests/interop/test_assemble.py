@@ -41,6 +41,14 @@ def test_layers_are_stacked_or_stand_alone(scanned):
         np.testing.assert_array_equal(found, -WEIGHTS.T)
 
 
+def test_tensors_get_the_dtype_of_their_parameter():
+    recipes = per_layer("encoder", 2, True, lambda i: {"scale": one(f"s{i}")})
+    found = tensors(s0=np.ones(3, np.float16), s1=np.ones(3, np.float64))
+    tree = assemble(recipes, found, shapes(encoder__layers__scale=(2, 3)), "here")
+    scale = tree["encoder"]["layers"]["scale"]
+    assert scale.dtype == np.asarray(scale).dtype == np.float32
+
+
 def test_all_that_does_not_fit_is_told_at_once():
     recipes = {
         "a": one("a"),

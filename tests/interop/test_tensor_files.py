@@ -1,5 +1,6 @@
 """Named tensors of other people's files."""
 
+import itertools
 import json
 import pathlib
 import pickle
@@ -59,6 +60,29 @@ def test_safetensors_are_read_by_file_and_by_folder(tmp_path):
     check(open_safetensors(file))
     check(open_safetensors(tmp_path))
     check(open_safetensors(sharded(tmp_path / "sharded")))
+
+
+@pytest.mark.parametrize("gap", [0, 40, 10**6])  # pieces read apart, some together, all together
+@pytest.mark.parametrize("block", [1, 200, 10**6])
+def test_every_box_of_a_file_is_that_of_numpy(tmp_path, monkeypatch, gap, block):
+    monkeypatch.setattr(tensor_files, "_GAP", gap)
+    monkeypatch.setattr(tensor_files, "_BLOCK", block)
+    array = np.arange(3 * 4 * 5 * 2, dtype=np.int16).reshape(3, 4, 5, 2)
+    safetensors.numpy.save_file({"before": ARRAYS["b"], "x": array}, tmp_path / "x.safetensors")
+    found = open_safetensors(tmp_path)["x"]
+    parts = [
+        (slice(0, size), slice(0, 1), slice(size // 2, size), slice(1, 1)) for size in array.shape
+    ]
+    for box in itertools.product(*parts):
+        np.testing.assert_array_equal(found[box], array[box])
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
+    safetensors.numpy.save_file(ARRAYS, tmp_path / "x.safetensors")
+    found = open_safetensors(tmp_path)
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"x\.safetensors: ended while it was read"):
+        found["b"][1:]
 
 
 def test_shards_that_are_not_there_are_all_named(tmp_path):

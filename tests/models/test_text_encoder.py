@@ -10,7 +10,7 @@ import pytest
 from synth2_jax.errors import UserError
 from synth2_jax.layers.embeddings import relative_position_bucket
 from synth2_jax.layers.stack import unstack_layers
-from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig, parameter_shapes
 
 CONFIG = TextEncoderConfig(
     vocab_size=11, num_layers=2, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=12,
@@ -41,22 +41,41 @@ def apply(params, tokens=TOKENS, mask=MASK, config=CONFIG, **kwargs):
     return np.asarray(run(params, tokens, mask, config, **kwargs))
 
 
-def test_equals_t5_written_in_numpy():
-    """T5 1.1 as in its paper and t5x, one row, plain numpy."""
-    p = jax.tree.map(np.asarray, PARAMS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mlp_activation": "gated_silu"},
+        {"mlp_activation": "relu"},
+        {"relpos_per_layer": True},
+        {"relpos_buckets": 4, "relpos_max_distance": 2},
+    ],
+    ids=str,
+)
+def test_equals_t5_written_in_numpy(changes):
+    """T5 as in its papers and t5x, one row, plain numpy."""
+    config = dataclasses.replace(CONFIG, **changes)
+    params = init(config)
+    p = jax.tree.map(np.asarray, params)
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
 
-    def gelu(x):
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    activation = {
+        "gated_gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        "gated_silu": lambda x: x / (1 + np.exp(-x)),
+        "relu": lambda x: np.maximum(x, 0),
+    }[config.mlp_activation]
 
     tokens = np.asarray(TOKENS[0])
     distance = np.arange(5)[None, :] - np.arange(5)[:, None]
-    bias = p["relpos_bias"]["embedding"][:, relative_position_bucket(distance, 8, 16, True)]
+    bucket = relative_position_bucket(
+        distance, config.relpos_buckets, config.relpos_max_distance, True
+    )
     x = p["token_embedding"]["embedding"][tokens]
     for i in range(2):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], p["encoder"]["layers"])
+        bias = (layer if config.relpos_per_layer else p)["relpos_bias"]["embedding"][:, bucket]
         h = norm(x, layer["attention_norm"]["scale"])
         q, k, v = (
             np.einsum("td,dhk->htk", h, layer["attention"][n]["kernel"])
@@ -66,10 +85,14 @@ def test_equals_t5_written_in_numpy():
         probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         x = x + np.einsum("htk,hkd->td", probs @ v, layer["attention"]["out"]["kernel"])
         h = norm(x, layer["mlp_norm"]["scale"])
-        mlp = {n: layer["mlp"][n]["kernel"] for n in ("gate", "up", "down")}
-        x = x + (gelu(h @ mlp["gate"]) * (h @ mlp["up"])) @ mlp["down"]
+        mlp = {n: layer["mlp"][n]["kernel"] for n in layer["mlp"]}
+        if config.gated_mlp:
+            hidden = activation(h @ mlp["gate"]) * (h @ mlp["up"])
+        else:
+            hidden = activation(h @ mlp["up"])
+        x = x + hidden @ mlp["down"]
     expected = norm(x, p["final_norm"]["scale"])
-    np.testing.assert_allclose(apply(PARAMS)[0], expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(apply(params, config=config)[0], expected, rtol=2e-4, atol=2e-5)
 
 
 def test_padding_changes_nothing():
@@ -84,10 +107,25 @@ def test_order_of_words_matters():
     assert np.abs(swapped[0, 4] - apply(PARAMS)[0, 4]).max() > 1e-3
 
 
-def test_scan_equals_loop():
-    loop = dict(PARAMS, encoder=unstack_layers(PARAMS["encoder"], 2))
-    config = dataclasses.replace(CONFIG, scan_layers=False)
-    np.testing.assert_allclose(apply(loop, config=config), apply(PARAMS), atol=1e-5)
+@pytest.mark.parametrize("relpos_per_layer", [False, True])
+def test_scan_equals_loop(relpos_per_layer):
+    config = dataclasses.replace(CONFIG, relpos_per_layer=relpos_per_layer)
+    params = init(config)
+    loop = dict(params, encoder=unstack_layers(params["encoder"], 2))
+    looped = dataclasses.replace(config, scan_layers=False)
+    np.testing.assert_allclose(apply(loop, config=looped), apply(params, config=config), atol=1e-5)
+
+
+@pytest.mark.parametrize("mlp_activation", ["gated_gelu", "relu"])
+def test_shapes_are_those_of_its_parameters(mlp_activation):
+    config = dataclasses.replace(CONFIG, mlp_activation=mlp_activation)
+    shapes = {
+        "/".join(key.key for key in path): (leaf.shape, leaf.dtype)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(init(config))
+    }
+    found = parameter_shapes(config)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in found.items()} == shapes
+    assert ("encoder/layers/mlp/gate/kernel" in found) == config.gated_mlp
 
 
 def test_remat_equals_plain():
@@ -128,6 +166,12 @@ def test_mistakes_are_named():
         dataclasses.replace(CONFIG, remat="dot")
     with pytest.raises(UserError, match="bfloat16"):
         dataclasses.replace(CONFIG, dtype="bfloat")
+    with pytest.raises(UserError, match="mlp_activation: unknown .*did you mean 'gated_gelu'"):
+        dataclasses.replace(CONFIG, mlp_activation="gated_geglu")
+    with pytest.raises(UserError, match="relpos_buckets: found 3, expected 4 or more"):
+        dataclasses.replace(CONFIG, relpos_buckets=3)
+    with pytest.raises(UserError, match="relpos_max_distance: found 2, expected more than 2"):
+        dataclasses.replace(CONFIG, relpos_max_distance=2)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Tests of the state's creation, its frozen part and pretrained parameters."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -78,6 +82,50 @@ def test_pretrained_parameters_replace_their_part_and_take_its_dtype(mesh):
     assert state.params["encoder"]["kernel"].dtype == jnp.float32
     assert state.params["encoder"]["kernel"].sharding == layout.params["encoder"]["kernel"].sharding
     jax.tree.map(np.testing.assert_array_equal, state.params["head"], plain.params["head"])
+
+
+def test_what_is_given_is_not_what_is_held(mesh):
+    kernel = np.ones((8, 16), np.float32)
+    _, state = create(mesh, ToyObjective(), initial_params={"encoder": {"kernel": kernel}})
+    kernel[:] = 0
+    np.testing.assert_array_equal(state.params["encoder"]["kernel"], np.ones((8, 16)))
+
+
+PLACE_LAZILY = """
+import collections
+import jax
+import numpy as np
+from synth2_jax import sharding
+from synth2_jax.interop.lazy_array import LazyArray
+from synth2_jax.sharding import MeshConfig
+from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.training import train_state
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+
+kernel, reads = np.arange(128.0).reshape(8, 16), collections.Counter()
+
+def read(box):
+    reads[tuple((part.start, part.stop) for part in box)] += 1
+    return kernel[box]
+
+mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2))
+tx = make_optimizer(OptimizerConfig())
+layout = train_state.state_layout(ToyObjective(), tx, mesh)
+lazy = {"encoder": {"kernel": LazyArray(kernel.shape, kernel.dtype, read)}}
+state = train_state.create_train_state(ToyObjective(), tx, layout, 0, lazy)
+np.testing.assert_array_equal(state.params["encoder"]["kernel"], kernel)
+assert state.params["encoder"]["kernel"].dtype == np.float32
+assert reads == {((0, 4), (0, 16)): 1, ((4, 8), (0, 16)): 1}, reads
+"""
+
+
+def test_a_part_that_several_devices_hold_is_read_once():
+    flags = "--xla_force_host_platform_device_count=4"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-c", PLACE_LAZILY], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_empty_prefix_replaces_everything(mesh):
