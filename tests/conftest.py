@@ -47,7 +47,8 @@ PARITY_HEAD = """# Parity with other people's code
 Differences between this package and the reference implementations, on random weights made by the
 references themselves or on generated captions. Written by
 
-    launch/test.sh --slow --interop tests/interop tests/scoring --write-parity=docs/parity.md
+    launch/test.sh --slow --interop tests/interop tests/scoring \\
+        tests/stages/test_evaluate_protocols.py --write-parity=docs/parity.md
 
 | what | against | measure | found | limit |
 | --- | --- | --- | --- | --- |

@@ -1,9 +1,10 @@
-"""CIDEr-D, BLEU and ROUGE-L of captions, numerically as pycocoevalcap computes them.
+"""CIDEr-D, CIDEr, BLEU and ROUGE-L of captions, numerically as pycocoevalcap computes them.
 
 The metric functions return that package's own scale: 1 is perfect for BLEU and ROUGE-L, 10 for
 CIDEr. Papers print 100 times that ("CIDEr 33.4" is 0.334 here), and so does `score_captions`, whose
 numbers go into results: 100 is perfect for BLEU and ROUGE-L, 1000 for CIDEr. What papers and
-pycocoevalcap call CIDEr is CIDEr-D; so is the key "cider" of `score_captions`.
+pycocoevalcap call CIDEr is CIDEr-D; so is the key "cider" of `score_captions`. The metric that was
+called so first is `cider_plain`, which pycocoevalcap has no more.
 
 A CIDEr depends on the tokenizer and on the document frequencies behind its tf-idf weights, so every
 score carries a `provenance` line that names both. Scores with different lines do not compare.
@@ -16,7 +17,7 @@ import collections
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def score_captions(
         ValueError: no images, counts that differ, an image without references, strings and tokens
             mixed, or frequencies counted with another tokenizer.
     """
-    pairs = _Pairs.of(candidates, references)
+    pairs = Pairs.of(candidates, references)
     frequency = _frequency_for(pairs, frequency)
     scores = {"cider": _cider_d(pairs, frequency)}
     scores |= {score.name: score for score in _bleu(pairs)}
@@ -121,8 +122,26 @@ def cider_d(
     Raises:
         ValueError: as `score_captions`.
     """
-    pairs = _Pairs.of(candidates, references)
+    pairs = Pairs.of(candidates, references)
     return _cider_d(pairs, _frequency_for(pairs, frequency), sigma)
+
+
+def cider_plain(
+    candidates: Sequence[Caption],
+    references: Sequence[Sequence[Caption]],
+    *,
+    frequency: DocumentFrequency | None = None,
+) -> Score:
+    """CIDEr as first defined (arXiv 1411.5726, section 3), without stemming: 0 to 10.
+
+    Ten times the mean cosine of tf-idf vectors over orders 1 to 4 and over references: CIDEr-D
+    without its clipping and its penalty for another length.
+
+    Raises:
+        ValueError: as `score_captions`.
+    """
+    pairs = Pairs.of(candidates, references)
+    return _cider_plain(pairs, _frequency_for(pairs, frequency))
 
 
 def bleu(
@@ -134,7 +153,7 @@ def bleu(
     shorter one on a tie. pycocoevalcap's constants against division by zero are kept: an order
     without a match gives a small number rather than 0.
     """
-    return _bleu(_Pairs.of(candidates, references))
+    return _bleu(Pairs.of(candidates, references))
 
 
 def rouge_l(candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> Score:
@@ -142,19 +161,19 @@ def rouge_l(candidates: Sequence[Caption], references: Sequence[Sequence[Caption
 
     As in pycocoevalcap the best precision and the best recall may come from different references.
     """
-    return _rouge_l(_Pairs.of(candidates, references))
+    return _rouge_l(Pairs.of(candidates, references))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pairs:
-    """Tokenized candidates and references, checked to fit each other."""
+class Pairs:
+    """Tokenized candidates and references, checked to fit each other; what every score is of."""
 
     candidates: list[Tokens]
     references: list[list[Tokens]]
     tokenizer: str
 
     @classmethod
-    def of(cls, candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> "_Pairs":
+    def of(cls, candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> "Pairs":
         if len(candidates) != len(references):
             raise ValueError(
                 f"{len(candidates)} candidates, but references of {len(references)} images"
@@ -203,7 +222,7 @@ def _count_images(references: list[list[Tokens]], source: str, tokenizer: str) -
     return DocumentFrequency(counts, len(references), source, tokenizer)
 
 
-def _frequency_for(pairs: _Pairs, frequency: DocumentFrequency | None) -> DocumentFrequency:
+def _frequency_for(pairs: Pairs, frequency: DocumentFrequency | None) -> DocumentFrequency:
     if frequency is None:
         frequency = _count_images(pairs.references, "these references", pairs.tokenizer)
     if frequency.tokenizer != pairs.tokenizer:
@@ -233,7 +252,28 @@ def _tfidf(tokens: Tokens, frequency: DocumentFrequency) -> list[tuple[dict[NGra
     return vectors
 
 
-def _cider_d(pairs: _Pairs, frequency: DocumentFrequency, sigma: float = 6.0) -> Score:
+def _cider_d(pairs: Pairs, frequency: DocumentFrequency, sigma: float = 6.0) -> Score:
+    def common(c: float, r: float) -> float:
+        return min(c, r) * r
+
+    def penalty(difference: int) -> float:
+        return math.exp(-(difference**2) / (2 * sigma**2))
+
+    return _cider("cider_d", pairs, frequency, common, penalty)
+
+
+def _cider_plain(pairs: Pairs, frequency: DocumentFrequency) -> Score:
+    return _cider("cider_plain", pairs, frequency, lambda c, r: c * r, lambda difference: 1.0)
+
+
+def _cider(
+    name: str,
+    pairs: Pairs,
+    frequency: DocumentFrequency,
+    common: Callable[[float, float], float],
+    penalty: Callable[[int], float],
+) -> Score:
+    """The mean of cosines; two weights have `common`, a difference in length costs `penalty`."""
     per_image = np.zeros(len(pairs.candidates))
     for image, (candidate, group) in enumerate(
         zip(pairs.candidates, pairs.references, strict=True)
@@ -247,16 +287,15 @@ def _cider_d(pairs: _Pairs, frequency: DocumentFrequency, sigma: float = 6.0) ->
             ):
                 # A norm is 0 when the caption is shorter than the order or all idf are 0.
                 if c_norm > 0 and r_norm > 0:
-                    common = sum(min(c[g], r[g]) * r[g] for g in c if g in r)
-                    cosines += common / (c_norm * r_norm)
-            delta = len(candidate) - len(reference)
-            total += cosines * math.exp(-(delta**2) / (2 * sigma**2))
+                    shared = sum(common(c[g], r[g]) for g in c if g in r)
+                    cosines += shared / (c_norm * r_norm)
+            total += cosines * penalty(len(candidate) - len(reference))
         per_image[image] = 10.0 * total / (MAX_ORDER * len(group))
     provenance = f"{pairs.provenance}, df={frequency}"
-    return Score("cider_d", float(per_image.mean()), per_image, provenance)
+    return Score(name, float(per_image.mean()), per_image, provenance)
 
 
-def _bleu(pairs: _Pairs) -> tuple[Score, ...]:
+def _bleu(pairs: Pairs) -> tuple[Score, ...]:
     # Columns of `counts`: candidate length, reference length, then per order the n-grams that match
     # and the n-grams proposed.
     counts = np.zeros((len(pairs.candidates), 2 + 2 * MAX_ORDER))
@@ -292,14 +331,16 @@ def _bleu_of_counts(counts: np.ndarray) -> np.ndarray:
     return mean * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)[:, None]
 
 
-def _rouge_l(pairs: _Pairs, beta: float = 1.2) -> Score:
+def _rouge_l(pairs: Pairs, beta: float = 1.2) -> Score:
     per_image = np.zeros(len(pairs.candidates))
     for image, (candidate, group) in enumerate(
         zip(pairs.candidates, pairs.references, strict=True)
     ):
+        # pycocoevalcap splits at spaces, so that no words are one empty word to it.
+        candidate, group = candidate or ("",), [reference or ("",) for reference in group]
         common = [_longest_common_subsequence(candidate, reference) for reference in group]
-        precision = max(common) / max(1, len(candidate))
-        recall = max(n / max(1, len(reference)) for n, reference in zip(common, group, strict=True))
+        precision = max(common) / len(candidate)
+        recall = max(n / len(reference) for n, reference in zip(common, group, strict=True))
         if precision > 0:
             per_image[image] = (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
     return Score("rouge_l", float(per_image.mean()), per_image, pairs.provenance)

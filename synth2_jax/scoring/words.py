@@ -2,38 +2,65 @@
 
 coco-caption runs Stanford CoreNLP 3.4.1's PTBTokenizer in lower case and then drops a fixed list
 of punctuation tokens. `tokenize` follows the same Penn Treebank rules for what captions contain:
-contractions, possessives, hyphens, numbers, abbreviations, quotes, brackets. It leaves out what
-they rarely do: markup, emoticons, file names, and whether the next word begins a sentence. Of
-Flickr8k's 40,460 captions all but 4 get the same tokens from both.
+contractions, possessives, hyphens, numbers, abbreviations, quotes, brackets, simple emoticons. It
+leaves out what they rarely do: markup, file names, and whether the next word begins a sentence. Of
+Flickr8k's 40,460 captions all but 4 get the same tokens from both; docs/ptb_differences.md lists
+what differs in generated ones.
 
 Two habits of the original are kept on purpose, since scores depend on them: lower-casing turns
 "-LRB-" into "-lrb-", which the punctuation list then misses, so brackets stay as tokens; and a run
 of marks such as "!!" is one token that the list misses too.
 """
 
+import html
 import re
 
 TOKENIZER = "ptb-like"
 
 PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Written in ASCII before splitting.
+# Written otherwise before splitting: in ASCII, or not at all where the original drops it.
 _ASCII = str.maketrans(
     {
         "‘": "'",
         "’": "'",
         "“": '"',
         "”": '"',
+        "«": '"',
+        "»": '"',
+        "‹": '"',
+        "›": '"',
+        "‐": "-",
+        "‑": "-",
+        "‒": "--",
         "–": "--",
         "—": "--",
+        "―": "--",
         "…": "...",
         "£": "#",
         "€": "$",
+        "¢": " cents ",
+        "¼": " 1/4 ",
+        "½": " 1/2 ",
+        "¾": " 3/4 ",
+        "⅓": " 1/3 ",
+        "⅔": " 2/3 ",
+        "₩": " ",
+        "₹": " ",
+        "₽": " ",
         "\N{NO-BREAK SPACE}": " ",
+        "\N{ZERO WIDTH SPACE}": " ",
+        "\N{ZERO WIDTH NO-BREAK SPACE}": " ",
+        "\N{VARIATION SELECTOR-16}": " ",
+        "\N{SOFT HYPHEN}": "",
     }
 )
+_DROPPED = re.compile("[\U00010000-\U0010ffff]")  # emoji, and scripts that no caption is in
+_ENTITY = re.compile("&(?:amp|quot|apos|lt|gt|nbsp);")
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+
+_BRACKET = re.compile(r"[(){}]|(?<!.)[\[\]](?!.)")  # square ones stay in :]
 
 # Penn Treebank writes these single words as two.
 _COMPOUNDS = {
@@ -49,9 +76,13 @@ _COMPOUNDS = {
 
 # Abbreviations whose full stop belongs to the word.
 _ABBREVIATIONS = (
-    "mr|mrs|ms|drs?|profs?|sens?|reps?|lt|col|gen|govs?|adm|rev|maj|sgt|cpl|pvt|capt|pres|hon|jr|sr|"
-    "esq|messrs|mt|ste?|ave|blvd|rd|sq|ft|inc|co|corp|ltd|bros|vs|etc|al|cf|est|dept|univ|seq|"
-    "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri"
+    "mr|mrs|ms|drs?|profs?|sens?|reps?|lt|col|gen|govs?|adm|rev|maj|sgt|cpl|pvt|pfc|capt|cmdr|pres|"
+    "supt|hon|jr|sr|esq|messrs|mme|mlle|msgr|mt|ste?|ave|blvd|rd|rt|ct|sq|ft|bldg|tel|ext|"
+    "inc|co|corp|ltd|bros|vs|etc|al|cf|est|dept|univ|seq|"
+    "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri|"
+    "ala|ariz|calif|colo|conn|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|"
+    "wisc?|wyo|"
+    "(?-i:Ark|Del|Ill|L[Aa]|Mass|Miss|Ore|Pa|Tex|Wash)"  # words in lower case
 )
 
 _ALNUM = r"[^\W_]"
@@ -61,21 +92,28 @@ _LETTER = r"[^\W\d_]"
 _TOKEN = re.compile(
     "|".join(
         (
-            r"(?:https?://|www\.)\S*[^\W_]/?|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
-            rf"'(?:tis|twas|em|til|cause|\d0s)(?!{_ALNUM})|'n'",
-            r"\.{3,}|-{2,}|[?!]+|''|``",
-            rf"(?<!{_ALNUM})(?:{_LETTER}\.){{2,}}",  # u.s.  p.m.
-            rf"(?<!{_ALNUM})(?:{_ABBREVIATIONS}|{_LETTER}|no(?=\. ?\d))\.(?!{_ALNUM})",
-            rf"(?:(?<!\S)[+-])?\d*(?:(?<!{_LETTER})[.,:]\d+)+(?:-{_ALNUM}+)*",  # 3,000  10:30  .5
-            rf"(?<!\S)[+-]\d+(?!{_ALNUM})",
+            r"(?:https?://|www\.)\S*[^\W_]/?|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*",
+            rf"@[a-z_]\w*|\#{_LETTER}+",
+            r"</?[a-z][^\s<>]*>|\^_+\^|-_-",
+            rf"[<>]?[:;=][-o*']?[()dpo\\@|[\]](?!{_LETTER})",  # :-)
+            rf"'n'|'(?:tis|twas|em|til|cause|n)(?!{_ALNUM})|(?<!\d)'(?:\d\d|[2-9]0s)(?!{_ALNUM})|ol'(?!{_ALNUM})",
+            r"\.{3,}|-{2,}|_+|[?!]+|''|``",
+            rf"(?<!{_ALNUM})(?:{_LETTER}\.){{2,}}(?:{_LETTER}(?!{_ALNUM}))?",  # u.s.  p.m.
+            rf"(?<!{_ALNUM})(?:{_ABBREVIATIONS}|{_LETTER}|ph\.d)\.(?!{_ALNUM})",
+            rf"(?<!{_ALNUM})(?:nos?|figs?)\.(?=\s?\d)",
+            r"(?-i:(?:US|HK|NZ|A|C)\$)|(?-i:[A-Z]+(?:&[A-Z]+)+)",  # US$  R&B
+            # 3,000  10:30  .5
+            rf"(?:(?<![^\s\d])[+-])?\d*(?:(?<!{_LETTER})[.,:]\d+)+(?:-{_ALNUM}+(?![:,.]?{_ALNUM}))*",
+            rf"(?:\+|(?<!\S)-)\d+(?!{_ALNUM})|c\+\+",
             rf"{_ALNUM}+?(?=n't(?!{_ALNUM}))",  # the "do" of don't
             rf"n't(?!{_ALNUM})|'(?:s|m|d|re|ve|ll)(?!{_ALNUM})",
             rf"(?:ma'am|cap'n|ne'er)(?!{_ALNUM})|y'(?=all|know)",
             rf"[a-hj-xz]'(?!(?:ll|re|ve)(?!{_ALNUM})){_LETTER}{{2,}}",  # o'clock, but not i've
-            rf"{_ALNUM}+(?:[-_&/.]{_ALNUM}+)*",  # t-shirt  and/or  r&b
+            rf"{_ALNUM}+(?:[-_/.]{_ALNUM}+)*",  # t-shirt  and/or
             r"\S",
         )
-    )
+    ),
+    re.IGNORECASE,
 )
 
 
@@ -86,9 +124,11 @@ def tokenize(caption: str) -> list[str]:
     ['the', 'dog', "'s", 't-shirt', 'is', "n't", 'red', 'is', 'it']
     """
     words = []
-    for token in _TOKEN.findall(caption.translate(_ASCII).lower()):
+    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), caption)
+    # Split before it is lowered: the original tells R&B from r&b, and the state Miss. from a miss.
+    for token in map(str.lower, _TOKEN.findall(_DROPPED.sub(" ", text).translate(_ASCII))):
         if token in _COMPOUNDS:
             words.extend(_COMPOUNDS[token])
         elif token not in PUNCTUATION and token.strip(".-"):
-            words.append(_BRACKETS.get(token, token))
+            words.append(_BRACKET.sub(lambda bracket: _BRACKETS[bracket[0]], token))
     return words

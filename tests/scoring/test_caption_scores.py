@@ -11,11 +11,12 @@ from synth2_jax.scoring import captions
 
 METRICS = {
     "cider_d": captions.cider_d,
+    "cider_plain": captions.cider_plain,
     "bleu1": lambda c, r: captions.bleu(c, r)[0],
     "bleu4": lambda c, r: captions.bleu(c, r)[3],
     "rouge_l": captions.rouge_l,
 }
-PERFECT = {"cider_d": 10.0, "bleu1": 1.0, "bleu4": 1.0, "rouge_l": 1.0}
+PERFECT = {"cider_d": 10.0, "cider_plain": 10.0, "bleu1": 1.0, "bleu4": 1.0, "rouge_l": 1.0}
 
 
 def random_pairs(num_images, seed, vocabulary=12):
@@ -65,6 +66,12 @@ def test_cider_d_averages_over_references():
     assert score.per_image[0] == pytest.approx(2.5)
 
 
+def test_cider_plain_neither_clips_nor_penalises_length():
+    # As above: 3L * L / (3L * sqrt(2) L) = 1 / sqrt(2), and no factor for the longer one.
+    score = captions.cider_plain(["a a a", "z"], [["a b"], ["c d"]])
+    assert score.per_image[0] == pytest.approx(10 / 4 / math.sqrt(2))
+
+
 def test_bleu_clips_to_the_largest_reference_count():
     # Papineni's example: "the" occurs 7 times, at most twice in a reference: 2/7. A reference is as
     # long as the candidate, so there is no brevity penalty.
@@ -109,6 +116,11 @@ def test_rouge_l_of_a_subsequence():
 def test_rouge_l_takes_precision_and_recall_from_different_references():
     # "a b" against "a b c d": P 1, R 1/2; against "a": P 1/2, R 1. Best of both: 1.
     assert captions.rouge_l(["a b"], [["a b c d", "a"]]).corpus == pytest.approx(1.0)
+
+
+def test_rouge_l_of_no_words_against_none_is_perfect():
+    # As in pycocoevalcap, to which no words are one empty word.
+    assert captions.rouge_l([""], [["a b", ""]]).corpus == pytest.approx(1.0)
 
 
 # Properties.
@@ -245,7 +257,7 @@ def slow_vocabulary(references, order):
     return sorted({tuple(t[i : i + order]) for t in texts for i in range(len(t) - order + 1)})
 
 
-def slow_cider_d(candidates, references):
+def slow_cider(candidates, references, defended):
     images = range(len(candidates))
     result = np.zeros(len(candidates))
     for order in (1, 2, 3, 4):
@@ -261,9 +273,9 @@ def slow_cider_d(candidates, references):
             for reference in references[i]:
                 c, r = vector(candidates[i]), vector(reference)
                 norms = np.linalg.norm(c) * np.linalg.norm(r)
-                value = np.minimum(c, r) @ r / norms if norms else 0.0
+                value = (np.minimum(c, r) if defended else c) @ r / norms if norms else 0.0
                 delta = len(candidates[i]) - len(reference)
-                value *= math.exp(-(delta**2) / (2 * 6.0**2))
+                value *= math.exp(-(delta**2) / (2 * 6.0**2)) if defended else 1.0
                 result[i] += 10 * value / 4 / len(references[i])
     return result
 
@@ -303,11 +315,12 @@ def slow_rouge_l(candidate, group):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_metrics_agree_with_the_slow_reference(seed):
     candidates, references = random_pairs(40, seed)
-    np.testing.assert_allclose(
-        captions.cider_d(candidates, references).per_image,
-        slow_cider_d(candidates, references),
-        atol=1e-9,
-    )
+    for metric, defended in ((captions.cider_d, True), (captions.cider_plain, False)):
+        np.testing.assert_allclose(
+            metric(candidates, references).per_image,
+            slow_cider(candidates, references, defended),
+            atol=1e-9,
+        )
     np.testing.assert_allclose(
         captions.rouge_l(candidates, references).per_image,
         [slow_rouge_l(c, r) for c, r in zip(candidates, references, strict=True)],

@@ -30,6 +30,13 @@ from synth2_jax.scoring import words
         ("here—there -- dash --- six- -five", "here there dash six five"),
         # Not removed by coco-caption either: see the module's docstring.
         ("(in brackets) Wow!!", "-lrb- in brackets -rrb- wow !!"),
+        ("AT&T and R&B, but salt&pepper", "at&t and r&b but salt & pepper"),
+        ("1½ cups, ¼ of it for 5¢", "1 1/2 cups 1/4 of it for 5 cents"),
+        ("a smile :) and a sad one :-(", "a smile :-rrb- and a sad one :--lrb-"),
+        ("emoji 🐶dog❤️, @home #love", "emoji dog ❤ @home #love"),
+        ("Ala. and Miss. are states; a near miss.", "ala. and miss. are states a near miss"),
+        ("'80s, '99 and '08; 5'10\"", "'80s '99 and '08 5 10"),
+        ("a Ph.D. in no.5, &quot;A&amp;B&quot;", "a ph.d. in no. 5 a&b"),
         ("see http://www.foo.com/bar, me@x.com.", "see http://www.foo.com/bar me@x.com"),
         ("", ""),
         (" . , ; : ! ? - ' \" ", ""),

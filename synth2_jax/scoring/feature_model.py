@@ -1,0 +1,83 @@
+"""The user's own network behind CLIPScore and FID: a function of a module or of a file.
+
+No network comes with this package. A file such as
+
+    def features(inputs):
+        if isinstance(inputs, list):          # texts, for CLIPScore
+            return clip.encode_text(inputs)   # f[B, D]
+        return clip.encode_image(inputs)      # u8[B, H, W, 3] -> f[B, D]
+
+is named as FILE.py:features. Resizing and normalizing are the function's: it gets pixels as they
+are.
+"""
+
+import importlib
+import importlib.util
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from synth2_jax.errors import UserError
+
+FeatureModel = Callable[[np.ndarray | Sequence[str]], np.ndarray]
+
+
+def load(name: str) -> FeatureModel:
+    """The function "MODULE:FUNCTION" or "FILE.py:FUNCTION", its results checked.
+
+    Returns:
+      A function of images u8[B, H, W, 3] -> f[B, D], in 0 to 255; for CLIPScore also of a list of B
+      texts -> f[B, D] of the same D. It raises UserError where the user's own returns another
+      shape, no floating numbers, or some that are not finite.
+
+    Raises:
+      UserError: a name of another form, no such module, file or function, or one that fails while
+        it is imported.
+    """
+    where, colon, function = name.rpartition(":")
+    if not colon or not where or not function:
+        raise UserError(f"feature model {name!r}: expected MODULE:FUNCTION or FILE.py:FUNCTION")
+    try:
+        module = _from_file(where) if where.endswith(".py") else importlib.import_module(where)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code, which fails in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"feature model {name!r}: importing {where} fails: {reason}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise UserError(f"feature model {name!r}: {where} has no function {function!r}")
+    return _checked(found, name)
+
+
+def _from_file(name: str) -> Any:
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"feature model: no file {name}")
+    spec = importlib.util.spec_from_file_location(f"feature_model_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _checked(function: Callable[[Any], Any], name: str) -> FeatureModel:
+    def features(inputs: np.ndarray | Sequence[str]) -> np.ndarray:
+        found = np.asarray(function(inputs))
+        what = "images" if isinstance(inputs, np.ndarray) else "texts"
+        if found.ndim != 2 or len(found) != len(inputs) or not found.shape[1]:
+            raise UserError(
+                f"feature model {name!r}: found shape {found.shape} of {len(inputs)} {what}, "
+                f"expected ({len(inputs)}, D)"
+            )
+        if not np.issubdtype(found.dtype, np.floating):
+            # A torch or JAX bfloat16 is no numpy number either.
+            raise UserError(
+                f"feature model {name!r}: found {found.dtype}, expected float32 or float64"
+            )
+        if not np.isfinite(found).all():
+            raise UserError(f"feature model {name!r}: found NaN or infinity among its features")
+        return found
+
+    return features

@@ -1,0 +1,158 @@
+"""Scores against pycocoevalcap's own on equal tokens: random and adversarial sets of captions."""
+
+import importlib.metadata
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+
+from synth2_jax.errors import UserError
+from synth2_jax.scoring import captions, meteor
+
+NUM_SETS, LIMIT = 1000, 1e-6
+UNICODE = ("café", "ñandú", "日本語", "犬", "Москва", "❤", "🐶", "ﬁ", "e\u0301", "ß", "İ")
+
+
+def caption_set(rng):
+    """(candidates, references) of a few images; each set is of its own kind."""
+    words = [f"w{i}" for i in range(rng.integers(2, 40))]
+    if rng.random() < 0.2:
+        words = UNICODE
+    longest = rng.choice([3, 12, 12, 12, 25])
+
+    def caption():
+        kind = rng.random()
+        if kind < 0.1:
+            return []
+        if kind < 0.2:
+            return [words[0]] * rng.integers(1, 15)
+        if kind < 0.21:
+            return [words[i] for i in rng.integers(0, len(words), 150)]
+        return [words[i] for i in rng.zipf(1.4, rng.integers(1, longest + 1)) % len(words)]
+
+    most = rng.choice([1, 5, 5, 30], p=[0.3, 0.3, 0.35, 0.05])
+    references = [
+        [caption() for _ in range(rng.integers(1, most + 1))] for _ in range(rng.integers(1, 6))
+    ]
+    if not any(token for group in references for token in group):
+        references[0][0] = [words[0]]  # pycocoevalcap takes the largest of all frequencies
+    # Half of the candidates begin as a reference does, so that long n-grams match too.
+    candidates = [
+        caption() if rng.random() < 0.5 else group[0][:9] + caption()[:3] for group in references
+    ]
+    return candidates, references
+
+
+def theirs(candidates, references):
+    """{name: (corpus, per image)} by pycocoevalcap."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    res = {i: [" ".join(caption)] for i, caption in enumerate(candidates)}
+    gts = {i: [" ".join(caption) for caption in group] for i, group in enumerate(references)}
+    bleu = zip(*Bleu(4).compute_score(gts, res, verbose=0), strict=True)
+    return {
+        "cider_d": Cider().compute_score(gts, res),
+        "cider_d_sigma_2": Cider(sigma=2.0).compute_score(gts, res),
+        # Without a penalty, which clips what only a candidate's repeated n-grams have.
+        "cider_without_penalty": Cider(sigma=1e12).compute_score(gts, res),
+        "rouge_l": Rouge().compute_score(gts, res),
+        **{f"bleu{k + 1}": score for k, score in enumerate(bleu)},
+    }
+
+
+def ours(candidates, references):
+    scores = {
+        "cider_d": captions.cider_d(candidates, references),
+        "cider_d_sigma_2": captions.cider_d(candidates, references, sigma=2.0),
+        "rouge_l": captions.rouge_l(candidates, references),
+        **{score.name: score for score in captions.bleu(candidates, references)},
+    }
+    return {name: (score.corpus, score.per_image) for name, score in scores.items()}
+
+
+@pytest.mark.interop
+def test_scores_are_pycocoevalcaps(parity):
+    rng = np.random.default_rng(0)
+    worst = {}
+    for _ in range(NUM_SETS):
+        candidates, references = caption_set(rng)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "CIDEr is 0")  # of one image
+            found, expected = ours(candidates, references), theirs(candidates, references)
+        for name, (corpus, per_image) in found.items():
+            difference = max(
+                abs(corpus - expected[name][0]),
+                np.abs(per_image - np.array(expected[name][1])).max(),
+            )
+            worst[name] = max(worst.get(name, 0.0), difference)
+    version = importlib.metadata.version("pycocoevalcap")
+    for name, difference in worst.items():
+        parity(
+            f"{name} of {NUM_SETS} sets of captions, images and corpus",
+            f"pycocoevalcap {version}",
+            "max abs difference",
+            difference,
+            LIMIT,
+        )
+
+
+@pytest.mark.interop
+def test_cider_without_clipping_and_penalty(parity):
+    """pycocoevalcap's without its penalty, of candidates that repeat nothing: none to clip."""
+    rng, worst = np.random.default_rng(1), 0.0
+    for _ in range(NUM_SETS):
+        candidates, references = caption_set(rng)
+        candidates = [list(dict.fromkeys(candidate)) for candidate in candidates]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "CIDEr is 0")
+            found = captions.cider_plain(candidates, references)
+        _, per_image = theirs(candidates, references)["cider_without_penalty"]
+        worst = max(worst, np.abs(found.per_image - per_image).max())
+    parity(
+        f"cider_plain of {NUM_SETS} sets of captions that repeat no word",
+        f"pycocoevalcap {importlib.metadata.version('pycocoevalcap')} without its penalty",
+        "max abs difference",
+        worst,
+        LIMIT,
+    )
+
+
+@pytest.mark.interop
+def test_meteor_is_pycocoevalcaps(parity, monkeypatch):
+    if shutil.which("java") is None:
+        pytest.fail("this test needs Java: install a JRE such as openjdk-17-jre-headless")
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    texts = ["a dog runs on the beach", "", "two cats sit", "a café with ñandús", "dog dog dog dog"]
+    known = [
+        ["the dog is running by the sea", "a brown dog on sand"],
+        ["a man"],
+        ["a pair of kittens sitting"],
+        ["a coffee shop with birds", "the café"],
+        ["one dog"],
+    ]
+    tokens, references = [t.split() for t in texts], [[r.split() for r in g] for g in known]
+    score = meteor.meteor(tokens, references)
+    corpus, per_image = Meteor().compute_score(
+        dict(enumerate(known)), {i: [text] for i, text in enumerate(texts)}
+    )
+    difference = max(abs(score.corpus - corpus), np.abs(score.per_image - per_image).max())
+    version = importlib.metadata.version("pycocoevalcap")
+    parity("METEOR", f"pycocoevalcap {version}", "max abs difference", difference, 0)
+    assert score.per_image[0] > 0.1 > score.per_image[1] == 0
+    assert "tokenizer=given tokens, images=5, references per image=1-2" in score.provenance
+    assert meteor.meteor(texts, known).corpus == pytest.approx(corpus)  # strings get our tokens
+
+
+def test_without_java_or_its_package_meteor_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(meteor.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package pycocoevalcap; pip install"):
+        meteor.meteor(["a"], [["a"]])
+    monkeypatch.setattr(meteor.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="needs Java; found no program java"):
+        meteor.meteor(["a"], [["a"]])
