@@ -3,13 +3,15 @@
 The architecture is MaskGIT's VQ-GAN (google-research/maskgit; Esser et al. 2021 without attention),
 after an optional space-to-depth stage. One class serves the paper's 256-pixel tokenizer and a
 32-pixel one for a laptop: strided and full-resolution convolutions are slow in XLA on CPU, and a
-space-to-depth stage needs neither.
+space-to-depth stage needs neither. Esser's own VQ-GAN (taming-transformers), and diffusers' after
+it, is the same network with other choices: `interop.taming` lists them.
 
 Legend: B batch, H W pixels (or grid cells), D channels, N image tokens, C codebook width,
 K codebook size.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,17 +19,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.models.quantizer import STATS, Quantizer, revive_dead_codes
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": nn.swish,
     "relu": nn.relu,
 }
-DOWNSAMPLINGS = ("average_pool", "conv")
+DOWNSAMPLINGS = ("average_pool", "conv", "conv_3x3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +46,26 @@ class VQTokenizerConfig:
       channel_multipliers: channels of each level, times `filters`; every level after the first
         halves the resolution.
       num_res_blocks: residual blocks a level, and as many again at the lowest resolution.
+      num_middle_blocks: of these last ones; None for num_res_blocks.
+      extra_decoder_blocks: how many more residual blocks the decoder has a level.
+      attention_levels: levels, from 0 at the highest resolution, at which self-attention over all
+        cells of the grid follows each residual block.
+      middle_attention: whether it follows the first middle block.
       kernel_size: of the convolutions at a constant resolution; with 1 a token sees its own patch,
         and of the others only what the group norms' statistics tell.
+      use_bias: whether every convolution has a bias. Without, those of the residual blocks and the
+        encoder's first have none.
+      shortcut_from_input: whether the shortcut of a residual block, where channels change, is a
+        function of the block's input. It is one of what is added to it in MaskGIT's released code,
+        and its weights are right that way alone.
+      latent_channels: of the encoder's last convolution, which another of 1x1 brings to C, and
+        back to it in front of the decoder; None where the encoder ends in a 1x1 convolution.
       embedding_dim: C.
       codebook_size: K; at most 65536, as ids are stored in 16 bits.
       norm_groups: groups of the group norms; must divide every level's channels.
       activation: "swish" or "relu".
-      downsampling: "average_pool" (MaskGIT's default) or "conv" (4x4, stride 2).
+      downsampling: "average_pool" (MaskGIT's default), or a convolution of stride 2: "conv" (4x4)
+        or "conv_3x3" (padded to the right and below alone).
       pixel_range: the range of pixel values inside the network. Images are [-1, 1] outside in any
         case; MaskGIT's released weights need (0, 1) here.
       l2_normalize_codes: compare directions only, on the unit sphere.
@@ -63,12 +80,19 @@ class VQTokenizerConfig:
     filters: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
+    num_middle_blocks: int | None = None
+    extra_decoder_blocks: int = 0
+    attention_levels: tuple[int, ...] = ()
+    middle_attention: bool = False
     kernel_size: int = 3
+    use_bias: bool = False
+    shortcut_from_input: bool = False
+    latent_channels: int | None = None
     embedding_dim: int = 256
     codebook_size: int = 8192
     norm_groups: int = 32
     activation: Literal["swish", "relu"] = "swish"
-    downsampling: Literal["average_pool", "conv"] = "average_pool"
+    downsampling: Literal["average_pool", "conv", "conv_3x3"] = "average_pool"
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     l2_normalize_codes: bool = False
     usage_decay: float = 0.99
@@ -80,6 +104,11 @@ class VQTokenizerConfig:
         dtype_of(self.dtype, "tokenizer dtype")
         sizes = ("filters", "kernel_size", "embedding_dim", "norm_groups", "reservoir_size")
         check_counts(self, "tokenizer", *sizes)
+        check_counts(self, "tokenizer", "num_middle_blocks", "latent_channels")
+        if self.extra_decoder_blocks < 0:
+            raise UserError(
+                f"extra_decoder_blocks: found {self.extra_decoder_blocks}, expected 0 or more"
+            )
         check_levels(self.image_size, self.patch_size, self.channel_multipliers)
         if self.activation not in ACTIVATIONS:
             raise UserError(
@@ -88,6 +117,11 @@ class VQTokenizerConfig:
         if self.downsampling not in DOWNSAMPLINGS:
             near = nearest(self.downsampling, DOWNSAMPLINGS)
             raise UserError(f"downsampling: unknown {self.downsampling!r}; {near}")
+        levels = range(len(self.channel_multipliers))
+        if not set(self.attention_levels) <= set(levels):
+            raise UserError(
+                f"attention_levels: found {self.attention_levels}, expected some of {[*levels]}"
+            )
         for multiplier in self.channel_multipliers:
             if self.filters * multiplier % self.norm_groups:
                 raise UserError(
@@ -190,6 +224,22 @@ def _group_norm(config: VQTokenizerConfig, name: str) -> nn.GroupNorm:
     )
 
 
+class AttentionBlock(nn.Module):
+    """Adds self-attention of one head over the cells of the grid, after a group norm."""
+
+    config: VQTokenizerConfig
+
+    @nn.compact
+    def __call__(self, x_BHWD: jax.Array) -> jax.Array:
+        """[B,H,W,D] -> [B,H,W,D]."""
+        B, H, W, D = x_BHWD.shape
+        attention = MultiHeadAttention(
+            1, D, D, dtype_of(self.config.dtype), use_bias=True, name="self_attention"
+        )
+        y_BND = _group_norm(self.config, "norm")(x_BHWD).reshape(B, H * W, D)
+        return x_BHWD + attention(y_BND, deterministic=True).reshape(B, H, W, D)
+
+
 class ResBlock(nn.Module):
     """Group norm, activation, 3x3 convolution, twice; a 1x1 shortcut where channels change."""
 
@@ -200,16 +250,25 @@ class ResBlock(nn.Module):
     def __call__(self, x_BHWD: jax.Array) -> jax.Array:
         """[B,H,W,any] -> [B,H,W,filters]."""
         activation = ACTIVATIONS[self.config.activation]
-        conv_args = {"dtype": self.config.dtype, "use_bias": False}
+        conv_args = {"dtype": self.config.dtype, "use_bias": self.config.use_bias}
         y = x_BHWD
         for i in range(2):
             y = activation(_group_norm(self.config, f"norm_{i}")(y))
             y = convolution(self.filters, self.config.kernel_size, name=f"conv_{i}", **conv_args)(y)
         if x_BHWD.shape[-1] == self.filters:
             return x_BHWD + y
-        # MaskGIT's released code feeds the shortcut from `y`, not from the input; its weights are
-        # only right that way, so this does the same.
-        return convolution(self.filters, 1, name="shortcut", **conv_args)(y) + y
+        source = x_BHWD if self.config.shortcut_from_input else y
+        return convolution(self.filters, 1, name="shortcut", **conv_args)(source) + y
+
+
+def _block(
+    config: VQTokenizerConfig, x_BHWD: jax.Array, number: int, filters: int, *, attention: bool
+) -> jax.Array:
+    """A residual block and, under the same number, the attention behind it."""
+    x_BHWD = ResBlock(config, filters, name=f"block_{number}")(x_BHWD)
+    if attention:
+        x_BHWD = AttentionBlock(config, name=f"attention_{number}")(x_BHWD)
+    return x_BHWD
 
 
 class Encoder(nn.Module):
@@ -221,27 +280,33 @@ class Encoder(nn.Module):
     def __call__(self, image_BHWD: jax.Array) -> jax.Array:
         """f[B,H,W,3] -> f[B,grid,grid,C]."""
         cfg = self.config
+        biased = {"dtype": cfg.dtype, "use_bias": True}
         x = space_to_depth(image_BHWD.astype(dtype_of(cfg.dtype)), cfg.patch_size)
         x = convolution(
-            cfg.filters, cfg.kernel_size, name="conv_in", dtype=cfg.dtype, use_bias=False
+            cfg.filters, cfg.kernel_size, name="conv_in", dtype=cfg.dtype, use_bias=cfg.use_bias
         )(x)
         filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
         num_blocks = 0
         for level in range(len(filters)):
-            if level > 0 and cfg.downsampling == "conv":
-                name = f"downsample_{level - 1}"
-                conv_args = {"stride": 2, "dtype": cfg.dtype, "use_bias": True}
-                x = convolution(filters[level - 1], 4, name=name, **conv_args)(x)
-            elif level > 0:
+            if level > 0 and cfg.downsampling == "average_pool":
                 x = average_pool(x)
+            elif level > 0:
+                name = f"downsample_{level - 1}"
+                kernel_size = 4 if cfg.downsampling == "conv" else 3
+                x = convolution(filters[level - 1], kernel_size, name=name, stride=2, **biased)(x)
             for _ in range(cfg.num_res_blocks):
-                x = ResBlock(cfg, filters[level], name=f"block_{num_blocks}")(x)
+                attention = level in cfg.attention_levels
+                x = _block(cfg, x, num_blocks, filters[level], attention=attention)
                 num_blocks += 1
-        for _ in range(cfg.num_res_blocks):
-            x = ResBlock(cfg, filters[-1], name=f"block_{num_blocks}")(x)
+        for i in range(cfg.num_middle_blocks or cfg.num_res_blocks):
+            attention = cfg.middle_attention and i == 0
+            x = _block(cfg, x, num_blocks, filters[-1], attention=attention)
             num_blocks += 1
         x = ACTIVATIONS[cfg.activation](_group_norm(cfg, "norm_out")(x))
-        return convolution(cfg.embedding_dim, 1, name="conv_out", dtype=cfg.dtype, use_bias=True)(x)
+        if cfg.latent_channels is None:
+            return convolution(cfg.embedding_dim, 1, name="conv_out", **biased)(x)
+        x = convolution(cfg.latent_channels, cfg.kernel_size, name="conv_out", **biased)(x)
+        return convolution(cfg.embedding_dim, 1, name="quant_conv", **biased)(x)
 
 
 class Decoder(nn.Module):
@@ -253,23 +318,27 @@ class Decoder(nn.Module):
     def __call__(self, quantized_BHWC: jax.Array) -> jax.Array:
         """f[B,grid,grid,C] -> f32[B,H,W,3]."""
         cfg = self.config
-        conv_args = {"dtype": cfg.dtype, "use_bias": True}
+        biased = {"dtype": cfg.dtype, "use_bias": True}
         filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
         x = quantized_BHWC.astype(dtype_of(cfg.dtype))
-        x = convolution(filters[-1], cfg.kernel_size, name="conv_in", **conv_args)(x)
+        if cfg.latent_channels is not None:
+            x = convolution(cfg.latent_channels, 1, name="post_quant_conv", **biased)(x)
+        x = convolution(filters[-1], cfg.kernel_size, name="conv_in", **biased)(x)
         num_blocks = 0
-        for _ in range(cfg.num_res_blocks):
-            x = ResBlock(cfg, filters[-1], name=f"block_{num_blocks}")(x)
+        for i in range(cfg.num_middle_blocks or cfg.num_res_blocks):
+            attention = cfg.middle_attention and i == 0
+            x = _block(cfg, x, num_blocks, filters[-1], attention=attention)
             num_blocks += 1
         for i, level in enumerate(reversed(range(len(filters)))):
-            for _ in range(cfg.num_res_blocks):
-                x = ResBlock(cfg, filters[level], name=f"block_{num_blocks}")(x)
+            for _ in range(cfg.num_res_blocks + cfg.extra_decoder_blocks):
+                attention = level in cfg.attention_levels
+                x = _block(cfg, x, num_blocks, filters[level], attention=attention)
                 num_blocks += 1
             if level > 0:
                 x = upsample(x)
-                x = convolution(filters[level], 3, name=f"upsample_{i}", **conv_args)(x)
+                x = convolution(filters[level], 3, name=f"upsample_{i}", **biased)(x)
         x = ACTIVATIONS[cfg.activation](_group_norm(cfg, "norm_out")(x))
-        x = convolution(3 * cfg.patch_size**2, cfg.kernel_size, name="conv_out", **conv_args)(x)
+        x = convolution(3 * cfg.patch_size**2, cfg.kernel_size, name="conv_out", **biased)(x)
         return depth_to_space(x, cfg.patch_size).astype(jnp.float32)
 
 
@@ -340,6 +409,14 @@ class VQTokenizer(nn.Module):
         grid = (cfg.grid_size, cfg.grid_size, cfg.embedding_dim)
         low, high = cfg.pixel_range
         return (self.decoder(quantized_BNC.reshape(-1, *grid)) - low) * (2.0 / (high - low)) - 1.0
+
+
+def parameter_shapes(config: VQTokenizerConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The tokenizer's parameters by "/"-joined path; computes nothing."""
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    init = functools.partial(VQTokenizer(config).init, deterministic=True)
+    variables = nn.unbox(jax.eval_shape(init, jax.random.key(0), image))
+    return traverse_util.flatten_dict(variables["params"], sep="/")
 
 
 def revive_tokenizer_codes(

@@ -10,11 +10,15 @@ from flax import linen as nn
 from synth2_jax.errors import UserError
 from synth2_jax.losses.vq_loss import VQLossConfig, vq_loss
 from synth2_jax.models.vq_tokenizer import (
+    AttentionBlock,
+    ResBlock,
     VQTokenizer,
     VQTokenizerConfig,
     average_pool,
+    convolution,
     depth_to_space,
     normalized,
+    parameter_shapes,
     revive_tokenizer_codes,
     space_to_depth,
     upsample,
@@ -37,8 +41,25 @@ CONFIGS = {
     "halvings": (dataclasses.replace(TINY, patch_size=1, channel_multipliers=(1, 1, 2)), 16),
     "conv": (dataclasses.replace(TINY, downsampling="conv", activation="relu"), 4),
     "normalized": (dataclasses.replace(TINY, l2_normalize_codes=True), 4),
+    "taming": (
+        dataclasses.replace(
+            TINY,
+            num_middle_blocks=2,
+            extra_decoder_blocks=1,
+            attention_levels=(1,),
+            middle_attention=True,
+            use_bias=True,
+            shortcut_from_input=True,
+            latent_channels=5,
+            downsampling="conv_3x3",
+        ),
+        4,
+    ),
     "bfloat16": (dataclasses.replace(TINY, dtype="bfloat16"), 4),
 }
+
+
+ATTENTION_AXES = {"embed", "heads", "kv"}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +152,7 @@ def test_the_default_is_the_256_pixel_tokenizer_with_16x16_tokens():
     assert params["decoder"]["upsample_3"]["kernel"].shape == (3, 3, 128, 128)
 
 
-@pytest.mark.parametrize("name", ["tiny", "conv"])
+@pytest.mark.parametrize("name", ["tiny", "conv", "taming"])
 def test_every_variable_has_logical_names_of_its_rank(name):
     model = VQTokenizer(CONFIGS[name][0])
     variables = jax.eval_shape(
@@ -143,11 +164,11 @@ def test_every_variable_has_logical_names_of_its_rank(name):
     for box in boxes:
         assert isinstance(box, nn.LogicallyPartitioned)
         assert len(box.names) == box.value.ndim
-        assert set(box.names) <= {None, "codebook", "embed", "conv_in", "conv_out"}
+        assert set(box.names) <= {None, "codebook", "conv_in", "conv_out"} | ATTENTION_AXES
     assert variables["params"]["quantizer"]["codebook"].names == ("codebook", "embed")
 
 
-@pytest.mark.parametrize("name", ["tiny", "normalized"])
+@pytest.mark.parametrize("name", ["tiny", "normalized", "taming"])
 def test_ids_embeddings_and_images_agree(name):
     model, params, image = _build(CONFIGS[name][0])
     reconstruction, out = _apply(model, params, image)
@@ -257,12 +278,85 @@ def test_decoder_gradient_reaches_the_encoder_but_not_the_codebook(tiny):
         ({"dtype": "float16"}, "float16"),
         ({"codebook_size": 65537}, "codebook_size: found 65537"),
         ({"channel_multipliers": ()}, "at least one level"),
+        ({"attention_levels": (0, 2)}, "attention_levels: found (0, 2.*, expected some of .0, 1."),
+        ({"num_middle_blocks": 0}, "tokenizer.num_middle_blocks: found 0, expected 1 or more"),
+        ({"latent_channels": 0}, "tokenizer.latent_channels: found 0, expected 1 or more"),
+        ({"extra_decoder_blocks": -1}, "extra_decoder_blocks: found -1, expected 0 or more"),
         ({"pixel_range": (1.0, -1.0)}, "pixel_range"),
     ],
 )
 def test_bad_configs_are_user_errors(change, text):
     with pytest.raises(UserError, match=text.replace("(", r"\(")):
         dataclasses.replace(TINY, **change)
+
+
+def test_attention_is_of_every_cell_over_all():
+    """Against loops in numpy."""
+    block = AttentionBlock(TINY)
+    x = np.random.default_rng(0).normal(size=(2, 3, 2, 8)).astype(np.float32)
+    params = _random_params(lambda key: block.init(key, x))
+    heads = {name: jax.tree.map(np.asarray, p) for name, p in params["self_attention"].items()}
+
+    groups = x.reshape(2, 6, TINY.norm_groups, 2)
+    mean = groups.mean((1, 3), keepdims=True)
+    groups = (groups - mean) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-6)
+    y = groups.reshape(2, 6, 8) * params["norm"]["scale"] + params["norm"]["bias"]
+    query, key, value = (
+        y @ heads[name]["kernel"][:, 0] + heads[name]["bias"][0]
+        for name in ("query", "key", "value")
+    )
+    expected = x.reshape(2, 6, 8).copy()
+    for row in range(2):
+        for cell in range(6):
+            weights = np.exp(key[row] @ query[row, cell] / np.sqrt(8))
+            seen = (weights / weights.sum()) @ value[row]
+            expected[row, cell] += seen @ heads["out"]["kernel"][0] + heads["out"]["bias"]
+    found = block.apply({"params": params}, x)
+    np.testing.assert_allclose(found.reshape(2, 6, 8), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("from_input", [False, True])
+def test_the_shortcut_is_of_the_input_or_of_what_is_added(from_input):
+    config = dataclasses.replace(TINY, shortcut_from_input=from_input)
+    block = ResBlock(config, 12)
+    x = jax.random.normal(jax.random.key(0), (1, 3, 3, 8))
+    params = _random_params(lambda key: block.init(key, x))
+    params["conv_1"]["kernel"] = jnp.zeros((3, 3, 12, 12))
+    shape = params["shortcut"]["kernel"].shape
+    assert shape == ((1, 1, 8, 12) if from_input else (1, 1, 12, 12))
+    of_input = x @ params["shortcut"]["kernel"][0, 0] if from_input else jnp.zeros((1, 3, 3, 12))
+    np.testing.assert_allclose(block.apply({"params": params}, x), of_input, atol=1e-6)
+
+
+def test_a_convolution_of_stride_2_is_padded_to_the_right_and_below():
+    conv = convolution(1, 3, name="conv", dtype="float32", use_bias=False, stride=2)
+    kernel = jnp.ones((3, 3, 1, 1))
+    found = conv.apply({"params": {"kernel": kernel}}, jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_array_equal(found[0, :, :, 0], [[9, 6], [6, 4]])
+
+
+def test_modules_of_other_vq_gans():
+    shapes = parameter_shapes(CONFIGS["taming"][0])
+    ends = ("conv_in", "norm_out", "conv_out")
+    modules = {
+        "encoder": {
+            *(f"block_{i}" for i in range(4)),  # of each level one, and two in the middle
+            *("downsample_0", "attention_1", "attention_2", "quant_conv", *ends),
+        },
+        "decoder": {
+            *(f"block_{i}" for i in range(6)),  # two in the middle, and of each level two
+            *("upsample_0", "attention_0", "attention_2", "attention_3", "post_quant_conv", *ends),
+        },
+    }
+    for part, names in modules.items():
+        assert {path.split("/")[1] for path in shapes if path.startswith(part)} == names
+    kernels = {path for path in shapes if path.endswith("kernel")}
+    assert {path.replace("kernel", "bias") for path in kernels} <= shapes.keys()
+    assert shapes["encoder/conv_out/kernel"].shape == (3, 3, 32, 5)
+    assert shapes["encoder/quant_conv/kernel"].shape == (1, 1, 5, 6)
+    assert shapes["decoder/post_quant_conv/kernel"].shape == (1, 1, 6, 5)
+    assert shapes["encoder/block_1/shortcut/kernel"].shape == (1, 1, 16, 32)
+    assert shapes["encoder/attention_1/self_attention/query/kernel"].shape == (32, 1, 32)
 
 
 def test_an_image_of_another_size_is_refused(tiny):
