@@ -50,7 +50,8 @@ def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
     """Builds the frozen dataclass `cls` from a config section.
 
     Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
-    inside tuples (`tuple[Dataclass, ...]`); lists become tuples; an int is accepted for a float.
+    inside tuples (`tuple[Dataclass, ...]`); of `Dataclass | OtherDataclass` the one that has most
+    of the section's keys, or the first. Lists become tuples; an int is accepted for a float.
     Values of a `Mapping[str, X]` are built as X, under whatever keys there are.
 
     Args:
@@ -228,6 +229,10 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     options = tuple(option for option in options if option is not type(None))
+    sections = [option for option in options if dataclasses.is_dataclass(option)]
+    if len(sections) > 1 and isinstance(value, ml_collections.ConfigDict | Mapping):
+        # The one that knows most of the keys: it then tells of those that it does not know.
+        options = [max(sections, key=lambda option: len(_field_names(option) & set(value)))]
     if len(options) == 1:
         return _convert(options[0], value, where)
     for option in options:
@@ -237,6 +242,10 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
             continue
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     raise UserError(f"{where}: found {value!r}, expected {names}")
+
+
+def _field_names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

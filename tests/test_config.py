@@ -49,6 +49,42 @@ def test_optional_and_repeated_sections_are_built():
     assert config.build(Outer, {"name": "x", "extra": None}).extra is None
 
 
+@dataclasses.dataclass(frozen=True)
+class Other:
+    depth: int
+    width: int = 1
+    height: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+    part: Inner | Other
+
+
+def test_of_two_kinds_the_section_is_the_one_with_most_of_its_keys():
+    def part(**section):
+        return config.build(Either, ml_collections.ConfigDict({"part": section})).part
+
+    assert part(depth=1) == Inner(1) and part(depth=1, rate=0.1) == Inner(1, 0.1)
+    assert part(depth=1, width=2) == Other(1, 2)
+    assert config.build(Either, {"part": Other(3)}).part == Other(3)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"depth": 1, "width": 2, "hieght": 3}, "part.hieght: unknown key; did you mean 'height'?"),
+        ({"width": 2}, "config.part.depth: missing, and Other has no default for it"),
+        ({"depth": "x"}, "config.part.depth: found 'x', expected int"),
+        (3, "config.part: found 3, expected Inner or Other"),
+    ],
+)
+def test_a_mistake_in_a_section_of_two_kinds_is_told(section, message):
+    with pytest.raises(UserError) as error:
+        config.build(Either, {"part": section})
+    assert message in str(error.value)
+
+
 def test_values_under_any_keys_are_built_too():
     section = ml_collections.ConfigDict({"name": "x", "rates": {"y": 1, "z": 0.5}})
     rates = config.build(Outer, section).rates

@@ -5,14 +5,21 @@ import pytest
 import sentencepiece
 import seqio
 
-from synth2_jax.captioners.prompts import CAPTION_PROMPT, class_prompt
+from synth2_jax.captioners.prompts import (
+    CAPTION_PROMPT,
+    CHAT_CAPTION_PROMPT,
+    class_prompt,
+    in_turns,
+)
 from synth2_jax.errors import UserError
 from synth2_jax.scenes import dataset
 from synth2_jax.scenes import vocabulary as scenes_vocabulary
 from synth2_jax.vocabulary import (
     BUILT_IN,
+    END_OF_TURN,
     EOS_ID,
     PAD_ID,
+    START_OF_TURN,
     UNK_ID,
     load_vocabulary,
     train_vocabulary,
@@ -109,6 +116,75 @@ def test_a_trained_model_reads_its_letters(tmp_path):
     assert not letters
 
 
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """A vocabulary with the special pieces of Gemma's, where Gemma has them."""
+    model = io.BytesIO()
+    unused = [f"<unused{i}>" for i in range(101)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["user model a red circle of <b> 1 thing. Output:"] * 9),
+        model_writer=model,
+        vocab_size=600,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        user_defined_symbols=["<mask>", *unused[:100], START_OF_TURN, END_OF_TURN, "\n"],
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("chat") / "chat.model"
+    path.write_bytes(model.getvalue())
+    return load_vocabulary(str(path))
+
+
+def test_special_ids_are_read_from_the_model(vocabulary, chat):
+    assert vocabulary.bos_id is None and chat.bos_id == 2
+    assert chat.encode(START_OF_TURN) == [105] and chat.encode(END_OF_TURN) == [106]
+
+
+def test_turns_in_a_text_are_single_ids(chat):
+    ids = chat.encode(in_turns("a red circle"))
+    assert ids[0] == 105 and ids.count(105) == 2 and ids.count(106) == 1
+    assert ids == [
+        *[105, *chat.encode("user\na red circle"), 106, *chat.encode("\n")],
+        *[105, *chat.encode("model\n")],
+    ]
+
+
+def test_turns_are_seqios_too(chat):
+    ids = chat.encode(CHAT_CAPTION_PROMPT)
+    assert ids == list(seqio.SentencePieceVocabulary(chat.path).encode(CHAT_CAPTION_PROMPT))
+
+
+def test_what_is_written_in_a_turn_ends_with_it(vocabulary, chat):
+    assert chat.end_id(chat.encode(in_turns("a circle"))) == 106
+    for closed in ("", "a circle", f"{START_OF_TURN}user\na circle{END_OF_TURN}"):
+        assert chat.end_id(chat.encode(closed)) == EOS_ID
+    assert vocabulary.end_id(vocabulary.encode(in_turns("circle"))) == EOS_ID
+    assert vocabulary.end_id(vocabulary.encode(CAPTION_PROMPT)) == EOS_ID
+
+
+def test_decoding_stops_at_the_end_of_the_turn(chat):
+    caption = chat.encode("a red circle")
+    assert chat.decode([*caption, 106, *caption]) == "a red circle"
+    assert chat.decode([*caption, EOS_ID, *caption]) == "a red circle"
+
+
+def test_a_pretrained_table_of_another_vocabulary_is_refused(chat):
+    for num_rows in (chat.size, chat.size + 64, chat.size + 128):
+        chat.check_table(num_rows, "the model")
+    for num_rows in (chat.size - 1, chat.size + 129):
+        with pytest.raises(
+            UserError, match=f"found {chat.size} pieces, but the model has {num_rows} embeddings"
+        ):
+            chat.check_table(num_rows, "the model")
+
+
 def test_a_missing_file_is_a_user_error(tmp_path):
     for name in ("scene", str(tmp_path), str(tmp_path / "none.model")):
         with pytest.raises(UserError, match=r"no such file; expected .* one of \['scenes'\]"):
@@ -132,5 +208,5 @@ def test_other_special_ids_are_a_user_error(tmp_path):
         minloglevel=2,
     )  # its own defaults: no padding, unknown 0
     (tmp_path / "other.model").write_bytes(model.getvalue())
-    with pytest.raises(UserError, match=r"found pad, eos, unk ids \(-1, 2, 0\), expected"):
+    with pytest.raises(UserError, match=r"found pad, eos ids \(-1, 2\), expected \(0, 1\)"):
         load_vocabulary(str(tmp_path / "other.model"))

@@ -4,6 +4,8 @@ Flamingo prompts captions by "Output:" (arXiv 2204.14198, appendix C); the class
 Synth² names a class and asks for a caption of a picture that contains it.
 """
 
+from synth2_jax.vocabulary import END_OF_TURN, START_OF_TURN
+
 CAPTION_PROMPT = "Output:"
 CLASS_PROMPT = "Class: {class_name}. Output:"
 
@@ -12,6 +14,21 @@ DESCRIBE_PROMPT = (
     "Write a caption, as a person would, of a photograph that shows this object: {class_name}. "
     "Name the object in the caption. Style: {style}. Length: about {length} words. "
     "Answer with the caption alone."
+)
+
+
+def in_turns(instruction: str) -> str:
+    """Gemma's chat format: the user's turn, and the model's opened for what it is to write.
+
+    What comes before all text, the start of sentence, is no part of a prompt (`models.gemma`).
+    """
+    return f"{START_OF_TURN}user\n{instruction}{END_OF_TURN}\n{START_OF_TURN}model\n"
+
+
+CHAT_CAPTION_PROMPT = in_turns("Write a caption of this image.")
+CHAT_CLASS_PROMPT = in_turns(
+    "Write one short caption, as a person would, of a photograph that shows this object: "
+    "{class_name}. Name the object in the caption. Answer with the caption alone."
 )
 
 

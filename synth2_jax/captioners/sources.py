@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from synth2_jax.captioners.drafts import Draft, Request
-from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig
+from synth2_jax.models.gemma import GemmaConfig
+from synth2_jax.models.language_model import LanguageModelConfig
 from synth2_jax.sampling.captions import make_write
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.vocabulary import EOS_ID, Vocabulary
@@ -23,16 +24,19 @@ class LanguageModelSource:
     Synth², section 3.1.
 
     Args:
-      config, params: the model.
+      config, params: the model; a Gemma is asked in its chat format (`prompts.in_turns`).
       vocabulary: its vocabulary.
       decode: how to sample; nucleus, or every caption of a class is the same.
       seed: draw i of a class depends on (seed, class, i) alone, whatever the batches are.
       batch_size: captions at a time.
+
+    Raises:
+      UserError: the vocabulary is not the model's.
     """
 
     def __init__(
         self,
-        config: LanguageModelConfig,
+        config: LanguageModelConfig | GemmaConfig,
         params: Any,
         vocabulary: Vocabulary,
         decode: TextDecodeConfig,
@@ -40,10 +44,11 @@ class LanguageModelSource:
         seed: int,
         batch_size: int,
     ):
+        config.check_vocabulary(vocabulary, "language_model")
         self._vocabulary = vocabulary
         self._batch_size = batch_size
         self._params = jax.device_put(params)
-        self._write = jax.jit(make_write(LanguageModel(config), decode))
+        self._write = jax.jit(make_write(config.make(), decode))
         self._key = jax.random.key(seed)
         self._row_keys = jax.jit(
             jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(self._key, row[0]), row[1]))
@@ -64,7 +69,7 @@ class LanguageModelSource:
         keys_B = self._row_keys(np.array([(r.class_index, r.draw) for r, _ in filled], np.uint32))
         prompts_BP = np.array([prompt for _, prompt in filled], np.int32)
         ids_BT = np.asarray(self._write(self._params, prompts_BP, keys_B)[0])
-        for (request, _), ids in zip(rows, ids_BT[: len(rows)], strict=True):
+        for (request, prompt), ids in zip(rows, ids_BT[: len(rows)], strict=True):
             text = self._vocabulary.decode(ids.tolist())
-            finished = bool((ids == EOS_ID).any())
+            finished = bool(np.isin(ids, (EOS_ID, self._vocabulary.end_id(prompt))).any())
             yield Draft(request.class_name, request.draw, text, finished)

@@ -12,7 +12,11 @@ from synth2_jax.captioners import prompts
 from synth2_jax.errors import UserError, nearest
 
 SLOTS = ("class_name", "style", "length")
-BUILT_IN = {"class": prompts.CLASS_PROMPT, "describe": prompts.DESCRIBE_PROMPT}
+BUILT_IN = {
+    "class": prompts.CLASS_PROMPT,
+    "chat": prompts.CHAT_CLASS_PROMPT,
+    "describe": prompts.DESCRIBE_PROMPT,
+}
 
 
 @dataclasses.dataclass(frozen=True)

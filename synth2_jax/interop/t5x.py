@@ -27,7 +27,6 @@ in, each of them whole; chunks are the parts that the devices of the writer held
 """
 
 import functools
-import math
 import os
 import pathlib
 import re
@@ -36,16 +35,15 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import tensorstore
 
 from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, assemble, one, per_layer
-from synth2_jax.interop.lazy_array import Index, LazyArray
+from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import recognise
 from synth2_jax.interop.tensor_files import Tensors, open_flax_msgpack
+from synth2_jax.interop.zarr_arrays import open_zarr_arrays
 from synth2_jax.models.text_encoder import TextEncoderConfig, parameter_shapes
 
-_DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}  # by the file that holds an array's shape
 _UNFINISHED = re.compile(r"\.(orbax-checkpoint-tmp|tmp-\d)")  # names while a save runs
 _OF_ENCODER = re.compile(r"target[./](encoder|token_embedder)[./]")
 _SCANNED = "encoder/encoder"
@@ -92,7 +90,10 @@ def _checkpoint(path: pathlib.Path) -> pathlib.Path:
 
 def _open(folder: pathlib.Path) -> Tensors:
     """The encoder's arrays, by their names below `target`."""
-    tensors = _open_zarr(folder)
+    tensors = {
+        _below_target(name): _as_bfloat16(tensor)
+        for name, tensor in open_zarr_arrays(folder, wanted=_OF_ENCODER.pattern).items()
+    }
     if (folder / "checkpoint").is_file():
         for name, tensor in open_flax_msgpack(folder / "checkpoint").items():
             if _OF_ENCODER.match(name.removeprefix("optimizer/")):
@@ -105,97 +106,16 @@ def _open(folder: pathlib.Path) -> Tensors:
     return tensors
 
 
-def _open_zarr(folder: pathlib.Path) -> Tensors:
-    kvstore = _kvstore(folder)
-    files = _files(folder, kvstore)
-    drivers = {name: _DRIVERS.keys() & held for name, held in files.items()}
-    if bare := sorted(name for name, found in drivers.items() if not found):
-        raise UserError(
-            f"{folder}: is not whole: {len(bare)} arrays without their {' or '.join(_DRIVERS)} "
-            f"({', '.join(bare)})"
-        )
-    opened = {
-        name: tensorstore.open(
-            {"driver": _DRIVERS[found.pop()], "kvstore": _inside(kvstore, name)},
-            open=True,
-            read=True,
-        )
-        for name, found in drivers.items()
-    }
-    tensors, torn = {}, []
-    for name, future in opened.items():
-        try:
-            array = future.result()
-        except (ValueError, OSError) as error:
-            torn.append(f"{name}: {_reason(error)}")
-            continue
-        found, expected = len(files[name] - {*_DRIVERS, ".zattrs"}), _num_chunks(array)
-        if found < expected:  # TensorStore would read zeros there
-            torn.append(f"{name}: {found} of {expected} chunks")
-        tensors[_below_target(name)] = _lazy(array, f"{folder}: {name}")
-    if torn:
-        raise UserError(f"{folder}: is not whole: {len(torn)} arrays ({'; '.join(sorted(torn))})")
-    return tensors
-
-
-def _files(folder: pathlib.Path, kvstore: dict[str, Any]) -> dict[str, set[str]]:
-    """Of each array of the encoder."""
-    try:
-        below_target = tensorstore.KvStore.KeyRange("target.", "target/")
-        keys = tensorstore.KvStore.open(kvstore).result().list(below_target).result()
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder}: cannot be read: {_reason(error)}") from error
-    files: dict[str, set[str]] = {}
-    for key in keys:
-        name, _, file = key.decode().partition("/")
-        if _OF_ENCODER.match(name):
-            files.setdefault(name, set()).add(file)
-    return files
-
-
-def _kvstore(folder: pathlib.Path) -> dict[str, Any]:
-    """Where TensorStore finds the arrays."""
-    base = f"{folder.resolve()}/"
-    if (folder / "manifest.ocdbt").is_file():
-        return {"driver": "ocdbt", "base": {"driver": "file", "path": base}}
-    if parts := sorted(child.name for child in folder.glob("ocdbt.process_*")):
-        raise UserError(f"{folder}: is not whole: found {parts}, but no manifest.ocdbt")
-    return {"driver": "file", "path": base}
-
-
-def _inside(kvstore: dict[str, Any], name: str) -> dict[str, Any]:
-    return {**kvstore, "path": f"{kvstore.get('path', '')}{name}/"}
-
-
 def _below_target(name: str) -> str:
     return name.replace(".", "/").removeprefix("target/")
 
 
-def _num_chunks(array: tensorstore.TensorStore) -> int:
-    chunk = array.chunk_layout.write_chunk.shape
-    return math.prod(-(-size // step) for size, step in zip(array.shape, chunk, strict=True))
-
-
-def _lazy(array: tensorstore.TensorStore, where: str) -> LazyArray:
-    dtype = array.dtype.numpy_dtype
-
-    def read(box: Index) -> np.ndarray:
-        try:
-            return array[box].read().result()
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"{where}: cannot be read ({_reason(error)}); was it copied whole?"
-            ) from error
-
-    if dtype != np.uint16:
-        return LazyArray(array.shape, dtype, read)
-    # t5x before June 2021 had no other way to write bfloat16.
+def _as_bfloat16(tensor: LazyArray) -> LazyArray:
+    """t5x before June 2021 had no other way to write bfloat16 than as uint16."""
+    if tensor.dtype != np.uint16:
+        return tensor
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    return LazyArray(array.shape, bfloat16, lambda box: read(box).view(bfloat16))
-
-
-def _reason(error: Exception) -> str:
-    return f"{' '.join(str(error).split()):.200}"
+    return LazyArray(tensor.shape, bfloat16, lambda box: tensor[box].view(bfloat16))
 
 
 def _recipes(config: TextEncoderConfig, tensors: Tensors) -> dict[str, Recipe]:

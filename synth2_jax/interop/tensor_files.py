@@ -212,10 +212,9 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
     try:
         held = _load_torch(path)
     except pickle.UnpicklingError as error:
-        reason = re.sub(r"\x1b\[[\d;]*m", "", " ".join(str(error).split()))
         raise UserError(
             f"{path}: refused, since it holds more than tensors and loading it would run its code: "
-            f"{reason:.300}"
+            f"{_more_than_tensors(path, error)}"
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -243,6 +242,18 @@ class _Unread:
 
     def __setstate__(self, state: Any) -> None:
         del state
+
+
+def _more_than_tensors(path: pathlib.Path, error: pickle.UnpicklingError) -> str:
+    """The functions and classes that a file calls for, or what torch says where it names none."""
+    import torch
+
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
+        names = []
+    reason = re.sub(r"\x1b\[[\d;]*m", "", " ".join(str(error).split()))
+    return ", ".join(sorted(names)) or f"{reason:.300}"
 
 
 def _load_torch(path: pathlib.Path) -> Any:

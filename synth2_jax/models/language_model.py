@@ -1,7 +1,8 @@
 """Decoder-only language model with a hook for gated cross-attention.
 
 RMSNorm before each part, rotary positions, gated GELU. Alone it writes captions; inside the VLM the
-same parameters, usually frozen, read the image through the hook.
+same parameters, usually frozen, read the image through the hook. `models.gemma` has one that others
+have trained, in its place.
 
 B batch, T text tokens, D width, V vocabulary, S cache length, G cross-attention blocks.
 """
@@ -23,6 +24,7 @@ from synth2_jax.layers.masks import causal_mask
 from synth2_jax.layers.mlp import GatedMLP
 from synth2_jax.layers.norms import RMSNorm
 from synth2_jax.layers.stack import Stack, check_remat, interleave
+from synth2_jax.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +55,42 @@ class LanguageModelConfig:
                 "positions turn pairs"
             )
 
+    @property
+    def num_kv_heads(self) -> int:
+        """Of the cache."""
+        return self.num_heads
+
+    def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
+        """Raises UserError where the vocabulary has more pieces than there are embeddings."""
+        if self.vocab_size < vocabulary.size:
+            raise UserError(
+                f"{where}.vocab_size: found {self.vocab_size}, expected at least the vocabulary's "
+                f"{vocabulary.size}"
+            )
+
+    def make(self) -> "LanguageModel":
+        """The model; each kind of language model has a config of its own that makes it."""
+        return LanguageModel(self)
+
 
 def shift_right(targets_BT: jax.Array) -> jax.Array:
-    """The decoder's inputs: targets moved one to the right behind the start token 0."""
+    """The decoder's inputs: targets moved one to the right behind the start token 0.
+
+    A model that was trained with another start token puts that in its place.
+    """
     return jnp.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1]
 
 
 def init_cache(config: LanguageModelConfig, batch_size: int, max_length: int) -> KVCache:
-    """An empty cache for `max_length` input tokens (start token and prompt included)."""
+    """An empty cache for `max_length` input tokens (start token and prompt included).
+
+    `config` is of any language model that has a `KVCache`.
+    """
     return KVCache.create(
         config.num_layers,
         batch_size,
         max_length,
-        config.num_heads,
+        config.num_kv_heads,
         config.head_dim,
         config_lib.dtype(config.dtype),
     )
@@ -182,7 +207,6 @@ class LanguageModel(nn.Module):
         visual: Any,
         deterministic: bool,
     ) -> tuple[jax.Array, KVCache | None]:
-        cfg = self.config
         num_tokens = input_tokens_BT.shape[1]
         first = 0 if cache is None else cache.index
         positions_1T = (first + jnp.arange(num_tokens))[None]
@@ -190,8 +214,7 @@ class LanguageModel(nn.Module):
         mask_TS = causal_mask(num_tokens, num_keys, first_position=first)
         cached = None if cache is None else (cache.keys_LBSHK, cache.values_LBSHK)
 
-        x_BTD = self.embed(input_tokens_BT) * cfg.embed_dim**0.5
-        x_BTD = self.dropout(x_BTD, deterministic=deterministic)
+        x_BTD = self._embedded(input_tokens_BT, deterministic)
         if cross_attention is None:
             x_BTD, cached = self.decoder(
                 x_BTD, mask_TS, positions_1T, scanned=cached, deterministic=deterministic
@@ -207,8 +230,16 @@ class LanguageModel(nn.Module):
                 inner_scanned=cached,
                 deterministic=deterministic,
             )
-        x_BTD = self.norm(x_BTD)
-        logits_BTV = self.embed.attend(x_BTD) if cfg.tie_embeddings else self.head(x_BTD)
         if cache is not None:
             cache = KVCache(*cached, index=cache.index + num_tokens)
-        return logits_BTV, cache
+        return self._logits(x_BTD), cache
+
+    def _embedded(self, input_tokens_BT: jax.Array, deterministic: bool) -> jax.Array:
+        """x_BTD, what the first layer gets."""
+        x_BTD = self.embed(input_tokens_BT) * self.config.embed_dim**0.5
+        return self.dropout(x_BTD, deterministic=deterministic)
+
+    def _logits(self, x_BTD: jax.Array) -> jax.Array:
+        """f32[B, T, V] of what the last layer gives."""
+        x_BTD = self.norm(x_BTD)
+        return self.embed.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)

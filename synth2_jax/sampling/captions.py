@@ -1,6 +1,7 @@
 """Image embeddings -> captions by the VLM, and prompts -> captions by the bare language model.
 
-Legend: B batch, N image tokens, C codebook width, P prompt tokens, T generated tokens.
+Legend: B batch, I images a text, N image tokens, C codebook width, P prompt tokens, T generated
+tokens.
 """
 
 from collections.abc import Callable
@@ -38,6 +39,43 @@ def make_caption(
     return caption
 
 
+def make_prompted_caption(
+    model: VLM, config: TextDecodeConfig
+) -> Callable[[Any, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns `(params, image_embeddings_BINC, inputs_BP, image_of_text_BP, length) -> (ids_BT,
+    scores_B)`, to be jitted.
+
+    Every image has a prompt of its own, with images between its words where it is few-shot.
+    `inputs_BP` are the model's inputs, start tokens included, of which the first `length` i32[] of
+    each row count; `image_of_text_BP` is `VLM.__call__`'s. What is generated reads the last image.
+    """
+
+    def caption(params, image_embeddings_BINC, inputs_BP, image_of_text_BP, length):
+        variables = {"params": params}
+        visual = model.apply(variables, image_embeddings_BINC, method="visual")
+        num_images = image_embeddings_BINC.shape[1]
+
+        def step(tokens_BT, cache, image_of_text_BT):
+            return model.apply(variables, tokens_BT, cache, visual, image_of_text_BT, method="step")
+
+        def read_last(tokens_BT, cache):
+            return step(tokens_BT, cache, jnp.full_like(tokens_BT, num_images))
+
+        batch_size, num_inputs = inputs_BP.shape
+        cache = init_cache(
+            model.config.language_model, batch_size, num_inputs + config.max_length - 1
+        )
+        _, cache = step(inputs_BP, cache, image_of_text_BP)
+        # Back to the last input that counts: what is cached behind it is hidden until it is
+        # overwritten, and logits of the whole prompt, which nobody reads, are not computed.
+        cache = cache.replace(index=jnp.asarray(length, jnp.int32) - 1)
+        last_B1 = jax.lax.dynamic_slice_in_dim(inputs_BP, length - 1, 1, axis=1)
+        logits_B1V, cache = read_last(last_B1, cache)
+        return _decode(read_last, logits_B1V[:, 0], cache, config, None)
+
+    return caption
+
+
 def make_write(
     model: LanguageModel, config: TextDecodeConfig
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
@@ -59,9 +97,14 @@ def _decode_after(step, language_model, prompts_BP, config, keys_B):
     # The inputs are the start token and the prompt, of which the last is fed with what it predicts.
     inputs = jnp.concatenate([shift_right(prompts_BP), prompts_BP[:, -1:]], axis=1)
     logits_BPV, cache = step(inputs, cache)
+    return _decode(step, logits_BPV[:, -1], cache, config, keys_B)
+
+
+def _decode(step, logits_BV, cache, config, keys_B):
+    """Goes on from a cache that holds the prompt, one token a row at a time."""
 
     def step_fn(tokens_B, cache):
         logits, cache = step(tokens_B[:, None], cache)
         return logits[:, 0], cache
 
-    return decode(step_fn, logits_BPV[:, -1], cache, config, keys_B=keys_B)
+    return decode(step_fn, logits_BV, cache, config, keys_B=keys_B)

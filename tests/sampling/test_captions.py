@@ -9,7 +9,7 @@ import pytest
 from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig, shift_right
 from synth2_jax.models.resampler import ResamplerConfig
 from synth2_jax.models.vlm import VLM, VLMConfig
-from synth2_jax.sampling.captions import make_caption, make_write
+from synth2_jax.sampling.captions import make_caption, make_prompted_caption, make_write
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.training import train_state
 from synth2_jax.vocabulary import EOS_ID, PAD_ID
@@ -104,6 +104,75 @@ def test_beam_search_finds_nothing_less_likely_than_greedy(params, caption):
     _, greedy_B = caption(params, IMAGES_BNC)
     _, beam_B = jax.jit(make_caption(MODEL, PROMPT, beam))(params, IMAGES_BNC)
     assert (beam_B >= greedy_B - 1e-4).all()
+
+
+# Rows of two images, the second of which is read from the third input on.
+PAIRS_BINC = jax.random.normal(jax.random.key(4), (B, 2, N, C))
+INPUTS_BP = np.array([[0, 5, 0, 9, 7], [0, 8, 0, 3, 9], [0, 6, 0, 7, 7]], np.int32)
+IMAGE_OF_TEXT_BP = np.array([[1, 1, 2, 2, 2]] * B, np.int32)
+
+
+@pytest.fixture(scope="module")
+def prompted():
+    return jax.jit(make_prompted_caption(MODEL, GREEDY))
+
+
+def padded(rows, length):
+    return np.pad(rows, ((0, 0), (0, length - rows.shape[1])), constant_values=2)
+
+
+def test_a_prompt_of_ones_own_is_as_good_as_one_for_all(params, caption, prompted):
+    inputs_BP = np.array([[0, *PROMPT]] * B, np.int32)
+    ids_BT, scores_B = prompted(
+        params, IMAGES_BNC[:, None], inputs_BP, np.ones_like(inputs_BP), inputs_BP.shape[1]
+    )
+    expected_BT, expected_B = caption(params, IMAGES_BNC)
+    np.testing.assert_array_equal(ids_BT, expected_BT)
+    np.testing.assert_allclose(scores_B, expected_B, atol=1e-4)
+
+
+def test_captions_after_images_with_a_cache_are_those_without(params, prompted):
+    num_inputs = INPUTS_BP.shape[1]
+    ids_BT, _ = prompted(params, PAIRS_BINC, INPUTS_BP, IMAGE_OF_TEXT_BP, num_inputs)
+
+    @jax.jit
+    def forward(inputs_BT):
+        image_of_text = np.full(inputs_BT.shape, 2, np.int32)
+        image_of_text[:, :num_inputs] = IMAGE_OF_TEXT_BP
+        return MODEL.apply(
+            {"params": params}, PAIRS_BINC, inputs_BT, image_of_text, deterministic=True
+        )
+
+    # `uncached` puts the start token in front, which is the first input here.
+    np.testing.assert_array_equal(ids_BT, uncached(forward, INPUTS_BP[:, 1:].tolist()))
+    assert len(np.unique(ids_BT, axis=0)) > 1
+
+
+def test_what_is_behind_a_prompt_changes_nothing(params, prompted):
+    num_inputs = INPUTS_BP.shape[1]
+    ids_BT, scores_B = prompted(params, PAIRS_BINC, INPUTS_BP, IMAGE_OF_TEXT_BP, num_inputs)
+    longer_BT, longer_B = prompted(
+        params, PAIRS_BINC, padded(INPUTS_BP, 8), padded(IMAGE_OF_TEXT_BP, 8), num_inputs
+    )
+    np.testing.assert_array_equal(longer_BT, ids_BT)
+    np.testing.assert_allclose(longer_B, scores_B, atol=1e-4)
+
+
+def test_a_caption_after_examples_is_of_its_own_row(params, prompted):
+    num_inputs = INPUTS_BP.shape[1]
+    ids_BT, scores_B = prompted(params, PAIRS_BINC, INPUTS_BP, IMAGE_OF_TEXT_BP, num_inputs)
+    for row in range(B):
+        one = slice(row, row + 1)
+        alone_BT, alone_B = prompted(
+            params, PAIRS_BINC[one], INPUTS_BP[one], IMAGE_OF_TEXT_BP[one], num_inputs
+        )
+        np.testing.assert_array_equal(alone_BT, ids_BT[one])
+        np.testing.assert_allclose(alone_B, scores_B[one], atol=1e-4)
+    changed = prompted(
+        params, PAIRS_BINC.at[0, 0].add(1.0), INPUTS_BP, IMAGE_OF_TEXT_BP, num_inputs
+    )
+    assert changed[1][0] != scores_B[0]  # an example's image counts, by the words that read it
+    np.testing.assert_array_equal(changed[0][1:], ids_BT[1:])
 
 
 def test_writing_without_an_image_is_the_bare_language_model(params):

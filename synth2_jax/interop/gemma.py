@@ -1,0 +1,290 @@
+"""The language model of a Gemma 3 checkpoint, without its vision encoder where it has one.
+
+From Orbax folders of the package `gemma`, those that it saves and those that were released, whose
+arrays are, by their names in the package's parameters:
+
+    embedder/input_embedding                                 [V, D]
+    layer_I/attn/q_einsum/w                                  [H, D, K]
+    layer_I/attn/kv_einsum/w                                 [2, G, D, K]; with as many heads of
+    layer_I/attn/qkv_einsum/w                                [3, H, D, K], in the place of both
+    layer_I/attn/attn_vec_einsum/w                           [H, K, D]
+    layer_I/attn/{_query_norm,_key_norm}/scale               [K]
+    layer_I/mlp/gating_einsum                                [2, M, D]
+    layer_I/mlp/linear                                       [M, D]
+    layer_I/{pre_attention,post_attention,pre_ffw,post_ffw}_norm/scale, final_norm/scale  [D]
+
+Released ones begin with "transformer/" and have /w behind names of the MLP; some hold all layers of
+one kind stacked, "transformer/stacked_layers/attention_type_A/..." for layers A, A + 6, A + 12...
+
+From Hugging Face folders (`save_pretrained` of a Gemma3ForCausalLM, or the whole model), in which
+[rows, columns] are [outputs, inputs], behind "model." or the like:
+
+    embed_tokens.weight, norm.weight
+    layers.I.self_attn.{q,k,v,o}_proj.weight                 [H K, D], [G K, D] twice, [D, H K]
+    layers.I.self_attn.{q,k}_norm.weight                     [K]
+    layers.I.mlp.{gate,up,down}_proj.weight                  [M, D] twice, [D, M]
+    layers.I.{input,post_attention,pre_feedforward,post_feedforward}_layernorm.weight  [D]
+
+V vocabulary, D width, H heads, G heads of keys and values, K head dim, M hidden width, I layers.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from synth2_jax.errors import UserError
+from synth2_jax.interop.assemble import Recipe, assemble, one
+from synth2_jax.interop.lazy_array import LazyArray
+from synth2_jax.interop.orbax_folder import open_orbax
+from synth2_jax.interop.recognise import recognise
+from synth2_jax.interop.tensor_files import Tensors, open_safetensors
+from synth2_jax.models.gemma import RELEASED, GemmaConfig, parameter_shapes
+
+_STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/")
+_NORMS = {
+    "pre_attention_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "pre_ffw_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn/_query_norm": "self_attn.q_norm",
+    "attn/_key_norm": "self_attn.k_norm",
+}
+_VISION = r"vision_(encoder|tower)|SigLiP|embedder/mm_|multi_modal_projector"
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "embed_dim": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_dim": "intermediate_size",
+    "sliding_window": "sliding_window",
+    "query_dim": "query_pre_attn_scalar",
+    "bos_id": "bos_token_id",
+}
+# What a config.json need not say (transformers' Gemma3TextConfig).
+_DEFAULTS = {
+    "vocab_size": 262_208,
+    "num_hidden_layers": 26,
+    "hidden_size": 2304,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "intermediate_size": 9216,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "bos_token_id": 2,
+}
+# What must be as it is in every Gemma 3.
+_FIXED = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "tie_word_embeddings": True,
+    "use_bidirectional_attention": False,
+}
+
+
+def language_model_config(path: str | os.PathLike[str], **changes: Any) -> GemmaConfig:
+    """The config of the language model at `path`.
+
+    That of a Hugging Face folder is in its config.json. An Orbax folder holds shapes alone: its
+    config is that of the released size which has them.
+
+    Args:
+      path: of the folder.
+      **changes: fields of GemmaConfig that a checkpoint does not decide, such as dtype.
+
+    Raises:
+      UserError: the folder is of another model (it says of which), of a variant that is not known
+        here, or of sizes that were not released.
+    """
+    path = pathlib.Path(path)
+    if _is_hugging_face(path):
+        return GemmaConfig(**{**_sizes_of_json(path / "config.json"), **changes})
+    sizes = _sizes_of_tensors(_open_orbax(path), path)
+    for released in RELEASED.values():
+        if sizes.items() <= dataclasses.asdict(released).items():
+            return dataclasses.replace(released, **changes)
+    raise UserError(f"{path}: found {sizes}, expected a size that was released: {[*RELEASED]}")
+
+
+def load_language_model(path: str | os.PathLike[str], config: GemmaConfig) -> dict[str, Any]:
+    """The parameters of models.gemma.Gemma, as LazyArrays: nothing is read yet.
+
+    Args:
+      path: of a folder, of Hugging Face (with .safetensors) or of Orbax.
+      config: of the model that is to hold the parameters.
+
+    Raises:
+      UserError: the folder is of another model or not whole, or its tensors do not fit the config
+        (all that do not are listed).
+    """
+    path = pathlib.Path(path)
+    if _is_hugging_face(path):
+        tensors, recipes = open_safetensors(path), _hugging_face(config)
+        # model. of a language model alone, model.language_model. or language_model.model. else.
+        ends = [name for name in tensors if name.endswith("embed_tokens.weight")]
+        start = ends[0].removesuffix("embed_tokens.weight") if ends else "model."
+        tensors = {name.removeprefix(start): tensor for name, tensor in tensors.items()}
+    else:
+        tensors, recipes = _open_orbax(path), _package(config)
+    ignored = (_VISION, r"^lm_head\.weight$")  # the head is the embedding, by another name
+    return assemble(recipes, tensors, parameter_shapes(config), str(path), ignored)
+
+
+def _is_hugging_face(path: pathlib.Path) -> bool:
+    """Else it is taken for an Orbax folder, which shows when that is opened."""
+    if not (path / "config.json").is_file():
+        return False
+    found = recognise(path)
+    if found.kind != "hugging_face_gemma":
+        raise _no_gemma(path, found.description)
+    return True
+
+
+def _no_gemma(path: pathlib.Path, found: str) -> UserError:
+    return UserError(
+        f"{path}: found {found}, expected a Gemma 3: a folder of the package gemma (Orbax), or of "
+        "Hugging Face with .safetensors"
+    )
+
+
+def _open_orbax(path: pathlib.Path) -> Tensors:
+    """By the package's names, one tensor a layer."""
+    if not path.is_dir():
+        raise _no_gemma(path, recognise(path).description)  # or it says that nothing is there
+    tensors: dict[str, LazyArray] = {}
+    opened = {
+        re.sub(r"(/mlp/\w+)/w$", r"\1", name.removeprefix("transformer/")): tensor
+        for name, tensor in open_orbax(path).items()
+    }
+    if "embedder/input_embedding" not in opened:
+        raise _no_gemma(path, recognise(path).description)
+    kinds = [int(match[1]) for name in opened if (match := _STACKED.match(name))]
+    for name, tensor in opened.items():
+        if not (match := _STACKED.match(name)):
+            tensors[name] = tensor
+            continue
+        for i in range(tensor.shape[0]):
+            layer = i * (max(kinds) + 1) + int(match[1])
+            tensors[_STACKED.sub(f"layer_{layer}/", name)] = tensor.take(0, i)
+    return tensors
+
+
+def _package(config: GemmaConfig) -> dict[str, Recipe]:
+    recipes = {}
+    for path in parameter_shapes(config):
+        recipes[path] = one(re.sub(r"^decoder/layers_(\d+)/block/", r"layer_\1/", path))
+    return recipes
+
+
+def _hugging_face(config: GemmaConfig) -> dict[str, Recipe]:
+    def by_heads(kernel: LazyArray, num_heads: int) -> LazyArray:
+        return kernel.split(0, (num_heads, config.head_dim)).transpose(0, 2, 1)
+
+    def out(kernel: LazyArray) -> LazyArray:
+        return kernel.transpose().split(0, (config.num_heads, config.head_dim))
+
+    queries = functools.partial(by_heads, num_heads=config.num_heads)
+    keys_values = functools.partial(by_heads, num_heads=config.num_kv_heads)
+    recipes = {
+        "embedder/input_embedding": one("embed_tokens.weight"),
+        "final_norm/scale": one("norm.weight"),
+    }
+    for i in range(config.num_layers):
+        ours, theirs = f"decoder/layers_{i}/block", f"layers.{i}"
+        q, k, v, o = (f"{theirs}.self_attn.{name}_proj.weight" for name in "qkvo")
+        gate, up, down = (f"{theirs}.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
+        if config.num_kv_heads == config.num_heads:
+            recipes[f"{ours}/attn/qkv_einsum/w"] = Recipe((q, k, v), queries, stacked=True)
+        else:
+            recipes[f"{ours}/attn/q_einsum/w"] = one(q, queries)
+            recipes[f"{ours}/attn/kv_einsum/w"] = Recipe((k, v), keys_values, stacked=True)
+        recipes[f"{ours}/attn/attn_vec_einsum/w"] = one(o, out)
+        recipes[f"{ours}/mlp/gating_einsum"] = Recipe((gate, up), stacked=True)
+        recipes[f"{ours}/mlp/linear"] = one(down, lambda kernel: kernel.transpose())
+        for name, their_name in _NORMS.items():
+            recipes[f"{ours}/{name}/scale"] = one(f"{theirs}.{their_name}.weight")
+    return recipes
+
+
+def _sizes_of_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    held = {**_DEFAULTS, **held.get("text_config", held)}
+    for key, expected in _FIXED.items():
+        if held.get(key, expected) != expected:
+            raise UserError(f"{path}: {key}: found {held[key]!r}, expected {expected!r}")
+    return {
+        **{ours: held[theirs] for ours, theirs in _SIZES.items()},
+        **_positions(held, path),
+        "local_layers": _local_layers(held, path),
+    }
+
+
+def _positions(held: Mapping[str, Any], path: pathlib.Path) -> dict[str, float]:
+    """Of transformers 5 (rope_parameters), or of those before it (rope_theta and others)."""
+    told = held.get("rope_parameters") or {
+        "sliding_attention": {"rope_theta": held.get("rope_local_base_freq", 10_000.0)},
+        "full_attention": {
+            "rope_theta": held.get("rope_theta", 1_000_000.0),
+            **(held.get("rope_scaling") or {}),
+        },
+    }
+    local, all_tokens = told["sliding_attention"], told["full_attention"]
+    for kind, known in ((local, ("default",)), (all_tokens, ("default", "linear"))):
+        if kind.get("rope_type", "default") not in known:
+            raise UserError(
+                f"{path}: rope_type: found {kind['rope_type']!r}, expected {' or '.join(known)}"
+            )
+    return {
+        "local_rope_max_wavelength": float(local["rope_theta"]),
+        "global_rope_max_wavelength": float(all_tokens["rope_theta"]),
+        "global_rope_scale": float(all_tokens.get("factor", 1.0)),
+    }
+
+
+def _local_layers(held: Mapping[str, Any], path: pathlib.Path) -> int:
+    pattern = held.get("sliding_window_pattern", held.get("_sliding_window_pattern", 6))
+    kinds = held.get("layer_types")
+    if kinds is None:
+        return pattern - 1
+    found = [kind == "full_attention" for kind in kinds]
+    local_layers = found.index(True) if any(found) else len(found)
+    if found != [i % (local_layers + 1) == local_layers for i in range(len(found))]:
+        raise UserError(
+            f"{path}: layer_types: found {kinds}, expected a full_attention after every so many "
+            "sliding_attention"
+        )
+    return local_layers
+
+
+def _sizes_of_tensors(tensors: Tensors, path: pathlib.Path) -> dict[str, int]:
+    layers = [int(match[1]) for name in tensors if (match := re.match(r"layer_(\d+)/", name))]
+    try:
+        vocab_size, embed_dim = tensors["embedder/input_embedding"].shape
+        num_heads, _, head_dim = tensors["layer_0/attn/q_einsum/w"].shape
+        _, num_kv_heads, _, _ = tensors["layer_0/attn/kv_einsum/w"].shape
+        _, mlp_dim, _ = tensors["layer_0/mlp/gating_einsum"].shape
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its tensors are of no Gemma 3 that is known: {error}") from error
+    return {
+        "vocab_size": vocab_size,
+        "num_layers": max(layers) + 1,
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "mlp_dim": mlp_dim,
+    }
