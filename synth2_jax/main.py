@@ -4,8 +4,8 @@
 
 Exit codes: 0 done, 2 a mistake of the user's (one line says which), 143 stopped by SIGTERM, 1
 anything else. After 143 the same command goes on: `train` has saved where it was, `tokenize`,
-`synthesize` and `filter` keep their finished shards, `captions` the answers of a server, `demo` and
-`study` finished steps. Other stages begin anew.
+`encode_captions`, `synthesize` and `filter` keep their finished shards, `captions` the answers of a
+server, `demo` and `study` finished steps. Other stages begin anew.
 """
 
 import dataclasses
@@ -51,6 +51,7 @@ STAGES = {
     "tokenize": Stage(
         options={"on_the_fly": "true stores images, of which the training step makes the tokens"}
     ),
+    "encode_captions": Stage(),
     "train": Stage(),
     "captions": Stage(),
     "synthesize": Stage(),
@@ -92,10 +93,13 @@ STAGES = {
         needs_config=False,
         takes_folder=True,
         options={
-            "output": "the .safetensors file to write",
-            "part": "such as vlm/resampler; all of it",
+            "output": "the folder to write, or FILE.safetensors for the parameters alone",
+            "part": "of a file: such as vlm/resampler; all of it",
             "dtype": "of floating parameters, such as bfloat16; as they are",
-            "overwrite": "true replaces a file that is there",
+            "overwrite": "true replaces an export that is there",
+            "results": "of a folder: results.json files for its model card, with commas between",
+            "license": "of a folder: what its model card says, such as apache-2.0",
+            "file_mib": "of a folder: MiB of parameters a file; 4096",
         },
     ),
 }

@@ -76,11 +76,11 @@ def mistake(capfd, *arguments):
         ),
         (
             ["train", VLM, "--workdir=w"],
-            "config.pretrained.tokenizer: empty, expected the workdir of a trained tokenizer",
+            "config.pretrained.tokenizer: empty, expected a trained tokenizer or another's VQ-GAN",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.pretrained.tokenizer=/no/where"],
-            "/no/where: no such folder, expected the workdir of a training run",
+            "/no/where: no such file or folder, expected a model",
         ),
         (
             ["train", LANGUAGE_MODEL, "--workdir=w", "--config.mesh.fsdp=0"],

@@ -5,7 +5,8 @@
         --config.data.folders.real=WORKDIR/pairs/real --config.data.vocabulary=FILE
 
 FILE is T5's SentencePiece model. `--config.data.source=fake` runs without data, vocabulary and
-pretrained parts, and `synth2 plan` says what a pod makes of it.
+pretrained parts, and `synth2 plan` says what a pod makes of it. `:stored` reads what T5 makes of
+the captions from the pairs (configs/paper/encode_captions.py), and holds no T5.
 
 Hardware: 256 TPU v5e chips or more.
 Time: not run at this size; `synth2 plan` estimates it.
@@ -31,12 +32,14 @@ NUM_LAYERS, EMBED_DIM = 24, 1280
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`:remat` computes activations again in the backward pass."""
+    """`:remat` computes activations again in the backward pass, `:stored` reads T5's features."""
     return with_size(NUM_LAYERS, EMBED_DIM, arg)
 
 
 def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.ConfigDict:
     """The config of a generator of this depth and width."""
+    given = models.words_of(arg, ("remat", "stored"))
+    stored = "stored" in given
     return ml_collections.ConfigDict(
         {
             "model_name": "generator",
@@ -44,9 +47,12 @@ def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.Confi
                 "tokenizer": models.tokenizer(),
                 "generator": {
                     "text_encoder": models.text_encoder(),
-                    "maskgit": models.maskgit(num_layers, embed_dim, models.remat(arg)),
+                    "maskgit": models.maskgit(
+                        num_layers, embed_dim, "full" if "remat" in given else "none"
+                    ),
                 },
                 "freeze_text_encoder": True,
+                "stored_text_features": stored,
                 "text_length": models.TEXT_LENGTH,
                 "mask_schedule": "cosine",
                 "caption_dropout": 0.1,
@@ -59,6 +65,8 @@ def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.Confi
                 "batch_size": 512,
                 "vocabulary": "",
                 "text_length": models.TEXT_LENGTH,
+                # Stored features are 160 KB a caption of 20 tokens, here and in saved positions.
+                "shuffle_buffer": 512 if stored else 2048,
                 # Of 64 hosts each would have to read what all of them train on.
                 "deal": "shards",
             },

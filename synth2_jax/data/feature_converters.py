@@ -5,15 +5,25 @@ costs more than all the rest of the pipeline.
 
 `key` and `source` of an example go along for messages and counts; `iterators` takes them off.
 
-Legend: B block of examples, N image tokens, H W pixels, T text tokens (targets).
+Legend: B block of examples, N image tokens, H W pixels, T text tokens (targets), E width of stored
+features.
 """
 
 import abc
+import functools
 from collections.abc import Iterable, Mapping
 
 import seqio
 
-from synth2_jax.data.preprocessors import Features, map_blocks, normalize_images, text_targets
+from synth2_jax.data.preprocessors import (
+    BLOCK,
+    FEATURES_BLOCK,
+    Features,
+    decode_text_features,
+    map_blocks,
+    normalize_images,
+    text_targets,
+)
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError, nearest
 
@@ -32,6 +42,7 @@ class _BlockConverter(seqio.FeatureConverter):
     """Converts blocks; subclasses say how. The length of task feature "caption" is T."""
 
     PACKING_FEATURE_DTYPES = None
+    BLOCK = BLOCK
 
     def __init__(self, vocabulary: seqio.Vocabulary | None = None):
         # SeqIO checks lengths by a call per example; `_convert_block` fixes the shapes instead.
@@ -49,7 +60,9 @@ class _BlockConverter(seqio.FeatureConverter):
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
-        return map_blocks(ds, lambda block: self._convert_block(block, task_feature_lengths))
+        return map_blocks(
+            ds, lambda block: self._convert_block(block, task_feature_lengths), self.BLOCK
+        )
 
     @abc.abstractmethod
     def _convert_block(self, block: Features, lengths: Mapping[str, int]) -> Features:
@@ -106,6 +119,23 @@ class GeneratorConverter(_BlockConverter):
         return {**_pair(block, lengths), "text_tokens": text_tokens_BT, "text_mask": text_mask_BT}
 
 
+class EncodedGeneratorConverter(GeneratorConverter):
+    """And text_features bf16[T,E], zero beyond the caption, of which the length is E."""
+
+    BLOCK = FEATURES_BLOCK
+    TASK_FEATURES = {**GeneratorConverter.TASK_FEATURES, "text_features": _TEXT}
+    MODEL_FEATURES = {
+        **GeneratorConverter.MODEL_FEATURES,
+        "text_features": _Spec(tf.bfloat16, rank=2),
+    }
+
+    def _convert_block(self, block, lengths):
+        batch = super()._convert_block(block, lengths)
+        stored_B, width = block["text_features"], lengths["text_features"]
+        features = decode_text_features(stored_B, batch["text_mask"], width, block["key"])
+        return {**batch, "text_features": features}
+
+
 class VLMConverter(_BlockConverter):
     """{image_tokens i32[N], text_tokens i32[T], loss_mask bool[T], is_synthetic bool}."""
 
@@ -127,6 +157,7 @@ class VLMConverter(_BlockConverter):
         }
 
 
+@functools.cache
 def _from_images(cls: type[_BlockConverter]) -> type[_BlockConverter]:
     """The converter of pairs that hold images; a tokenizer in the step makes the tokens."""
 
@@ -148,15 +179,18 @@ CONVERTERS = {
 }
 
 
-FROM_IMAGES = {name: _from_images(CONVERTERS[name]) for name in ("generator", "vlm")}
+def converter_class(
+    model_name: str, features: Iterable[str] = (), *, encoded: bool = False
+) -> type[_BlockConverter]:
+    """The converter of a model from tasks of these features; UserError on an unknown name.
 
-
-def converter_class(model_name: str, features: Iterable[str] = ()) -> type[_BlockConverter]:
-    """The converter of a model from tasks of these features; UserError on an unknown name."""
+    `encoded`: whether the model, a generator, reads stored features of the captions.
+    """
     if model_name not in CONVERTERS:
         raise UserError(
             f"model {model_name!r}: no batches for it; {nearest(model_name, CONVERTERS)}"
         )
-    if "image" in features and "image_tokens" not in features:
-        return FROM_IMAGES.get(model_name, CONVERTERS[model_name])
-    return CONVERTERS[model_name]
+    cls = EncodedGeneratorConverter if encoded else CONVERTERS[model_name]
+    if "image" in features and "image_tokens" not in features and "source" in cls.TASK_FEATURES:
+        return _from_images(cls)
+    return cls

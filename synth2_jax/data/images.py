@@ -60,7 +60,7 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
                     raise Rejected("image too small", f"{width}x{height} pixels")
                 # JPEG only: decodes at a half, a quarter or an eighth where that is enough.
                 image.draft("RGB", (2 * size, 2 * size))
-                return _square(ImageOps.exif_transpose(_rgb(image)), size)
+                return middle_square(image, size)
     except UnidentifiedImageError:
         raise Rejected("not an image", f"begins with {contents[:8]!r}") from None
     except Rejected:
@@ -72,6 +72,11 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
     except Exception as error:
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         raise Rejected("corrupt image", detail) from error
+
+
+def middle_square(image: Image.Image, size: int) -> np.ndarray:
+    """As `decode_image` of a picture that is opened already; Rejected: floating-point pixels."""
+    return _square(ImageOps.exif_transpose(_rgb(image)), size)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ Several processes deal the data out in one of two ways. "examples": all of them 
 order, and each converts its own rows of every batch, so that the batches are the same whatever the
 number of processes. "shards": each reads shards of its own, which is less to read for each of many.
 
-Legend: B batch rows of this process, T text tokens.
+Legend: B batch rows of this process, T text tokens, E width of stored features.
 """
 
 import collections
@@ -49,6 +49,7 @@ class Stream:
       deal: "examples" or "shards", see above.
       schedule: {task: ((step, rate), ...)} in place of a mixture's rates, see `mixtures.scheduled`.
       limits: {feature: limit}; a token that is as large or larger is of other data.
+      text_width: E, where the model reads stored features of the captions; else 0.
     """
 
     provider: seqio.Task | seqio.Mixture
@@ -61,6 +62,7 @@ class Stream:
     deal: str = "examples"
     schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    text_width: int = 0
 
     def __post_init__(self):
         if self.batch_size % self.process_count:
@@ -78,7 +80,8 @@ class Stream:
     @property
     def converter(self) -> type[seqio.FeatureConverter]:
         """From the features of the tasks to the model's."""
-        return converter_class(self.model_name, self.provider.output_features)
+        features = self.provider.output_features
+        return converter_class(self.model_name, features, encoded=self.text_width > 0)
 
     @property
     def rows(self) -> int:
@@ -118,6 +121,8 @@ class Stream:
                     )
         if "caption" in lengths:
             lengths["caption"] = self.text_length
+        if "text_features" in lengths:
+            lengths["text_features"] = self.text_width
         return lengths
 
     def convert(self, dataset: tf.data.Dataset, lengths: Mapping[str, int]) -> tf.data.Dataset:

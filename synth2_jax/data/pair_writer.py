@@ -3,7 +3,7 @@
 A shard appears under its name only when it is complete, and the manifest appears last. Until then
 `progress/` says what is being written, and of each finished shard what the manifest will say of it.
 
-Legend: N image tokens of a picture, K codebook size.
+Legend: N image tokens of a picture, K codebook size, t text tokens of a caption, E text width.
 """
 
 import collections
@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from synth2_jax.data import records
@@ -93,9 +94,9 @@ class PairWriter:
         """Writes one shard under a temporary name and renames it when it is on the disk.
 
         Raises:
-          UserError: naming the key of a pair with other than N tokens, a token outside [0, K), an
-            unknown source, or a key that the shard already has; a lost shard of a finished folder
-            that does not come out as it was.
+          UserError: naming the key of a pair with other than N tokens, a token outside [0, K),
+            features of another shape or not finite, an unknown source, or a key that the shard
+            already has; a lost shard of a finished folder that does not come out as it was.
         """
         with self._full_disk_in_one_line():
             self._write_shard(index, pairs)
@@ -274,11 +275,11 @@ class PairWriter:
         else:
             return
         found, work = json.loads(found), json.loads(work)
-        for key in work:
-            if found.get(key) != work[key]:
+        for key in sorted({*found, *work}):
+            if found.get(key) != work.get(key):
                 raise UserError(
                     f"pairs {self._folder}: found pairs of {key} {found.get(key)!r}, expected "
-                    f"{work[key]!r}; delete the folder or choose another"
+                    f"{work.get(key)!r}; delete the folder or choose another"
                 )
 
 
@@ -313,6 +314,8 @@ def _example(pair: Pair, provenance: Provenance) -> bytes:
     if pair.prompt:
         texts[records.PROMPT] = pair.prompt
     values |= {field: text.encode() for field, text in texts.items()}
+    if provenance.text_encoder:
+        values[records.TEXT_FEATURES] = _features(pair, provenance.text_encoder)
     feature = {
         field: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
         for field, value in values.items()
@@ -337,6 +340,24 @@ def _tokens(pair: Pair, provenance: Provenance) -> bytes:
     return tokens_N.astype("<u2").tobytes()
 
 
+def _features(pair: Pair, text_encoder: Mapping[str, Any]) -> bytes:
+    features_tE = np.asarray(pair.text_features)
+    length, width = text_encoder["text_length"], text_encoder["width"]
+    found = (features_tE.dtype.name, features_tE.shape)
+    if features_tE.dtype != ml_dtypes.bfloat16 or features_tE.shape[1:] != (width,):
+        raise UserError(
+            f"pair {pair.key!r}: found features {found}, expected bfloat16 of shape (t, {width})"
+        )
+    if not 1 <= len(features_tE) <= length:
+        raise UserError(
+            f"pair {pair.key!r}: found features of {len(features_tE)} tokens, expected 1 to "
+            f"{length}"
+        )
+    if not np.isfinite(features_tE).all():
+        raise UserError(f"pair {pair.key!r}: found features that are not finite")
+    return features_tE.view(np.uint16).astype("<u2").tobytes()
+
+
 def _comparable(provenance: Provenance) -> dict[str, Any]:
     """What must be equal for a run to go on with another's shards."""
-    return {k: v for k, v in dataclasses.asdict(provenance).items() if k != "config"}
+    return {k: v for k, v in records.provenance_values(provenance).items() if k != "config"}

@@ -1,9 +1,10 @@
 """The way in to data: a config, and the iterators that it describes. Fake data needs no TensorFlow.
 
-Legend: B batch rows of this process, N image tokens, T text tokens.
+Legend: B batch rows of this process, N image tokens, T text tokens, E width of stored features.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 from synth2_jax.captioners.prompts import CAPTION_PROMPT
 from synth2_jax.data import records, views
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.vocabulary import vocabulary_path
 
 if TYPE_CHECKING:
     import seqio
@@ -39,7 +41,8 @@ class DataConfig:
       seed: of shuffling and mixing.
       shuffle_buffer: examples of each folder that wait to be shuffled. They are in each saved
         position: about 1.5 KB an example of 256 image tokens, half of it after compression; images
-        in place of tokens are 200 KB each at 256 pixels.
+        in place of tokens are 200 KB each at 256 pixels, stored features of a caption of 20 tokens
+        160 KB at a width of 4096.
       num_epochs: None for ever; a mixture ends with the first of its tasks that ends.
       vocabulary: a built-in name or the path of a SentencePiece model file; later stages that use
         the model read it, and `prompt`, from its run.
@@ -89,6 +92,7 @@ def train_iterator(
     model_name: str,
     *,
     tokenizer_fingerprint: str | None = None,
+    text_encoder: Mapping[str, Any] | None = None,
     batch_spec: Mapping[str, Any] | None = None,
     limits: Mapping[str, int] | None = None,
     process_index: int = 0,
@@ -100,6 +104,9 @@ def train_iterator(
       config: what to read.
       model_name: "tokenizer", "language_model", "generator" or "vlm".
       tokenizer_fingerprint: pairs made with any other tokenizer are refused; None takes them all.
+      text_encoder: what `stored_text_encoder` returns: a generator's batches then hold the stored
+        features of the captions, and captions encoded in any other way are refused; None reads no
+        features.
       batch_spec: {name: ShapeDtypeStruct} of this process's batch, for fake data.
       limits: {name: limit} of the integers: fake data is drawn below them, and a token of real data
         beyond is an error.
@@ -108,7 +115,8 @@ def train_iterator(
       process_count: number of processes.
 
     Raises:
-      UserError: unknown names, no examples, pairs of another tokenizer, missing or malformed files.
+      UserError: unknown names, no examples, pairs of another tokenizer or text encoder, missing or
+        malformed files.
     """
     if config.source == "fake":
         from synth2_jax.testing.fake_batches import FakeBatches
@@ -120,7 +128,13 @@ def train_iterator(
     from synth2_jax.data.iterators import TrainIterator
 
     stream, identity = _stream(
-        config, model_name, tokenizer_fingerprint, process_index, process_count, limits
+        config,
+        model_name,
+        tokenizer_fingerprint,
+        text_encoder,
+        process_index,
+        process_count,
+        limits,
     )
     return TrainIterator(stream, seed=config.seed, num_epochs=config.num_epochs, identity=identity)
 
@@ -130,6 +144,7 @@ def eval_batches(
     model_name: str,
     *,
     tokenizer_fingerprint: str | None = None,
+    text_encoder: Mapping[str, Any] | None = None,
     limits: Mapping[str, int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -146,9 +161,39 @@ def eval_batches(
     from synth2_jax.data.iterators import evaluation_batches
 
     stream, _ = _stream(
-        config, model_name, tokenizer_fingerprint, process_index, process_count, limits
+        config,
+        model_name,
+        tokenizer_fingerprint,
+        text_encoder,
+        process_index,
+        process_count,
+        limits,
     )
     return evaluation_batches(stream, with_keys=with_keys)
+
+
+def stored_text_encoder(config: DataConfig) -> dict[str, Any]:
+    """What encoded the captions of a config's folders: {"fingerprint", "width": E, ...}.
+
+    See `records.Provenance.text_encoder`; of its keys those that must be equal.
+
+    Raises:
+      UserError: captions of a folder without features, or with those of another text encoder,
+        vocabulary or length than another folder's or the config's.
+    """
+    encoders = {
+        folder: views.open_pairs(folder).provenance.text_encoder
+        for folder in config.folders.values()
+    }
+    for folder, found in encoders.items():
+        if found:
+            text_encoder = {key: found[key] for key in records.ENCODED_BY}
+            _check_encoded(config, text_encoder, str(folder))
+            return text_encoder
+    raise UserError(
+        f"data.folders: found captions without features in {sorted(encoders)}, expected what "
+        "`synth2 encode_captions` writes"
+    )
 
 
 def describe(config: DataConfig) -> dict[str, Any]:
@@ -196,6 +241,7 @@ def _stream(
     config: DataConfig,
     model_name: str,
     tokenizer_fingerprint: str | None,
+    text_encoder: Mapping[str, Any] | None,
     process_index: int,
     process_count: int,
     limits: Mapping[str, int] | None = None,
@@ -209,8 +255,10 @@ def _stream(
         for name, manifest in manifests.items():
             if not manifest.provenance.image_size:  # which any tokenizer makes tokens of
                 records.check_tokenizer(manifest, tokenizer_fingerprint, config.folders[name])
+    if text_encoder is not None:
+        _check_encoded(config, text_encoder)
     stream = Stream(
-        provider=_provider(config),
+        provider=_provider(config, encoded=text_encoder is not None),
         split=config.split,
         model_name=model_name,
         text_length=config.text_length,
@@ -220,6 +268,7 @@ def _stream(
         deal=config.deal,
         schedule={name: rate for name, rate in config.rates.items() if _is_schedule(rate)},
         limits=limits or {},
+        text_width=text_encoder["width"] if text_encoder else 0,
     )
     identity = {
         "folders": {name: manifest.fingerprint for name, manifest in manifests.items()},
@@ -227,10 +276,30 @@ def _stream(
         "shuffle_buffer": config.shuffle_buffer,
         "prompt": config.prompt,
     }
+    if text_encoder is not None:
+        identity["text_encoder"] = dict(text_encoder)
     return stream, identity
 
 
-def _provider(config: DataConfig) -> "seqio.Task | seqio.Mixture":
+def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: str = "") -> None:
+    """Raises UserError unless all captions are encoded so, as the config's text is tokenized."""
+    for folder in config.folders.values():
+        provenance = views.open_pairs(folder).provenance
+        records.check_text_features(provenance, text_encoder, folder, as_in)
+    vocabulary = vocabulary_path(config.vocabulary)
+    expected = {
+        "text_length": (config.text_length, ""),
+        "vocabulary": (records.sha256_of(pathlib.Path(vocabulary)), f" of {vocabulary}"),
+    }
+    for key, (value, of) in expected.items():
+        if text_encoder[key] != value:
+            raise UserError(
+                f"data.{key}: found {value}{of}, expected {text_encoder[key]} as the captions of "
+                f"{as_in or sorted(config.folders.values())} were encoded"
+            )
+
+
+def _provider(config: DataConfig, *, encoded: bool = False) -> "seqio.Task | seqio.Mixture":
     from synth2_jax.data import mixtures, tasks
 
     # The config of this run decides: an earlier run of the same process gives way.
@@ -242,6 +311,7 @@ def _provider(config: DataConfig) -> "seqio.Task | seqio.Mixture":
             config.vocabulary,
             config.prompt,
             shuffle_buffer=config.shuffle_buffer,
+            encoded=encoded,
             replace=True,
         )
     mixtures.import_modules(config.module_names)

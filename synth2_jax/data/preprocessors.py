@@ -3,7 +3,8 @@
 Functions on datasets work on blocks of examples, because TensorFlow spends more on calling a
 function once an example than on the example itself; they keep order and number of the examples.
 
-Legend: B block of examples, N image tokens, H W pixels, P prompt tokens, T text tokens.
+Legend: B block of examples, N image tokens, H W pixels, P prompt tokens, T text tokens, E width of
+stored features.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from synth2_jax.data import records
 from synth2_jax.data.tensorflow_cpu import tf
 
 BLOCK = 128
+# Where an example holds the features of its caption: half a megabyte, of 64 tokens of width 4096.
+FEATURES_BLOCK = 8
 # Fixed rather than tuned at run time: results that wait in a block are part of the saved position.
 PARALLEL_BLOCKS = 2
 
@@ -19,18 +22,21 @@ Features = Mapping[str, tf.Tensor]
 
 
 def map_blocks(
-    dataset: tf.data.Dataset, function: Callable[[Features], Features]
+    dataset: tf.data.Dataset, function: Callable[[Features], Features], block: int = BLOCK
 ) -> tf.data.Dataset:
     """Maps examples by a function that takes them in blocks: features [...] become [B, ...]."""
-    return dataset.batch(BLOCK).map(function, num_parallel_calls=PARALLEL_BLOCKS).unbatch()
+    return dataset.batch(block).map(function, num_parallel_calls=PARALLEL_BLOCKS).unbatch()
 
 
-def decode_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
+def decode_pairs(
+    dataset: tf.data.Dataset, *, prompt: str, text_features: bool = False
+) -> tf.data.Dataset:
     """Serialized pairs (see `records`) -> the features of `tasks.pair_features`.
 
-    A pair's own prompt comes before `prompt`.
+    A pair's own prompt comes before `prompt`. Stored text features, where they are asked for, stay
+    bytes until they are in a batch: they differ in length.
     """
-    description = _description(prompt, records.IMAGE_TOKENS)
+    description = _description(prompt, records.IMAGE_TOKENS, text_features)
 
     def decode(serialized_B: tf.Tensor) -> Features:
         features = tf.io.parse_example(serialized_B, description)
@@ -40,12 +46,14 @@ def decode_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
             "image_tokens": tf.cast(tokens_BN, tf.int32),
         }
 
-    return map_blocks(dataset, decode)
+    return map_blocks(dataset, decode, FEATURES_BLOCK if text_features else BLOCK)
 
 
-def decode_image_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Dataset:
+def decode_image_pairs(
+    dataset: tf.data.Dataset, *, prompt: str, text_features: bool = False
+) -> tf.data.Dataset:
     """As `decode_pairs`, of pairs that hold images: u8[H,W,3] in place of the tokens."""
-    description = _description(prompt, records.IMAGE)
+    description = _description(prompt, records.IMAGE, text_features)
 
     def decode(serialized_B: tf.Tensor) -> Features:
         features = tf.io.parse_example(serialized_B, description)
@@ -59,8 +67,10 @@ def decode_image_pairs(dataset: tf.data.Dataset, *, prompt: str) -> tf.data.Data
     return map_blocks(dataset, decode)
 
 
-def _description(prompt: str, picture: str) -> dict[str, tf.io.FixedLenFeature]:
-    fields = (picture, *records.FIELDS)
+def _description(
+    prompt: str, picture: str, text_features: bool
+) -> dict[str, tf.io.FixedLenFeature]:
+    fields = (picture, *records.FIELDS, *((records.TEXT_FEATURES,) if text_features else ()))
     description = {field: tf.io.FixedLenFeature([], tf.string) for field in fields}
     description[records.PROMPT] = tf.io.FixedLenFeature([], tf.string, default_value=prompt)
     return description
@@ -69,6 +79,27 @@ def _description(prompt: str, picture: str) -> dict[str, tf.io.FixedLenFeature]:
 def normalize_images(images: tf.Tensor) -> tf.Tensor:
     """u8[...] in 0..255 -> f32[...] in [-1, 1]."""
     return tf.cast(images, tf.float32) / 127.5 - 1.0
+
+
+def decode_text_features(
+    stored_B: tf.Tensor, text_mask_BT: tf.Tensor, width: int, keys_B: tf.Tensor
+) -> tf.Tensor:
+    """bf16[B,T,E], zero beyond the captions.
+
+    Args:
+      stored_B: bytes of bf16[t,E], see `records`.
+      text_mask_BT: true on the t tokens of each caption.
+      width: E.
+      keys_B: for the error, which is TensorFlow's InvalidArgumentError, of another number of bytes.
+    """
+    num_tokens_B = tf.reduce_sum(tf.cast(text_mask_BT, tf.int32), axis=1)
+    fits_B = tf.strings.length(stored_B) == 2 * width * num_tokens_B
+    unfit_B = tf.boolean_mask(keys_B, ~fits_B)
+    message = f"stored text features have another length than their caption, of width {width}, at"
+    tf.debugging.Assert(tf.reduce_all(fits_B), [message, unfit_B])
+    length = text_mask_BT.shape[1]
+    bits = tf.io.decode_raw(stored_B, tf.uint16, fixed_length=2 * width * length)
+    return tf.bitcast(tf.reshape(bits, [-1, length, width]), tf.bfloat16)
 
 
 def text_targets(

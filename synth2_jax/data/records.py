@@ -4,7 +4,7 @@ A folder with a manifest is whole; `pair_writer` writes it. An image with severa
 several pairs of distinct keys, such as "real-000012-0" to "real-000012-4". Folders are on a file
 system with atomic renames.
 
-Legend: N image tokens of a picture, K codebook size.
+Legend: N image tokens of a picture, K codebook size, t text tokens of a caption, E text width.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from synth2_jax.errors import UserError
@@ -28,6 +29,9 @@ MAX_CODEBOOK_SIZE = 65536  # image tokens are uint16 on disk
 IMAGE_TOKENS, IMAGE = "image_tokens", "image"  # of which a pair has one
 FIELDS = ("caption", "source", "key")  # that all have
 PROMPT = "prompt"  # of pairs that have a prompt of their own
+TEXT_FEATURES = "text_features"  # of pairs whose captions are encoded
+ENCODED_BY = ("fingerprint", "width", "text_length", "vocabulary")  # of Provenance.text_encoder
+_LATER_FIELDS = ("image_size", "text_encoder")  # which manifests may lack
 _READ_BYTES = 1 << 20
 _READ_RECORDS = 512
 
@@ -40,7 +44,8 @@ class Pair:
 
     `prompt` is the pair's own, such as a question, in place of the one that its task puts before
     every caption. `caption_cut` says that the picture was made of the caption's beginning alone; it
-    is counted, not written.
+    is counted, not written. `text_features` bf16[t, E], little-endian on disk, are what a text
+    encoder makes of the caption, its end of sentence included.
     """
 
     key: str
@@ -50,6 +55,7 @@ class Pair:
     prompt: str = ""
     image: bytes = b""
     caption_cut: bool = False
+    text_features: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Provenance:
       generator: {"checkpoint": ..., "fingerprint": ...}; None for real pictures.
       sampler: settings of the sampler; None for real pictures.
       captions: who wrote them, such as {"source": "language_model", "prompt": ..., "seed": ...}.
+      text_encoder: None; or what encoded the captions, {"fingerprint", "width": E, "text_length",
+        "vocabulary": sha256 of its file, "pairs": fingerprint of those that held the captions}.
       config: resolved config of the run, for the record only: a resumed run may change it.
     """
 
@@ -90,6 +98,7 @@ class Provenance:
     generator: Mapping[str, Any] | None = None
     sampler: Mapping[str, Any] | None = None
     captions: Mapping[str, Any] | None = None
+    text_encoder: Mapping[str, Any] | None = None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -200,6 +209,35 @@ def check_tokenizer(
         )
 
 
+def check_text_features(
+    provenance: Provenance,
+    text_encoder: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    as_in: str = "",
+) -> None:
+    """Raises UserError, naming both, unless the captions of `folder` are encoded by this encoder.
+
+    Args:
+      provenance: of the folder.
+      text_encoder: as `Provenance.text_encoder`.
+      folder: of the pairs or a view of them.
+      as_in: what else is encoded so, for the message.
+    """
+    as_in = as_in and f", as in {as_in}"
+    found = provenance.text_encoder
+    if found is None:
+        raise UserError(
+            f"pairs {folder}: found captions without features, expected those of text encoder "
+            f"{text_encoder['fingerprint']}{as_in}; run `synth2 encode_captions`"
+        )
+    for key in ENCODED_BY:
+        if found[key] != text_encoder[key]:
+            raise UserError(
+                f"pairs {folder}: found features by a text encoder of {key} {found[key]}, expected "
+                f"{text_encoder[key]}{as_in}"
+            )
+
+
 def verify(folder: str | os.PathLike[str]) -> Manifest:
     """Reads every byte; UserError names the first shard that is not what the manifest says."""
     manifest = read_manifest(folder)
@@ -212,14 +250,22 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def read_pairs(folder: str | os.PathLike[str]) -> Iterator[Pair]:
-    """All pairs of a folder in the order of writing, `image_tokens` as i32[N]."""
-    for shard in read_manifest(folder).shards:
-        yield from read_shard(pathlib.Path(folder) / shard.name)
+def read_pairs(folder: str | os.PathLike[str], *, text_features: bool = False) -> Iterator[Pair]:
+    """All pairs of a folder in the order of writing, `image_tokens` as i32[N].
+
+    Features of captions, which are many times the rest of a pair, are left out unless asked for.
+    """
+    manifest = read_manifest(folder)
+    encoder = manifest.provenance.text_encoder if text_features else None
+    for shard in manifest.shards:
+        yield from read_shard(pathlib.Path(folder) / shard.name, encoder["width"] if encoder else 0)
 
 
-def read_shard(path: pathlib.Path) -> Iterator[Pair]:
-    """The pairs of one file in order; UserError where it is damaged, with the offset."""
+def read_shard(path: pathlib.Path, text_width: int = 0) -> Iterator[Pair]:
+    """The pairs of one file in order; UserError where it is damaged, with the offset.
+
+    With `text_width`, E, their `text_features` as well.
+    """
     from synth2_jax.data.tensorflow_cpu import one_line, tf
 
     try:
@@ -236,11 +282,20 @@ def read_shard(path: pathlib.Path) -> Iterator[Pair]:
                     values["source"].decode(),
                     values.get(PROMPT, b"").decode(),
                     values.get(IMAGE, b""),
+                    text_features=_features(values[TEXT_FEATURES], text_width)
+                    if text_width
+                    else None,
                 )
     except tf.errors.DataLossError as error:
         raise UserError(
             f"pairs: shard {path} is damaged, {one_line(error)}; write it again"
         ) from error
+
+
+def _features(stored: bytes, width: int) -> np.ndarray:
+    return (
+        np.frombuffer(stored, "<u2").astype(np.uint16).view(ml_dtypes.bfloat16).reshape(-1, width)
+    )
 
 
 def to_json(value: Any) -> str:
@@ -260,9 +315,15 @@ def manifest_json(manifest: Manifest) -> str:
             "skipped_examples": [dict(example) for example in manifest.skipped_examples],
             "captions_cut": manifest.captions_cut,
             "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
-            **dataclasses.asdict(manifest.provenance),
+            **provenance_values(manifest.provenance),
         }
     )
+
+
+def provenance_values(provenance: Provenance) -> dict[str, Any]:
+    """JSON values; a folder whose captions are not encoded says nothing of an encoder."""
+    values = dataclasses.asdict(provenance)
+    return {k: v for k, v in values.items() if k != "text_encoder" or v is not None}
 
 
 def _manifest_from_json(text: str) -> Manifest:
@@ -273,7 +334,7 @@ def _manifest_from_json(text: str) -> Manifest:
     fields = [field.name for field in dataclasses.fields(Provenance)]
     shards = tuple(Shard(**shard) for shard in values["shards"])
     return Manifest(
-        Provenance(**{f: values[f] for f in fields if f != "image_size" or f in values}),
+        Provenance(**{f: values[f] for f in fields if f not in _LATER_FIELDS or f in values}),
         values["counts"],
         shards,
         values.get("skipped", {}),

@@ -3,6 +3,7 @@
 Legend: N image tokens.
 """
 
+import collections
 import dataclasses
 import os
 
@@ -14,11 +15,15 @@ from synth2_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ReferencedImage:
-    """Image tokens i32[N] and the image's captions, in the order of their keys."""
+    """Image tokens i32[N] and the image's captions, in the order of their keys.
+
+    `prompt` is the image's own, such as a question that its captions answer; or "".
+    """
 
     key: str
     image_tokens: np.ndarray
     references: tuple[str, ...]
+    prompt: str = ""
 
 
 def pair_key(image_key: str, caption_index: int) -> str:
@@ -32,17 +37,27 @@ def read_references(
     """The images of a folder of pairs in the order they were written.
 
     Raises:
-      UserError: no pairs there, or pairs of another tokenizer.
+      UserError: no pairs there, pairs of another tokenizer, or an image under whose key there are
+        several prompts.
     """
     records.check_tokenizer(records.read_manifest(folder), tokenizer_fingerprint, folder)
-    images: dict[str, tuple[np.ndarray, list[str]]] = {}
+    images: dict[str, ReferencedImage] = {}
+    captions: dict[str, list[str]] = collections.defaultdict(list)
     for pair in records.read_pairs(folder):
         key = pair.key.rsplit("-", 1)[0]
-        if key not in images and max_images is not None and len(images) == max_images:
-            break
-        images.setdefault(key, (np.asarray(pair.image_tokens, np.int32), []))[1].append(
-            pair.caption
-        )
+        if key not in images:
+            if max_images is not None and len(images) == max_images:
+                break
+            tokens = np.asarray(pair.image_tokens, np.int32)
+            images[key] = ReferencedImage(key, tokens, (), pair.prompt)
+        if pair.prompt != images[key].prompt:
+            raise UserError(
+                f"pairs {folder}: image {key!r} has the prompts {images[key].prompt!r} and "
+                f"{pair.prompt!r}, expected one; give each question a key of its own"
+            )
+        captions[key].append(pair.caption)
     if not images:
         raise UserError(f"pairs {folder}: found none, expected images with references")
-    return [ReferencedImage(key, ids, tuple(refs)) for key, (ids, refs) in images.items()]
+    return [
+        dataclasses.replace(image, references=tuple(captions[key])) for key, image in images.items()
+    ]

@@ -46,7 +46,10 @@ def text_features(vocabulary: str) -> dict[str, seqio.Feature]:
 
 
 def pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
-    """image_tokens i32[N], source ("real" or "synthetic"), and those of `text_features`."""
+    """image_tokens i32[N], source ("real" or "synthetic"), and those of `text_features`.
+
+    A task may also have the features of its captions, as "text_features", bytes (see `records`).
+    """
     tokens = seqio.ContinuousFeature(dtype=tf.int32, rank=1)
     return {"image_tokens": tokens, "source": _string(), **text_features(vocabulary)}
 
@@ -68,6 +71,7 @@ def add_pairs_task(
     prompt: str = CAPTION_PROMPT,
     *,
     shuffle_buffer: int = 2048,
+    encoded: bool = False,
     replace: bool = False,
 ) -> seqio.Task:
     """Registers a folder of pairs (see `records`), or a view of one, as a task.
@@ -80,6 +84,7 @@ def add_pairs_task(
       vocabulary: of the captions, a built-in name or the path of a SentencePiece model file.
       prompt: comes before each caption in the VLM's and the language model's text.
       shuffle_buffer: examples that wait in memory, and in each saved position, to be shuffled.
+      encoded: whether the stored features of the captions are read as well.
       replace: whether this takes the place of another task of the same name.
 
     Raises:
@@ -99,11 +104,14 @@ def add_pairs_task(
         "prompt": prompt,
         "shuffle_buffer": shuffle_buffer,
     }
+    if encoded:
+        arguments["encoded"] = True
+        features[records.TEXT_FEATURES] = _string()
     return _register(
         name,
         source=lambda: ShardSource(manifest, arguments),
         arguments=arguments,
-        preprocessors=[functools.partial(decode, prompt=prompt)],
+        preprocessors=[functools.partial(decode, prompt=prompt, text_features=encoded)],
         output_features=features,
         shuffle_buffer_size=shuffle_buffer,
         replace=replace,

@@ -207,16 +207,29 @@ def read_view(folder: str | os.PathLike[str]) -> Iterator[records.Pair]:
     """All pairs of a view in order; one with another row's image has a key made of both keys."""
     view = open_view(folder)
     for shard in view.shards:
-        pairs = list(records.read_shard(view.pairs / shard.name))
-        for row, image_row in view.rows(shard.name).tolist():
-            pair = pairs[row]
-            if image_row != row:
-                pair = dataclasses.replace(
-                    pair,
-                    key=f"{pair.key}{_LENT}{pairs[image_row].key}",
-                    image_tokens=pairs[image_row].image_tokens,
-                )
-            yield pair
+        yield from _read_shard(view, shard.name)
+
+
+def read_shard(
+    opened: records.Manifest | View, folder: pathlib.Path, name: str
+) -> Iterator[records.Pair]:
+    """The pairs of one shard of what `open_pairs` has opened in `folder`, in order."""
+    if isinstance(opened, View):
+        return _read_shard(opened, name)
+    return records.read_shard(folder / name)
+
+
+def _read_shard(view: View, name: str) -> Iterator[records.Pair]:
+    pairs = list(records.read_shard(view.pairs / name))
+    for row, image_row in view.rows(name).tolist():
+        pair = pairs[row]
+        if image_row != row:
+            pair = dataclasses.replace(
+                pair,
+                key=f"{pair.key}{_LENT}{pairs[image_row].key}",
+                image_tokens=pairs[image_row].image_tokens,
+            )
+        yield pair
 
 
 def reader(view: View) -> "Callable[[tf.Tensor], tf.data.Dataset]":
@@ -246,7 +259,9 @@ def reader(view: View) -> "Callable[[tf.Tensor], tf.data.Dataset]":
     return read
 
 
-def decode_pairs(dataset: "tf.data.Dataset", *, prompt: str) -> "tf.data.Dataset":
+def decode_pairs(
+    dataset: "tf.data.Dataset", *, prompt: str, text_features: bool = False
+) -> "tf.data.Dataset":
     """What `reader` reads -> features, as `preprocessors.decode_pairs` gives them."""
     from synth2_jax.data import preprocessors
     from synth2_jax.data.tensorflow_cpu import tf
@@ -257,7 +272,9 @@ def decode_pairs(dataset: "tf.data.Dataset", *, prompt: str) -> "tf.data.Dataset
         key_B = tf.where(own["key"] == lender["key"], own["key"], both_B)
         return {**own, "image_tokens": lender["image_tokens"], "key": key_B}
 
-    features = preprocessors.decode_pairs(dataset.unbatch(), prompt=prompt)
+    features = preprocessors.decode_pairs(
+        dataset.unbatch(), prompt=prompt, text_features=text_features
+    )
     return preprocessors.map_blocks(features.batch(2, drop_remainder=True), lend)
 
 

@@ -2,23 +2,27 @@
 
 A file is the length of a JSON header (8 bytes, little-endian), the header, and the tensors' bytes
 one after the other. So it can be written from shapes first and arrays as they come, which the
-safetensors package cannot do.
+safetensors package cannot do. `tensor_files.open_safetensors` reads them as lazily.
 """
 
+import itertools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import safetensors
 
 from synth2_jax.errors import UserError
+from synth2_jax.files import write_json
 
 FORMAT = "synth2_jax parameters"
+# Hugging Face's tools refuse files with metadata that does not say so.
+_READABLE = {"format": "pt"}
 _DTYPES = {
     "float32": "F32",
     "float16": "F16",
@@ -93,34 +97,46 @@ def write_tensors(
         temporary.unlink(missing_ok=True)
 
 
-def read_params(path: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns (parameters as a nested dict, metadata) of a file that `synth2 export` wrote.
+def write_folder(
+    folder: pathlib.Path,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    arrays: Iterable[np.ndarray],
+    file_bytes: int,
+) -> list[str]:
+    """Writes tensors as Hugging Face's tools do: model.safetensors, or several files and an index.
 
-    Raises:
-      UserError: no such file, or one of another origin.
+    Args:
+      folder: of the files.
+      shapes: shape and dtype by name, in the order of `arrays`.
+      arrays: the tensors themselves, of which one at a time is needed.
+      file_bytes: of tensors that a file may hold; a larger tensor has a file to itself.
+
+    Returns:
+      the names of the files.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(f"{path}: no such file, expected one that `synth2 export` wrote")
-    with open(file, "rb") as opened:
-        try:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-            metadata = header.pop("__metadata__")
-            known = metadata["format"] == FORMAT
-        except (ValueError, KeyError, AttributeError, OverflowError, MemoryError):
-            known = False
-        if not known:
-            raise UserError(f"{path}: found another file, expected what `synth2 export` writes")
-        start = opened.tell()
-    data = np.memmap(file, np.uint8, mode="r", offset=start)
-    dtypes = {short: name for name, short in _DTYPES.items()}
-    params: dict[str, Any] = {}
-    for name, told in header.items():
-        dtype = ml_dtypes.bfloat16 if told["dtype"] == "BF16" else dtypes[told["dtype"]]
-        first, end = told["data_offsets"]
-        *path_to, last = name.split(".")
-        place = params
-        for key in path_to:
-            place = place.setdefault(key, {})
-        place[last] = np.array(data[first:end]).view(dtype).reshape(told["shape"])
-    return params, metadata
+    parts: list[dict[str, jax.ShapeDtypeStruct]] = [{}]
+    for name, leaf in shapes.items():
+        if parts[-1] and _num_bytes([*parts[-1].values(), leaf]) > file_bytes:
+            parts.append({})
+        parts[-1][name] = leaf
+    arrays = iter(arrays)
+    if len(parts) == 1:
+        files = ["model.safetensors"]
+    else:
+        files = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
+    for file, part in zip(files, parts, strict=True):
+        write_tensors(folder / file, part, itertools.islice(arrays, len(part)), _READABLE)
+    for _ in arrays:
+        raise ValueError(f"more arrays than the {len(shapes)} shapes")
+    if len(parts) > 1:
+        index = {
+            "metadata": {"total_size": _num_bytes(shapes.values())},
+            "weight_map": {n: file for file, part in zip(files, parts, strict=True) for n in part},
+        }
+        write_json(folder / "model.safetensors.index.json", index)
+        files.append("model.safetensors.index.json")
+    return files
+
+
+def _num_bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)

@@ -309,8 +309,9 @@ class GeneratorConfig:
 class Generator(nn.Module):
     """Caption token ids and partly masked image token ids -> logits of every image token.
 
-    To sample: `encode_text` (or `encode_text_and_null` for guidance) once, then `logits` at each
-    step.
+    Training may give what a frozen text encoder has made of the captions before: the encoder is not
+    called then, and need have no parameters. To sample: `encode_text` (or `encode_text_and_null`
+    for guidance) once, then `logits` at each step.
     """
 
     config: GeneratorConfig
@@ -326,11 +327,20 @@ class Generator(nn.Module):
         text_mask_BT: jax.Array,
         drop_B: jax.Array,
         codebook_KC: jax.Array | None = None,
+        text_features_BTE: jax.Array | None = None,
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """f32[B, N, V]; arguments as in `encode_text` and `logits`."""
-        text = self.encode_text(text_tokens_BT, text_mask_BT, drop_B, deterministic=deterministic)
+        """f32[B, N, V]; arguments as in `encode_text` and `logits`.
+
+        `text_features_BTE`, the text encoder's output, takes its place; what lies beyond the
+        captions is seen by nothing.
+        """
+        if text_features_BTE is None:
+            text_features_BTE = self.text_encoder(
+                text_tokens_BT, text_mask_BT, deterministic=deterministic
+            )
+        text = self.maskgit.text_keys_values(text_features_BTE, text_mask_BT, drop_B)
         return self.logits(ids_BN, text, codebook_KC, deterministic=deterministic)
 
     def encode_text(

@@ -76,7 +76,9 @@ def sample(
 def _generator(task: GeneratorTask, batch: int) -> Flops:
     config, text = task.generator.maskgit, task.generator.text_encoder
     trained = not task.freeze_text_encoder
-    total = _text_encoder(text, batch, task.text_length, trained=trained)
+    total = Flops()
+    if not task.stored_text_features:
+        total += _text_encoder(text, batch, task.text_length, trained=trained)
     total += _caption_keys_values(
         config, text.embed_dim, batch, task.text_length, input_grad=trained
     )

@@ -16,6 +16,8 @@ import numpy as np
 from synth2_jax.errors import UserError
 from synth2_jax.files import written_whole
 
+_ARRAYS = ("mu", "sigma", "num_images")
+
 
 class FeatureStatistics:
     """Mean and covariance of features that come batch by batch, in float64.
@@ -100,7 +102,8 @@ class FeatureStatistics:
             raise UserError(f"{path}: no such file, expected feature statistics (.npz)")
         try:
             with np.load(path, allow_pickle=False) as found:
-                arrays = {name: found[name] for name in found.files}
+                # Published files may hold the images too, which are not to be read.
+                arrays = {name: found[name] for name in _ARRAYS if name in found.files}
             mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
         except (OSError, ValueError, KeyError, AttributeError, EOFError) as error:
             raise UserError(

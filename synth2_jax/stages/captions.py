@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax.captioners.classes import load_classes
@@ -32,12 +33,16 @@ from synth2_jax.captioners.text_file import TextFileSource
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import write_json, write_json_lines
+from synth2_jax.models.gemma import GemmaConfig
+from synth2_jax.models.language_model import LanguageModelConfig
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.scenes import dataset
+from synth2_jax.stages.trained import load_trained, others_reader
+from synth2_jax.training.checkpoints import fingerprint
 from synth2_jax.training.stop_signal import StopSignal
-from synth2_jax.training.trained import load_trained
-from synth2_jax.vocabulary import load_vocabulary
+from synth2_jax.training.train_state import Params
+from synth2_jax.vocabulary import Vocabulary, load_vocabulary
 
 CAPTIONS, MANIFEST, ANSWERS = "captions.jsonl", "manifest.json", "answers.jsonl"
 _SETTLE_EVERY = 1 << 18  # lines of a file
@@ -47,7 +52,9 @@ _SETTLE_EVERY = 1 << 18  # lines of a file
 class CaptionsConfig:
     """Attributes:
 
-    language_model: workdir of the language model's training run.
+    language_model: workdir or export of a language model; or a Gemma 3 of the package gemma or
+      Hugging Face, instruction-tuned, which is asked in its chat format.
+    vocabulary: of a Gemma, the path of its SentencePiece model; a run has its own.
     captions_per_class: to end with, after drafts were dropped; None, of a text file, for all.
     max_rounds: a class is asked this many times for what it lacks before it is given up.
     classes: class names, files with one a line, "common_objects", or "scenes" for every colour and
@@ -56,8 +63,8 @@ class CaptionsConfig:
     batch_size: of the language model.
     server: model and address of a server.
     text_file: path of a file, one caption a line, or .jsonl.
-    template: of the prompt: a built-in name or a file; "" for "class" (the language model's own
-      prompt) or "describe" (a server's).
+    template: of the prompt: a built-in name or a file; "" for "class" (our language model's own
+      prompt), "chat" (a Gemma's) or "describe" (a server's).
     styles, lengths: for the slots {style} and {length}, in turn over the draws of a class.
     quotas: {class name: captions to end with}, for classes that need another number.
     filter: what a good caption is.
@@ -65,6 +72,7 @@ class CaptionsConfig:
     """
 
     language_model: str = ""
+    vocabulary: str = ""
     captions_per_class: int | None = None
     max_rounds: int = 8
     classes: tuple[str, ...] | str = ("scenes",)
@@ -119,8 +127,8 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     selection = Selection(quotas, cfg.filter, cfg.max_dropped_share)
     prompts = None
     if not cfg.text_file:
-        default = "describe" if cfg.server else "class"
-        prompts = Prompts(load_template(cfg.template or default), cfg.styles, cfg.lengths)
+        template = load_template(cfg.template or _template(cfg))
+        prompts = Prompts(template, cfg.styles, cfg.lengths)
     with StopSignal() as stop:
         if cfg.text_file:
             origin = _read_file(selection, classes, cfg, stop)
@@ -172,22 +180,49 @@ def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | No
 def _ask_language_model(
     selection: Selection, prompts: Prompts, cfg: CaptionsConfig, stop: StopSignal
 ) -> Origin:
-    trained = load_trained(cfg.language_model, "language_model")
+    writer, params, vocabulary, model = _load_language_model(cfg)
     source = LanguageModelSource(
-        trained.objective.task.language_model,
-        trained.params["language_model"],
-        load_vocabulary(config_lib.build(DataConfig, trained.config["data"]).vocabulary),
-        cfg.decode,
-        seed=cfg.seed,
-        batch_size=cfg.batch_size,
+        writer, params, vocabulary, cfg.decode, seed=cfg.seed, batch_size=cfg.batch_size
     )
     _ask(source, selection, prompts, cfg, stop)
-    model = trained.provenance("language_model")
     sampling = dataclasses.asdict(cfg.decode)
     return Origin(
         row={"model": model["fingerprint"], "seed": cfg.seed, "sampling": sampling},
         manifest={"source": "language_model", **model, "sampling": sampling},
     )
+
+
+def _template(cfg: CaptionsConfig) -> str:
+    """The built-in template that the writer expects."""
+    if cfg.server:
+        return "describe"
+    path = cfg.language_model
+    return "chat" if path and others_reader(path, "language_model") else "class"
+
+
+def _load_language_model(
+    cfg: CaptionsConfig,
+) -> tuple[LanguageModelConfig | GemmaConfig, Params, Vocabulary, dict[str, Any]]:
+    """(what it is, its parameters, its vocabulary, what a manifest says of it)."""
+    path = cfg.language_model
+    reader = others_reader(path, "language_model") if path else None
+    if reader is None:
+        trained = load_trained(path, "language_model")
+        if cfg.vocabulary:
+            raise UserError(
+                f"captions.vocabulary: found {cfg.vocabulary!r}, expected nothing: {path} has its "
+                "own"
+            )
+        data = config_lib.build(DataConfig, trained.config["data"])
+        config, params = trained.objective.task.language_model, trained.params["language_model"]
+        provenance = trained.provenance("language_model")
+        return config, params, load_vocabulary(data.vocabulary), provenance
+    if not cfg.vocabulary:
+        raise UserError(f"captions.vocabulary: empty, expected the SentencePiece model of {path}")
+    config = reader.language_model_config(path)
+    params = jax.tree.map(np.asarray, reader.load_language_model(path, config))
+    provenance = {"checkpoint": pathlib.Path(path).name, "fingerprint": fingerprint(params)}
+    return config, params, load_vocabulary(cfg.vocabulary), provenance
 
 
 def _ask_server(

@@ -30,9 +30,10 @@ from synth2_jax.stages.evaluate import EvaluateConfig
 from synth2_jax.stages.synthesize import SynthesizeConfig
 from synth2_jax.stages.tokenize import TokenizeConfig
 from synth2_jax.stages.train import TrainConfig
+from synth2_jax.stages.trained import load_trained
 from synth2_jax.training import checkpoints
 from synth2_jax.training.optimizer import make_optimizer
-from synth2_jax.training.trained import Trained, load_trained
+from synth2_jax.training.trained import Trained
 
 MADE_WITH = "made_with.json"
 NUM_READ = 1024  # synthetic pictures that the oracle reads

@@ -42,8 +42,10 @@ from synth2_jax.scoring.alignment import (
 from synth2_jax.stages.model_text import text_ids, vlm_text
 from synth2_jax.stages.report_charts import line_chart
 from synth2_jax.stages.report_html import document, escaped, figure
+from synth2_jax.stages.text_encoders import with_text_encoder
+from synth2_jax.stages.trained import load_trained
 from synth2_jax.training.stop_signal import StopSignal
-from synth2_jax.training.trained import Trained, load_trained
+from synth2_jax.training.trained import Trained
 from synth2_jax.vocabulary import load_vocabulary
 
 SCORES = "scores"
@@ -85,6 +87,7 @@ class FilterConfig:
     scores: which to compute: "likelihood_ratio" needs the generator, "caption" and "cycle" the VLM.
     by: the one that decides.
     generator, vlm: workdirs of their training runs; "" where no score needs it.
+    text_encoder: as in a synthesize config.
     keep: share of the pairs that are kept, those of the highest scores; unused with a threshold.
     threshold: pairs of at least this score are kept; None keeps a share.
     action: what becomes of the others: "drop"; "repair" gives a caption the best image of its pool,
@@ -97,6 +100,7 @@ class FilterConfig:
     scores: tuple[str, ...] = ("cycle",)
     by: str = "cycle"
     generator: str = ""
+    text_encoder: str = ""
     vlm: str = ""
     keep: float = 0.8
     threshold: float | None = None
@@ -335,6 +339,10 @@ def _scorers(cfg: FilterConfig, manifest: Manifest) -> dict[str, _Scorer]:
             loaded[model] = load_trained(workdirs[model], model, mesh=mesh, rules=rules)
             tokenizer = loaded[model].fingerprint("tokenizer")
             records.check_tokenizer(manifest, tokenizer, cfg.folder)
+            if model == "generator":
+                loaded[model] = with_text_encoder(
+                    loaded[model], cfg.text_encoder, mesh=mesh, rules=rules
+                )
         scorers[name] = scorer(loaded[model], cfg)
     return scorers
 

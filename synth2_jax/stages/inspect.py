@@ -133,7 +133,7 @@ def describe_pairs(folder: pathlib.Path) -> str:
         f"sources: {dict(manifest.counts)}",
         contents,
     ]
-    for name in ("generator", "sampler", "captions"):
+    for name in ("generator", "sampler", "captions", "text_encoder"):
         if value := getattr(provenance, name):
             lines.append(f"{name}: {json.dumps(dict(value), default=dict)}")
     if manifest.skipped:

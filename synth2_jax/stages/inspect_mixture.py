@@ -94,7 +94,7 @@ def _images(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarray
     if not tokenizer or not all("image_tokens" in example for example in examples):
         return None
     from synth2_jax.stages.tokenize import decode_images
-    from synth2_jax.training.trained import load_trained
+    from synth2_jax.stages.trained import load_trained
 
     trained = load_trained(tokenizer, "tokenizer")
     tokens = np.stack([example["image_tokens"] for example in examples])

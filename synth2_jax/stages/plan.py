@@ -71,6 +71,9 @@ def run(
     sampling = config_lib.build(SynthesizeConfig, load_config(sample)) if sample else None
     if sampling and not isinstance(objective.task, GeneratorTask):
         raise UserError(f"--sample: found a {cfg.model_name} to sample from, expected a generator")
+    if sampling:  # new captions need the encoder, wherever the training had its features from
+        task = dataclasses.replace(objective.task, stored_text_features=False)
+        objective = type(objective)(task)
     num_pairs = _number("pairs", pairs)
     devices = topologies.devices(topology, int(_number("slices", slices)))
     mesh_config = _mesh_config(mesh, cfg.mesh)

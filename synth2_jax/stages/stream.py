@@ -27,8 +27,9 @@ from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages.captions import CAPTIONS
 from synth2_jax.stages.model_text import vlm_text
 from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
+from synth2_jax.stages.text_encoders import with_text_encoder
+from synth2_jax.stages.trained import load_trained
 from synth2_jax.training.checkpoints import DataIterator
-from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import load_vocabulary
 
 
@@ -38,6 +39,7 @@ class StreamConfig:
 
     generator: workdir of the generator's training run.
     captions: folder that `synth2 captions` wrote; all of them are held in memory.
+    text_encoder: as in a synthesize config.
     share: of each batch that is synthetic; 1 trains on nothing else.
     sampler, guidance: how tokens are drawn.
     seed: of the order of the captions, and of the pictures.
@@ -45,6 +47,7 @@ class StreamConfig:
 
     generator: str
     captions: str
+    text_encoder: str = ""
     share: float = 0.5
     sampler: ParallelDecodeConfig = ParallelDecodeConfig()
     guidance: GuidanceConfig = GuidanceConfig()
@@ -112,14 +115,19 @@ class StreamedBatches:
         self._captions = [row.get("caption") for row in read_json_lines(path)]
         if not self._captions or not all(isinstance(text, str) for text in self._captions):
             raise UserError(f"{path}: expected a text as each line's caption")
-        self._generator = TokenGenerator(trained, synthesis)
+        complete = with_text_encoder(
+            trained, config.text_encoder, mesh=mesh, where="config.stream.text_encoder"
+        )
+        self._generator = TokenGenerator(complete, synthesis)
         self._vocabulary = load_vocabulary(data.vocabulary)
         self._prompt, self._length = data.prompt, data.text_length
         self._seed, self._real = config.seed, real
+        settings = dataclasses.asdict(config)
+        del settings["text_encoder"]  # which the generator determines
         self._identity = {
+            **settings,
             "generator": trained.fingerprint("generator"),
             "captions": len(self._captions),
-            **dataclasses.asdict(dataclasses.replace(config, generator="", captions="")),
         }
         self._number = 0  # of rows that all processes have made
         self._pending: jax.Array | None = None

@@ -33,10 +33,12 @@ from synth2_jax.stages import pair_shards
 from synth2_jax.stages.captions import CAPTIONS, MANIFEST
 from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
 from synth2_jax.stages.model_text import text_ids
+from synth2_jax.stages.text_encoders import with_text_encoder
+from synth2_jax.stages.trained import load_trained
 from synth2_jax.training.objectives import GeneratorTask
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Params
-from synth2_jax.training.trained import Trained, load_trained
+from synth2_jax.training.trained import Trained
 from synth2_jax.vocabulary import load_vocabulary
 
 _BATCHES_AHEAD = 4
@@ -48,6 +50,8 @@ class SynthesizeConfig:
 
     generator: workdir of the generator's training run.
     captions: folder that `synth2 captions` wrote.
+    text_encoder: where the text encoder is, of a generator that was trained on stored features; ""
+      for what its training config names.
     samples_per_caption: pictures of each caption.
     sampler, guidance: how tokens are drawn.
     batch_size: pictures a batch, over the devices of one process.
@@ -57,6 +61,7 @@ class SynthesizeConfig:
 
     generator: str
     captions: str
+    text_encoder: str = ""
     samples_per_caption: int = 1
     sampler: ParallelDecodeConfig = ParallelDecodeConfig()
     guidance: GuidanceConfig = GuidanceConfig()
@@ -77,7 +82,8 @@ def run(config: Any, workdir: str) -> Manifest:
     cfg = config_lib.build(SynthesizeConfig, config)
     mesh, rules = _local_mesh(cfg), sharding.axis_rules(cfg.mesh)
     trained = load_trained(cfg.generator, "generator", mesh=mesh, rules=rules)
-    generator = TokenGenerator(trained, cfg)
+    complete = with_text_encoder(trained, cfg.text_encoder, mesh=mesh, rules=rules)
+    generator = TokenGenerator(complete, cfg)
     folder = pathlib.Path(cfg.captions)
     captions = JsonLinesFile(folder / CAPTIONS)
     if not captions.num_rows:
@@ -168,8 +174,8 @@ class TokenGenerator:
     """Captions -> image token ids, in batches of one shape.
 
     Args:
-      trained: a generator, on the mesh of `config` or in numpy arrays; captions are tokenized by
-        the vocabulary that it was trained with.
+      trained: a generator with its text encoder, on the mesh of `config` or in numpy arrays;
+        captions are tokenized by the vocabulary that it was trained with.
       config: sampler, guidance, batch size and seed are used.
     """
 

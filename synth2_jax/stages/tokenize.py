@@ -35,12 +35,14 @@ from synth2_jax.data.references import pair_key
 from synth2_jax.data.rejected import Rejected
 from synth2_jax.data.sources.source import ImageText, Source, SourceConfig, open_source
 from synth2_jax.errors import UserError
-from synth2_jax.models.vq_tokenizer import VQTokenizer, normalized
 from synth2_jax.progress import Progress
+from synth2_jax.sampling.batches import in_batches
+from synth2_jax.sampling.pixels import make_decode, make_encode
 from synth2_jax.stages import pair_shards
 from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
+from synth2_jax.stages.trained import load_tokenizer
 from synth2_jax.training.stop_signal import StopSignal
-from synth2_jax.training.trained import Trained, load_trained
+from synth2_jax.training.trained import Trained
 
 _BATCHES_AHEAD = 2
 
@@ -49,7 +51,9 @@ _BATCHES_AHEAD = 2
 class TokenizeConfig:
     """Attributes:
 
-    tokenizer: workdir of the tokenizer's training run.
+    tokenizer: workdir or export of a tokenizer, or another's VQ-GAN (see PretrainedConfig).
+    image_size, pixel_range: of another's, whose files do not tell them: a side in pixels, 256 where
+      nothing is told, and what the network takes for black and white.
     source: the images and captions.
     splits: of the source; each becomes a folder.
     max_images: of each split, the first so many; None for all.
@@ -62,6 +66,8 @@ class TokenizeConfig:
     """
 
     tokenizer: str
+    image_size: int | None = None
+    pixel_range: tuple[float, float] | None = None
     source: SourceConfig = SourceConfig()
     splits: tuple[str, ...] = ("real", "validation", "test")
     max_images: int | None = None
@@ -87,7 +93,8 @@ def run(config: Any, workdir: str, on_the_fly: str = "false") -> dict[str, Manif
     if on_the_fly not in ("true", "false"):
         raise UserError(f"--on-the-fly={on_the_fly}: expected true or false")
     cfg = dataclasses.replace(cfg, on_the_fly=cfg.on_the_fly or on_the_fly == "true")
-    trained = load_trained(cfg.tokenizer, "tokenizer")
+    told = {"image_size": cfg.image_size, "pixel_range": cfg.pixel_range}
+    trained = load_tokenizer(cfg.tokenizer, **told)
     return {
         split: _tokenize(split, trained, cfg, pathlib.Path(workdir) / split) for split in cfg.splits
     }
@@ -284,31 +291,26 @@ def encode_images(trained: Trained, images: np.ndarray, batch_size: int, label: 
 
 def _make_encode(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
     """Images u8[B,H,W,3] -> token ids i32[B,N], jitted."""
-    model = VQTokenizer(trained.objective.task.tokenizer)
-    variables = {"params": jax.device_put(trained.params["tokenizer"])}
-
-    def encode(images: jax.Array) -> jax.Array:
-        return model.apply(variables, normalized(images), method="encode")
-
-    return jax.jit(encode)
+    return _of_tokenizer(make_encode, trained)
 
 
 def decode_images(trained: Trained, ids: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Pictures u8[num, H, W, 3] of token ids; `trained` is any model with a tokenizer in it."""
-    model = VQTokenizer(trained.objective.task.tokenizer)
-    variables = {"params": jax.device_put(trained.params["tokenizer"])}
-    decode = jax.jit(lambda ids: model.apply(variables, ids, method="decode"))
-    pixels = _in_batches(decode, np.asarray(ids, np.int32), batch_size, "decode")
-    return np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+    decode = _of_tokenizer(make_decode, trained)
+    return _in_batches(decode, np.asarray(ids, np.int32), batch_size, "decode")
 
 
-def _in_batches(function, rows: np.ndarray, batch_size: int, label: str) -> np.ndarray:
-    """Applies a jitted function in batches of one shape, so that it is compiled once."""
+def _of_tokenizer(make: Callable, trained: Trained) -> Callable[[np.ndarray], jax.Array]:
+    function = jax.jit(make(trained.objective.task.tokenizer))
+    return functools.partial(function, jax.device_put(trained.params["tokenizer"]))
+
+
+def _in_batches(
+    function: Callable[[np.ndarray], jax.Array], rows: np.ndarray, batch_size: int, label: str
+) -> np.ndarray:
     parts = []
     with Progress(label, len(rows), "images") as progress:
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-            parts.append(np.asarray(function(filled))[: len(part)])
+        for part in in_batches(function, rows, batch_size):
+            parts.append(part)
             progress.add(len(part))
     return np.concatenate(parts)

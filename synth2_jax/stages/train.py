@@ -25,6 +25,8 @@ from synth2_jax.interop.safetensors_file import read_tensors
 from synth2_jax.models import vgg
 from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
 from synth2_jax.stages.stream import StreamConfig, StreamedBatches
+from synth2_jax.stages.text_encoders import load_text_encoder
+from synth2_jax.stages.trained import load_part
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import DataIterator, fingerprint
 from synth2_jax.training.objectives import make_objective
@@ -32,16 +34,22 @@ from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
 from synth2_jax.training.train_state import Objective, Params, TrainState
 from synth2_jax.training.train_step import step_rngs
-from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import load_vocabulary
 
-# Where each model keeps the parts that it is built on: {part: path in its parameter tree}. The
-# tokenizer has its part only where its loss is perceptual.
+# Where each model keeps the parts that it is built on: {part: path in its parameter tree}. A
+# tokenizer has its part only where its loss is perceptual, a generator a text encoder only where
+# it is frozen and in the step.
 BUILT_ON = {
     "tokenizer": {"perceptual": "perceptual"},
     "language_model": {},
-    "generator": {"tokenizer": "tokenizer"},
+    "generator": {"tokenizer": "tokenizer", "text_encoder": "generator/text_encoder"},
     "vlm": {"tokenizer": "tokenizer", "language_model": "vlm/language_model"},
+}
+# What the task says of each part, of which the part must be.
+PART_CONFIGS = {
+    "tokenizer": "tokenizer",
+    "text_encoder": "generator.text_encoder",
+    "language_model": "vlm.language_model",
 }
 # Which part of each model's task reads text.
 TEXT_PARTS = {
@@ -52,8 +60,9 @@ TEXT_PARTS = {
 }
 # What `pretrained` holds for each part.
 SOURCES = {
-    "tokenizer": "the workdir of a trained tokenizer",
-    "language_model": "the workdir of a trained language_model",
+    "tokenizer": "a trained tokenizer or another's VQ-GAN",
+    "text_encoder": "a T5, or a trained generator for its text encoder",
+    "language_model": "a trained language_model or a Gemma",
     "perceptual": "a .safetensors file of torchvision's vgg16",
 }
 
@@ -63,13 +72,18 @@ class PretrainedConfig:
     """Where the parts come from that stay frozen in this run's model; "" where there is none.
 
     Attributes:
-      tokenizer: workdir of a trained tokenizer.
-      language_model: workdir of a trained language model.
+      tokenizer: workdir or export of a trained tokenizer; a VQ-GAN of google-research/maskgit,
+        taming-transformers or diffusers.
+      text_encoder: of a generator: a T5 of t5x or Hugging Face; or a trained generator, for its
+        text encoder. With stored features it says where to find what made them, for later stages.
+      language_model: workdir or export of a trained language model; a Gemma 3 of the package gemma
+        or Hugging Face.
       perceptual: .safetensors file of torchvision's vgg16 (`VGG16_Weights.IMAGENET1K_V1`), for a
         tokenizer with a perceptual loss.
     """
 
     tokenizer: str = ""
+    text_encoder: str = ""
     language_model: str = ""
     perceptual: str = ""
 
@@ -117,8 +131,11 @@ def run(config: Any, workdir: str) -> TrainState:
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     initial_params, fingerprints = _pretrained(cfg, objective, mesh, rules)
-    iterator = _data(cfg, objective, fingerprints)
-    evaluate = _validation(cfg, objective, fingerprints, mesh, rules)
+    text_encoder = _stored_text_encoder(cfg, objective)
+    if text_encoder:
+        fingerprints["text_encoder"] = text_encoder["fingerprint"]
+    iterator = _data(cfg, objective, fingerprints, text_encoder)
+    evaluate = _validation(cfg, objective, fingerprints, text_encoder, mesh, rules)
     if jax.process_index() == 0:
         write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
     writers = metrics_lib.make_writers(workdir, cfg.train.steps, cfg.model_name)
@@ -150,7 +167,19 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     return cfg, objective
 
 
-def _data(cfg: TrainConfig, objective: Objective, fingerprints: Mapping[str, str]) -> DataIterator:
+def _stored_text_encoder(cfg: TrainConfig, objective: Objective) -> dict[str, Any] | None:
+    """What made the stored features of the captions; None where the step makes them, or none is."""
+    if cfg.data.source == "fake" or not getattr(objective.task, "stored_text_features", False):
+        return None
+    return pipeline.stored_text_encoder(cfg.data)
+
+
+def _data(
+    cfg: TrainConfig,
+    objective: Objective,
+    fingerprints: Mapping[str, str],
+    text_encoder: Mapping[str, Any] | None,
+) -> DataIterator:
     """This process's rows of every batch: those of `data`, of `stream`, or of both."""
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batch_size = cfg.data.batch_size
@@ -162,6 +191,7 @@ def _data(cfg: TrainConfig, objective: Objective, fingerprints: Mapping[str, str
             dataclasses.replace(cfg.data, batch_size=batch_size),
             cfg.model_name,
             tokenizer_fingerprint=fingerprints.get("tokenizer"),
+            text_encoder=text_encoder,
             batch_spec=objective.batch_spec(batch_size // jax.process_count()),
             limits=_limits(cfg.model_name, objective),
             **processes,
@@ -178,12 +208,11 @@ def _pretrained(
     cfg: TrainConfig, objective: Objective, mesh: Mesh, rules: sharding.AxisRules
 ) -> tuple[dict[str, Params], dict[str, str]]:
     """Returns the frozen parts by parameter path, and their fingerprints by name."""
-    built_on = dict(BUILT_ON[cfg.model_name])
-    if cfg.model_name == "tokenizer" and objective.task.perceptual is None:
-        del built_on["perceptual"]
+    built_on = _built_on(cfg.model_name, objective)
+    named = {"text_encoder"} if getattr(objective.task, "stored_text_features", False) else set()
     for field in dataclasses.fields(cfg.pretrained):
         source = getattr(cfg.pretrained, field.name)
-        if source and field.name not in built_on:
+        if source and field.name not in built_on and field.name not in named:
             raise UserError(
                 f"config.pretrained.{field.name}: found {source!r}, expected nothing: "
                 f"this {cfg.model_name} has no such part"
@@ -195,24 +224,42 @@ def _pretrained(
             if cfg.data.source == "fake":
                 continue  # Speed and sharding do not depend on what the frozen weights are.
             raise UserError(f"config.pretrained.{part}: empty, expected {SOURCES[part]}")
-        params[path] = _load_part(part, source, objective, mesh, rules)
+        params[path] = _load_part(part, source, objective, path, mesh, rules)
         fingerprints[part] = fingerprint(params[path])
     return params, fingerprints
 
 
+def _built_on(model_name: str, objective: Objective) -> dict[str, str]:
+    """Those of BUILT_ON that this very model has."""
+    built_on, task = dict(BUILT_ON[model_name]), objective.task
+    if model_name == "tokenizer" and task.perceptual is None:
+        del built_on["perceptual"]
+    if model_name == "generator" and not (
+        task.freeze_text_encoder and not task.stored_text_features
+    ):
+        del built_on["text_encoder"]
+    return built_on
+
+
 def _load_part(
-    part: str, source: str, objective: Objective, mesh: Mesh, rules: sharding.AxisRules
+    part: str, source: str, objective: Objective, path: str, mesh: Mesh, rules: sharding.AxisRules
 ) -> Params:
     if part == "perceptual":
         tensors = read_tensors(source, prefix="features.")
         return vgg.from_torchvision(tensors, objective.task.perceptual, source)
-    return load_trained(source, part, mesh=mesh, rules=rules).params[part]
+    config = operator.attrgetter(PART_CONFIGS[part])(objective.task)
+    where = {"mesh": mesh, "rules": rules}
+    if part == "text_encoder":
+        asked_by = "config.pretrained.text_encoder"
+        return load_text_encoder(source, config, where=asked_by, **where).params
+    return load_part(source, part, config, objective, path, **where)
 
 
 def _validation(
     cfg: TrainConfig,
     objective: Objective,
     fingerprints: Mapping[str, str],
+    text_encoder: Mapping[str, Any] | None,
     mesh: Mesh,
     rules: sharding.AxisRules,
 ) -> Callable[[TrainState], dict[str, float]] | None:
@@ -238,6 +285,7 @@ def _validation(
             data,
             cfg.model_name,
             tokenizer_fingerprint=fingerprints.get("tokenizer"),
+            text_encoder=text_encoder,
             limits=_limits(cfg.model_name, objective),
             process_index=jax.process_index(),
             process_count=jax.process_count(),

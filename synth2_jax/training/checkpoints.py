@@ -31,6 +31,7 @@ from synth2_jax.training import train_state
 from synth2_jax.training.train_state import Params, TrainState
 
 FOLDER = "checkpoints"
+_PART_BYTES = 2**28
 
 
 class DataIterator(Protocol):
@@ -412,12 +413,22 @@ def fingerprint_arrays(arrays: Iterable[tuple[str, Any]]) -> str:
     """`fingerprint` of (path, array) by rising path, of which one at a time is needed."""
     digest = hashlib.sha256()
     for path, leaf in arrays:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {array.dtype.name} {np.shape(leaf)}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(f"{path} {np.dtype(leaf.dtype).name} {np.shape(leaf)}\n".encode())
+        for part in _parts(leaf):
+            if isinstance(part, jax.Array) and not part.is_fully_addressable:
+                part = multihost_utils.process_allgather(part, tiled=True)
+            digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _parts(leaf: Any) -> Iterator[Any]:
+    """An array in pieces along its first axis, so that a host need not hold a large one whole."""
+    rows = leaf.shape[0] if np.ndim(leaf) else 0
+    at_once = max(1, _PART_BYTES * rows // max(1, leaf.nbytes))
+    if rows <= at_once:
+        yield leaf
+    else:
+        yield from (leaf[start : start + at_once] for start in range(0, rows, at_once))
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:

@@ -4,10 +4,11 @@ Parameter trees by model (a checkpoint of each can be used alone):
 
     tokenizer        tokenizer, discriminator (when there is one), perceptual (frozen; likewise)
     language_model   language_model
-    generator        generator (of which text_encoder may be frozen), tokenizer (frozen)
+    generator        generator (of which text_encoder may be frozen, or left out where its features
+                     are stored), tokenizer (frozen)
     vlm              vlm/{language_model (frozen), resampler, cross_attention}, tokenizer (frozen)
 
-Legend: B batch, N image tokens, T text tokens.
+Legend: B batch, N image tokens, T text tokens, E text width.
 """
 
 import dataclasses
@@ -93,7 +94,9 @@ class GeneratorTask:
       generator: the caption encoder and the image transformer.
       text_length: T.
       freeze_text_encoder: whether the caption encoder is a pretrained one that stays as it is
-        (Muse: T5-XXL); else it is trained with the rest.
+        (Muse: T5-XXL); else it is trained with the rest. A frozen one has no dropout.
+      stored_text_features: whether the pairs hold what the frozen caption encoder makes of their
+        captions, so that neither the step nor the checkpoints hold the encoder.
       mask_schedule: see models/mask_schedule.py.
       caption_dropout: share of captions replaced by the null caption, for guidance (Muse: 0.1).
       label_smoothing: MaskGIT: 0.1.
@@ -104,6 +107,7 @@ class GeneratorTask:
     generator: GeneratorConfig
     text_length: int
     freeze_text_encoder: bool = False
+    stored_text_features: bool = False
     mask_schedule: str = "cosine"
     caption_dropout: float = 0.1
     label_smoothing: float = 0.1
@@ -114,6 +118,11 @@ class GeneratorTask:
         if not 0 <= self.absent_code_weight <= 1:
             raise ValueError(
                 f"absent_code_weight: found {self.absent_code_weight}, expected 0 to 1"
+            )
+        if self.stored_text_features and not self.freeze_text_encoder:
+            raise ValueError(
+                "stored_text_features: found True, expected it with freeze_text_encoder alone: "
+                "what is stored stays as it is"
             )
 
 
@@ -255,10 +264,15 @@ class GeneratorObjective(_Unchanged):
 
     def __init__(self, task: GeneratorTask):
         self.task = task
-        text_encoder = ("^generator/text_encoder/",) if task.freeze_text_encoder else ()
+        held = task.freeze_text_encoder and not task.stored_text_features
+        text_encoder = ("^generator/text_encoder/",) if held else ()
         self.frozen: tuple[str, ...] = ("^tokenizer/", *text_encoder)
         self._tokenizer = VQTokenizer(task.tokenizer)
-        self._model = Generator(task.generator)
+        config = task.generator
+        if task.freeze_text_encoder:
+            quiet = dataclasses.replace(config.text_encoder, dropout_rate=0.0)
+            config = dataclasses.replace(config, text_encoder=quiet)
+        self._model = Generator(config)
         _check_tokens(
             task.generator.maskgit.num_tokens, task.generator.maskgit.codebook_size, task.tokenizer
         )
@@ -269,6 +283,7 @@ class GeneratorObjective(_Unchanged):
         ids = jnp.zeros((1, self.task.tokenizer.num_tokens), jnp.int32)
         text = jnp.zeros((1, self.task.text_length), jnp.int32)
         codebook_KC = nn.unbox(tokenizer)["quantizer"]["codebook"]
+        features = self.batch_spec(1).get("text_features")
         variables = self._model.init(
             keys[1],
             ids,
@@ -276,6 +291,7 @@ class GeneratorObjective(_Unchanged):
             text == 0,
             jnp.zeros(1, bool),
             codebook_KC,
+            features and jnp.zeros(features.shape, features.dtype),
             deterministic=True,
         )
         return {"params": {"generator": variables["params"], "tokenizer": tokenizer}}
@@ -293,6 +309,7 @@ class GeneratorObjective(_Unchanged):
             batch["text_mask"],
             drop_B,
             params["tokenizer"]["quantizer"]["codebook"],
+            batch["text_features"] if task.stored_text_features else None,
             deterministic=not train,
             rngs={"dropout": rngs["dropout"]},
         )
@@ -309,11 +326,15 @@ class GeneratorObjective(_Unchanged):
         self, batch_size: int, *, from_images: bool = False
     ) -> dict[str, jax.ShapeDtypeStruct]:
         text = (batch_size, self.task.text_length)
-        return {
+        spec = {
             **_image_spec(batch_size, self.task.tokenizer, from_images),
             "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
             "text_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
         }
+        if self.task.stored_text_features:
+            features = (*text, self.task.generator.text_encoder.embed_dim)
+            spec["text_features"] = jax.ShapeDtypeStruct(features, jnp.bfloat16)
+        return spec
 
 
 class VLMObjective(_Unchanged):

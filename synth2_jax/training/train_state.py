@@ -132,7 +132,7 @@ def state_layout(
 
     boxed = jax.eval_shape(boxed_state, jax.random.key(0))
     sharding.check_named(boxed.params)
-    return _with_shardings(boxed, mesh, rules)
+    return with_shardings(boxed, mesh, rules)
 
 
 def params_layout(
@@ -141,7 +141,7 @@ def params_layout(
     """Returns the parameters of `state_layout`, for those who do not train."""
     boxed = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
     sharding.check_named(boxed)
-    return _with_shardings(boxed, mesh, rules)
+    return with_shardings(boxed, mesh, rules)
 
 
 def create_train_state(
@@ -212,11 +212,12 @@ def _pretrained(initial_params: Mapping[str, Params], expected: FlatParams) -> F
                 raise UserError(
                     f"{where}: {path!r} has shape {found[path].shape}, expected {leaf.shape}"
                 )
-            placed[path] = _place(found[path], leaf)
+            placed[path] = place(found[path], leaf)
     return placed
 
 
-def _with_shardings(boxed: Any, mesh: Mesh, rules: sharding.AxisRules) -> Any:
+def with_shardings(boxed: Any, mesh: Mesh, rules: sharding.AxisRules) -> Any:
+    """Returns the ShapeDtypeStructs of a boxed tree, each with its place on the mesh."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         nn.unbox(boxed),
@@ -224,7 +225,7 @@ def _with_shardings(boxed: Any, mesh: Mesh, rules: sharding.AxisRules) -> Any:
     )
 
 
-def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Puts one array on the mesh; every process gives its own devices their parts.
 
     Of what is read when it is asked for (interop's LazyArray) each part is read once; an array of

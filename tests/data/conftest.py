@@ -1,7 +1,12 @@
+import dataclasses
+import pathlib
+
+import ml_dtypes
 import numpy as np
 import pytest
 
 from synth2_jax.data import pair_writer, records
+from synth2_jax.vocabulary import load_vocabulary, vocabulary_path
 
 CAPTIONS = (
     "a red circle",
@@ -25,14 +30,44 @@ def make_pairs(count, source="real", num_tokens=4, codebook_size=512):
     ]
 
 
+def encode(pair, width):
+    """The pair with features bf16[t, E] that its caption alone determines."""
+    num_tokens = len(load_vocabulary("scenes").encode(pair.caption)) + 1
+    rng = np.random.default_rng(len(pair.caption))
+    features = rng.normal(size=(num_tokens, width)).astype(ml_dtypes.bfloat16)
+    return dataclasses.replace(pair, text_features=features)
+
+
+@pytest.fixture
+def text_encoder():
+    """text_encoder(fingerprint="enc-b") -> what a manifest says of such a text encoder."""
+
+    def describe(**changes):
+        return {
+            "fingerprint": "enc-a",
+            "width": 3,
+            "text_length": 24,
+            "vocabulary": records.sha256_of(pathlib.Path(vocabulary_path("scenes"))),
+            "pairs": "pairs-a",
+            **changes,
+        }
+
+    return describe
+
+
 @pytest.fixture
 def write_folder(tmp_path):
-    """write_folder("real", 12) -> the path of a folder of 12 pairs, in `num_shards` shards."""
+    """write_folder("real", 12) -> the path of a folder of 12 pairs, in `num_shards` shards.
+
+    With `text_encoder` their captions are encoded.
+    """
 
     def write(source, count, *, name=None, num_shards=2, tokenizer="tok-a", **provenance):
         folder = tmp_path / (name or source)
         shape = {"num_image_tokens": 4, "codebook_size": 512, **provenance}
         pairs = make_pairs(count, source, shape["num_image_tokens"], shape["codebook_size"])
+        if encoder := shape.get("text_encoder"):
+            pairs = [encode(pair, encoder["width"]) for pair in pairs]
         pair_writer.write_pairs(
             folder, pairs, records.Provenance(tokenizer, **shape), num_shards=num_shards
         )

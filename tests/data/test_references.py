@@ -46,3 +46,29 @@ def test_no_pairs(folder, tmp_path):
         read_references(tmp_path / "elsewhere", "tok-a")
     with pytest.raises(UserError, match="found none, expected images with references"):
         read_references(folder, "tok-a", max_images=0)
+
+
+def test_a_question_is_its_images_own_prompt(tmp_path):
+    asked = ["what is it?", "what is it?", "and this?"]
+    keys = ["7/70-0", "7/70-1", "7/71-0"]
+    pairs = [
+        records.Pair(key, np.array([1, 2]), "a dog", "real", prompt)
+        for key, prompt in zip(keys, asked, strict=True)
+    ]
+    pair_writer.write_pairs(tmp_path, pairs, records.Provenance("tok-a", 2, 8), num_shards=1)
+    found = read_references(tmp_path, "tok-a")
+    assert [(image.key, image.prompt) for image in found] == [
+        ("7/70", asked[0]),
+        ("7/71", asked[2]),
+    ]
+    assert found[0].references == ("a dog", "a dog")
+
+
+def test_several_prompts_under_one_key_are_refused(tmp_path):
+    pairs = [
+        records.Pair(pair_key("7", i), np.array([1, 2]), "a dog", "real", prompt)
+        for i, prompt in enumerate(["what?", "where?"])
+    ]
+    pair_writer.write_pairs(tmp_path, pairs, records.Provenance("tok-a", 2, 8), num_shards=1)
+    with pytest.raises(UserError, match="image '7' has the prompts 'what\\?' and 'where\\?'"):
+        read_references(tmp_path, "tok-a")

@@ -10,7 +10,7 @@ import pytest
 from synth2_jax.errors import UserError
 from synth2_jax.layers.stack import unstack_layers
 from synth2_jax.models.maskgit import CodebookEmbedding, Generator, GeneratorConfig, MaskGITConfig
-from synth2_jax.models.text_encoder import TextEncoderConfig
+from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.sampling.guidance import GuidanceConfig, guided
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, parallel_decode, row_keys
 from synth2_jax.sharding import AXIS_RULES
@@ -140,6 +140,31 @@ def test_keys_and_values_computed_once_give_the_same_logits(config):
 def test_keys_and_values_are_all_that_depends_on_the_text():
     text = apply(LEARNED, TOKENS, MASK, method="encode_text")
     assert [leaf.shape for leaf in jax.tree.leaves(text)] == [(2, 3, 5, 2, 8)] * 2 + [(3, 5)]
+
+
+def test_features_made_before_take_the_place_of_the_text_encoder():
+    encoder = TextEncoder(LEARNED.text_encoder)
+    features = encoder.apply(
+        {"params": PARAMS[LEARNED]["text_encoder"]}, TOKENS, MASK, deterministic=True
+    )
+    drop = jnp.asarray([False, False, True])
+    expected = logits(LEARNED, drop=drop)
+    alone = {"maskgit": PARAMS[LEARNED]["maskgit"]}
+    for beyond in (0, 7):  # what lies beyond the captions is not seen
+        given = jnp.where(MASK[..., None], features, beyond)
+        found = apply(LEARNED, IDS, TOKENS, MASK, drop, None, given, params=alone)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_with_features_there_is_no_text_encoder():
+    features = jnp.zeros((*TOKENS.shape, LEARNED.text_encoder.embed_dim), jnp.bfloat16)
+    args = (IDS, TOKENS, MASK, KEEP, None, features)
+    init = functools.partial(Generator(LEARNED).init, deterministic=True)
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), *args))["params"]
+    whole = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), PARAMS[LEARNED])
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == {
+        "maskgit": whole["maskgit"]
+    }
 
 
 def test_scan_equals_loop():

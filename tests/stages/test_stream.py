@@ -70,10 +70,12 @@ def test_rows_are_the_same_on_any_number_of_processes_and_after_any_stop(chain, 
     assert resumed.totals == {"data/stream_examples": 40}
     with pytest.raises(UserError, match="not one of a stream"):
         stream().set_state(b"12")
-    other = json.loads(state)
-    other["identity"]["seed"] = 4
-    with pytest.raises(UserError, match="stream.seed 4, this run has 3"):
-        stream().set_state(json.dumps(other).encode())
+    for name, value in (("seed", 4), ("generator", "another"), ("captions", 19)):
+        other = json.loads(state)
+        assert other["identity"][name]
+        other["identity"][name] = value
+        with pytest.raises(UserError, match=f"stream.{name} {value!r}, this run has"):
+            stream().set_state(json.dumps(other).encode())
 
 
 @pytest.mark.slow

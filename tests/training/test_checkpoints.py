@@ -11,7 +11,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
-from synth2_jax.training import train_state
+from synth2_jax.training import checkpoints, train_state
 from synth2_jax.training.checkpoints import Checkpoints, fingerprint, latest_step, restore_params
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -218,3 +218,15 @@ def test_fingerprint_is_of_paths_dtypes_shapes_and_values_only(mesh):
     trees = [{"a": {"b": other}, "c": params["c"]} for other in others]
     trees += [{"a": {"d": values}, "c": params["c"]}]
     assert len({fingerprint(tree) for tree in [params, *trees]}) == 5
+
+
+@pytest.mark.parametrize("part_bytes", [1, 24, 25, 10_000])
+def test_a_fingerprint_is_the_same_in_pieces(mesh, monkeypatch, part_bytes):
+    """24 bytes are two rows; a host never holds a large array whole."""
+    array = np.arange(21, dtype=np.float32).reshape(7, 3)
+    tree = {"a": array, "scalar": np.float32(3), "none": np.zeros((0, 3), np.float32)}
+    whole = fingerprint(tree)
+    monkeypatch.setattr(checkpoints, "_PART_BYTES", part_bytes)
+    assert fingerprint(tree) == whole == fingerprint(jax.tree.map(jnp.asarray, tree))
+    sizes = [part.nbytes for part in checkpoints._parts(array)]
+    assert sum(sizes) == array.nbytes and max(sizes) <= max(12, part_bytes)

@@ -3,6 +3,8 @@
 Legend: B batch, N image tokens, K codebook size.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
 from synth2_jax.models.quantizer import STATS
+from synth2_jax.models.text_encoder import TextEncoder
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.training import train_state
 from synth2_jax.training.metrics import mean
@@ -338,6 +341,78 @@ def test_dropped_captions_are_not_read_and_evaluation_drops_none(share):
     other = {"text_tokens": (case.batch["text_tokens"] + 3) % 14 + 2}
     assert (case.loss(train=True, **other) == case.loss(train=True)) == (share == 1.0)
     assert case.loss(train=False, **other) != case.loss(train=False)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_caption_encoder_has_no_dropout(frozen):
+    section = {**SECTIONS["generator"], "freeze_text_encoder": frozen}
+    parts = section["generator"]
+    text_encoder = {**parts["text_encoder"], "dropout_rate": 0.5}
+    case = Case("generator", {**section, "generator": {**parts, "text_encoder": text_encoder}})
+    moved = {**RNGS, "dropout": jax.random.key(99)}
+    assert (case.loss(train=True, rngs=moved) == case.loss(train=True)) == frozen
+    assert case.loss(train=False, rngs=moved) == case.loss(train=False)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_stored_features_stand_for_the_encoder_in_the_step(dtype):
+    """The same loss and gradients; of a float32 encoder, up to the rounding of its features."""
+    parts = SECTIONS["generator"]["generator"]
+    text_encoder = {**parts["text_encoder"], "dtype": dtype, "dropout_rate": 0.5}
+    section = {
+        **SECTIONS["generator"],
+        "generator": {**parts, "text_encoder": text_encoder},
+        "freeze_text_encoder": True,
+    }
+    whole = Case("generator", section)
+    stored = Case("generator", {**section, "stored_text_features": True})
+    encoder = TextEncoder(whole.objective.task.generator.text_encoder)
+    tokens_BT, mask_BT = whole.batch["text_tokens"], np.arange(6) < np.array([[1], [3], [5], [6]])
+    variables = {"params": whole.params["generator"]["text_encoder"]}
+    encode = jax.jit(functools.partial(encoder.apply, deterministic=True))
+    features = encode(variables, tokens_BT, mask_BT)
+    features = np.where(mask_BT[..., None], features.astype(jnp.bfloat16), 0)
+    batches = [
+        {**whole.batch, "text_mask": mask_BT},
+        {**whole.batch, "text_mask": mask_BT, "text_features": features},
+    ]
+    found = []
+    for case, batch in zip((whole, stored), batches, strict=True):
+        trainable, frozen = train_state.split_params(whole.params, whole.objective.frozen)
+        if case is stored:
+            frozen = {path: x for path, x in frozen.items() if "/text_encoder/" not in path}
+
+        @jax.jit
+        def gradient(trainable, case=case, frozen=frozen, batch=batch):
+            def loss(trainable):
+                params = train_state.join_params(trainable, frozen)
+                metrics, _ = case.objective.loss(params, {}, batch, RNGS, jnp.int32(0), train=True)
+                return mean(metrics["loss"])
+
+            return jax.value_and_grad(loss)(trainable)
+
+        found.append(gradient(trainable))
+    tolerance = {"bfloat16": {"rtol": 1e-6, "atol": 1e-7}, "float32": {"rtol": 2e-2, "atol": 2e-3}}
+    tolerance = tolerance[dtype]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *found)
+
+
+def test_with_stored_features_the_encoder_is_nowhere():
+    section = {**SECTIONS["generator"], "freeze_text_encoder": True, "stored_text_features": True}
+    case = Case("generator", section)
+    assert set(case.params["generator"]) == {"maskgit"}
+    assert case.batch["text_features"].shape == (B, 6, 16)
+    assert case.batch["text_features"].dtype == jnp.bfloat16
+    assert np.isfinite(case.loss(train=True))
+    # The features are the caption; its tokens are not read.
+    other = (case.batch["text_tokens"] + 3) % 14 + 2
+    assert case.loss(text_tokens=other) == case.loss()
+    assert case.loss(text_features=-case.batch["text_features"]) != case.loss()
+
+
+def test_stored_features_are_of_an_encoder_that_stays_as_it_is():
+    with pytest.raises(UserError, match="stored_text_features: found True.*freeze_text_encoder"):
+        make_objective("generator", {**SECTIONS["generator"], "stored_text_features": True})
 
 
 def test_only_training_smooths_labels(cases):

@@ -1,0 +1,182 @@
+"""Folders that `synth2 export` writes, opened without reading a parameter.
+
+FOLDER/ has
+  model.safetensors   the parameters by path, "vlm.resampler.latents"; of a large model several
+                      files with their index, as Hugging Face's tools write and read them
+  config.json         what the model is: see `describe`
+  vocabulary.model    the SentencePiece model, of models that read or write text
+and for people README.md, training.json and load_example.py, which nothing here reads.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from synth2_jax.errors import UserError
+from synth2_jax.files import read_json
+from synth2_jax.interop.assemble import assemble, one
+from synth2_jax.interop.lazy_array import LazyArray
+from synth2_jax.interop.tensor_files import open_safetensors
+
+FORMAT = "synth2_jax model"
+VERSION = 1
+CONFIG = "config.json"
+VOCABULARY = "vocabulary.model"
+_FIELDS = {
+    "model_name": str,
+    "model": dict,
+    "data": dict,
+    "run": str,
+    "step": int,
+    "fingerprints": dict,
+    "built_on": dict,
+    "sha256": dict,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+      folder: where it lies.
+      description: the contents of its config.json.
+      tensors: by their names in the files.
+    """
+
+    folder: pathlib.Path
+    description: Mapping[str, Any]
+    tensors: Mapping[str, LazyArray]
+
+    def config(self) -> dict[str, Any]:
+        """As a run's resolved config, with all that using the model needs; the vocabulary's path is
+        the folder's own.
+        """
+        data = dict(self.description["data"])
+        if VOCABULARY in self.description["sha256"]:
+            data["vocabulary"] = str(self.folder / VOCABULARY)
+        return {**self.description, "data": data}
+
+    def params(self, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """The parameter tree, of LazyArrays.
+
+        Args:
+          expected: shapes and dtypes by "/"-joined path.
+
+        Raises:
+          UserError: tensors that are missing, unknown or misshapen, all in one line.
+        """
+        recipes = {path: one(tensor_name(path)) for path in expected}
+        return assemble(recipes, self.tensors, expected, str(self.folder))
+
+    def check_fingerprints(self, found: Mapping[str, str]) -> None:
+        """Raises UserError unless the parts of the parameters are those that were exported.
+
+        `found` are the fingerprints of what was read; what differs is named with its file.
+        """
+        told = self.description["fingerprints"]
+        for part in sorted(told.keys() | found.keys()):
+            if told.get(part) != found.get(part):
+                files = [name for name in self.description["sha256"] if self._has_changed(name)]
+                raise UserError(
+                    f"{self.folder}: {part} has fingerprint {found.get(part)}, but {CONFIG} says "
+                    f"{told.get(part)}; changed since the export: {', '.join(files) or CONFIG}"
+                )
+
+    def _has_changed(self, name: str) -> bool:
+        return sha256_of(self.folder / name) != self.description["sha256"][name]
+
+
+def tensor_name(path: str) -> str:
+    """The name in the files of the parameter at a "/"-joined path."""
+    return path.replace("/", ".")
+
+
+def describe(
+    *,
+    model_name: str,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    run: str,
+    step: int,
+    fingerprints: Mapping[str, str],
+    built_on: Mapping[str, str],
+    sha256: Mapping[str, str],
+    **settings: Any,
+) -> dict[str, Any]:
+    """The contents of config.json.
+
+    Args:
+      model_name: a key of training's OBJECTIVES.
+      model: its resolved config.
+      data: of the training's data what a user of the model needs, such as its prompt.
+      run: name of the run's folder.
+      step: of the checkpoint.
+      fingerprints: of the parts of the parameters, as they are when they were loaded.
+      built_on: fingerprints of what the run was trained on top of.
+      sha256: of the files, by name.
+      settings: how to sample by default: sections `sampler` and `guidance`, or `decode`.
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model_name": model_name,
+        **settings,
+        "data": dict(data),
+        "model": dict(model),
+        "run": run,
+        "step": step,
+        "fingerprints": dict(fingerprints),
+        "built_on": dict(built_on),
+        "sha256": dict(sha256),
+    }
+
+
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder claims to be an exported model: it has a config.json and safetensors."""
+    folder = pathlib.Path(path)
+    return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors*"))
+
+
+def open_exported(path: str | os.PathLike[str]) -> Exported:
+    """Opens a folder for which `is_exported` holds.
+
+    Raises:
+      UserError: another program's folder, a config.json that was edited into something else, files
+        that are missing or cut short, or another vocabulary than was exported.
+    """
+    folder = pathlib.Path(path).absolute()
+    description = read_json(folder / CONFIG, "export")
+    where = folder / CONFIG
+    for key, expected in (("format", FORMAT), ("version", VERSION)):
+        if description.get(key) != expected:
+            raise UserError(
+                f"{where}: found {key} {description.get(key)!r}, expected {expected!r} as "
+                "`synth2 export` writes it"
+            )
+    for key, kind in _FIELDS.items():
+        if not isinstance(description.get(key), kind):
+            found = description.get(key, "nothing")
+            raise UserError(f"{where}: {key}: found {found!r:.60}, expected a {kind.__name__}")
+    names = description["sha256"]
+    lost = [n for n in names if pathlib.PurePath(n).name != n or not (folder / n).is_file()]
+    if lost:
+        raise UserError(
+            f"{where}: {len(lost)} of the {len(names)} files that it names are not beside it: "
+            f"{', '.join(lost)}"
+        )
+    exported = Exported(folder, description, open_safetensors(folder))
+    if VOCABULARY in description["sha256"] and exported._has_changed(VOCABULARY):
+        raise UserError(f"{folder / VOCABULARY}: has changed since the export, by its sha256")
+    return exported
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

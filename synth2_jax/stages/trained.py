@@ -1,0 +1,178 @@
+"""A model by the path it lies at: a run's workdir, what `synth2 export` made of one, or other
+people's checkpoint.
+
+Here and not in training/trained.py, for training knows no interop: whoever takes a path from a user
+takes it here.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.interop import diffusers_vq, gemma, hugging_face, maskgit_weights, t5x, taming
+from synth2_jax.interop.exported import CONFIG, is_exported, open_exported
+from synth2_jax.interop.lazy_array import LazyArray
+from synth2_jax.interop.recognise import KINDS, recognise
+from synth2_jax.training import train_state, trained
+from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.objectives import make_objective
+from synth2_jax.training.train_state import Objective, Params
+from synth2_jax.training.trained import Trained
+
+# Who reads other people's checkpoints of each part, by what `recognise` finds.
+OTHERS: Mapping[str, Mapping[str, ModuleType]] = {
+    "tokenizer": {
+        "maskgit_tokenizer": maskgit_weights,
+        "taming": taming,
+        "diffusers_vq": diffusers_vq,
+    },
+    "text_encoder": {"t5x": t5x, "hugging_face_t5": hugging_face},
+    "language_model": {"gemma": gemma, "hugging_face_gemma": gemma},
+}
+
+
+def load_trained(
+    path: str | os.PathLike[str],
+    model_name: str,
+    step: int | None = None,
+    *,
+    mesh: Mesh | None = None,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
+) -> Trained:
+    """As `training.trained.load_trained`, of an exported folder and of others' tokenizers too.
+
+    With a mesh its devices read their own parts straight from the files. The parameters of an
+    exported folder are then compared with the fingerprints that they were exported with.
+
+    Raises:
+      UserError: no path, nothing to load there, or another kind of model; tensors that do not fit,
+        all of them named; bytes of an exported folder that have changed.
+    """
+    path = str(path)
+    if model_name == "tokenizer" and path and others_reader(path, model_name):
+        return _others_tokenizer(path, mesh, rules, {})
+    if not path or not is_exported(path):
+        return trained.load_trained(path, model_name, step, mesh=mesh, rules=rules)
+    exported = open_exported(path)
+    config = exported.config()
+    if config["model_name"] != model_name:
+        raise UserError(f"{path}: holds a {config['model_name']}, expected a {model_name}")
+    if step not in (None, config["step"]):
+        raise UserError(f"{path}: found step {config['step']}, expected step {step}")
+    objective = make_objective(model_name, config["model"], os.path.join(path, CONFIG))
+    if mesh:
+        layout = train_state.params_layout(objective, mesh, rules)
+    else:
+        boxed = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
+        layout = nn.unbox(boxed)
+    params = jax.tree.map(_read, exported.params(train_state.flatten(layout)), dict(layout))
+    exported.check_fingerprints({part: fingerprint(tree) for part, tree in params.items()})
+    return Trained(objective, params, config, config["built_on"], path, config["step"])
+
+
+def load_tokenizer(path: str | os.PathLike[str], **told: Any) -> Trained:
+    """A tokenizer, with what the files of other people's do not tell.
+
+    Args:
+      path: as in `load_trained`.
+      told: fields of its VQTokenizerConfig, such as `image_size`; None where nothing is told.
+
+    Raises:
+      UserError: as `load_trained`; or a run's or an export's tokenizer that is otherwise.
+    """
+    told = {name: value for name, value in told.items() if value is not None}
+    if path and others_reader(str(path), "tokenizer"):
+        return _others_tokenizer(str(path), None, sharding.AXIS_RULES, told)
+    found = load_trained(path, "tokenizer")
+    for name, value in told.items():
+        own = getattr(found.objective.task.tokenizer, name)
+        if own != value:
+            raise UserError(f"{path}: {name} is {own}, found {value} in the config; leave it out")
+    return found
+
+
+def load_part(
+    path: str,
+    part: str,
+    config: Any,
+    objective: Objective,
+    prefix: str,
+    *,
+    mesh: Mesh,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
+) -> Params:
+    """A pretrained part of another model, on its mesh: each device reads what it is to hold.
+
+    Args:
+      path: a run or an export of the part, or another's checkpoint of it.
+      part: a key of OTHERS.
+      config: what the part must be.
+      objective: of the model that is to hold it.
+      prefix: where that model holds it ("vlm/language_model").
+      mesh, rules: where it lies.
+
+    Raises:
+      UserError: as `load_trained`.
+    """
+    reader = others_reader(path, part)
+    if reader is None:
+        return load_trained(path, part, mesh=mesh, rules=rules).params[part]
+    layout = _subtree(train_state.params_layout(objective, mesh, rules), prefix)
+    return jax.tree.map(train_state.place, _load(reader, part)(path, config), layout)
+
+
+def others_reader(path: str, part: str) -> ModuleType | None:
+    """The module that reads the checkpoint there; None where it is a run or an export.
+
+    Raises:
+      UserError: nothing is there, or something else, with what it looks like.
+    """
+    found = recognise(path)
+    if found.kind in ("run", "export"):
+        return None
+    readers = OTHERS.get(part, {})
+    if found.kind not in readers:
+        expected = ", ".join([KINDS["run"], KINDS["export"], *(KINDS[kind] for kind in readers)])
+        raise UserError(f"{path}: looks like {found.description}; expected a {part}: {expected}")
+    return readers[found.kind]
+
+
+def _others_tokenizer(
+    path: str, mesh: Mesh | None, rules: sharding.AxisRules, told: Mapping[str, Any]
+) -> Trained:
+    """As if it had been trained here, up to the step, which nobody knows."""
+    reader = others_reader(path, "tokenizer")
+    config = reader.tokenizer_config(path, **told)
+    section = {"tokenizer": dataclasses.asdict(config)}
+    objective = make_objective("tokenizer", section)
+    tree = reader.load_tokenizer(path, config)
+    if mesh:
+        layout = train_state.params_layout(objective, mesh, rules)["tokenizer"]
+        params = jax.tree.map(train_state.place, tree, layout)
+    else:
+        params = jax.tree.map(np.asarray, tree)
+    resolved = {"model_name": "tokenizer", "model": section}
+    return Trained(objective, {"tokenizer": params}, resolved, {}, path, step=0)
+
+
+def _load(reader: ModuleType, part: str) -> Any:
+    return getattr(reader, f"load_{part}")
+
+
+def _subtree(tree: Any, path: str) -> Any:
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
+def _read(tensor: LazyArray, leaf: jax.ShapeDtypeStruct) -> Any:
+    return np.asarray(tensor) if leaf.sharding is None else train_state.place(tensor, leaf)
