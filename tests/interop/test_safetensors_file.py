@@ -6,7 +6,8 @@ import safetensors
 from safetensors.numpy import save_file
 
 from synth2_jax.errors import UserError
-from synth2_jax.interop.safetensors_file import FORMAT, read_params, read_tensors, write_tensors
+from synth2_jax.interop.safetensors_file import read_tensors, write_folder, write_tensors
+from synth2_jax.interop.tensor_files import open_safetensors
 
 
 def test_tensors_come_back_by_name_and_prefix(tmp_path):
@@ -52,22 +53,20 @@ def shapes_of(arrays):
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
 
+def check(tensors):
+    assert tensors.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(tensors[name], array)
+        assert tensors[name].dtype == array.dtype
+
+
 def test_what_is_streamed_reads_as_the_package_writes_it(tmp_path):
     path = tmp_path / "x.safetensors"
-    write_tensors(path, shapes_of(ARRAYS), iter(ARRAYS.values()), {"format": FORMAT})
-    params, metadata = read_params(str(path))
-    assert metadata == {"format": FORMAT}
-    found = {
-        "a.kernel": params["a"]["kernel"],
-        "a.deep.scale": params["a"]["deep"]["scale"],
-        "b": params["b"],
-        "none": params["none"],
-    }
-    for name, array in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
+    write_tensors(path, shapes_of(ARRAYS), iter(ARRAYS.values()), {"made by": "me"})
+    check(open_safetensors(path))
     with safetensors.safe_open(path, framework="numpy") as file:
         assert set(file.keys()) == set(ARRAYS)
+        assert file.metadata() == {"made by": "me"}
         np.testing.assert_array_equal(file.get_tensor("a.kernel"), ARRAYS["a.kernel"])
 
 
@@ -86,12 +85,33 @@ def test_what_fails_half_way_leaves_nothing(tmp_path):
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
-def test_files_of_another_origin_are_refused(tmp_path):
-    path = tmp_path / "x.safetensors"
-    with pytest.raises(UserError, match="no such file, expected one that `synth2 export` wrote"):
-        read_params(str(path))
-    save_file({"a": np.zeros(1)}, path)
-    for content in (path.read_bytes(), b"", b"\xff" * 20, b"PK\x03\x04 of torch.save, and more"):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="found another file, expected what `synth2 export`"):
-            read_params(str(path))
+@pytest.mark.parametrize(
+    "file_bytes, groups",
+    [
+        (1000, [list(ARRAYS)]),
+        (38, [["a.kernel", "a.deep.scale", "b", "none"]]),  # 24 + 2 + 12 + 0 bytes
+        (37, [["a.kernel", "a.deep.scale"], ["b", "none"]]),
+        (1, [["a.kernel"], ["a.deep.scale"], ["b"], ["none"]]),  # larger than a file may be
+    ],
+)
+def test_a_folder_has_as_many_files_as_it_needs(tmp_path, file_bytes, groups):
+    files = write_folder(tmp_path, shapes_of(ARRAYS), iter(ARRAYS.values()), file_bytes)
+    assert {file.name for file in tmp_path.iterdir()} == set(files)
+    check(open_safetensors(tmp_path))
+    held = []
+    for file in sorted(tmp_path.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            held.append(set(opened.keys()))
+            assert opened.metadata() == {"format": "pt"}
+    assert held == [set(group) for group in groups]
+    assert (tmp_path / "model.safetensors.index.json").exists() == (len(groups) > 1)
+
+
+def test_too_few_or_too_many_arrays_are_a_mistake(tmp_path):
+    for arrays in ([*ARRAYS.values()][:-1], [*ARRAYS.values(), np.zeros(1)]):
+        with pytest.raises(ValueError, match="argument"):
+            write_tensors(tmp_path / "x.safetensors", shapes_of(ARRAYS), iter(arrays), {})
+    with pytest.raises(ValueError, match="shorter"):
+        write_folder(tmp_path, shapes_of(ARRAYS), iter([*ARRAYS.values()][:-1]), 1)
+    with pytest.raises(ValueError, match="more arrays than the 4 shapes"):
+        write_folder(tmp_path, shapes_of(ARRAYS), iter([*ARRAYS.values(), np.zeros(1)]), 1)

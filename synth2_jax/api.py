@@ -1,0 +1,341 @@
+"""Trained models as Python objects, for people who want no stages.
+
+    import synth2_jax
+
+    vlm = synth2_jax.load_vlm("workdir/demo/vlm_real_synthetic")
+    vlm.caption("photo.jpg")                     # one caption
+    vlm.caption(["photo.jpg", "another.png"])    # one each
+
+    generator = synth2_jax.load_generator("workdir/demo/generator")
+    made = generator.generate(["a red circle", "a blue star"], seed=1)
+    made.tokens, made.embeddings                 # what a VLM is trained on
+    made.images                                  # pixels, decoded when they are asked for
+
+A path is the workdir of a training run or a folder that `synth2 export` wrote. The first call
+compiles for one batch size, to which every batch is filled up; rows are split over the devices of
+this process. What cannot be done raises `synth2_jax.errors.UserError`, one line.
+
+Legend: B images or captions, S side of the model's images in pixels, N image tokens, C codebook
+width, T text tokens.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from synth2_jax import config as config_lib
+from synth2_jax import sharding
+from synth2_jax.data.images import ImageLimits, decode_image, middle_square
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.data.rejected import Rejected
+from synth2_jax.errors import UserError
+from synth2_jax.models.mask_schedule import masked_counts
+from synth2_jax.models.maskgit import Generator
+from synth2_jax.models.vlm import VLM
+from synth2_jax.models.vq_tokenizer import VQTokenizer
+from synth2_jax.sampling.batches import in_batches
+from synth2_jax.sampling.captions import make_caption
+from synth2_jax.sampling.guidance import GuidanceConfig
+from synth2_jax.sampling.image_tokens import make_generate
+from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.sampling.pixels import make_decode, make_encode
+from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.stages.model_text import text_ids
+from synth2_jax.stages.text_encoders import with_text_encoder
+from synth2_jax.stages.trained import load_trained
+from synth2_jax.training.trained import Trained
+from synth2_jax.vocabulary import Vocabulary, load_vocabulary
+
+Path = str | os.PathLike[str]
+Picture = Path | Image.Image | np.ndarray
+
+_ANY_SIZE = ImageLimits(min_side=1)
+_ALL_DEVICES = sharding.MeshConfig()
+_NUM_SEEDS = 2**32
+
+
+def load_vlm(
+    path: Path,
+    *,
+    batch_size: int = 32,
+    decode: TextDecodeConfig | None = None,
+    mesh: sharding.MeshConfig = _ALL_DEVICES,
+) -> "Captioner":
+    """A VLM that captions images.
+
+    Args:
+      path: the workdir of its training run, or an exported folder.
+      batch_size: images at once, over all devices.
+      decode: greedy or beam; None takes what the folder was exported with, or else the defaults.
+      mesh: how it lies on the devices of this process.
+
+    Raises:
+      UserError: no VLM there, one that is damaged, or a setting that does not fit.
+    """
+    on, rules = _mesh(mesh, batch_size), sharding.axis_rules(mesh)
+    trained = load_trained(path, "vlm", mesh=on, rules=rules)
+    decode = config_lib.build(TextDecodeConfig, decode or trained.config.get("decode"), "decode")
+    if decode.method == "nucleus":
+        raise UserError("decode.method: found nucleus, expected greedy or beam")
+    return Captioner(trained, batch_size, decode, on, rules)
+
+
+def load_generator(
+    path: Path,
+    *,
+    batch_size: int = 32,
+    sampler: ParallelDecodeConfig | None = None,
+    guidance: GuidanceConfig | None = None,
+    text_encoder: Path = "",
+    mesh: sharding.MeshConfig = _ALL_DEVICES,
+) -> "ImageGenerator":
+    """A generator that makes images of captions.
+
+    Args:
+      path: the workdir of its training run, or an exported folder.
+      batch_size: images at once, over all devices.
+      sampler, guidance: how tokens are drawn; None takes what the folder was exported with, or else
+        the defaults.
+      text_encoder: where the text encoder is, of a generator that was trained on stored features.
+      mesh: how it lies on the devices of this process.
+
+    Raises:
+      UserError: no generator there, one that is damaged, or a setting that does not fit.
+    """
+    on, rules = _mesh(mesh, batch_size), sharding.axis_rules(mesh)
+    trained = load_trained(path, "generator", mesh=on, rules=rules)
+    trained = with_text_encoder(trained, text_encoder, mesh=on, rules=rules, where="text_encoder")
+    told = trained.config
+    sampler = config_lib.build(ParallelDecodeConfig, sampler or told.get("sampler"), "sampler")
+    guidance = config_lib.build(GuidanceConfig, guidance or told.get("guidance"), "guidance")
+    num_tokens = trained.objective.task.tokenizer.num_tokens
+    masked_counts(sampler.schedule, sampler.num_steps, num_tokens)  # raises what will not do
+    return ImageGenerator(trained, batch_size, sampler, guidance, on, rules)
+
+
+class Captioner:
+    """What `load_vlm` returns.
+
+    Attributes:
+      trained: the model, its parameters and where it comes from.
+      image_size: S.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        batch_size: int,
+        decode: TextDecodeConfig,
+        mesh: Mesh,
+        rules: sharding.AxisRules,
+    ):
+        self.trained = trained
+        task = trained.objective.task
+        self.image_size = task.tokenizer.image_size
+        self._batch_size = batch_size
+        self._vocabulary, prompt = _text_of(trained)
+        encode = make_encode(task.tokenizer)
+        caption = make_caption(VLM(task.vlm), self._vocabulary.encode(prompt), decode)
+
+        def caption_ids(params, images):
+            image_tokens_BN = encode(params["tokenizer"], images)
+            embeddings_BNC = trained.objective.image_embeddings(params, image_tokens_BN)
+            return caption(params["vlm"], embeddings_BNC)[0]
+
+        self._caption_ids = _compiled(caption_ids, trained.params, mesh, rules)
+
+    def caption(self, images: Picture | Sequence[Picture]) -> str | list[str]:
+        """One caption an image, which depends on that image alone.
+
+        Args:
+          images: one or many: paths of picture files or PIL images, of any size, of which the
+            middle square is scaled to S x S; or u8[B, S, S, 3] or u8[S, S, 3] as they are. Files
+            are read a batch at a time.
+
+        Returns:
+          a list, or a str when `images` is one path, PIL image or u8[S, S, 3].
+
+        Raises:
+          UserError: what is no picture, or an array of another shape or dtype.
+        """
+        if isinstance(images, jax.Array):
+            images = np.asarray(images)
+        one = isinstance(images, str | os.PathLike | Image.Image)
+        one = one or (isinstance(images, np.ndarray) and images.ndim == 3)
+        images = [images] if one else images
+
+        def pixels(numbers: Sequence[int]) -> tuple[np.ndarray]:
+            return (np.stack([self._pixels(images[i], f"images[{i}]") for i in numbers]),)
+
+        captions: list[str] = []
+        for ids_BT in in_batches(self._caption_ids, range(len(images)), self._batch_size, pixels):
+            captions += [self._vocabulary.decode(ids.tolist()) for ids in ids_BT]
+        return captions[0] if one else captions
+
+    def _pixels(self, image: Picture, where: str) -> np.ndarray:
+        size = self.image_size
+        try:
+            if isinstance(image, str | os.PathLike):
+                where = os.fspath(image)
+                return decode_image(pathlib.Path(image).read_bytes(), size, _ANY_SIZE)
+            if isinstance(image, Image.Image):
+                return middle_square(image, size)
+        except (Rejected, OSError) as error:
+            raise UserError(f"{where}: expected a picture, found {_line(error)}") from error
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.shape != (size, size, 3):
+            raise UserError(
+                f"{where}: found {array.dtype}{list(array.shape)}, expected "
+                f"uint8{[size, size, 3]}; only files and PIL images are scaled"
+            )
+        return array
+
+
+class ImageGenerator:
+    """What `load_generator` returns.
+
+    Attributes:
+      trained: the model, its parameters and where it comes from.
+      image_size: S.
+      text_length: T; of a longer caption the beginning is read.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        batch_size: int,
+        sampler: ParallelDecodeConfig,
+        guidance: GuidanceConfig,
+        mesh: Mesh,
+        rules: sharding.AxisRules,
+    ):
+        self.trained = trained
+        task = trained.objective.task
+        self.image_size = task.tokenizer.image_size
+        self.text_length = task.text_length
+        self._batch_size = batch_size
+        self._vocabulary, _ = _text_of(trained)
+        generate = make_generate(Generator(task.generator), sampler, guidance)
+        decode = make_decode(task.tokenizer)
+
+        def image_tokens(params, text_BT, seeds_B, numbers_B):
+            key = lambda seed, number: jax.random.fold_in(jax.random.key(seed), number)  # noqa: E731
+            keys_B = jax.vmap(key)(seeds_B, numbers_B)
+            codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+            return generate(params["generator"], codebook_KC, text_BT, text_BT != 0, keys_B)
+
+        def embed(params, ids_BN):
+            variables = {"params": params["tokenizer"]}
+            return VQTokenizer(task.tokenizer).apply(variables, ids_BN, method="embed")
+
+        def pixels(params, ids_BN):
+            return decode(params["tokenizer"], ids_BN)
+
+        compiled = functools.partial(_compiled, params=trained.params, mesh=mesh, rules=rules)
+        self._image_tokens, self._embed, self._decode = map(compiled, (image_tokens, embed, pixels))
+
+    def generate(self, captions: str | Sequence[str], seed: int = 0, first: int = 0) -> "Generated":
+        """An image of each caption, as `synth2 synthesize` makes them.
+
+        Args:
+          captions: one or many.
+          seed: 0 to 2**32 - 1.
+          first: number of the first caption. An image depends on its caption, the seed and its
+            number alone, so a long list may be given in parts.
+
+        Raises:
+          UserError: a caption that leaves no token to read, or a number out of range.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        for number, caption in enumerate(captions):
+            if not isinstance(caption, str) or not self._vocabulary.encode(caption):
+                raise UserError(f"captions[{number}]: found {caption!r:.60}, expected a text")
+        if not 0 <= seed < _NUM_SEEDS or not 0 <= first <= _NUM_SEEDS - len(captions):
+            raise UserError(f"found seed {seed}, first {first}, expected each from 0 to 2**32 - 1")
+
+        def arrays(numbers: Sequence[int]) -> tuple[np.ndarray, ...]:
+            texts = [captions[i] for i in numbers]
+            text_BT = text_ids(texts, self._vocabulary, self.text_length)
+            seeds_B = np.full(len(texts), seed, np.uint32)
+            return text_BT, seeds_B, (first + np.asarray(numbers)).astype(np.uint32)
+
+        batches = in_batches(self._image_tokens, range(len(captions)), self._batch_size, arrays)
+        num_tokens = self.trained.objective.task.tokenizer.num_tokens
+        tokens_BN = np.concatenate([np.zeros((0, num_tokens), np.int32), *batches])
+        return Generated(tokens_BN, self._rows(self._embed), self._rows(self._decode))
+
+    def _rows(self, function: Callable[..., jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+        def of_all(ids_BN: np.ndarray) -> np.ndarray:
+            # Of no rows there is one batch to get dtype and shape from.
+            rows = ids_BN if len(ids_BN) else np.zeros((1, ids_BN.shape[1]), np.int32)
+            return np.concatenate(list(in_batches(function, rows, self._batch_size)))[: len(ids_BN)]
+
+        return of_all
+
+
+class Generated:
+    """Images that a generator made.
+
+    Attributes:
+      tokens: i32[B, N].
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        embed: Callable[[np.ndarray], np.ndarray],
+        decode: Callable[[np.ndarray], np.ndarray],
+    ):
+        self.tokens = tokens
+        self._embed = embed
+        self._decode = decode
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @functools.cached_property
+    def embeddings(self) -> np.ndarray:
+        """f32[B, N, C], the tokens' codebook vectors: what a VLM reads in the place of an image."""
+        return self._embed(self.tokens)
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """u8[B, S, S, 3]. Decoding costs more than the rest: it is done when first asked for."""
+        return self._decode(self.tokens)
+
+
+def _mesh(config: sharding.MeshConfig, batch_size: int) -> Mesh:
+    mesh = sharding.make_mesh(config, jax.local_devices())
+    if batch_size < 1:
+        raise UserError(f"batch_size: found {batch_size}, expected 1 or more")
+    sharding.check_rows(batch_size, mesh, "batch_size")
+    return mesh
+
+
+def _text_of(trained: Trained) -> tuple[Vocabulary, str]:
+    """The vocabulary and the prompt that a model was trained with."""
+    data = config_lib.build(DataConfig, trained.config["data"])
+    return load_vocabulary(data.vocabulary), data.prompt
+
+
+def _compiled(
+    function: Callable[..., jax.Array], params, mesh: Mesh, rules: sharding.AxisRules
+) -> Callable[..., jax.Array]:
+    """function(params, *arrays) as a function of the arrays, whose rows are split over the mesh."""
+
+    def on_mesh(params, *arrays):
+        with sharding.constraints(mesh, rules):
+            return function(params, *arrays)
+
+    compiled, where = jax.jit(on_mesh), sharding.batch_sharding(mesh)
+    return lambda *arrays: compiled(params, *jax.device_put(arrays, where))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{error}".split())

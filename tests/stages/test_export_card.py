@@ -1,0 +1,145 @@
+"""The model card: counts, scores and limits are those of the run, its data and its results."""
+
+import json
+
+import pytest
+
+from synth2_jax import main
+from synth2_jax.data import records
+from synth2_jax.stages.trained import load_trained
+from synth2_jax.testing.untrained_runs import write_untrained_run
+
+
+def write_pairs(folder, counts, **provenance):
+    """A folder of pairs for those who read no pair: its manifest, and a shard of zeros."""
+    folder.mkdir(parents=True)
+    (folder / "a.tfrecord").write_bytes(bytes(8))
+    manifest = records.Manifest(
+        records.Provenance("f" * 16, num_image_tokens=4, codebook_size=64, **provenance),
+        counts,
+        (records.Shard("a.tfrecord", sum(counts.values()), 8, "0"),),
+        captions_cut=2 if "synthetic" in counts else 0,
+    )
+    (folder / records.MANIFEST).write_text(records.manifest_json(manifest))
+
+
+def make_run(tmp_path):
+    """A VLM's run on 300 real and 100 synthetic pairs, and a folder that is gone."""
+    write_pairs(tmp_path / "real", {"real": 300}, captions={"source": "scenes/real"})
+    write_pairs(
+        tmp_path / "drawn",
+        {"synthetic": 100},
+        generator={"checkpoint": "my_generator", "step": 7, "fingerprint": "abc123"},
+        captions={"source": "server", "model": "a|b `c` <img src=x>"},
+    )
+    data = {
+        "mixture": "both",
+        "folders": {
+            "real": str(tmp_path / "real"),
+            "drawn": str(tmp_path / "drawn"),
+            "lost": str(tmp_path / "lost"),
+        },
+        "rates": {"real": 0.25, "drawn": [[0, 0.1], [10, 0.9]], "lost": 1.0},
+        "text_length": 12,
+        "batch_size": 16,
+    }
+    write_untrained_run(tmp_path / "run", "vlm", config={"data": data})
+    rows = [
+        {"step": 2, "data/real_examples": 20, "data/synthetic_examples": 12},
+        {"step": 3, "data/real_examples": 32, "data/synthetic_examples": 16, "loss": 1.0},
+        {"step": 9, "data/real_examples": 9000, "data/synthetic_examples": 9000},  # after a crash
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    return card_of(make_run(tmp_path_factory.mktemp("card")))
+
+
+def write_results(path, fingerprint, **scores):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"vlm": {"checkpoint": "run", "step": 3, "fingerprint": fingerprint}}
+    path.write_text(json.dumps({**scores, **told}))
+
+
+def card_of(run, *options):
+    output = run.parent / "out"
+    assert main.main(["synth2", "export", str(run), f"--output={output}", *options]) == 0
+    return (output / "README.md").read_text()
+
+
+def test_what_was_trained_on_what(card):
+    assert "| real | 0.25 | 300 | 300 |  |" in card
+    assert "| drawn | \\[\\[0, 0.1\\], \\[10, 0.9\\]\\] | 100 |  | 100 |" in card
+    assert "| lost | 1.0 | gone |  |  |" in card
+    assert "image tokens of tokenizer ffffffffffffffff" in card
+    assert '"checkpoint": "my_generator", "fingerprint": "abc123", "step": 7' in card
+    assert "Step 3 of 3, of 16 rows each. Drawn up to there: 32 real, 16 synthetic ex" in card
+    assert "/real" not in card.split("## Training data")[1].replace("scenes/real", "")  # no path
+
+
+def test_limits_follow_from_the_data(card):
+    limits = card.split("## Limitations")[1]
+    assert "25 % of the pairs on disk are synthetic" in limits
+    assert "trained on Scenes" in limits and "What was in `lost` is not known" in limits
+    assert "2 synthetic captions were longer" in limits
+    assert "A pair was drawn 0.12 times in the mean" in limits
+    assert "No scores are known" in limits and "rounded" not in limits
+    assert "no real image" not in limits
+
+
+def test_text_from_elsewhere_makes_no_markup(card):
+    (line,) = [line for line in card.splitlines() if "<img" in line]
+    assert line.count("`") == 4  # it stands in code: the task's name and what is said of it
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_this_model(run, tmp_path, mistake):
+    mine = load_trained(run, "vlm").fingerprint("vlm")
+    write_results(run / "evaluation" / "results.json", mine, cider=61.25, seen=None)
+    write_results(run / "another" / "results.json", "0" * 16, cider=99.0)
+    given = tmp_path / "elsewhere" / "results.json"
+    write_results(given, mine, domains={"near": {"cider": 40}}, **{"provenance of cider": "a=b"})
+    card = card_of(run, f"--results={given}")
+    assert "| cider | 61.25 |" in card and "99" not in card.split("## Scores")[1]
+    assert "| domains.near.cider | 40 |" in card and "- provenance of cider: a=b" in card
+    assert "`evaluation/results.json`" in card and "`elsewhere/results.json`" in card
+    assert "seen" not in card.split("## Scores")[1].split("## ")[0]
+
+    write_results(given, "0" * 16, cider=99.0)
+    argv = ["synth2", "export", str(run), f"--output={tmp_path / 'new'}", f"--results={given}"]
+    line = mistake(argv)
+    assert f"of a vlm with fingerprint {'0' * 16}, expected {mine}" in line
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_scores_from_before_a_rounding_are_marked(run):
+    mine = load_trained(run, "vlm").fingerprint("vlm")
+    write_results(run / "results.json", mine, cider=61.25)
+    card = card_of(run, "--dtype=bfloat16")
+    assert "| cider | 61.25 |" in card and "measured before vlm was rounded" in card
+    assert f"before, the fingerprint was {mine}" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given, metadata",
+    [
+        ("apache-2.0", "license: apache-2.0\n"),
+        ("Research only: ask me", 'license: other\nlicense_name: "Research only: ask me"\n'),
+        ("", None),
+    ],
+)
+def test_the_license_is_the_users(run, given, metadata):
+    head, body = card_of(run, *([f"--license={given}"] if given else [])).split("---\n")[1:]
+    assert metadata in head if metadata else "license" not in head
+    assert (given or "None was given") in body.split("## License")[1]

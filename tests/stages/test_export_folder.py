@@ -1,0 +1,287 @@
+"""An exported folder: what is in it, what comes back, and what is said of a damaged one."""
+
+import errno
+import json
+import os
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax import main
+from synth2_jax.errors import UserError
+from synth2_jax.interop.tensor_files import open_safetensors
+from synth2_jax.stages import export as stage
+from synth2_jax.stages.trained import load_trained
+from synth2_jax.testing.untrained_runs import MODELS, STEP, write_untrained_run
+from synth2_jax.training.train_state import flatten
+from synth2_jax.vocabulary import BUILT_IN
+
+OTHERS = [name for name in MODELS if name != "vlm"]
+FILES = {"README.md", "config.json", "model.safetensors", "training.json"}
+SAMPLING = "import ml_collections\ndef get_config(): return ml_collections.ConfigDict(%r)\n"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("untrained")
+    for name in MODELS:
+        write_untrained_run(folder / name, name)
+    return folder
+
+
+@pytest.fixture
+def export(runs, tmp_path):
+    """export(name, *options) -> the folder that the run was exported to."""
+    sampling = tmp_path / "sampling.py"
+    sampling.write_text(SAMPLING % {"sampler": {"num_steps": 2}})
+
+    def run(name, *options, folder="out"):
+        output = tmp_path / folder
+        options = (*options, f"--config={sampling}") if name == "generator" else options
+        argv = ["synth2", "export", str(runs / name), f"--output={output}", *options]
+        assert main.main(argv) == 0
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported_vlm(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "vlm"
+    assert main.main(["synth2", "export", str(runs / "vlm"), f"--output={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def vlm(exported_vlm, tmp_path):
+    """A copy, for those who damage it."""
+    return shutil.copytree(exported_vlm, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["vlm", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_what_comes_back_is_what_was_trained(runs, export, name):
+    folder = export(name)
+    expected, found = load_trained(runs / name, name), load_trained(folder, name)
+    before, after = flatten(expected.params), flatten(found.params)
+    assert after.keys() == before.keys()
+    for path, array in after.items():
+        np.testing.assert_array_equal(array, before[path])
+        assert array.dtype == before[path].dtype and isinstance(array, np.ndarray)
+    for part in expected.params:
+        assert found.fingerprint(part) == expected.fingerprint(part)
+    assert found.objective.task == expected.objective.task
+    assert (found.step, found.fingerprints) == (STEP, expected.fingerprints)
+    assert found.path == str(folder)
+    texts = {} if name == "tokenizer" else {"vocabulary.model"}
+    examples = {"load_example.py"} if name in ("vlm", "generator") else set()
+    assert {file.name for file in folder.iterdir()} == FILES | set(texts) | examples
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_a_user_of_the_model_finds_all_in_the_folder(runs, vlm, tmp_path):
+    folder = vlm.rename(tmp_path / "moved")
+    data = load_trained(folder, "vlm").config["data"]
+    assert data == {
+        "vocabulary": str(folder / "vocabulary.model"),
+        "prompt": "Output:",
+        "text_length": 12,
+    }
+    assert (folder / "vocabulary.model").read_bytes() == BUILT_IN["scenes"].read_bytes()
+    assert str(runs) not in (folder / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_defaults_are_written_out_and_settings_kept(export):
+    description = json.loads((export("generator") / "config.json").read_text())
+    assert description["sampler"]["num_steps"] == 2
+    assert description["sampler"]["schedule"] == "cosine"
+    assert description["guidance"]["scale"] == 3.0
+    assert description["model"]["generator"]["maskgit"]["tied_head"] is True
+
+
+def test_the_run_is_kept_for_the_record_and_can_be_trained_again(vlm, monkeypatch):
+    card = (vlm / "README.md").read_text()
+    program = card.split("<<'END'\n")[1].split("END\n")[0]
+    (vlm / "training.py").write_text(program)
+    monkeypatch.chdir(vlm)
+    config = config_lib.load_config("training.py")
+    assert json.loads(config_lib.to_json(config)) == json.loads((vlm / "training.json").read_text())
+    assert config.model_name == "vlm" and config.data.source == "fake"
+
+
+@pytest.mark.slow
+def test_rounded_parameters_load_and_the_tokenizer_stays_as_it_is(runs, export):
+    folder = export("vlm", "--dtype=bfloat16")
+    expected, found = load_trained(runs / "vlm", "vlm"), load_trained(folder, "vlm")
+    for path, array in flatten(found.params).items():
+        wanted = flatten(expected.params)[path]
+        if not path.startswith("tokenizer/"):
+            wanted = wanted.astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(array, wanted)
+        assert array.dtype == np.float32
+    assert found.fingerprint("tokenizer") == expected.fingerprint("tokenizer")
+    assert found.fingerprint("vlm") != expected.fingerprint("vlm")
+    dtypes = {tensor.dtype.name for tensor in open_safetensors(folder).values()}
+    assert dtypes == {"bfloat16", "float32"}
+
+
+@pytest.mark.slow
+def test_a_large_model_is_several_files(runs, export, monkeypatch):
+    monkeypatch.setattr(stage, "MIB", 1000)  # the models here have some 50 KB
+    folder = export("vlm", "--file-mib=20")
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    found, expected = load_trained(folder, "vlm"), load_trained(runs / "vlm", "vlm")
+    assert found.fingerprint("vlm") == expected.fingerprint("vlm")
+    (folder / files[1]).unlink()
+    with pytest.raises(UserError, match=rf"1 of the \d+ files .* not beside it: {files[1]}"):
+        load_trained(folder, "vlm")
+
+
+# --- damage ---
+
+
+def test_a_changed_byte_is_named(vlm):
+    file = vlm / "model.safetensors"
+    contents = bytearray(file.read_bytes())
+    contents[-1] ^= 1  # the last tensor is of the part vlm
+    file.write_bytes(contents)
+    message = "vlm has fingerprint .* says .*; changed since the export: model.safetensors"
+    with pytest.raises(UserError, match=message):
+        load_trained(vlm, "vlm")
+
+
+def test_another_vocabulary_is_named(vlm):
+    with open(vlm / "vocabulary.model", "ab") as file:
+        file.write(b"\n")
+    with pytest.raises(UserError, match="vocabulary.model: has changed since the export"):
+        load_trained(vlm, "vlm")
+
+
+def test_tensors_that_do_not_fit_are_all_named(vlm):
+    description = json.loads((vlm / "config.json").read_text())
+    sizes = description["model"]["vlm"]["resampler"]
+    sizes["num_latents"], sizes["mlp_dim"] = 3, 24
+    (vlm / "config.json").write_text(json.dumps(description))
+    with pytest.raises(UserError) as error:
+        load_trained(vlm, "vlm")
+    for name in ("latents [2, 16]", "mlp.up.kernel", "mlp.down.kernel"):
+        assert name in str(error.value), str(error.value)
+    assert "misshapen" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": "other"}, "found format 'other', expected 'synth2_jax model'"),
+        ({"version": 2}, "found version 2, expected 1"),
+        ({"fingerprints": None}, "fingerprints: found None, expected a dict"),
+        ({"step": "3"}, "step: found '3', expected a int"),
+        ({"sha256": {"../secret": ""}}, "not beside it: ../secret"),
+        ({"model": {"tokenizr": {}}}, "config.json.model.tokenizr: unknown key; did you mean"),
+        ({"model_name": "generator"}, "holds a generator, expected a vlm"),
+    ],
+)
+def test_another_config_is_named(vlm, change, message):
+    description = json.loads((vlm / "config.json").read_text())
+    (vlm / "config.json").write_text(json.dumps({**description, **change}))
+    with pytest.raises(UserError) as error:
+        load_trained(vlm, "vlm")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_half_a_file_and_another_step_are_named(vlm):
+    with pytest.raises(UserError, match="found step 3, expected step 4"):
+        load_trained(vlm, "vlm", step=4)
+    file = vlm / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match="model.safetensors: found .* bytes, expected .* by its h"):
+        load_trained(vlm, "vlm")
+
+
+# --- mistakes ---
+
+
+def test_mistakes_of_the_call(runs, export, tmp_path, mistake):
+    def line(name, *options, output=tmp_path / "new"):
+        return mistake(["synth2", "export", str(runs / name), f"--output={output}", *options])
+
+    assert "no --output=FOLDER given" in line("vlm", output="")
+    assert "--part=vlm: of a .safetensors file" in line("vlm", "--part=vlm")
+    assert "--dtype: a tokenizer stays as it is" in line("tokenizer", "--dtype=bfloat16")
+    assert "--file-mib=0: expected a number of MiB" in line("vlm", "--file-mib=0")
+    assert "sampling steps: found 12, expected 1 to 4" in line("generator")
+    (tmp_path / "c.py").write_text(SAMPLING % {"smapler": {}})
+    given = f"--config={tmp_path / 'c.py'}"
+    assert "found ['smapler'], expected a section" in line("generator", given)
+    assert "samples: there is none" in line("tokenizer", given)
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_what_is_there_is_replaced_only_when_it_is_an_export(runs, vlm, tmp_path, mistake):
+    argv = ["synth2", "export", str(runs / "language_model"), f"--output={vlm}"]
+    before = (vlm / "config.json").read_text()
+    assert "is there already; --overwrite=true replaces it" in mistake(argv)
+    assert (vlm / "config.json").read_text() == before
+    assert main.main([*argv, "--overwrite=true"]) == 0
+    assert load_trained(vlm, "language_model") and not (vlm / "load_example.py").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("with_export", [True, False])
+def test_work_of_the_users_is_not_replaced(runs, vlm, mistake, with_export):
+    (vlm / "thesis.txt").write_text("years of work")
+    if not with_export:  # but another program's model
+        (vlm / "config.json").write_text('{"model_type": "bert"}')
+        (vlm / "thesis.txt").unlink()
+    before = {file.name: file.read_bytes() for file in vlm.iterdir()}
+    argv = ["synth2", "export", str(runs / "vlm"), f"--output={vlm}", "--overwrite=true"]
+    assert "is there and not an export alone, so it is not replaced" in mistake(argv)
+    assert {file.name: file.read_bytes() for file in vlm.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_what_was_there(runs, vlm, tmp_path, mistake, monkeypatch):
+    before = {file.name: file.read_bytes() for file in vlm.iterdir()}
+
+    def full(vlm, shapes, arrays, file_bytes):
+        (vlm / "model.safetensors").write_bytes(bytes(100))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stage, "write_folder", full)
+    argv = ["synth2", "export", str(runs / "vlm"), "--overwrite=true"]
+    for name in ("out", "new"):
+        line = mistake([*argv, f"--output={tmp_path / name}"])
+        assert "No space left on device; nothing is left of it, make room" in line
+    assert {file.name: file.read_bytes() for file in vlm.iterdir()} == before
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
+
+
+# --- other people's tools ---
+
+
+@pytest.mark.interop
+def test_hugging_faces_tools_read_it(runs, export, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(stage, "MIB", 1000)
+    folder = export("vlm", "--file-mib=20", "--license=apache-2.0", "--dtype=bfloat16")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    expected = open_safetensors(folder)
+    assert index["weight_map"].keys() == expected.keys()
+    total = 0
+    for file in set(index["weight_map"].values()):
+        for name, tensor in huggingface_hub.load_state_dict_from_file(folder / file).items():
+            assert index["weight_map"][name] == file
+            np.testing.assert_array_equal(tensor.float().numpy(), expected[name][...])
+            total += tensor.nbytes
+    assert total == index["metadata"]["total_size"]
+    card = huggingface_hub.ModelCard.load(folder / "README.md").data
+    assert (card.license, card.pipeline_tag) == ("apache-2.0", "image-to-text")
+    assert card.library_name == "synth2_jax"

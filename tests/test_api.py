@@ -1,0 +1,190 @@
+"""Captions and images without stages: what each depends on, and what may be given."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import synth2_jax
+from synth2_jax.data.images import encode_png
+from synth2_jax.errors import UserError
+from synth2_jax.sampling.guidance import GuidanceConfig
+from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.testing.untrained_runs import write_untrained_run
+
+DECODE = TextDecodeConfig("greedy", max_length=4)
+SAMPLER, GUIDANCE = ParallelDecodeConfig(num_steps=2, sample_temperature=3.0), GuidanceConfig(0.0)
+CAPTIONS = ["a red circle", "a blue star", "two rings", "a large square on the left"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("vlm", "generator"):
+        write_untrained_run(folder / name, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vlm(runs):
+    return synth2_jax.load_vlm(runs / "vlm", batch_size=3, decode=DECODE)
+
+
+@pytest.fixture(scope="module")
+def generator(runs):
+    return synth2_jax.load_generator(
+        runs / "generator", batch_size=3, sampler=SAMPLER, guidance=GUIDANCE
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+
+
+def test_a_caption_depends_on_its_image_alone(vlm, images):
+    captions = vlm.caption(images)
+    assert len(set(captions)) > 2
+    order = [3, 1, 4, 0, 2, 3]
+    assert vlm.caption(images[order]) == [captions[i] for i in order]
+    assert [vlm.caption(image) for image in images] == captions
+    assert vlm.caption([]) == []
+
+
+def test_pictures_of_all_kinds(vlm, images, tmp_path):
+    captions = vlm.caption(images)
+    path = tmp_path / "picture.png"
+    path.write_bytes(encode_png(images[0]))
+    assert vlm.caption([path, str(path), Image.fromarray(images[1]), images[2]]) == [
+        *(captions[0], captions[0], captions[1], captions[2])
+    ]
+    assert vlm.caption(str(path)) == vlm.caption(path) == captions[0]  # one gives one
+    assert vlm.caption(Image.fromarray(images[0])) == captions[0]
+
+
+def test_pictures_of_other_sizes_are_cut_and_scaled(vlm, images, tmp_path):
+    wide = np.zeros((32, 48, 3), np.uint8)
+    wide[:, 8:40] = images[3].repeat(2, axis=0).repeat(2, axis=1)
+    square = Image.fromarray(wide[:, 8:40]).resize((16, 16), Image.Resampling.BICUBIC)
+    expected = vlm.caption(np.asarray(square))
+    (tmp_path / "wide.png").write_bytes(encode_png(wide))
+    assert vlm.caption(Image.fromarray(wide)) == vlm.caption(tmp_path / "wide.png") == expected
+    tiny = Image.fromarray(images[0]).resize((3, 5))
+    assert isinstance(vlm.caption(tiny), str)
+
+
+def test_what_is_no_picture_is_named(vlm, images, tmp_path):
+    (tmp_path / "text.png").write_text("a red circle")
+    for given, message in (
+        (images.astype(np.float32), r"images\[0\]: found float32\[16, 16, 3\], expected uint8"),
+        ([images[0], images[1][:8]], r"images\[1\]: found uint8\[8, 16, 3\], expected uint8\[16, "),
+        (tmp_path / "none.png", "none.png: expected a picture, found .*No such file"),
+        (tmp_path / "text.png", "text.png: expected a picture, found not an image"),
+        (Image.new("F", (16, 16)), r"images\[0\]: .* found unsupported pixels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            vlm.caption(given)
+
+
+def test_an_image_depends_on_caption_seed_and_number_alone(generator):
+    made = generator.generate(CAPTIONS, seed=7)
+    assert made.tokens.dtype == np.int32 and len(made) == len(CAPTIONS)
+    again = [generator.generate(c, seed=7, first=i).tokens[0] for i, c in enumerate(CAPTIONS)]
+    np.testing.assert_array_equal(made.tokens, again)
+    assert (generator.generate(CAPTIONS, seed=8).tokens != made.tokens).any()
+    assert (generator.generate(CAPTIONS, seed=7, first=1).tokens != made.tokens).any()
+    same = generator.generate([CAPTIONS[0]] * 6, seed=7).tokens
+    assert len(np.unique(same, axis=0)) > 1
+
+
+@pytest.mark.slow  # compiles another batch size
+def test_images_are_those_of_the_stage(generator):
+    from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
+
+    config = SynthesizeConfig("", "", sampler=SAMPLER, guidance=GUIDANCE, batch_size=4, seed=7)
+    expected = TokenGenerator(generator.trained, config)(CAPTIONS, range(4))
+    np.testing.assert_array_equal(generator.generate(CAPTIONS, seed=7).tokens, expected)
+
+
+def test_embeddings_are_codes_and_images_come_when_they_are_asked_for(generator):
+    made = generator.generate(CAPTIONS)
+    codebook = np.asarray(generator.trained.params["tokenizer"]["quantizer"]["codebook"])
+    np.testing.assert_array_equal(made.embeddings, codebook[made.tokens])
+    assert "images" not in vars(made)
+    assert made.images.shape == (4, 16, 16, 3) and made.images.dtype == np.uint8
+    assert made.images is made.images
+    nothing = generator.generate([])
+    assert nothing.tokens.shape == (0, 4) and nothing.embeddings.shape == (0, 4, 4)
+    assert nothing.images.shape == (0, 16, 16, 3)
+
+
+def test_decoded_images_are_those_of_tokenize(generator):
+    from synth2_jax.stages.tokenize import decode_images
+
+    made = generator.generate(CAPTIONS)
+    np.testing.assert_array_equal(made.images, decode_images(generator.trained, made.tokens))
+
+
+def test_captions_that_cannot_be_drawn_are_named(generator):
+    for captions, message in (
+        (["a star", ""], r"captions\[1\]: found '', expected a text"),
+        (["a star", 3], r"captions\[1\]: found 3, expected a text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generator.generate(captions)
+    for number in ({"seed": -1}, {"seed": 2**32}, {"first": -1}, {"first": 2**32}):
+        with pytest.raises(UserError, match="expected each from 0"):
+            generator.generate("a star", **number)
+
+
+def test_mistakes_in_loading(runs, tmp_path):
+    for path, options, message in (
+        (runs / "generator", {}, "generator: holds a generator, expected a vlm"),
+        (tmp_path, {}, "expected checkpoint steps"),
+        (tmp_path / "none", {}, "no such folder, expected the workdir"),
+        ("", {}, "vlm: no checkpoint given"),
+        (runs / "vlm", {"batch_size": 0}, "batch_size: found 0, expected 1 or more"),
+        (runs / "vlm", {"decode": TextDecodeConfig("nucleus")}, "expected greedy or beam"),
+    ):
+        with pytest.raises(UserError, match=message):
+            synth2_jax.load_vlm(path, **options)
+    with pytest.raises(UserError, match="sampling steps: found 12, expected 1 to 4"):
+        synth2_jax.load_generator(runs / "generator")
+
+
+def test_the_package_itself_is_light_and_says_what_it_has():
+    program = (
+        "import sys, synth2_jax; assert not {'jax', 'numpy'} & set(sys.modules); "
+        "assert {'load_vlm', 'load_generator', '__version__'} <= set(dir(synth2_jax))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'load_vml'"):
+        synth2_jax.load_vml  # noqa: B018
+
+
+@pytest.mark.slow  # a process of its own
+def test_no_tensorflow_is_imported(runs, compilation_cache):
+    program = """
+import sys
+import numpy as np
+import synth2_jax
+from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.sampling.text_decode import TextDecodeConfig
+vlm = synth2_jax.load_vlm(sys.argv[1], batch_size=3, decode=TextDecodeConfig("greedy", 4))
+assert vlm.caption(np.zeros((16, 16, 3), np.uint8))
+sampler = ParallelDecodeConfig(num_steps=2)
+generator = synth2_jax.load_generator(sys.argv[2], batch_size=3, sampler=sampler)
+made = generator.generate("a star")
+shapes = [array.shape for array in (made.tokens, made.embeddings, made.images)]
+assert shapes == [(1, 4), (1, 4, 4), (1, 16, 16, 3)], shapes
+assert not {"tensorflow", "seqio", "clu"} & set(sys.modules)
+"""
+    subprocess.run(
+        [sys.executable, "-c", program, str(runs / "vlm"), str(runs / "generator")],
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
