@@ -1,14 +1,16 @@
-"""`synth2 evaluate`: captions images by a trained VLM and scores the captions.
+"""`synth2 evaluate`: captions images by a trained VLM, or answers questions, and scores the texts.
 
-Writes to the workdir: captions.jsonl (key, caption, references) and results.json. Only parameters
-are restored, on however many devices there are.
+Writes to the workdir: captions.jsonl (key, caption, references), results.json, and for the scorers
+of the data sets predictions.json and, of captions, references.json (see `coco_files`). Only
+parameters are restored, on however many devices there are.
 
-Legend: B batch, N image tokens, T text tokens.
+Legend: B batch, I images a text, N image tokens, P prompt tokens, T text tokens.
 """
 
+import collections
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,19 +21,28 @@ from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import ReferencedImage, read_references
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import write_json, write_json_lines
 from synth2_jax.models.vlm import VLM
-from synth2_jax.sampling.captions import make_caption
+from synth2_jax.sampling.captions import make_caption, make_prompted_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.scenes import dataset
 from synth2_jax.scenes import scores as scenes_scores
-from synth2_jax.scoring.captions import cider_d, score_captions
+from synth2_jax.scoring import feature_model
+from synth2_jax.scoring.captions import PAPER_SCALE, cider_d, cider_plain, score_captions
+from synth2_jax.scoring.meteor import check_meteor, meteor
+from synth2_jax.scoring.vqa import score_answers
+from synth2_jax.stages import coco_files
+from synth2_jax.stages.clip_results import clip_results
+from synth2_jax.stages.protocol import ProtocolConfig, is_plain, make_prompts
+from synth2_jax.stages.trained import load_trained
 from synth2_jax.training.objectives import VLMObjective
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Objective, Params
-from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import load_vocabulary
+
+MORE_SCORES = {"cider_plain": cider_plain, "meteor": meteor}
+_PROMPT_STEP = 32  # prompts are padded to multiples: one compilation for all lengths up to one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,11 @@ class EvaluateConfig:
       max_images: the first so many; None for all.
       batch_size: images a batch, over all devices.
       decode: greedy, or beam (Flamingo: 3 beams).
+      protocol: what is asked for, after which examples.
+      more_scores: of captions: "cider_plain", CIDEr as first defined; "meteor", where Java is.
+      feature_model: MODULE:FUNCTION or FILE.py:FUNCTION of a CLIP (see `scoring.feature_model`), by
+        which captions get their CLIPScore; of the pictures as the tokenizer decodes them. While a
+        VLM is trained it is not asked.
       scenes_split: when the images are of this split of Scenes, objects are scored too, and CIDEr
         apart for pictures with and without a combination that the split `real` never shows.
       mesh: where the model lies.
@@ -54,6 +70,9 @@ class EvaluateConfig:
     max_images: int | None = None
     batch_size: int = 128
     decode: TextDecodeConfig = TextDecodeConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
+    more_scores: tuple[str, ...] = ()
+    feature_model: str = ""
     scenes_split: str = ""
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
@@ -61,6 +80,18 @@ class EvaluateConfig:
         if self.scenes_split:
             dataset.split_size(self.scenes_split)  # raises on an unknown name
         config_lib.check_counts(self, "evaluate", "batch_size", "max_images")
+        for name in self.more_scores:
+            if name not in MORE_SCORES:
+                raise UserError(
+                    f"evaluate.more_scores: unknown {name!r}; {nearest(name, MORE_SCORES)}"
+                )
+        if "meteor" in self.more_scores:
+            check_meteor()  # now, not after an hour of captions
+        of_captions = self.scenes_split or self.more_scores or self.feature_model
+        if self.protocol.task == "vqa" and of_captions:
+            raise UserError(
+                f"evaluate: found {of_captions!r}, a score of captions, with protocol.task vqa"
+            )
 
 
 class CaptionScorer:
@@ -99,37 +130,90 @@ class CaptionScorer:
             raise UserError(
                 f"evaluate.scenes_split: found {split!r}, but the first image is {first!r}"
             )
-        prompt = self._vocabulary.encode(data.prompt)
-        caption = make_caption(VLM(objective.task.vlm), prompt, config.decode)
+        if config.protocol.task == "vqa":
+            _check_questions(config.folder, self.images)
+        if config.protocol.by_domain:
+            _domains(config.folder, self.images)  # raises where there are none
+        self._prompts = None
+        if not is_plain(config.protocol, self.images):
+            self._prompts = make_prompts(
+                self.images,
+                config.protocol,
+                self._vocabulary,
+                data.prompt,
+                fingerprints["tokenizer"],
+            )
+        model = VLM(objective.task.vlm)
+        caption = make_caption(model, self._vocabulary.encode(data.prompt), config.decode)
+        prompted_caption = make_prompted_caption(model, config.decode)
 
-        def caption_tokens(params: Params, image_tokens_BN: jax.Array) -> jax.Array:
+        def caption_tokens(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
             with sharding.constraints(mesh, rules):
-                embeddings_BNC = objective.image_embeddings(params, image_tokens_BN)
+                embeddings_BNC = objective.image_embeddings(params, batch["image_tokens"])
                 return caption(params["vlm"], embeddings_BNC)[0]
 
+        def prompted_tokens(
+            params: Params, batch: Mapping[str, jax.Array], length: jax.Array
+        ) -> jax.Array:
+            with sharding.constraints(mesh, rules):
+                tokens_BIN = batch["image_tokens"]
+                embeddings = objective.image_embeddings(
+                    params, tokens_BIN.reshape((-1, tokens_BIN.shape[-1]))
+                )
+                embeddings_BINC = embeddings.reshape((*tokens_BIN.shape, -1))
+                return prompted_caption(
+                    params["vlm"], embeddings_BINC, batch["inputs"], batch["image_of_text"], length
+                )[0]
+
         # Gathered here, once: every process then has the captions of all.
-        self._caption_tokens = jax.jit(
-            caption_tokens, out_shardings=NamedSharding(mesh, PartitionSpec())
-        )
+        gathered = NamedSharding(mesh, PartitionSpec())
+        self._caption_tokens = jax.jit(caption_tokens, out_shardings=gathered)
+        self._prompted_tokens = jax.jit(prompted_tokens, out_shardings=gathered)
         self._mesh = mesh
         sharding.check_rows(config.batch_size, mesh, "evaluate.batch_size")
 
     def captions(self, params: Params) -> list[str]:
         """One caption an image, on every process."""
-        written: list[str] = []
-        size = self._config.batch_size
-        rows = size // jax.process_count()
-        mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-        for start in range(0, len(self.images), size):
+        written: dict[int, str] = {}
+        for numbers in self._batches():
             if self._stop and self._stop.requested():
                 self._stop.exit()
-            tokens = [image.image_tokens for image in self.images[start : start + size]]
-            num_images = len(tokens)
-            tokens += [tokens[-1]] * (size - num_images)  # one shape, one compilation
-            batch = sharding.put_batch({"image_tokens": np.stack(tokens[mine])}, self._mesh)
-            ids_BT = np.asarray(self._caption_tokens(params, batch["image_tokens"]))[:num_images]
-            written += [self._vocabulary.decode(ids.tolist()) for ids in ids_BT]
-        return written
+            ids_BT = np.asarray(self._written(params, numbers))
+            for number, ids in zip(numbers, ids_BT, strict=False):  # the rest fills the batch up
+                written[number] = self._vocabulary.decode(ids.tolist())
+        return [written[number] for number in range(len(self.images))]
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Numbers of images; those of one batch have prompts of one length."""
+        groups: dict[int, list[int]] = collections.defaultdict(list)
+        for number in range(len(self.images)):
+            groups[len(self._prompts[number].inputs) if self._prompts else 0].append(number)
+        size = self._config.batch_size
+        for _, numbers in sorted(groups.items()):
+            yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+    def _written(self, params: Params, numbers: Sequence[int]) -> jax.Array:
+        """Token ids of a batch; it is filled up with its last image: one shape, one compilation."""
+        size = self._config.batch_size
+        rows = size // jax.process_count()
+        filled = [*numbers, *[numbers[-1]] * (size - len(numbers))]
+        mine = filled[jax.process_index() * rows : (jax.process_index() + 1) * rows]
+        if not self._prompts:
+            tokens_BN = np.stack([self.images[number].image_tokens for number in mine])
+            batch = sharding.put_batch({"image_tokens": tokens_BN}, self._mesh)
+            return self._caption_tokens(params, batch)
+        prompts = [self._prompts[number] for number in mine]
+        length = len(prompts[0].inputs)
+        padding = (0,) * (-length % _PROMPT_STEP)
+        arrays = {
+            "image_tokens": np.stack([np.stack(prompt.images) for prompt in prompts]),
+            "inputs": np.array([prompt.inputs + padding for prompt in prompts], np.int32),
+            "image_of_text": np.array(
+                [prompt.image_of_text + padding for prompt in prompts], np.int32
+            ),
+        }
+        batch = sharding.put_batch(arrays, self._mesh)
+        return self._prompted_tokens(params, batch, np.int32(length))
 
     def scores(self, params: Params) -> dict[str, float]:
         """Numbers only, for training's metrics."""
@@ -138,15 +222,41 @@ class CaptionScorer:
 
     def score(self, captions: Sequence[str]) -> dict[str, Any]:
         """Scores x100 as papers print them, and with `scenes_split` shares of objects right."""
-        results = score_captions(captions, [image.references for image in self.images])
+        references = [image.references for image in self.images]
+        if self._config.protocol.task == "vqa":
+            return score_answers(captions, references)
+        results = self._caption_scores(captions, references)
+        if self._config.protocol.by_domain:
+            for domain, numbers in _domains(self._config.folder, self.images).items():
+                found = self._caption_scores(
+                    [captions[number] for number in numbers],
+                    [references[number] for number in numbers],
+                )
+                results |= {f"{name}/{domain}": value for name, value in found.items()}
         if self._config.scenes_split:
             results |= _scenes_results(captions, self.images)
+        return results
+
+    def _caption_scores(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> dict[str, Any]:
+        results = score_captions(captions, references)
+        for name in self._config.more_scores:
+            score = MORE_SCORES[name](captions, references)
+            results |= {
+                name: PAPER_SCALE * score.corpus,
+                f"provenance of {name}": f"{score.provenance}, scale=x{PAPER_SCALE:g}",
+            }
         return results
 
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
     """Evaluates and writes; returns the results."""
     cfg = config_lib.build(EvaluateConfig, config)
+    if cfg.feature_model:
+        feature_model.load(cfg.feature_model)  # a mistake in it comes to light now
+        if jax.process_count() > 1:
+            raise UserError("evaluate.feature_model: found several processes, expected one")
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     trained = load_trained(cfg.vlm, "vlm", mesh=mesh, rules=rules)
     with StopSignal() as stop:
@@ -155,6 +265,8 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         scorer = CaptionScorer(trained.objective, cfg, data, fingerprints, mesh, rules, stop)
         captions = scorer.captions(trained.params)
     results = scorer.score(captions) | {"vlm": trained.provenance("vlm")}
+    if cfg.feature_model:
+        results |= clip_results(cfg.feature_model, trained, scorer.images, captions, cfg.batch_size)
     if jax.process_index():
         return results
     folder = pathlib.Path(workdir)
@@ -162,13 +274,43 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         folder / "captions.jsonl",
         [
             {"key": image.key, "caption": caption, "references": image.references}
+            | ({"prompt": image.prompt} if image.prompt else {})
             for image, caption in zip(scorer.images, captions, strict=True)
         ],
     )
+    if cfg.protocol.task == "vqa":
+        write_json(folder / "predictions.json", coco_files.answer_results(scorer.images, captions))
+    else:
+        write_json(folder / "predictions.json", coco_files.caption_results(scorer.images, captions))
+        write_json(folder / "references.json", coco_files.caption_annotations(scorer.images))
     write_json(folder / "results.json", results)
     for name, value in results.items():
         print(f"{name:>16}  {value:.4g}" if isinstance(value, float) else f"{name:>16}  {value}")
     return results
+
+
+def _check_questions(folder: str, images: Sequence[ReferencedImage]) -> None:
+    for image in images:
+        if not image.prompt or len(image.references) < 2:
+            raise UserError(
+                f"pairs {folder}: {image.key!r} has the prompt {image.prompt!r} and "
+                f"{len(image.references)} answers, expected a question and the answers of several "
+                "people; tokenize with config.source.format=vqa and config.source.answers=all"
+            )
+
+
+def _domains(folder: str, images: Sequence[ReferencedImage]) -> dict[str, list[int]]:
+    """{NAME: numbers of the images whose keys are NAME/...}."""
+    domains: dict[str, list[int]] = collections.defaultdict(list)
+    for number, image in enumerate(images):
+        name, slash, _ = image.key.partition("/")
+        if not slash:
+            raise UserError(
+                f"pairs {folder}: evaluate.protocol.by_domain expects keys such as in-domain/42, "
+                f"found {image.key!r}"
+            )
+        domains[name].append(number)
+    return dict(sorted(domains.items()))
 
 
 def _scenes_results(
