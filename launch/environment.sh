@@ -26,11 +26,12 @@ ready() {
   [[ -x .venv/bin/python && $(stamped) == "$wanted" ]] || return
   for extra in "$@"; do [[ $(stamped "$extra") == "$wanted" ]] || return; done
 }
-install() {
-  .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[$1]" >&2 && return
+pip_install() {
+  .venv/bin/python -m pip install -qq --disable-pip-version-check "$@" >&2 && return
   say "pip could not install the packages; its reason stands above"
   exit 1
 }
+install() { pip_install -c constraints.txt -e ".[$1]"; }
 
 # Prints the version of an interpreter that fits. It is run, as a name on PATH proves nothing (pyenv
 # leaves names that only fail) and Debian's python3 may lack what `-m venv` needs.
@@ -88,6 +89,10 @@ for extra in "$@"; do
   if ready "$extra"; then continue; fi
   say "installing the extra $extra into .venv"
   install "$extra"
+  if [[ $extra == interop ]]; then
+    read -ra alone < <(sed -n 's/^# --no-deps //p' constraints.txt) || true
+    if ((${#alone[@]})); then pip_install --no-deps "${alone[@]}"; fi
+  fi
   printf '%s\n' "$wanted" >"$stamp-$extra"
 done
 say "done"

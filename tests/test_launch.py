@@ -108,6 +108,16 @@ def test_an_extra_is_installed_once_and_again_after_a_change(checkout):
     assert checkout.extras() == ["data,dev", "interop"] * 2
 
 
+def test_what_is_to_be_installed_alone_is(checkout):
+    (checkout.root / "constraints.txt").write_text("# --no-deps one==1 two==2\nnumpy==1\n")
+    assert checkout.run("environment.sh", "interop").returncode == 0
+    assert checkout.calls.read_text().splitlines() == [
+        "pip .[data,dev]",
+        "pip .[interop]",
+        "pip two==2",
+    ]
+
+
 def test_an_extra_that_cannot_be_installed_is_tried_again(checkout):
     checkout.run("environment.sh")
     assert checkout.run("environment.sh", "interop", PIP="bad").returncode == 1
