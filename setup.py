@@ -61,8 +61,8 @@ setuptools.setup(
             "pycocoevalcap>=1.2",
             "torch>=2.6",
             "transformers>=5",
-            *("chex", "einops", "grain", "jaxtyping", "lark", "mediapy", "pandas", "tensorboard"),
-            "typeguard",
+            *("chex", "einops", "grain", "jaxtyping", "lark", "mediapy", "pandas", "portpicker"),
+            *("tensorboard", "typeguard>=4.4.1"),
         ],
         # `synth2 captions` by a server, and `synth2 report` by another embedding of sentences.
         "openai": ["openai>=3"],

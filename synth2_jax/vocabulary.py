@@ -81,6 +81,14 @@ class Vocabulary:
                 kept.append(int(token))
         return self._model.decode(kept)
 
+    def check_rows(self, num_rows: int, where: str) -> None:
+        """Raises UserError where there are more pieces than the `num_rows` of a new table."""
+        if num_rows < self.size:
+            raise UserError(
+                f"{where}.vocab_size: found {num_rows}, expected at least the vocabulary's "
+                f"{self.size}"
+            )
+
     def check_table(self, num_rows: int, where: str) -> None:
         """Raises UserError unless a pretrained table of `num_rows` embeddings is of these pieces.
 

@@ -59,7 +59,7 @@ def stage_of(path):
 
 def variants(path):
     """FILE, and FILE:WORD for the words that its get_config tells of."""
-    words = sorted(set(re.findall(r"`:([a-z,]+)`", path.read_text())))
+    words = sorted(set(re.findall(r"`:([a-z0-9,]+)`", path.read_text())))
     return [str(path), *(f"{path}:{word}" for word in words)]
 
 

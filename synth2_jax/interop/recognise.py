@@ -37,8 +37,13 @@ _BY_NAMES = {
     "diffusers_vq": (r"^encoder\.down_blocks\.0\.", r"^quantize\.embedding\.weight$"),
     "taming": (r"^encoder\.down\.0\.block\.0\.", r"^quantize\.embedding\.weight$"),
     "hugging_face_t5": (r"^encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight$",),
-    "hugging_face_gemma": (r"^model\..*layers\.0\.pre_feedforward_layernorm\.weight$",),
-    "gemma": (r"(^|/)embedder/input_embedding", r"(^|/)layer_0/attn/"),
+    "hugging_face_gemma": (
+        r"^(language_model\.)?model\..*layers\.0\.pre_feedforward_layernorm\.weight$",
+    ),
+    "gemma": (
+        r"(^|/)embedder/input_embedding",
+        r"(^|/)(layer_0|stacked_layers/attention_type_0)/attn/",
+    ),
     "t5x": (r"^(state/)?target/(encoder|decoder|token_embedder)/",),
 }
 _HUGGING_FACE = {

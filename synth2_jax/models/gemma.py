@@ -89,6 +89,10 @@ class GemmaConfig:
             *("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim"),
             *("mlp_dim", "sliding_window", "query_dim", "bos_id"),
         )
+        if self.local_layers < 0:
+            raise UserError(
+                f"language_model.local_layers: found {self.local_layers}, expected 0 or more"
+            )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"language_model.num_kv_heads: found {self.num_kv_heads}, expected a divisor of "

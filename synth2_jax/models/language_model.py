@@ -62,11 +62,7 @@ class LanguageModelConfig:
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
         """Raises UserError where the vocabulary has more pieces than there are embeddings."""
-        if self.vocab_size < vocabulary.size:
-            raise UserError(
-                f"{where}.vocab_size: found {self.vocab_size}, expected at least the vocabulary's "
-                f"{vocabulary.size}"
-            )
+        vocabulary.check_rows(self.vocab_size, where)
 
     def make(self) -> "LanguageModel":
         """The model; each kind of language model has a config of its own that makes it."""

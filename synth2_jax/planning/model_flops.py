@@ -153,7 +153,8 @@ def _language_model(
     """A frozen one passes the gradient on to the cross-attention between its layers."""
     inner, width = config.num_heads * config.head_dim, config.embed_dim
     tokens = batch * length
-    weights = 4 * width * inner + 3 * width * config.mlp_dim
+    attention = 2 * width * (inner + config.num_kv_heads * config.head_dim)
+    weights = attention + 3 * width * config.mlp_dim
     layer = _matrix(tokens, weights, trained=trained)
     layer += _attention(batch, length, length, inner)
     head = _matrix(tokens, width * config.vocab_size, trained=trained)

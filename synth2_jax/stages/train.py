@@ -329,13 +329,14 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
             f"{task.text_length}"
         )
     if cfg.data.source != "fake" and cfg.data.vocabulary:  # without one, who reads it complains
-        found = operator.attrgetter(part)(task).vocab_size
-        size = load_vocabulary(cfg.data.vocabulary).size
-        if found < size:
-            raise UserError(
-                f"{where}.model.{part}.vocab_size: found {found}, expected at least the "
-                f"vocabulary's {size}"
-            )
+        read_by, name = operator.attrgetter(part)(task), f"{where}.model.{part}"
+        vocabulary = load_vocabulary(cfg.data.vocabulary)
+        if cfg.model_name != "generator":
+            read_by.check_vocabulary(vocabulary, name)
+        elif task.freeze_text_encoder:
+            vocabulary.check_table(read_by.vocab_size, name)
+        else:
+            vocabulary.check_rows(read_by.vocab_size, name)
     if cfg.validation.data is not None:
         for name in ("text_length", "vocabulary", "prompt"):
             held_out, trained_on = getattr(cfg.validation.data, name), getattr(cfg.data, name)
