@@ -141,7 +141,9 @@ class Captioner:
         self._batch_size = batch_size
         self._vocabulary, prompt = _text_of(trained)
         encode = make_encode(task.tokenizer)
-        caption = make_caption(VLM(task.vlm), self._vocabulary.encode(prompt), decode)
+        prompt_ids = self._vocabulary.encode(prompt)
+        end_id = self._vocabulary.end_id(prompt_ids)
+        caption = make_caption(VLM(task.vlm), prompt_ids, decode, end_id)
 
         def caption_ids(params, images):
             image_tokens_BN = encode(params["tokenizer"], images)

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "interop": {"layers", "models"},
     "planning": {"layers", "models", "losses", "sampling", "training"},
     "data": {"scenes", "captioners.prompts", "testing.fake_batches"},
-    "testing": {"layers", "models", "losses", "sampling", "training"},
+    "testing": {"layers", "models", "losses", "sampling", "training", "captioners.prompts"},
     "stages": {
         *("layers", "models", "losses", "sampling", "training"),
         *("scenes", "captioners", "data", "scoring", "interop", "testing", "planning"),

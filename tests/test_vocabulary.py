@@ -14,6 +14,7 @@ from synth2_jax.captioners.prompts import (
 from synth2_jax.errors import UserError
 from synth2_jax.scenes import dataset
 from synth2_jax.scenes import vocabulary as scenes_vocabulary
+from synth2_jax.testing.chat_vocabulary import chat_vocabulary
 from synth2_jax.vocabulary import (
     BUILT_IN,
     END_OF_TURN,
@@ -118,28 +119,7 @@ def test_a_trained_model_reads_its_letters(tmp_path):
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
-    """A vocabulary with the special pieces of Gemma's, where Gemma has them."""
-    model = io.BytesIO()
-    unused = [f"<unused{i}>" for i in range(101)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["user model a red circle of <b> 1 thing. Output:"] * 9),
-        model_writer=model,
-        vocab_size=600,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        user_defined_symbols=["<mask>", *unused[:100], START_OF_TURN, END_OF_TURN, "\n"],
-        minloglevel=2,
-    )
-    path = tmp_path_factory.mktemp("chat") / "chat.model"
-    path.write_bytes(model.getvalue())
-    return load_vocabulary(str(path))
+    return chat_vocabulary(tmp_path_factory.mktemp("chat") / "chat.model")
 
 
 def test_special_ids_are_read_from_the_model(vocabulary, chat):

@@ -4,6 +4,7 @@ Legend: B batch, P prompt tokens, T generated tokens.
 """
 
 import collections
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,28 +49,31 @@ class LanguageModelSource:
         self._vocabulary = vocabulary
         self._batch_size = batch_size
         self._params = jax.device_put(params)
-        self._write = jax.jit(make_write(config.make(), decode))
+        model = config.make()
+        self._write = functools.cache(
+            lambda end_id: jax.jit(make_write(model, decode, end_id))  # one program an end
+        )
         self._key = jax.random.key(seed)
         self._row_keys = jax.jit(
             jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(self._key, row[0]), row[1]))
         )
 
     def write(self, requests: Sequence[Request]) -> Iterator[Draft]:
-        """Drafts in an order of their own: batched by length of prompt."""
-        by_length = collections.defaultdict(list)
+        """Drafts in an order of their own: batched by length of prompt and by what ends it."""
+        groups = collections.defaultdict(list)
         for request in requests:
             prompt = self._vocabulary.encode(request.prompt)
-            by_length[len(prompt)].append((request, prompt))
-        for group in by_length.values():
+            groups[len(prompt), self._vocabulary.end_id(prompt)].append((request, prompt))
+        for (_, end_id), group in groups.items():
             for start in range(0, len(group), self._batch_size):
-                yield from self._write_batch(group[start : start + self._batch_size])
+                yield from self._write_batch(group[start : start + self._batch_size], end_id)
 
-    def _write_batch(self, rows: list) -> Iterator[Draft]:
+    def _write_batch(self, rows: list, end_id: int) -> Iterator[Draft]:
         filled = rows + [rows[-1]] * (self._batch_size - len(rows))  # one shape, one compilation
         keys_B = self._row_keys(np.array([(r.class_index, r.draw) for r, _ in filled], np.uint32))
         prompts_BP = np.array([prompt for _, prompt in filled], np.int32)
-        ids_BT = np.asarray(self._write(self._params, prompts_BP, keys_B)[0])
-        for (request, prompt), ids in zip(rows, ids_BT[: len(rows)], strict=True):
+        ids_BT = np.asarray(self._write(end_id)(self._params, prompts_BP, keys_B)[0])
+        for (request, _), ids in zip(rows, ids_BT[: len(rows)], strict=True):
             text = self._vocabulary.decode(ids.tolist())
-            finished = bool(np.isin(ids, (EOS_ID, self._vocabulary.end_id(prompt))).any())
+            finished = bool(np.isin(ids, (EOS_ID, end_id)).any())
             yield Draft(request.class_name, request.draw, text, finished)

@@ -26,6 +26,7 @@ from synth2_jax.data.preprocessors import (
 )
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.vocabulary import END_OF_TURN, START_OF_TURN
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 _TEXT = _Spec(tf.string, rank=0)
@@ -75,7 +76,20 @@ class _BlockConverter(seqio.FeatureConverter):
             block["prompt"] if prompted else tf.zeros_like(block["caption"])
         )
         prompts = tf.gather(self._vocabulary.encode_tf(distinct), index_B)
-        return text_targets(prompts, captions, length, self._vocabulary.eos_id)
+        return text_targets(prompts, captions, length, tf.gather(self._ends(distinct), index_B))
+
+    def _ends(self, prompts: tf.Tensor) -> tf.Tensor:
+        """What ends the text after each prompt, as `Vocabulary.end_id` says."""
+        ends = tf.fill(tf.shape(prompts), self._vocabulary.eos_id)
+        pieces = self._vocabulary.tokenizer
+        end_of_turn = pieces.piece_to_id(END_OF_TURN)
+        if end_of_turn == pieces.unk_id():
+            return ends
+        closed = f"(?s){START_OF_TURN}.*?{END_OF_TURN}"
+        opened = tf.strings.regex_full_match(
+            tf.strings.regex_replace(prompts, closed, ""), f"(?s).*{START_OF_TURN}.*"
+        )
+        return tf.where(opened, end_of_turn, ends)
 
 
 def _pair(block: Features, lengths: Mapping[str, int]) -> Features:

@@ -103,22 +103,22 @@ def decode_text_features(
 
 
 def text_targets(
-    prompts: tf.RaggedTensor, captions: tf.RaggedTensor, length: int, eos_id: int
+    prompts: tf.RaggedTensor, captions: tf.RaggedTensor, length: int, ends_B: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """prompt + caption + eos, padded with 0; a caption too long loses its end, not its eos.
+    """prompt + caption + end, padded with 0; a caption too long loses words, not its end token.
 
     Args:
       prompts: i32[B, (P)]
-      captions: i32[B, (any)], without eos.
+      captions: i32[B, (any)], without what ends them.
       length: T.
-      eos_id: end of sentence.
+      ends_B: i32, what ends each caption: end of sentence, or of the turn that its prompt opens.
 
     Returns:
       text_tokens i32[B,T]; text_mask bool[B,T], true on all but padding; loss_mask bool[B,T],
-      true on caption and eos. A row whose prompt leaves no room has at most its eos there.
+      true on caption and end. A row whose prompt leaves no room has at most its end there.
     """
     ids = tf.concat([prompts, captions], axis=1)[:, : length - 1]
-    ids = tf.concat([ids, tf.fill([ids.nrows(), 1], eos_id)], axis=1)
+    ids = tf.concat([ids, ends_B[:, None]], axis=1)
     text_mask_BT = tf.sequence_mask(ids.row_lengths(), length)
     prompt_mask_BT = tf.sequence_mask(prompts.row_lengths(), length)
     text_tokens_BT = ids.to_tensor(0, shape=[None, length])

@@ -13,14 +13,16 @@ import jax.numpy as jnp
 from synth2_jax.models.language_model import LanguageModel, init_cache, shift_right
 from synth2_jax.models.vlm import VLM
 from synth2_jax.sampling.text_decode import TextDecodeConfig, decode
+from synth2_jax.vocabulary import EOS_ID
 
 
 def make_caption(
-    model: VLM, prompt_tokens: list[int], config: TextDecodeConfig
+    model: VLM, prompt_tokens: list[int], config: TextDecodeConfig, eos_id: int = EOS_ID
 ) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
     """Returns `(params, image_embeddings_BNC) -> (ids_BT, scores_B)`, to be jitted.
 
-    Every image gets the same prompt; nucleus decoding is for text alone (`make_write`).
+    Every image gets the same prompt; nucleus decoding is for text alone (`make_write`). `eos_id`
+    ends a caption: what `Vocabulary.end_id` says of the prompt.
     """
 
     def caption(params, image_embeddings_BNC):
@@ -34,13 +36,13 @@ def make_caption(
         def step(tokens_BT, cache):
             return model.apply(variables, tokens_BT, cache, visual, method="step")
 
-        return _decode_after(step, model.config.language_model, prompts_BP, config, None)
+        return _decode_after(step, model.config.language_model, prompts_BP, config, eos_id, None)
 
     return caption
 
 
 def make_prompted_caption(
-    model: VLM, config: TextDecodeConfig
+    model: VLM, config: TextDecodeConfig, eos_id: int = EOS_ID
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Returns `(params, image_embeddings_BINC, inputs_BP, image_of_text_BP, length) -> (ids_BT,
     scores_B)`, to be jitted.
@@ -71,13 +73,13 @@ def make_prompted_caption(
         cache = cache.replace(index=jnp.asarray(length, jnp.int32) - 1)
         last_B1 = jax.lax.dynamic_slice_in_dim(inputs_BP, length - 1, 1, axis=1)
         logits_B1V, cache = read_last(last_B1, cache)
-        return _decode(read_last, logits_B1V[:, 0], cache, config, None)
+        return _decode(read_last, logits_B1V[:, 0], cache, config, eos_id, None)
 
     return caption
 
 
 def make_write(
-    model: LanguageModel, config: TextDecodeConfig
+    model: LanguageModel, config: TextDecodeConfig, eos_id: int = EOS_ID
 ) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Returns `(params, prompts_BP, keys_B) -> (ids_BT, scores_B)`, to be jitted; one key a row."""
 
@@ -85,26 +87,26 @@ def make_write(
         def step(tokens_BT, cache):
             return model.apply({"params": params}, tokens_BT, cache, method="step")
 
-        return _decode_after(step, model.config, prompts_BP, config, keys_B)
+        return _decode_after(step, model.config, prompts_BP, config, eos_id, keys_B)
 
     return write
 
 
-def _decode_after(step, language_model, prompts_BP, config, keys_B):
+def _decode_after(step, language_model, prompts_BP, config, eos_id, keys_B):
     """Puts the prompts into the cache in one go, then decodes."""
     batch_size, prompt_length = prompts_BP.shape
     cache = init_cache(language_model, batch_size, prompt_length + config.max_length)
     # The inputs are the start token and the prompt, of which the last is fed with what it predicts.
     inputs = jnp.concatenate([shift_right(prompts_BP), prompts_BP[:, -1:]], axis=1)
     logits_BPV, cache = step(inputs, cache)
-    return _decode(step, logits_BPV[:, -1], cache, config, keys_B)
+    return _decode(step, logits_BPV[:, -1], cache, config, eos_id, keys_B)
 
 
-def _decode(step, logits_BV, cache, config, keys_B):
+def _decode(step, logits_BV, cache, config, eos_id, keys_B):
     """Goes on from a cache that holds the prompt, one token a row at a time."""
 
     def step_fn(tokens_B, cache):
         logits, cache = step(tokens_B[:, None], cache)
         return logits[:, 0], cache
 
-    return decode(step_fn, logits_BV, cache, config, keys_B=keys_B)
+    return decode(step_fn, logits_BV, cache, config, keys_B=keys_B, eos_id=eos_id)

@@ -70,10 +70,11 @@ def decode(
     *,
     keys_B: jax.Array | None = None,
     cache_batch_axis: int = 1,
+    eos_id: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Decodes as `config` says; nucleus needs `keys_B`, one key a row."""
     if config.method == "greedy":
-        return greedy(step_fn, logits_BV, cache, max_length=config.max_length)
+        return greedy(step_fn, logits_BV, cache, max_length=config.max_length, eos_id=eos_id)
     if config.method == "beam":
         return beam(
             step_fn,
@@ -83,6 +84,7 @@ def decode(
             num_beams=config.num_beams,
             length_penalty=config.length_penalty,
             cache_batch_axis=cache_batch_axis,
+            eos_id=eos_id,
         )
     if keys_B is None:
         raise ValueError("nucleus decoding needs keys_B, one key a row")
@@ -94,6 +96,7 @@ def decode(
         max_length=config.max_length,
         temperature=config.temperature,
         top_p=config.top_p,
+        eos_id=eos_id,
     )
 
 

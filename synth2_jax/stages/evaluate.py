@@ -144,8 +144,10 @@ class CaptionScorer:
                 fingerprints["tokenizer"],
             )
         model = VLM(objective.task.vlm)
-        caption = make_caption(model, self._vocabulary.encode(data.prompt), config.decode)
-        prompted_caption = make_prompted_caption(model, config.decode)
+        prompt = self._vocabulary.encode(data.prompt)
+        end_id = self._vocabulary.end_id(prompt)
+        caption = make_caption(model, prompt, config.decode, end_id)
+        prompted_caption = make_prompted_caption(model, config.decode, end_id)
 
         def caption_tokens(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
             with sharding.constraints(mesh, rules):

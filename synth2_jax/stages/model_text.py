@@ -24,12 +24,13 @@ def text_ids(captions: Sequence[str], vocabulary: Vocabulary, length: int) -> np
 def vlm_text(
     captions: Sequence[str], prompts: Sequence[str], vocabulary: Vocabulary, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For a VLM: (text_tokens i32[B, T], loss_mask bool[B, T] of caption and end of sentence)."""
+    """For a VLM: (text_tokens i32[B, T], loss_mask bool[B, T] of caption and its end)."""
     text_BT = np.zeros((len(captions), length), np.int32)
     mask_BT = np.zeros((len(captions), length), bool)
     for text_T, mask_T, caption, prompt in zip(text_BT, mask_BT, captions, prompts, strict=True):
         before = vocabulary.encode(prompt)
-        ids = [*[*before, *vocabulary.encode(caption)][: length - 1], EOS_ID]
+        end = vocabulary.end_id(before)
+        ids = [*[*before, *vocabulary.encode(caption)][: length - 1], end]
         text_T[: len(ids)] = ids
         mask_T[len(before) : len(ids)] = True
     return text_BT, mask_BT

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 
+from synth2_jax.captioners.prompts import in_turns
 from synth2_jax.data import feature_converters, tasks
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError
-from synth2_jax.vocabulary import load_vocabulary
+from synth2_jax.stages.model_text import vlm_text
+from synth2_jax.testing.chat_vocabulary import chat_vocabulary
+from synth2_jax.vocabulary import END_OF_TURN, load_vocabulary
 
 PROMPT = load_vocabulary("scenes").encode("Output:")
 RED = load_vocabulary("scenes").encode("a red circle")
@@ -21,13 +24,13 @@ PAIRS = [
 ]
 
 
-def convert(model_name, examples, lengths):
+def convert(model_name, examples, lengths, vocabulary="scenes"):
     spec = feature_converters.converter_class(model_name).TASK_FEATURES
     examples = [{name: example[name] for name in spec} for example in examples]
     dataset = tf.data.Dataset.from_tensor_slices(
         {name: tf.constant([e[name] for e in examples], spec[name].dtype) for name in spec}
     )
-    converter = feature_converters.converter_class(model_name)(tasks.sentencepiece("scenes"))
+    converter = feature_converters.converter_class(model_name)(tasks.sentencepiece(vocabulary))
     return list(converter(dataset, {**dict.fromkeys(spec, 0), **lengths}).as_numpy_iterator())
 
 
@@ -108,6 +111,21 @@ def test_tokenizer():
     (found,) = convert("tokenizer", [{"image": image}], {"image": 1})
     assert found.keys() == {"image"} and found["image"].dtype == np.float32
     np.testing.assert_allclose(found["image"], [[[-1.0, 1.0, -0.6]]], atol=1e-6)
+
+
+def test_a_caption_ends_with_the_turn_that_its_prompt_opens(tmp_path):
+    chat = chat_vocabulary(tmp_path / "chat.model")
+    prompts = [in_turns("Write."), "Output:", in_turns("Write.") + f"yes{END_OF_TURN} Output:"]
+    length = max(len(chat.encode(prompt)) for prompt in prompts) + 3
+    examples = [{**PAIRS[0], "prompt": prompt} for prompt in prompts]
+    lengths = {"image_tokens": 2, "caption": length}
+    found = convert("vlm", examples, lengths, vocabulary=chat.path)
+    text_BT, mask_BT = vlm_text(["a red circle"] * 3, prompts, chat, length)
+    for row, ids_T, mask_T in zip(found, text_BT, mask_BT, strict=True):
+        np.testing.assert_array_equal(row["text_tokens"], ids_T)
+        np.testing.assert_array_equal(row["loss_mask"], mask_T)
+    ends = [row["text_tokens"][row["loss_mask"]][-1] for row in found]
+    assert ends == [chat.encode(END_OF_TURN)[0], 1, 1]
 
 
 def test_text_is_the_same_as_without_tensorflow():

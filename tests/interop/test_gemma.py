@@ -6,7 +6,6 @@ The sizes are small, and so is the window: the texts are longer than it.
 import dataclasses
 import functools
 import importlib.metadata
-import io
 import json
 import re
 
@@ -15,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import sentencepiece
 from flax import linen as nn
 from flax import traverse_util
 
 from synth2_jax import sharding
 from synth2_jax.captioners.drafts import Request
-from synth2_jax.captioners.prompts import CHAT_CAPTION_PROMPT, CHAT_CLASS_PROMPT
+from synth2_jax.captioners.prompts import CHAT_CLASS_PROMPT
 from synth2_jax.captioners.sources import LanguageModelSource
 from synth2_jax.errors import UserError
 from synth2_jax.interop.gemma import language_model_config, load_language_model
@@ -32,6 +30,7 @@ from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.sampling.captions import make_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.testing.chat_vocabulary import chat_vocabulary
 from synth2_jax.training.objectives import VLMObjective, VLMTask
 from synth2_jax.training.train_state import create_train_state, state_layout
 from synth2_jax.vocabulary import END_OF_TURN, START_OF_TURN, load_vocabulary, train_vocabulary
@@ -535,22 +534,7 @@ def test_a_vlm_is_trained_on_what_was_loaded(trained, tmp_path, gm):
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([CHAT_CAPTION_PROMPT, CHAT_CLASS_PROMPT] * 9),
-        model_writer=model,
-        vocab_size=400,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        **dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3),
-        user_defined_symbols=[START_OF_TURN, END_OF_TURN, "\n"],
-        minloglevel=2,
-    )
-    path = tmp_path_factory.mktemp("vocabulary") / "chat.model"
-    path.write_bytes(model.getvalue())
-    return load_vocabulary(str(path))
+    return chat_vocabulary(tmp_path_factory.mktemp("vocabulary") / "chat.model")
 
 
 @pytest.fixture(scope="module")

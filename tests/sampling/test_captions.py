@@ -199,3 +199,21 @@ def test_each_draft_depends_on_its_own_key_and_prompt(params):
     order = np.array([2, 0, 1])
     moved_BT, _ = write(params["language_model"], prompts_BP, keys_B[order])
     np.testing.assert_array_equal(moved_BT, ids_BT[order])
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+def test_what_ends_a_text_may_be_another_token(params, method):
+    config = TextDecodeConfig(method=method, max_length=LENGTH, num_beams=1)
+    keys_B = jax.random.split(jax.random.key(0), B)
+    prompts_BP = np.array([[4, 7], [11, 3], [6, 6]])
+
+    def written(eos_id):
+        write = jax.jit(make_write(LM, config, eos_id))
+        return np.asarray(write(params["language_model"], prompts_BP, keys_B)[0])
+
+    never = written(V + 1)
+    end = int(never[0, 2])
+    row = written(end)[0].tolist()
+    stop = row.index(end)
+    assert not any(row[stop + 1 :]) and (never != 0).all()
+    assert row[: stop + 1] == never[0, : stop + 1].tolist()
