@@ -1,0 +1,127 @@
+"""Stages on a small random Gemma: captions in its chat format, and a VLM on top of it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from synth2_jax import main
+from synth2_jax.captioners.prompts import CHAT_CAPTION_PROMPT, CHAT_CLASS_PROMPT
+from synth2_jax.captioners.sources import LanguageModelSource
+from synth2_jax.interop.gemma import language_model_config, load_language_model
+from synth2_jax.stages import captions as captions_stage
+from synth2_jax.stages.captions import CaptionsConfig
+from synth2_jax.testing.chat_vocabulary import chat_vocabulary
+from synth2_jax.training.checkpoints import fingerprint, restore_params
+
+pytestmark = [pytest.mark.interop, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """(folder of Hugging Face's, its vocabulary)."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    folder = tmp_path_factory.mktemp("models")
+    vocabulary = chat_vocabulary(folder / "chat.model")
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=vocabulary.size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=8,
+    )
+    Gemma3ForCausalLM(config).save_pretrained(folder / "gemma")
+    return folder / "gemma", vocabulary
+
+
+def captions(workdir, gemma, **overrides):
+    folder, vocabulary = gemma
+    given = {
+        "language_model": folder,
+        "vocabulary": vocabulary.path,
+        "classes": "circle,star",
+        "captions_per_class": 1,
+        "decode.max_length": 8,
+        "batch_size": 4,
+        "max_rounds": 1,
+        "filter.names_class": False,
+        "filter.min_words": 1,
+        **overrides,
+    }
+    arguments = [f"--config.{key}={value}" for key, value in given.items()]
+    config = "--config=configs/scenes/captions.py"
+    return main.main(["synth2", "captions", config, f"--workdir={workdir}", *arguments])
+
+
+def test_a_gemma_is_asked_in_its_chat_format(gemma, tmp_path, capsys):
+    """Random words never make a caption, so what was asked is seen at the model."""
+    asked = []
+    real = LanguageModelSource.write
+
+    def write(self, requests):
+        asked.extend(request.prompt for request in requests)
+        return real(self, requests)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LanguageModelSource, "write", write)
+        assert captions(tmp_path, gemma) == 2
+    assert "captions: none of 2 drafts is usable" in capsys.readouterr().err
+    assert asked == [CHAT_CLASS_PROMPT.format(class_name=name) for name in ("circle", "star")]
+
+
+def test_the_manifest_names_the_weights(gemma):
+    folder, vocabulary = gemma
+    cfg = CaptionsConfig(str(folder), vocabulary.path, captions_per_class=1)
+    config, params, loaded, told = captions_stage._load_language_model(cfg)
+    held = jax.tree.map(np.asarray, load_language_model(folder, config))
+    assert told == {"checkpoint": "gemma", "fingerprint": fingerprint(held)}
+    assert fingerprint(params) == fingerprint(held) and loaded.path == vocabulary.path
+
+
+def test_a_gemma_without_its_vocabulary_is_one_line(gemma, tmp_path, capsys):
+    assert captions(tmp_path, gemma, vocabulary="") == 2
+    told = capsys.readouterr().err
+    assert "captions.vocabulary: empty, expected the SentencePiece model of" in told
+    assert captions(tmp_path, gemma, vocabulary="scenes") == 2
+    assert "scenes.model: found 512 pieces" in capsys.readouterr().err
+    assert captions(tmp_path, gemma, language_model=gemma[0].parent) == 2
+    assert "looks like a folder with" in capsys.readouterr().err
+
+
+def test_a_vlm_is_trained_on_a_frozen_gemma(gemma, chain, tmp_path):
+    folder, vocabulary = gemma
+    config = language_model_config(folder, dtype="float32")
+    length = len(vocabulary.encode(CHAT_CAPTION_PROMPT)) + 24
+    file = tmp_path / "vlm.py"
+    file.write_text(
+        "from configs.scenes import vlm\n"
+        "def get_config():\n"
+        "    config = vlm.get_config('tiny')\n"
+        "    with config.unlocked():\n"
+        f"        config.model.vlm.language_model = {dataclasses.asdict(config)!r}\n"
+        f"        config.data.prompt = {CHAT_CAPTION_PROMPT!r}\n"
+        "    return config\n"
+    )
+    sizes = ("num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
+    argv = chain.training(
+        "vlm",
+        tmp_path / "vlm",
+        file,
+        **{f"model__vlm.language_model.{name}": getattr(config, name) for name in sizes},
+        model__text_length=length,
+        data__text_length=length,
+        data__vocabulary=vocabulary.path,
+        pretrained__language_model=folder,
+    )
+    assert main.main(argv) == 0
+    params, _, fingerprints = restore_params(tmp_path / "vlm")
+    held = jax.tree.map(np.asarray, load_language_model(folder, config))
+    jax.tree.map(np.testing.assert_array_equal, params["vlm"]["language_model"], held)
+    assert fingerprints["language_model"] == fingerprint(held)
