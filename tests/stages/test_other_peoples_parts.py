@@ -1,6 +1,7 @@
 """Other people's checkpoints as parts of our models: tokenize, train and synthesize on them."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from synth2_jax import main
 from synth2_jax.data import records
+from synth2_jax.errors import UserError
 from synth2_jax.interop import hugging_face, maskgit_weights
 from synth2_jax.models.text_encoder import TextEncoderConfig
 from synth2_jax.stages.trained import load_tokenizer, load_trained
@@ -195,3 +197,32 @@ def test_an_image_size_is_told_of_others_alone(tmp_path, monkeypatch):
     assert trained.fingerprint("tokenizer") == load_tokenizer(
         str(VQ_GAN), image_size=IMAGE_SIZE, pixel_range=None
     ).fingerprint("tokenizer")
+
+
+FEATURES = """
+import numpy as np
+
+def means(images):
+    return images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float64)
+"""
+
+
+@pytest.mark.slow
+def test_fid_of_reconstructions_and_of_pairs(tmp_path, pairs):
+    path = pathlib.Path(__file__).parents[2] / "benchmarks" / "image_fid.py"
+    spec = importlib.util.spec_from_file_location("image_fid", path)
+    image_fid = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(image_fid)
+    (tmp_path / "features.py").write_text(FEATURES)
+    features = f"{tmp_path}/features.py:means"
+    trained = load_tokenizer(str(VQ_GAN), image_size=IMAGE_SIZE)
+    pictures = f"{pairs.parents[1]}/*.png"
+    rfid, known, count = image_fid.measure(trained, features, pictures, batch_size=4)
+    assert rfid > 0 and count == known.num_images == 6
+    # The pairs hold the same pictures' tokens, so their images are the reconstructions.
+    fid, _, count = image_fid.measure(
+        trained, features, pairs=str(pairs), reference=known, batch_size=4
+    )
+    assert count == 6 and fid == pytest.approx(rfid, rel=1e-5)
+    with pytest.raises(UserError, match="no such files"):
+        image_fid.measure(trained, features, f"{tmp_path}/*.jpg")
