@@ -4,10 +4,12 @@ tests/data/t5x is of t5x itself: a T5 1.1 with random weights and what its encod
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
 
+import flax.linen as nn
 import flax.serialization
 import jax
 import ml_dtypes
@@ -188,6 +190,60 @@ VARIANTS = {
     "T5 1.0": {"mlp_activation": "relu"},
     "scalable_t5": {"relpos_per_layer": True},
 }
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    "activations, activation",
+    [(("gelu", "linear"), "gated_gelu"), (("silu", "linear"), "gated_silu"), (("relu",), "relu")],
+)
+def test_it_encodes_as_t5xs_own_network(tmp_path, activations, activation, parity):
+    """Where t5x is, which is on no package index (the extra `t5x`)."""
+    network = pytest.importorskip("t5x.examples.t5.network")
+    config = TextEncoderConfig(
+        vocab_size=90, num_layers=3, embed_dim=24, num_heads=3, head_dim=8, mlp_dim=40
+    )
+    config = dataclasses.replace(config, mlp_activation=activation)
+    model = network.Transformer(
+        network.T5Config(
+            vocab_size=config.vocab_size,
+            dtype=np.float32,
+            emb_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            num_encoder_layers=config.num_layers,
+            num_decoder_layers=1,
+            head_dim=config.head_dim,
+            mlp_dim=config.mlp_dim,
+            mlp_activations=activations,
+            dropout_rate=0.0,
+            logits_via_embedding=False,
+        )
+    )
+    rng = np.random.default_rng(0)
+    mask_BT = np.arange(19) < np.array([[19], [1], [7], [12]])
+    tokens_BT = np.where(mask_BT, rng.integers(2, config.vocab_size, (4, 19)), 0)
+    decoded = np.ones((4, 3), np.int32)
+    init = functools.partial(model.init, enable_dropout=False)
+    params = nn.unbox(init(jax.random.key(0), tokens_BT, decoded, decoded)["params"])
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params)
+    write_own(
+        tmp_path / "checkpoint_3",
+        {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()},
+    )
+    expected_BTD = model.apply(
+        {"params": params}, tokens_BT, enable_dropout=False, method=model.encode
+    )
+    loaded = jax.tree.map(np.asarray, load_text_encoder(tmp_path, config))
+    found_BTD = TextEncoder(config).apply(
+        {"params": loaded}, tokens_BT, mask_BT, deterministic=True
+    )
+    parity(
+        f"T5 encoder of t5x, {activation}",
+        "t5x's own network",
+        "max abs difference on tokens",
+        np.abs((found_BTD - expected_BTD) * mask_BT[..., None]).max(),
+        1e-4,
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
