@@ -187,7 +187,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     assert "could not be saved: No space left on device; last good checkpoint: step" in line
     assert f"step {good}; make room and give the same command" in line
     assert done.stderr.endswith(f"{line}\n")
-    assert done.stderr.count("No space left on device") == 1  # and not by Orbax's threads
+    assert "ERROR:absl" not in done.stderr  # Orbax's threads, with a traceback each
 
 
 def test_a_process_that_does_not_come_is_missed_by_all(pod, tmp_path):
