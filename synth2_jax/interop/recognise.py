@@ -100,10 +100,10 @@ def _folder(path: pathlib.Path) -> Found:
 
 
 def _is_run(path: pathlib.Path) -> bool:
-    steps = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if path.name.isdecimal() and (path / "params").is_dir():
+    """Also one that has no checkpoint yet: who loads it says so."""
+    if (path / "checkpoints").is_dir() or (path.name.isdecimal() and (path / "params").is_dir()):
         return True
-    return any(one.name.isdecimal() and (one / "params").is_dir() for one in steps.iterdir())
+    return any(one.name.isdecimal() and (one / "params").is_dir() for one in path.iterdir())
 
 
 def _by_config(config: pathlib.Path) -> Found:

@@ -115,8 +115,8 @@ def test_mistakes(chain, mistake, tmp_path):
     for key in ("captions_per_class", "max_rounds", "batch_size"):
         line = mistake(chain.writing(tmp_path, **{key: 0}))
         assert line == f"captions.{key}: found 0, expected 1 or more"
-    line = mistake(chain.writing(tmp_path, vocabulary="scenes"))
-    assert line.startswith("config.vocabulary: unknown key")
+    line = mistake(chain.writing(tmp_path, vocabulry="scenes"))
+    assert line.startswith("config.vocabulry: unknown key; did you mean 'vocabulary'")
     line = mistake(chain.writing(tmp_path, decode__method="nuclear"))
     assert "did you mean 'nucleus'?" in line
     line = mistake(chain.writing(tmp_path, language_model=chain.path("tokenizer")))

@@ -130,10 +130,10 @@ def test_fake_data_needs_no_other_run(chain, tmp_path):
 def test_missing_and_wrong_checkpoints(chain, mistake, tmp_path):
     nowhere = tmp_path / "nowhere"
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__tokenizer=nowhere))
-    assert line == f"{nowhere}: no such folder, expected the workdir of a training run"
+    assert line == f"{nowhere}: no such file or folder, expected a model"
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__language_model=""))
     assert line == (
-        "config.pretrained.language_model: empty, expected the workdir of a trained language_model"
+        "config.pretrained.language_model: empty, expected a trained language_model or a Gemma"
     )
     generator = chain.path("generator")
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__tokenizer=generator))
