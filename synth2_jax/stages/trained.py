@@ -127,7 +127,8 @@ def load_part(
     if reader is None:
         return load_trained(path, part, mesh=mesh, rules=rules).params[part]
     layout = _subtree(train_state.params_layout(objective, mesh, rules), prefix)
-    return jax.tree.map(train_state.place, _load(reader, part)(path, config), layout)
+    load = getattr(reader, f"load_{part}")
+    return jax.tree.map(train_state.place, load(path, config), layout)
 
 
 def others_reader(path: str, part: str) -> ModuleType | None:
@@ -162,10 +163,6 @@ def _others_tokenizer(
         params = jax.tree.map(np.asarray, tree)
     resolved = {"model_name": "tokenizer", "model": section}
     return Trained(objective, {"tokenizer": params}, resolved, {}, path, step=0)
-
-
-def _load(reader: ModuleType, part: str) -> Any:
-    return getattr(reader, f"load_{part}")
 
 
 def _subtree(tree: Any, path: str) -> Any:
