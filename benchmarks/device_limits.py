@@ -2,8 +2,8 @@
 
     python benchmarks/device_limits.py
 
-Other benchmarks call `measure` in the same run and give their share of it. `PEAKS` has the makers'
-figures, for MFU as papers print it; of a device that is not in it, no MFU is given.
+Other benchmarks call `measure` in the same run and give their share of it (`limited`). `PEAKS` has
+the makers' figures, for MFU as papers print it; of a device that is not in it, no MFU is given.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import write_result  # noqa: E402
+from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax.planning.topologies import CHIPS  # noqa: E402
 
 # FLOP/s in bfloat16 with float32 sums, without sparsity, by a part of jax's device_kind (NVIDIA's
@@ -83,33 +83,51 @@ def measure(dtype: jnp.dtype = jnp.bfloat16) -> dict[str, float | str | None]:
     }
 
 
-def shares(flops_per_second: float, limits: dict) -> dict[str, float]:
-    """{"share_of_matmul_rate"} and, where the peak is known, {"mfu"}."""
-    found = {"share_of_matmul_rate": flops_per_second / limits["matmul_flops_per_second"]}
-    if limits["peak_flops_per_second"]:
-        found["mfu"] = flops_per_second / limits["peak_flops_per_second"]
-    return found
+def least_seconds(flops: float, num_bytes: float, limits: dict) -> tuple[float, str]:
+    """(seconds that the work takes at best, "matmul" or "copy": which rate says so)."""
+    bounds = {
+        "matmul": flops / limits["matmul_flops_per_second"],
+        "copy": num_bytes / limits["copy_bytes_per_second"],
+    }
+    bound = max(bounds, key=bounds.__getitem__)
+    return bounds[bound], bound
 
 
-def described(flops_per_second: float, limits: dict) -> str:
-    """In words, for the terminal."""
-    found = shares(flops_per_second, limits)
-    mfu = f"{found['mfu']:.1%} MFU" if "mfu" in found else "MFU unknown: no peak of this device"
-    return (
-        f"{flops_per_second / 1e12:.2f} TFLOP/s, {found['share_of_matmul_rate']:.1%} of the "
-        f"measured matmul rate, {mfu}"
-    )
+def limited(
+    name: str,
+    value: float,
+    unit: str,
+    *,
+    seconds: float,
+    flops: float,
+    num_bytes: float,
+    limits: dict,
+) -> Figure:
+    """A figure beside the limit of the `flops` and `num_bytes` that its `seconds` went into.
+
+    `num_bytes` are those that must pass through memory whatever the program is: weights and caches,
+    not activations, which a better program might keep on the chip.
+    """
+    least, bound = least_seconds(flops, num_bytes, limits)
+    peak = limits["peak_flops_per_second"]
+    note = f"MFU {flops / seconds / peak:.1%}" if peak and bound == "matmul" else ""
+    return Figure(name, value, unit, least / seconds, bound, note)
 
 
 def main() -> None:
-    for dtype in (jnp.bfloat16, jnp.float32):
-        limits = measure(dtype)
-        print(f"{limits['dtype']}: {limits['matmul_flops_per_second'] / 1e12:.2f} TFLOP/s")
-        if dtype == jnp.bfloat16:
-            print(f"copy: {limits['copy_bytes_per_second'] / 1e9:.0f} GB/s")
-            path = write_result("device_limits", limits)
-    print(path)
+    limits = measure()
+    float32 = measure(jnp.float32)["matmul_flops_per_second"]
+    figures = [
+        Figure(
+            "product of matrices, bfloat16", limits["matmul_flops_per_second"] / 1e12, "TFLOP/s"
+        ),
+        Figure("product of matrices, float32", float32 / 1e12, "TFLOP/s"),
+        Figure("copy", limits["copy_bytes_per_second"] / 1e9, "GB/s"),
+    ]
+    if not limits["peak_flops_per_second"]:
+        print(f"no peak of {jax.devices()[0].device_kind!r} in PEAKS: rates are without MFU")
+    print(write_result("device_limits", {**limits, "float32_flops_per_second": float32}, figures))
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -15,7 +15,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import write_result  # noqa: E402
+from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.stages.image_space import speed_by_space  # noqa: E402
 
@@ -43,12 +43,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     given = parser.parse_args()
     result = measure(given.config, given.batch, given.rounds)
-    name = "" if given.config == SCENES else f"_{pathlib.Path(given.config).parent.name}"
-    path = write_result(f"embedding_space{name}", result)
+    path = pathlib.Path(given.config.partition(":")[0])
+    name = "" if given.config == SCENES else f"_{path.parent.name}"
     speed = result["steps_per_second"]
-    print(f"embedding {speed['embedding']:.2f} steps/s, pixel {speed['pixel']:.2f} steps/s")
-    print(f"ratio {result['ratio']:.2f}  ({path})")
+    where = f"{path.parent.name} {path.stem}, batch {result['batch_size']}"
+    figures = [
+        Figure(f"training from embeddings, {where}", speed["embedding"], "steps/s"),
+        Figure(f"training through pixels, {where}", speed["pixel"], "steps/s"),
+        Figure(f"embeddings over pixels, {where}", result["ratio"], "x", note="the paper: 1.25x"),
+    ]
+    print(write_result(f"embedding_space{name}", result, figures))
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks.result import write_result  # noqa: E402
+from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax.data import pair_writer, pipeline, records  # noqa: E402
 from synth2_jax.scenes import dataset  # noqa: E402
 
@@ -126,11 +126,12 @@ def main() -> None:
         "image_tokens": arguments.tokens,
         "batch_size": _BATCH,
     }
-    path = write_result("input_pipeline", result)
     for name, value in result["examples_per_second_up_to"].items():
         print(f"  {name:<20} {value:>10,.0f} examples/s")
-    print(f"{result['pairs_per_second']:,.0f} pairs/s  ({path})")
+    name = f"input pipeline, a mixture of 2 folders, {arguments.tokens} tokens an image"
+    figure = Figure(name, result["pairs_per_second"], "pairs/s", note="one process")
+    print(write_result("input_pipeline", result, [figure]))
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

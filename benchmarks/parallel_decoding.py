@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
-from benchmarks.result import write_result  # noqa: E402
+from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
@@ -36,6 +36,7 @@ def measure(config, batch_size: int, numbers_of_steps: list[int], scale: float) 
     batch = next(FakeBatches(objective.batch_spec(batch_size)))
     keys_B = row_keys(jax.random.key(1), batch_size)
     guidance = GuidanceConfig(scale=scale)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params["generator"]["maskgit"]))
     rows = []
     for num_steps in numbers_of_steps:
         sampler = ParallelDecodeConfig(num_steps=num_steps)
@@ -56,6 +57,7 @@ def measure(config, batch_size: int, numbers_of_steps: list[int], scale: float) 
                 "pairs_per_second": batch_size / seconds,
                 "flops": flops,
                 "flops_per_second": flops / seconds,
+                "bytes": num_steps * weights,
             }
         )
     return rows
@@ -72,20 +74,24 @@ def main() -> None:
     steps = [int(number) for number in given.steps.split(",")]
     rows = measure(config, given.batch, steps, given.scale)
     limits = device_limits.measure()
-    for row in rows:
-        row |= device_limits.shares(row["flops_per_second"], limits)
-        print(
-            f"{row['num_steps']:>3} steps: {row['pairs_per_second']:.4g} pairs/s, "
-            f"{device_limits.described(row['flops_per_second'], limits)}"
+    path = pathlib.Path(given.config.partition(":")[0])
+    figures = [
+        device_limits.limited(
+            f"decoding, {path.parent.name} {path.stem}, batch {given.batch}, "
+            f"{row['num_steps']} steps",
+            row["pairs_per_second"],
+            "pairs/s",
+            seconds=row["seconds"],
+            flops=row["flops"],
+            num_bytes=row["bytes"],
+            limits=limits,
         )
+        for row in rows
+    ]
     result = {"config": given.config, "batch_size": given.batch, "guidance_scale": given.scale}
-    name = pathlib.Path(given.config.partition(":")[0])
-    path = write_result(
-        f"parallel_decoding_{name.parent.name}_{name.stem}",
-        {**result, "rows": rows, "limits": limits},
-    )
-    print(path)
+    result |= {"rows": rows, "limits": limits}
+    print(write_result(f"parallel_decoding_{path.parent.name}_{path.stem}", result, figures))
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

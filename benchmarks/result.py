@@ -1,18 +1,72 @@
-"""Where benchmarks leave what they measured: benchmarks/results/DEVICE/NAME.json."""
+"""What every benchmark shares: figures with their limit, where results go, and how a call fails.
 
+A result is benchmarks/results/DEVICE/NAME.json: what was measured, under "figures" the numbers that
+README shows, and under "made_with" device, versions and commit.
+"""
+
+import dataclasses
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from synth2_jax import environment
+from synth2_jax.errors import UserError
 from synth2_jax.files import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def write_result(name: str, result: Mapping[str, Any]) -> pathlib.Path:
-    """Adds device, versions and commit; returns the file's path from the repository's root."""
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A number, and beside it the best that the device could do.
+
+    Attributes:
+      name: what was measured, with its shapes, such as "decoding, paper, batch 64, 8 steps".
+      value: in `unit`, a rate or a ratio (the more the better) unless the unit is a time.
+      unit: such as "pairs/s", "x" for a ratio, "%" for a share of 100.
+      share: of the limit that was reached, 1 at most; None where there is no limit.
+      bound: what that limit is: "matmul" or "copy" (`device_limits.least_seconds`), or "".
+      note: the rest of a sentence, such as whose loop a ratio is over.
+    """
+
+    name: str
+    value: float
+    unit: str
+    share: float | None = None
+    bound: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        limit = f", {self.share:.1%} of the {self.bound} limit" if self.share is not None else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.name}: {number(self.value)} {self.unit}{limit}{note}"
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent: 0.0123, 4.56, 78.9, 1230."""
+    if not value:
+        return "0"
+    return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
+
+
+def write_result(
+    name: str, result: Mapping[str, Any], figures: Sequence[Figure] = ()
+) -> pathlib.Path:
+    """Prints the figures, adds device, versions and commit; returns the file's path from ROOT."""
+    for figure in figures:
+        print(figure)
     made_with = environment.describe()
     folder = ROOT / "benchmarks" / "results" / made_with["device"].replace(" ", "_")
-    write_json(folder / f"{name}.json", {**result, "made_with": made_with})
+    shown = {"figures": [dataclasses.asdict(figure) for figure in figures]} if figures else {}
+    write_json(folder / f"{name}.json", {**result, **shown, "made_with": made_with})
     return (folder / f"{name}.json").relative_to(ROOT)
+
+
+def run_as_command(main: Callable[[], None]) -> None:
+    """Runs a benchmark's `main`; what a user can mend is one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)

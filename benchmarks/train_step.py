@@ -18,11 +18,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
-from benchmarks.result import write_result  # noqa: E402
+from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
+from synth2_jax.training import train_state  # noqa: E402
 from synth2_jax.training.objectives import make_objective  # noqa: E402
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from synth2_jax.training.train_state import create_train_state, state_layout  # noqa: E402
@@ -48,6 +49,8 @@ def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
 
     seconds = device_limits.seconds(run, repeats) / steps
     flops = model_flops.train_step(objective.task, batch_size)
+    trained, frozen = train_state.split_params(held[0].params, objective.frozen)
+    written = sum(leaf.nbytes for leaf in jax.tree.leaves((trained, held[0].opt_state)))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(held[0].params))
     return {
         "batch_size": batch_size,
@@ -57,6 +60,7 @@ def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
         "pairs_per_second": batch_size / seconds,
         "flops_per_step": flops.total,
         "flops_per_second": flops.total / seconds,
+        "bytes_per_step": 2 * written + sum(leaf.nbytes for leaf in jax.tree.leaves(frozen)),
     }
 
 
@@ -70,16 +74,20 @@ def main() -> None:
     config = config_lib.load_config(given.config)
     result = measure(config, given.batch or config.data.batch_size, given.steps, given.repeats)
     limits = device_limits.measure()
-    result |= {"config": given.config, "limits": limits}
-    result |= device_limits.shares(result["flops_per_second"], limits)
-    name = pathlib.Path(given.config.partition(":")[0])
-    path = write_result(f"train_step_{name.parent.name}_{name.stem}", result)
-    print(
-        f"{result['steps_per_second']:.3g} steps/s, {result['pairs_per_second']:.4g} pairs/s, "
-        f"{device_limits.described(result['flops_per_second'], limits)}"
+    path = pathlib.Path(given.config.partition(":")[0])
+    name = f"{path.parent.name}_{path.stem}"
+    figure = device_limits.limited(
+        f"training step, {path.parent.name} {path.stem}, batch {result['batch_size']}",
+        result["steps_per_second"],
+        "steps/s",
+        seconds=result["seconds_per_step"],
+        flops=result["flops_per_step"],
+        num_bytes=result["bytes_per_step"],
+        limits=limits,
     )
-    print(path)
+    result |= {"config": given.config, "limits": limits}
+    print(write_result(f"train_step_{name}", result, [figure]))
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

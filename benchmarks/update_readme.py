@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.result import Figure, number  # noqa: E402
 from synth2_jax.files import write_text  # noqa: E402
 
 
@@ -113,7 +114,28 @@ def plans_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"study": study_table, "demo": demo_table, "plans": plans_table}
+def speed_table() -> str:
+    """A row for each figure of each device."""
+    heads = ("device", "measured", "figure", "of the limit", "", "commit")
+    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for path in sorted(RESULTS.glob("*/*.json")):
+        found = json.loads(path.read_text())
+        for figure in found.get("figures", ()):
+            figure = Figure(**figure)
+            share = "" if figure.share is None else f"{figure.share:.0%} of {figure.bound}"
+            cells = (
+                found["made_with"]["device"],
+                figure.name,
+                f"{number(figure.value)} {figure.unit}",
+                share,
+                figure.note,
+                found["made_with"]["commit"],
+            )
+            rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+TABLES = {"study": study_table, "demo": demo_table, "plans": plans_table, "speed": speed_table}
 
 
 def fill(text: str, tables: dict[str, str]) -> str:

@@ -130,11 +130,100 @@ def test_decoding_is_timed_at_each_number_of_steps(tiny_generator):
     assert rows[1]["flops"] > rows[0]["flops"] and all(row["seconds"] > 0 for row in rows)
 
 
+def test_a_figure_is_beside_the_limit_that_binds_it():
+    limits = load("device_limits")
+    rates = {"matmul_flops_per_second": 4.0, "copy_bytes_per_second": 2.0}
+    assert limits.least_seconds(8.0, 1.0, rates) == (2.0, "matmul")
+    assert limits.least_seconds(8.0, 6.0, rates) == (3.0, "copy")
+    known = {**rates, "peak_flops_per_second": 8.0}
+    work = {"seconds": 4.0, "flops": 8.0, "num_bytes": 1.0}
+    figure = limits.limited("step", 0.25, "steps/s", limits=known, **work)
+    assert (figure.share, figure.bound, figure.note) == (0.5, "matmul", "MFU 25.0%")
+    assert str(figure) == "step: 0.25 steps/s, 50.0% of the matmul limit; MFU 25.0%"
+
+
 def test_a_device_without_a_peak_gets_no_mfu():
     limits = load("device_limits")
-    known = {"matmul_flops_per_second": 4.0, "peak_flops_per_second": 8.0}
-    assert limits.shares(2.0, known) == {"share_of_matmul_rate": 0.5, "mfu": 0.25}
-    unknown = {**known, "peak_flops_per_second": limits.peak_flops("cpu")}
-    assert limits.shares(2.0, unknown) == {"share_of_matmul_rate": 0.5}
-    assert "MFU unknown: no peak of this device" in limits.described(2.0, unknown)
+    assert limits.peak_flops("cpu") is None
     assert limits.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    rates = {"matmul_flops_per_second": 4.0, "copy_bytes_per_second": 2.0}
+    unknown = {**rates, "peak_flops_per_second": None}
+    work = {"seconds": 4.0, "flops": 8.0, "num_bytes": 1.0}
+    assert not limits.limited("step", 0.25, "steps/s", limits=unknown, **work).note
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0, "0"), (0.01234, "0.0123"), (4.5678, "4.57"), (1234567, "1230000"), (2.0, "2")],
+)
+def test_numbers_have_three_digits(value, text):
+    assert load("result").number(value) == text
+
+
+def test_the_speed_table_has_a_row_for_each_figure(tmp_path, monkeypatch):
+    module = load("update_readme")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    assert module.speed_table() == ""
+    figures = [
+        {
+            "name": "step",
+            "value": 2.5,
+            "unit": "steps/s",
+            "share": 0.25,
+            "bound": "copy",
+            "note": "",
+        },
+        {"name": "peer", "value": 1.5, "unit": "x", "share": None, "bound": "", "note": "over it"},
+    ]
+    (tmp_path / "1_x_cpu").mkdir()
+    (tmp_path / "1_x_cpu" / "b.json").write_text(
+        json.dumps({"figures": figures, "made_with": {"device": "1 x cpu", "commit": "abc"}})
+    )
+    (tmp_path / "1_x_cpu" / "a.json").write_text(json.dumps({"made_with": {}}))
+    assert module.speed_table().splitlines()[2:] == [
+        "| 1 x cpu | step | 2.5 steps/s | 25% of copy |  | abc |",
+        "| 1 x cpu | peer | 1.5 x |  | over it | abc |",
+    ]
+
+
+def test_a_suite_goes_on_after_a_failure_and_names_what_it_skips(tmp_path, monkeypatch, capfd):
+    module = load("run")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "bad.py").write_text("raise SystemExit(3)")
+    (tmp_path / "benchmarks" / "good.py").write_text("import sys; print('seen', sys.argv[1])")
+    runs = (
+        module.Run("bad"),
+        module.Run("peer", needs=("no_such_package", "json")),
+        module.Run("good", ("--x",), tag="again"),
+    )
+    failed, skipped = module.run(runs)
+    assert failed == ["bad: exit code 3"]
+    assert skipped == ["peer: no_such_package not installed"]
+    printed = capfd.readouterr().out
+    assert "seen --x" in printed and "[3/3] good (again)" in printed
+
+
+def test_every_benchmark_of_a_suite_exists():
+    for runs in load("run").SUITES.values():
+        for one in runs:
+            assert (ROOT / "benchmarks" / f"{one.name}.py").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            ["run.py", "--suite=cpu", "--only=train_stop"],
+            ["--only: unknown 'train_stop'", "train_step"],
+        ),
+        (["train_step.py", "--config=configs/scenes/no.py"], ["configs/scenes/no.py"]),
+    ],
+)
+def test_wrong_use_is_one_line(arguments, words):
+    script, *rest = arguments
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *rest]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2
+    (line,) = found.stderr.strip().splitlines()
+    assert all(word in line for word in words)

@@ -1,0 +1,122 @@
+"""Runs a suite of benchmarks, one process each.
+
+    python benchmarks/run.py --suite=cpu    # 2 cores: under 15 minutes
+    python benchmarks/run.py --suite=gpu    # the paper's shapes in bfloat16
+    python benchmarks/run.py --suite=tpu    # by the TPU's compiler, which needs no TPU
+    python benchmarks/update_readme.py      # puts what they wrote into README
+
+Each writes its own benchmarks/results/DEVICE/NAME.json. A peer that is not installed is skipped
+and named, one that fails is named and the rest still run; the exit code is then 1.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import run_as_command  # noqa: E402
+from synth2_jax.errors import UserError, nearest  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One benchmark: the file's name, its arguments, and the packages without which it is skipped.
+
+    `tag` tells apart two runs of one file.
+    """
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    tag: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.tag})" if self.tag else self.name
+
+    def command(self) -> list[str]:
+        return [sys.executable, str(ROOT / "benchmarks" / f"{self.name}.py"), *self.arguments]
+
+    def missing(self) -> list[str]:
+        """The packages that are not installed."""
+        return [package for package in self.needs if importlib.util.find_spec(package) is None]
+
+
+def _config(name: str, tag: str, path: str, *arguments: str) -> Run:
+    return Run(name, (f"--config=configs/{path}.py", *arguments), tag=tag)
+
+
+SUITES = {
+    "cpu": (
+        Run("device_limits"),
+        _config("train_step", "generator", "scenes/generator"),
+        _config("train_step", "VLM", "scenes/vlm"),
+        _config("parallel_decoding", "generator", "scenes/generator"),
+        Run("embedding_space"),
+        Run("peer_amused", needs=("torch", "diffusers")),
+        Run("input_pipeline", ("--pairs=200000",), needs=("tensorflow", "seqio")),
+    ),
+    "gpu": (
+        Run("device_limits"),
+        _config("train_step", "generator", "paper/generator", "--batch=64"),
+        _config("train_step", "VLM", "paper/vlm", "--batch=128"),
+        _config("parallel_decoding", "generator", "paper/generator", "--batch=64"),
+        Run(
+            "peer_amused",
+            ("--layers=22", "--width=1024", "--heads=16", "--batch=64", "--dtype=bfloat16")
+            + ("--compile",),
+            needs=("torch", "diffusers"),
+        ),
+        Run("embedding_space", ("--config=configs/paper/vlm.py", "--batch=64", "--rounds=3")),
+    ),
+    "tpu": (),
+}
+
+
+def run(runs: tuple[Run, ...]) -> tuple[list[str], list[str]]:
+    """Runs them in turn; returns (what failed, what was skipped and why)."""
+    failed, skipped = [], []
+    begun = time.perf_counter()
+    for number, one in enumerate(runs, 1):
+        missing = one.missing()
+        if missing:
+            skipped.append(f"{one}: {', '.join(missing)} not installed")
+            continue
+        print(f"[{number}/{len(runs)}] {one}", flush=True)
+        start = time.perf_counter()
+        code = subprocess.run(one.command(), cwd=ROOT).returncode
+        now = time.perf_counter()
+        print(f"    {now - start:.0f} s, {(now - begun) / 60:.1f} min in all", flush=True)
+        if code:
+            failed.append(f"{one}: exit code {code}")
+    return failed, skipped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", required=True, choices=tuple(SUITES))
+    parser.add_argument("--only", help="names of benchmarks, separated by commas")
+    given = parser.parse_args()
+    runs = SUITES[given.suite]
+    if given.only:
+        names = given.only.split(",")
+        known = sorted({one.name for one in runs})
+        for name in names:
+            if name not in known:
+                raise UserError(f"--only: unknown {name!r}; {nearest(name, known)}")
+        runs = tuple(one for one in runs if one.name in names)
+    failed, skipped = run(runs)
+    for line in skipped:
+        print(f"skipped {line}")
+    for line in failed:
+        print(f"failed {line}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    run_as_command(main)
