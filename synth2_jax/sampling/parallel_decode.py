@@ -19,6 +19,7 @@ import numpy as np
 
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.models.mask_schedule import mask_ratio, masked_counts
+from synth2_jax.sampling.categorical import categorical
 
 ORDERS = ("confidence", "halton", "random")
 
@@ -103,7 +104,7 @@ def keep_masked(score_BN: jax.Array, masked_BN: jax.Array, count) -> jax.Array:
 def reveal(
     ids_BN: jax.Array,
     logits_BNV: jax.Array,
-    sample_noise_BNV: jax.Array | None,
+    uniform_BN2: jax.Array | None,
     score_noise_BN: jax.Array,
     fixed_score_BN: jax.Array | None,
     count,
@@ -116,7 +117,7 @@ def reveal(
     Args:
       ids_BN: i32, `mask_id` where masked.
       logits_BNV: any float dtype; sampling is done in float32.
-      sample_noise_BNV: standard Gumbel noise of the categorical draw (Gumbel-max), unused at
+      uniform_BN2: the categorical draw's random numbers in [0, 1) (`categorical`), unused at
         temperature 0.
       score_noise_BN: noise added to the confidence, already scaled.
       fixed_score_BN: an order decided beforehand, high first; None ranks by confidence.
@@ -128,14 +129,13 @@ def reveal(
     if logits_BNV.shape[-1] > mask_id:
         logits_BNV = logits_BNV.at[..., mask_id].set(-jnp.inf)
     if sample_temperature > 0:
-        sampled_BN = jnp.argmax(logits_BNV / sample_temperature + sample_noise_BNV, axis=-1)
+        sampled_BN = categorical(logits_BNV / sample_temperature, uniform_BN2)
     else:
-        sampled_BN = jnp.argmax(logits_BNV, axis=-1)
-    sampled_BN = sampled_BN.astype(ids_BN.dtype)
+        sampled_BN = jnp.argmax(logits_BNV, axis=-1).astype(jnp.int32)
     masked_BN = ids_BN == mask_id
     if fixed_score_BN is None:
-        log_probs_BNV = jax.nn.log_softmax(logits_BNV)
-        confidence_BN = jnp.take_along_axis(log_probs_BNV, sampled_BN[..., None], axis=-1)[..., 0]
+        chosen_BN = jnp.take_along_axis(logits_BNV, sampled_BN[..., None], axis=-1)[..., 0]
+        confidence_BN = chosen_BN - jax.nn.logsumexp(logits_BNV, axis=-1)
         score_BN = confidence_BN + score_noise_BN
     else:
         score_BN = fixed_score_BN
@@ -176,23 +176,19 @@ def parallel_decode(
     order_keys_B, step_keys_B = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
     fixed_score_BN = _fixed_score(order_keys_B, num_tokens, config)
 
-    def noise(key, step, num_codes):
+    def noise(key, step):
         sample_key, score_key = jax.random.split(jax.random.fold_in(key, step))
-        score_noise_N = jax.random.gumbel(score_key, (num_tokens,))
-        if config.sample_temperature == 0:
-            return None, score_noise_N
-        return jax.random.gumbel(sample_key, (num_tokens, num_codes)), score_noise_N
+        uniform_N2 = jax.random.uniform(sample_key, (num_tokens, 2))
+        return uniform_N2, jax.random.gumbel(score_key, (num_tokens,))
 
     def body(ids_BN, scanned):
         step, count, noise_scale = scanned
         logits_BNV = logits_fn(ids_BN, step)
-        sample_noise_BNV, score_noise_BN = jax.vmap(noise, (0, None, None))(
-            step_keys_B, step, logits_BNV.shape[-1]
-        )
+        uniform_BN2, score_noise_BN = jax.vmap(noise, (0, None))(step_keys_B, step)
         ids_BN = reveal(
             ids_BN,
             logits_BNV,
-            sample_noise_BNV,
+            uniform_BN2,
             noise_scale * score_noise_BN,
             fixed_score_BN,
             count,

@@ -43,7 +43,7 @@ VARIANTS = [(order, "cosine") for order in ORDERS] + [("confidence", s) for s in
 # --- a slow reference: plain loops over rows, positions and codes ---
 
 
-def reference_step(ids, logits, sample_noise, score_noise, count, temperature):
+def reference_step(ids, logits, uniform, score_noise, count, temperature):
     ids, out = np.asarray(ids), np.array(ids)
     for b in range(ids.shape[0]):
         scores = []
@@ -51,14 +51,14 @@ def reference_step(ids, logits, sample_noise, score_noise, count, temperature):
             if ids[b, n] != MASK:
                 continue
             row = np.asarray(logits[b, n], np.float64)[:V]
-            best = None
-            for v in range(V):
-                value = row[v] if temperature == 0 else row[v] / temperature + sample_noise[b, n, v]
-                if best is None or value > best[0]:
-                    best = (value, v)
-            log_p = row[best[1]] - np.log(np.exp(row).sum())
+            code = int(np.argmax(row))
+            if temperature:  # one block of codes, so the block's random number changes nothing
+                weights = np.exp(row / temperature)
+                sums = np.cumsum(weights)
+                code = next(v for v in range(V) if sums[v] > uniform[b, n, 1] * sums[-1])
+            log_p = row[code] - np.log(np.exp(row).sum())
             scores.append((np.float32(log_p + score_noise[b, n]), n))
-            out[b, n] = best[1]
+            out[b, n] = code
         for _, n in sorted(scores)[:count]:
             out[b, n] = MASK
     return out
@@ -73,16 +73,16 @@ def test_equals_the_reference_with_the_same_noise(temperature, ties):
     step = jax.jit(reveal, static_argnames=("mask_id", "sample_temperature"))
     for t, count in enumerate(counts):
         logits = np.zeros((4, N, V)) if ties else rng.normal(size=(4, N, V)) * 3
-        sample_noise = rng.gumbel(size=(4, N, V))
+        uniform = rng.uniform(size=(4, N, 2))
         score_noise = np.zeros((4, N)) if ties else rng.gumbel(size=(4, N)) * (1 - (t + 1) / 6)
-        logits, sample_noise, score_noise = (
-            x.astype(np.float32) for x in (logits, sample_noise, score_noise)
+        logits, uniform, score_noise = (
+            x.astype(np.float32) for x in (logits, uniform, score_noise)
         )
         fast = step(
-            fast, logits, sample_noise, score_noise, None, count,
+            fast, logits, uniform, score_noise, None, count,
             mask_id=MASK, sample_temperature=temperature,
         )  # fmt: skip
-        slow = reference_step(slow, logits, sample_noise, score_noise, count, temperature)
+        slow = reference_step(slow, logits, uniform, score_noise, count, temperature)
         np.testing.assert_array_equal(fast, slow)
         assert ((slow == MASK).sum(1) == count).all()
 
@@ -94,13 +94,13 @@ def test_the_loop_feeds_the_annealed_noise():
     _, history = run(context_logits, config, key=5, batch_size=2, return_history=True)
     ids = np.full((2, N), MASK, np.int32)
     for t, count in enumerate([14, 11, 6, 0]):
-        sample_noise, score_noise = [], []
+        uniform, score_noise = [], []
         for key in keys:
             a, b = jax.random.split(jax.random.fold_in(jax.random.split(key)[1], t))
-            sample_noise.append(jax.random.gumbel(a, (N, V)))
+            uniform.append(jax.random.uniform(a, (N, 2)))
             score_noise.append(jax.random.gumbel(b, (N,)) * 4.5 * (1 - (t + 1) / 4))
         ids = reference_step(
-            ids, context_logits(ids, t), np.stack(sample_noise), np.stack(score_noise), count, 1.0
+            ids, context_logits(ids, t), np.stack(uniform), np.stack(score_noise), count, 1.0
         )
         np.testing.assert_array_equal(history[t], ids)
 
