@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.layers import fused_attention
 from synth2_jax.layers.embeddings import apply_rope
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.norms import RMSNorm
@@ -70,8 +71,11 @@ def dot_product_attention(
     """[B, T, H, K]. `mask` and `bias` broadcast to [B, H, T, S]; softmax in float32.
 
     A query that sees no key gets zeros, where a plain softmax would average everything it must
-    not see (Flamingo's text before an image).
+    not see (Flamingo's text before an image). On a GPU a fused kernel does the work where it can.
     """
+    drops = dropout is not None and dropout.rate > 0 and not deterministic
+    if bias is None and not drops and fused_attention.fits(q_BTHK, k_BSHK):
+        return fused_attention.fused_attention(q_BTHK, k_BSHK, v_BSHK, mask)
     logits_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     if bias is not None:
         logits_BHTS = logits_BHTS + bias.astype(jnp.float32)

@@ -1,0 +1,53 @@
+"""Attention by cuDNN's fused kernel, whose softmax weights never go through the GPU's memory.
+
+On an H200 at the paper's scale decoding is 1.3x as fast by it (benchmarks/NOTES.md).
+
+B batch, T queries, S keys, H heads, K head dim.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def fits(q_BTHK: jax.Array, k_BSHK: jax.Array) -> bool:
+    """Whether the kernel takes arrays of such a shape and dtype, on this process's device."""
+    _, num_queries, _, head_dim = q_BTHK.shape
+    return (
+        jax.default_backend() == "gpu"
+        and q_BTHK.dtype == k_BSHK.dtype
+        and q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
+        and num_queries % 2 == 0
+        and k_BSHK.shape[1] % 2 == 0
+        and head_dim % 8 == 0
+        and head_dim <= 128
+    )
+
+
+def fused_attention(
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    mask: jax.Array | None,
+    implementation: str = "cudnn",
+) -> jax.Array:
+    """[B, T, H, K]: `attention.dot_product_attention` without bias and dropout.
+
+    `mask` broadcasts to [B, H, T, S]. `implementation` is that of `jax.nn.dot_product_attention`;
+    "xla" runs anywhere.
+    """
+    seen_BTH1 = None
+    if mask is not None:
+        mask = jnp.expand_dims(mask, range(4 - mask.ndim))
+        # The kernel broadcasts a mask over rows and heads, not over queries.
+        length = (q_BTHK.shape[1], k_BSHK.shape[1])
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], *length))
+        seen = jnp.any(mask, axis=-1, keepdims=True)
+        # Its gradient of a query that sees nothing is NaN: such a one looks at the first key.
+        mask = mask | (~seen & (jnp.arange(length[1]) == 0))
+        seen_BTH1 = jnp.moveaxis(seen, 1, 2)
+    out_BTHK = jax.nn.dot_product_attention(
+        q_BTHK, k_BSHK, v_BSHK, mask=mask, scale=1.0, implementation=implementation
+    )
+    if seen_BTH1 is None:
+        return out_BTHK
+    return jnp.where(seen_BTH1, out_BTHK, 0)
