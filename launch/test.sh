@@ -51,5 +51,11 @@ if [[ -n $requirement && ! -d $compiler && $(uname -sm) == "Linux x86_64" ]]; th
   mv -T "$half" "$compiler" || rm -rf "$half" # another start was faster
 fi
 
+# The quick tests compile much and compute little: without XLA's optimizations they take a third less.
+# With --slow, as in CI, all of them are compiled as users compile.
+if [[ " ${left_out[*]-} " == *" not slow "* ]]; then
+  export JAX_DISABLE_MOST_OPTIMIZATIONS=${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}
+fi
+
 # Two workers: most of the time goes to XLA, which compiles on one core. A file's tests share fixtures.
 exec .venv/bin/python -m pytest -n 2 --dist loadfile ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
