@@ -14,6 +14,7 @@ import inspect
 import json
 import math
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -52,7 +53,8 @@ def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
     Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
     inside tuples (`tuple[Dataclass, ...]`); of `Dataclass | OtherDataclass` the one that has most
     of the section's keys, or the first. Lists become tuples; an int is accepted for a float.
-    Values of a `Mapping[str, X]` are built as X, under whatever keys there are.
+    Values of a `Mapping[str, X]` are built as X, under whatever keys there are. The text "none" is
+    None where None may stand, for `override` cannot know.
 
     Args:
       cls: a dataclass whose annotations are real types (no strings).
@@ -91,7 +93,8 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
 
     A key that the file does not list is added, for `build` alone knows which ones there are: it
     refuses unknown keys and wrong types. In the place of a string, text is taken as it is;
-    elsewhere it is read as a Python literal, as true, false or none, or else as a string.
+    elsewhere it is read as a Python literal, as true, false or none, or else as a string. Of a key
+    that the file does not list "none" stays text: `build` knows what may stand there.
 
     Args:
       config: changed in place.
@@ -115,7 +118,14 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
             raise UserError(
                 f"{where}.{name}: a section, expected one of its keys; {_keys(current)}"
             )
-        section[name] = _typed(text, current)
+        left_to_build = name not in section and text.lower() == "none"
+        section[name] = text if left_to_build else _typed(text, current)
+
+
+def config_name(given: str) -> str:
+    """A name for what comes of a config: "generator-stored" of `configs/generator.py:stored`."""
+    file, _, argument = given.partition(":")
+    return "-".join([pathlib.Path(file).stem, *re.findall(r"\w+", argument)])
 
 
 def load_config(given: str) -> ml_collections.ConfigDict:
@@ -226,7 +236,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in options:
+    none = value is None or (isinstance(value, str) and value.lower() == "none")
+    if none and type(None) in options:
         return None
     options = tuple(option for option in options if option is not type(None))
     sections = [option for option in options if dataclasses.is_dataclass(option)]

@@ -71,6 +71,7 @@ STAGES = {
     "plan": Stage(
         workdir="workdir/plan",
         options={
+            "name": "in the file's name and in tables; the config file's, with its argument",
             "topology": "a pod, such as v5e:16x16",
             "slices": "how many of them; 1",
             "mesh": "such as data=16,fsdp=16; the config's",
@@ -85,7 +86,7 @@ STAGES = {
         options={
             "fingerprints": "of a run: true reads every parameter for the parts' own fingerprints",
             "modules": "of a mixture: the modules that register it, separated by commas",
-            "tokenizer": "of a mixture: the tokenizer's workdir, to see its pictures",
+            "tokenizer": "of a mixture: the tokenizer that made its tokens, to see its pictures",
             "output": "of a mixture: the picture; MIXTURE.png",
         },
     ),
@@ -193,6 +194,8 @@ def parse(
     logging.set_verbosity(logging.INFO if values.verbose else logging.WARNING)
     given = {name: getattr(values, name) for name in expected.options}
     options = {name: text for name, text in given.items() if text is not None}
+    if "name" in expected.options:
+        options.setdefault("name", config_lib.config_name(values.config))
     return stage, config, os.path.abspath(values.workdir), options
 
 

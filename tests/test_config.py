@@ -50,6 +50,24 @@ def test_optional_and_repeated_sections_are_built():
 
 
 @dataclasses.dataclass(frozen=True)
+class Settings:
+    remat: str = "full"
+    limit: int | None = 3
+    inner: Inner | None = Inner()
+    depth: int = 1
+
+
+def test_none_is_none_where_there_may_be_none_and_text_where_there_may_be_text():
+    """As `--config.KEY=none` leaves it for a key that the config file lacks."""
+    section = {"remat": "none", "limit": "none", "inner": "None"}
+    assert config.build(Settings, section) == Settings("none", None, None)
+    with pytest.raises(UserError, match="config.depth: found 'none', expected int"):
+        config.build(Settings, {"depth": "none"})
+    with pytest.raises(UserError, match="config.remat: found None, expected str"):
+        config.build(Settings, {"remat": None})
+
+
+@dataclasses.dataclass(frozen=True)
 class Other:
     depth: int
     width: int = 1

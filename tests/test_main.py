@@ -261,6 +261,21 @@ def test_flags_come_in_any_order_and_form():
         assert workdir == os.path.abspath("w")
 
 
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (["--config=configs/paper/generator.py"], "generator"),
+        (["--config=configs/paper/generator.py:stored"], "generator-stored"),
+        (["--config=configs/paper/generator.py:stored,remat"], "generator-stored-remat"),
+        (["--config=configs/paper/generator_3b.py"], "generator_3b"),
+        (["--config=configs/paper/generator.py:stored", "--name=mine"], "mine"),
+    ],
+)
+def test_plans_of_different_configs_have_different_names(arguments, name):
+    *_, options = parse(["synth2", "plan", *arguments, "--topology=v5e:2x2"])
+    assert options == {"name": name, "topology": "v5e:2x2"}
+
+
 def test_config_files_find_their_siblings_from_any_folder(monkeypatch, tmp_path):
     file = pathlib.Path("configs/scenes/vlm.py").resolve()
     monkeypatch.chdir(tmp_path)
@@ -312,6 +327,7 @@ def test_keys_that_a_file_leaves_out_can_be_set():
         ("flag", "true", True),
         ("flag", "False", False),
         ("empty", "a b", "a b"),
+        ("empty", "none", None),
         ("items", "a,b", ("a", "b")),
         ("items", "a", ("a",)),
         ("items", "('x', 'y')", ("x", "y")),
@@ -322,6 +338,8 @@ def test_keys_that_a_file_leaves_out_can_be_set():
         ("section.deeper.key", "x", "x"),
         ("new.section.key", "0.5", 0.5),
         ("new", "/a/path-1", "/a/path-1"),
+        ("new", "none", "none"),  # `build` knows what it means there
+        ("new.key", "None", "None"),
     ],
 )
 def test_values_are_read_in_the_light_of_what_they_replace(key, text, expected):
@@ -347,6 +365,17 @@ def test_values_are_read_in_the_light_of_what_they_replace(key, text, expected):
         assert after[name] == before[name]
     with pytest.raises(AttributeError):
         config.another = 1  # locked again
+
+
+def test_none_is_a_word_or_nothing_by_the_key_that_it_is_given_for():
+    """Of keys that the file leaves to their defaults."""
+    keys = ("model.language_model.remat", "data.num_epochs")
+    arguments = [f"--config.{key}=none" for key in keys]
+    _, config, *_ = parse(["synth2", "train", LANGUAGE_MODEL, "--workdir=w", *arguments])
+    from synth2_jax.stages import train
+
+    cfg, objective = train.build(config)
+    assert objective.task.language_model.remat == "none" and cfg.data.num_epochs is None
 
 
 def test_a_reference_to_an_overridden_key_follows_it():

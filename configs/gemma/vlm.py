@@ -23,7 +23,7 @@ All else is as in configs/paper/vlm.py, where it says what was chosen. Chosen be
 import ml_collections
 
 from configs.gemma import models
-from configs.paper import models as paper
+from configs.paper import vlm as paper
 from synth2_jax.captioners.prompts import CHAT_CAPTION_PROMPT
 
 FSDP = {"270m": 1, "1b": 4, "4b": 16}
@@ -32,36 +32,11 @@ FSDP = {"270m": 1, "1b": 4, "4b": 16}
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:270m`, as without a word, `:1b` or `:4b` is the size of the Gemma."""
     size = models.size(arg)
-    return ml_collections.ConfigDict(
-        {
-            "model_name": "vlm",
-            "model": {
-                "tokenizer": paper.tokenizer(),
-                "vlm": models.vlm(size),
-                "text_length": models.TEXT_LENGTH,
-            },
-            "pretrained": {"tokenizer": "", "language_model": ""},
-            "data": {
-                "folders": {"real": "", "synthetic": ""},
-                "mixture": "real_synthetic",
-                "rates": {"real": 0.5, "synthetic": 0.5},
-                "split": "train",
-                "batch_size": 256,
-                "vocabulary": "",
-                "prompt": CHAT_CAPTION_PROMPT,
-                "text_length": models.TEXT_LENGTH,
-                "deal": "shards",
-            },
-            "optimizer": {
-                "name": "adamw",
-                "learning_rate": 1e-4,
-                "schedule": "constant",
-                "warmup_steps": 5000,
-                "weight_decay": 0.1,
-                "weight_decay_skip": ("^vlm/resampler/",),
-                "clip_norm": 1.0,
-            },
-            "train": {"steps": 100_000, "log_every": 100, "checkpoint_every": 1000},
-            "mesh": {"data": -1, "fsdp": FSDP[size]},
-        }
-    )
+    config = paper.get_config()
+    config.model.vlm = models.vlm(size)
+    config.model.text_length = config.data.text_length = models.TEXT_LENGTH
+    config.data.prompt = CHAT_CAPTION_PROMPT
+    config.data.batch_size = 256
+    config.train.steps = 100_000
+    config.mesh.fsdp = FSDP[size]
+    return config

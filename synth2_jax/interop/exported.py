@@ -21,6 +21,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.files import read_json
 from synth2_jax.interop.assemble import assemble, one
 from synth2_jax.interop.lazy_array import LazyArray
+from synth2_jax.interop.recognise import is_run
 from synth2_jax.interop.tensor_files import open_safetensors
 
 FORMAT = "synth2_jax model"
@@ -82,11 +83,15 @@ class Exported:
         told = self.description["fingerprints"]
         for part in sorted(told.keys() | found.keys()):
             if told.get(part) != found.get(part):
-                files = [name for name in self.description["sha256"] if self._has_changed(name)]
+                files = self.changed_files()
                 raise UserError(
                     f"{self.folder}: {part} has fingerprint {found.get(part)}, but {CONFIG} says "
                     f"{told.get(part)}; changed since the export: {', '.join(files) or CONFIG}"
                 )
+
+    def changed_files(self) -> list[str]:
+        """The files that are not as they were exported, by their sha256; reads all of them."""
+        return [name for name in self.description["sha256"] if self._has_changed(name)]
 
     def _has_changed(self, name: str) -> bool:
         return sha256_of(self.folder / name) != self.description["sha256"][name]
@@ -138,9 +143,13 @@ def describe(
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder claims to be an exported model: it has a config.json and safetensors."""
+    """Whether a folder claims to be an exported model: it has a config.json and safetensors.
+
+    So may a run's own folder have, where a part was exported into it.
+    """
     folder = pathlib.Path(path)
-    return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors*"))
+    claims = (folder / CONFIG).is_file() and any(folder.glob("*.safetensors*"))
+    return claims and not is_run(folder)
 
 
 def open_exported(path: str | os.PathLike[str]) -> Exported:

@@ -78,13 +78,20 @@ def recognise(path: str | os.PathLike[str]) -> Found:
     raise UserError(f"{path}: no such file or folder, expected a model")
 
 
+def is_run(path: pathlib.Path) -> bool:
+    """Whether a folder is a training run's, also where it has no checkpoint yet."""
+    if (path / "checkpoints").is_dir() or (path.name.isdecimal() and (path / "params").is_dir()):
+        return True
+    return any(one.name.isdecimal() and (one / "params").is_dir() for one in path.iterdir())
+
+
 def _known(kind: str) -> Found:
     return Found(kind, KINDS[kind])
 
 
 def _folder(path: pathlib.Path) -> Found:
     entries = sorted(entry.name for entry in path.iterdir())
-    if _is_run(path):
+    if is_run(path):
         return _known("run")
     if "config.json" in entries:
         return _by_config(path / "config.json")
@@ -97,13 +104,6 @@ def _folder(path: pathlib.Path) -> Found:
         return _of_names(_names_in_orbax(path), path)
     shown = ", ".join(entries[:_SHOWN]) + (", ..." if len(entries) > _SHOWN else "")
     return Found("", f"a folder with {shown or 'nothing in it'}")
-
-
-def _is_run(path: pathlib.Path) -> bool:
-    """Also one that has no checkpoint yet: who loads it says so."""
-    if (path / "checkpoints").is_dir() or (path.name.isdecimal() and (path / "params").is_dir()):
-        return True
-    return any(one.name.isdecimal() and (one / "params").is_dir() for one in path.iterdir())
 
 
 def _by_config(config: pathlib.Path) -> Found:

@@ -39,7 +39,7 @@ from synth2_jax.progress import Progress
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.scenes import dataset
 from synth2_jax.stages.trained import load_trained, others_reader
-from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Params
 from synth2_jax.vocabulary import Vocabulary, load_vocabulary

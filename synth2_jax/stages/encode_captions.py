@@ -35,7 +35,7 @@ from synth2_jax.stages import pair_shards
 from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
 from synth2_jax.stages.model_text import text_ids
 from synth2_jax.stages.text_encoders import LoadedTextEncoder, load_text_encoder
-from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.vocabulary import Vocabulary, load_vocabulary
 

@@ -31,7 +31,7 @@ from synth2_jax.stages.synthesize import SynthesizeConfig
 from synth2_jax.stages.tokenize import TokenizeConfig
 from synth2_jax.stages.train import TrainConfig
 from synth2_jax.stages.trained import load_trained
-from synth2_jax.training import checkpoints
+from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.optimizer import make_optimizer
 from synth2_jax.training.trained import Trained
 
@@ -388,6 +388,6 @@ def _is_trained(folder: str, steps: int) -> bool:
     if not pathlib.Path(folder, "checkpoints").is_dir():
         return False
     try:
-        return checkpoints.latest_step(folder) >= steps
+        return checkpoint_reader.latest_step(folder) >= steps
     except UserError:  # a run that was stopped before its first checkpoint
         return False

@@ -45,7 +45,8 @@ from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stages.model_card import CardFacts, model_card, read_results
-from synth2_jax.training import checkpoints
+from synth2_jax.training import checkpoint_reader
+from synth2_jax.training.fingerprint import fingerprint_arrays
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.vocabulary import vocabulary_path
 
@@ -80,7 +81,7 @@ def run(
             given = ["--config" * (config is not None), *(f"--{name}" for name in of_a_folder)]
             raise UserError(f"{' '.join(given).strip()}: of a folder, found --output={output}")
         _check_free(target, target.is_file(), overwrite)
-        step = checkpoints.latest_step(workdir)
+        step = checkpoint_reader.latest_step(workdir)
         with _full_disk_in_one_line(target):
             _write_file(target, _Parameters(workdir, step, part, as_dtype, kept_as_is=""))
         return
@@ -95,7 +96,7 @@ class _Parameters:
     """The parameters of a checkpoint, or of a part of it, and the dtypes to write them in."""
 
     def __init__(self, workdir: str, step: int, part: str, dtype: Any, kept_as_is: str):
-        found = checkpoints.saved_arrays(workdir, step)
+        found = checkpoint_reader.saved_arrays(workdir, step)
         start = f"{part}/" if part else ""
         self.names = sorted(name for name in found if f"{name}/".startswith(start))
         if not self.names:
@@ -127,11 +128,11 @@ class _Parameters:
 
     def as_saved(self) -> Iterator[tuple[str, np.ndarray]]:
         """(path, parameter) as they lie in the checkpoint."""
-        return checkpoints.read_arrays(self.workdir, self.step, self.names)
+        return checkpoint_reader.read_arrays(self.workdir, self.step, self.names)
 
 
 def _write_file(target: pathlib.Path, parameters: _Parameters) -> None:
-    resolved, fingerprints = checkpoints.read_description(parameters.workdir, parameters.step)
+    resolved, fingerprints = checkpoint_reader.read_description(parameters.workdir, parameters.step)
     write_tensors(
         target,
         parameters.by_tensor(),
@@ -163,8 +164,8 @@ def _write_folder(
 ) -> None:
     if not file_mib.isdecimal() or int(file_mib) < 1:
         raise UserError(f"--file-mib={file_mib}: expected a number of MiB, 1 or more")
-    step = checkpoints.latest_step(workdir)
-    resolved, built_on = checkpoints.read_description(workdir, step)
+    step = checkpoint_reader.latest_step(workdir)
+    resolved, built_on = checkpoint_reader.read_description(workdir, step)
     model_name = str(resolved.get("model_name"))
     task = make_objective(model_name, resolved["model"]).task
     settings = _settings(config, model_name, task)
@@ -253,9 +254,7 @@ def _plain(section: Any) -> Any:
 def _fingerprints(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
     """`Trained.fingerprint` of each part, from (path, array) by rising path."""
     return {
-        part: checkpoints.fingerprint_arrays(
-            (path.partition("/")[2], array) for path, array in of_part
-        )
+        part: fingerprint_arrays((path.partition("/")[2], array) for path, array in of_part)
         for part, of_part in itertools.groupby(arrays, lambda item: item[0].partition("/")[0])
     }
 
@@ -265,7 +264,7 @@ def _run_folder(workdir: str) -> pathlib.Path:
     folder = pathlib.Path(workdir).absolute()
     if folder.name.isdecimal() and (folder / "params").is_dir():
         folder = folder.parent
-    return folder.parent if folder.name == checkpoints.FOLDER else folder
+    return folder.parent if folder.name == checkpoint_reader.FOLDER else folder
 
 
 def _check_free(target: pathlib.Path, replaceable: bool, overwrite: str) -> None:

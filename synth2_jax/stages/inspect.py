@@ -1,4 +1,4 @@
-"""`synth2 inspect DIR`: says what is in a training run or in a folder of pairs.
+"""`synth2 inspect DIR`: says what is in a training run, an exported model or a folder of pairs.
 
 `synth2 inspect MIXTURE`, a name of SeqIO's: see inspect_mixture.py.
 
@@ -7,25 +7,28 @@
 
 Of a run, its checkpoints or one of them: steps, parameter tree with shapes and sizes, fingerprints,
 config. Only metadata is read, so a laptop can look at any model; `--fingerprints=true` reads every
-parameter, one at a time, for the parts' own fingerprints. Of pairs: counts, shards, provenance,
-some captions; every byte is checked against the manifest.
+parameter, one at a time, for the parts' own fingerprints. Of an exported model: the same, as far as
+it has them; `--fingerprints=true` checks that no byte of it has changed. Of pairs: counts, shards,
+provenance, some captions; every byte is checked against the manifest.
 """
 
 import itertools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from synth2_jax.data import records, views
 from synth2_jax.errors import UserError
+from synth2_jax.interop.exported import is_exported, open_exported
 from synth2_jax.stages import inspect_mixture
 from synth2_jax.stages.inert_text import inert
-from synth2_jax.training import checkpoints
+from synth2_jax.training import checkpoint_reader
+from synth2_jax.training.fingerprint import fingerprint_arrays
 
 NUM_SHOWN = 5
 
@@ -40,8 +43,8 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
         return
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: no such folder, expected a training run, a folder of pairs, or the name of "
-            "a mixture"
+            f"{folder}: no such folder, expected a training run, an exported model, a folder of "
+            "pairs, or the name of a mixture"
         )
     if (folder / views.VIEW).exists():
         view = views.open_view(folder)
@@ -53,40 +56,31 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
     elif (folder / records.MANIFEST).exists() or (folder / records.PROGRESS).exists():
         print(describe_pairs(folder))
     else:
-        print(describe_run(folder, with_fingerprints=fingerprints == "true"))
+        describe = describe_export if is_exported(folder) else describe_run
+        print(describe(folder, with_fingerprints=fingerprints == "true"))
 
 
 def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> str:
     """The newest checkpoint of a training run, in lines."""
-    steps = checkpoints.saved_steps(folder)
+    steps = checkpoint_reader.saved_steps(folder)
     step = steps[-1]
-    config, built_on = checkpoints.read_description(folder, step)
-    params = checkpoints.saved_arrays(folder, step)
-    width = max(len(path) for path in params)
+    config, built_on = checkpoint_reader.read_description(folder, step)
+    params = checkpoint_reader.saved_arrays(folder, step)
+    width = _width(params)
+    notes = {}
+    if with_fingerprints:
+        for part, names in _parts(params).items():
+            arrays = checkpoint_reader.read_arrays(folder, step, names)
+            inside = ((path.partition("/")[2], array) for path, array in arrays)
+            notes[part] = f"fingerprint {fingerprint_arrays(inside)}"
+    state = checkpoint_reader.saved_arrays(folder, step, "train")
+    optimizer = [path for path in state if path.startswith("opt_state")]
+    saved_by = len(checkpoint_reader.position_files(folder, step))
     lines = [
         f"{config.get('model_name', 'model')} at step {step} in {folder}",
         f"steps saved: {', '.join(map(str, steps))}",
         "",
-    ]
-    for path, leaf in sorted(params.items()):
-        shape = "x".join(map(str, leaf.shape)) or "scalar"
-        lines.append(
-            f"{path:<{width}}  {leaf.dtype.name:<8}  {shape:<18}  {_size(_bytes(leaf)):>9}"
-        )
-    lines.append("")
-    for part in sorted({path.split("/")[0] for path in params}):
-        names = sorted(path for path in params if path.split("/")[0] == part)
-        count = sum(math.prod(params[path].shape) for path in names)
-        line = f"{part:<{width}}  {count:>15,} parameters  {_size(_total(params, names)):>9}"
-        if with_fingerprints:
-            arrays = checkpoints.read_arrays(folder, step, names)
-            inside = ((path.partition("/")[2], array) for path, array in arrays)
-            line += f"  fingerprint {checkpoints.fingerprint_arrays(inside)}"
-        lines.append(line)
-    state = checkpoints.saved_arrays(folder, step, "train")
-    optimizer = [path for path in state if path.startswith("opt_state")]
-    saved_by = len(checkpoints.position_files(folder, step))
-    lines += [
+        *_tree(params, notes),
         f"{'optimizer state':<{width}}  {len(optimizer):>15,} arrays      "
         f"{_size(_total(state, optimizer)):>9}",
         f"position of the data saved by {saved_by} process{'es' * (saved_by != 1)}",
@@ -97,12 +91,57 @@ def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> st
     return "\n".join(lines)
 
 
-def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+def describe_export(folder: pathlib.Path, *, with_fingerprints: bool = False) -> str:
+    """An exported model, in lines; with fingerprints, UserError where a file has changed."""
+    exported = open_exported(folder)
+    told = dict(exported.description)
+    fingerprints, built_on, sha256 = (told.pop(n) for n in ("fingerprints", "built_on", "sha256"))
+    if with_fingerprints and (changed := exported.changed_files()):
+        raise UserError(
+            f"{folder}: changed since the export, by their sha256: {', '.join(changed)}"
+        )
+    files = f"{len(sha256)} file{'s' * (len(sha256) != 1)}"
+    lines = [
+        f"exported {told['model_name']}, step {told['step']} of the run {told['run']}, in {folder}",
+        f"{files}, all as they were exported" if with_fingerprints else files,
+        "",
+        *_tree(exported.tensors, {k: f"fingerprint {v}" for k, v in fingerprints.items()}),
+        *(f"trained on top of {name} {value}" for name, value in built_on.items()),
+        "",
+        *json.dumps(told, indent=2).splitlines(),
+    ]
+    return "\n".join(inert(line) for line in lines)  # it may come from anywhere
 
 
-def _total(arrays: Mapping[str, jax.ShapeDtypeStruct], names: list[str]) -> int:
-    return sum(_bytes(arrays[name]) for name in names)
+def _tree(arrays: Mapping[str, Any], notes: Mapping[str, str]) -> list[str]:
+    """A line for each array, then one for each part of the model with what is noted of it."""
+    width, lines = _width(arrays), []
+    for name, leaf in sorted(arrays.items()):
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        size = _size(_total(arrays, [name]))
+        lines.append(f"{name:<{width}}  {leaf.dtype.name:<8}  {shape:<18}  {size:>9}")
+    lines.append("")
+    for part, names in _parts(arrays).items():
+        count = sum(math.prod(arrays[name].shape) for name in names)
+        line = f"{part:<{width}}  {count:>15,} parameters  {_size(_total(arrays, names)):>9}"
+        lines.append(f"{line}  {notes.get(part, '')}".rstrip())
+    return lines
+
+
+def _parts(arrays: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names by the model's part, which is the first in them: "vlm/resampler", "vlm.resampler"."""
+    by_part = itertools.groupby(sorted(arrays), lambda name: re.split("[/.]", name)[0])
+    return {part: list(names) for part, names in by_part}
+
+
+def _width(arrays: Mapping[str, Any]) -> int:
+    return max(len(name) for name in arrays)
+
+
+def _total(arrays: Mapping[str, Any], names: list[str]) -> int:
+    return sum(
+        math.prod(arrays[name].shape) * np.dtype(arrays[name].dtype).itemsize for name in names
+    )
 
 
 def _size(num_bytes: float) -> str:

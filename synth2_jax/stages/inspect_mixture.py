@@ -4,9 +4,10 @@
     synth2 inspect real_synthetic --config=configs/scenes/vlm.py:mixture \\
         --config.data.folders.real=... --config.data.folders.synthetic=...
 
-Legend: N image tokens, H W pixels.
+Legend: B examples, N image tokens, H W pixels.
 """
 
+import math
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from synth2_jax.data.caption_text import CaptionLimits, clean_caption
 from synth2_jax.data.rejected import Rejected
 from synth2_jax.errors import UserError
 from synth2_jax.stages.inert_text import inert
+from synth2_jax.training.trained import Trained
 
 NUM_SHOWN = 10
 _COLUMNS, _SIDE, _MARGIN, _LINE, _LINES = 5, 160, 12, 14, 4
@@ -35,7 +37,7 @@ def show(
       config: of a training, of which `data` and `pretrained.tokenizer` are read; or None.
       mixture: the name of a task or mixture.
       modules: that register it, separated by commas.
-      tokenizer: workdir of the training run whose codebook the image tokens index.
+      tokenizer: whose codebook the image tokens index: a training run, an export, or another's.
       output: the PNG file; MIXTURE.png in the current folder.
 
     Raises:
@@ -55,7 +57,7 @@ def show(
     for example in examples:
         print("  " + "  ".join(_shown(name, value) for name, value in sorted(example.items())))
     tokenizer = tokenizer or dict(pretrained or {}).get("tokenizer", "")
-    images = _images(examples, tokenizer)
+    images = pictures(examples, tokenizer)
     if images is None:
         print("no pictures: give --tokenizer=WORKDIR, the run that made the image tokens")
         return
@@ -87,21 +89,42 @@ def _shown(name: str, value: Any) -> str:
     return f"{name}={inert(str(value), 72)!r}"
 
 
-def _images(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarray | None:
-    """Pictures u8[examples, H, W, 3]; None when nothing turns them into pixels."""
+def pictures(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarray | None:
+    """Images u8[examples, H, W, 3]; None when nothing turns the examples into pixels.
+
+    Raises:
+      UserError: no tokenizer there, or one that did not make the image tokens.
+    """
     if all("image" in example for example in examples):
         return np.stack([example["image"] for example in examples])
     if not tokenizer or not all("image_tokens" in example for example in examples):
         return None
     from synth2_jax.stages.tokenize import decode_images
-    from synth2_jax.stages.trained import load_trained
 
-    trained = load_trained(tokenizer, "tokenizer")
-    tokens = np.stack([example["image_tokens"] for example in examples])
-    size = trained.objective.task.tokenizer.codebook_size
-    if tokens.max() >= size:
-        raise UserError(f"{tokenizer}: has {size} codes, the image tokens go up to {tokens.max()}")
-    return decode_images(trained, tokens, len(tokens))
+    ids_BN = np.stack([example["image_tokens"] for example in examples])
+    trained = _load_tokenizer(tokenizer, ids_BN.shape[1])
+    config = trained.objective.task.tokenizer
+    if ids_BN.max() >= config.codebook_size:
+        raise UserError(
+            f"{tokenizer}: has {config.codebook_size} codes, the image tokens go up to "
+            f"{ids_BN.max()}"
+        )
+    return decode_images(trained, ids_BN, len(ids_BN))
+
+
+def _load_tokenizer(path: str, num_tokens: int) -> Trained:
+    """Another's files do not tell the size of its images; the number of tokens does."""
+    from synth2_jax.stages.trained import load_tokenizer, others_reader
+
+    told = {}
+    if reader := others_reader(path, "tokenizer"):
+        config = reader.tokenizer_config(path)
+        told["image_size"] = config.image_size // config.grid_size * math.isqrt(num_tokens)
+    trained = load_tokenizer(path, **told)
+    made = trained.objective.task.tokenizer.num_tokens
+    if made != num_tokens:
+        raise UserError(f"{path}: makes {made} tokens of an image, found {num_tokens}")
+    return trained
 
 
 def contact_sheet(

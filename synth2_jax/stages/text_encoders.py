@@ -21,7 +21,7 @@ from synth2_jax.interop import t5x
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.stages.trained import load_trained, others_reader
 from synth2_jax.training import train_state
-from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.train_state import Params
 from synth2_jax.training.trained import Trained
 

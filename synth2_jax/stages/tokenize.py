@@ -176,7 +176,7 @@ def tokenized(
         if cfg.on_the_fly:
             for shard, item in prepared:
                 yield from _expanded(shard, item, None)
-                progress.add(source.num_images is not None or item is None)
+                progress.add(_counts(source, item))
             return
         batches = in_background(_batches(prepared, cfg.batch_size, size), _BATCHES_AHEAD)
         with contextlib.closing(batches):
@@ -185,7 +185,7 @@ def tokenized(
                 for shard, item in items:
                     ids_N = next(rows) if isinstance(item, _Prepared) else None
                     yield from _expanded(shard, item, ids_N)
-                    progress.add(source.num_images is not None or item is None)
+                    progress.add(_counts(source, item))
 
 
 def _prepare(
@@ -282,6 +282,11 @@ def _size(source: Source, shards: Sequence[int]) -> tuple[int, str]:
     if source.num_images is None:
         return len(shards), "shards"
     return round(source.num_images * len(shards) / source.num_shards), "images"
+
+
+def _counts(source: Source, item: _Prepared | Skipped | None) -> bool:
+    """Whether an item is one of those that `_size` tells; None is a shard's end."""
+    return (item is None) == (source.num_images is None)
 
 
 def encode_images(trained: Trained, images: np.ndarray, batch_size: int, label: str) -> np.ndarray:

@@ -28,7 +28,8 @@ from synth2_jax.stages.stream import StreamConfig, StreamedBatches
 from synth2_jax.stages.text_encoders import load_text_encoder
 from synth2_jax.stages.trained import load_part
 from synth2_jax.training import metrics as metrics_lib
-from synth2_jax.training.checkpoints import DataIterator, fingerprint
+from synth2_jax.training.checkpoints import DataIterator
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train

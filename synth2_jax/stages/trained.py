@@ -23,7 +23,7 @@ from synth2_jax.interop.exported import CONFIG, is_exported, open_exported
 from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import KINDS, recognise
 from synth2_jax.training import train_state, trained
-from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params
 from synth2_jax.training.trained import Trained

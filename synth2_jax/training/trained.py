@@ -8,12 +8,8 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
-from synth2_jax.training.checkpoints import (
-    fingerprint,
-    latest_step,
-    read_description,
-    restore_params,
-)
+from synth2_jax.training.checkpoint_reader import latest_step, read_description, restore_params
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params, params_layout
 

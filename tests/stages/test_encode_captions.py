@@ -33,7 +33,8 @@ from synth2_jax.stages.text_encoders import (
     load_text_encoder,
     with_text_encoder,
 )
-from synth2_jax.training.checkpoints import fingerprint, read_description, saved_arrays
+from synth2_jax.training.checkpoint_reader import read_description, saved_arrays
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.trained import load_trained

@@ -95,6 +95,38 @@ def test_a_user_of_the_model_finds_all_in_the_folder(runs, vlm, tmp_path):
     assert str(runs) not in (folder / "config.json").read_text()
 
 
+def test_inspect_tells_what_it_is(vlm, capfd, mistake):
+    told = json.loads((vlm / "config.json").read_text())
+    assert main.main(["synth2", "inspect", str(vlm)]) == 0
+    text = capfd.readouterr().out
+    assert text.startswith(f"exported vlm, step {STEP} of the run vlm, in {vlm}\n")
+    (row,) = [line for line in text.splitlines() if line.startswith("vlm.resampler.latents ")]
+    tensor = open_safetensors(vlm)["vlm.resampler.latents"]
+    assert row.split()[1:3] == ["float32", "x".join(map(str, tensor.shape))]
+    for part, fingerprint in told["fingerprints"].items():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"{part} ")]
+        assert row.endswith(f"fingerprint {fingerprint}") and " parameters  " in row
+    for name, fingerprint in told["built_on"].items():
+        assert f"trained on top of {name} {fingerprint}\n" in text
+    assert '"method": "beam"' in text and "as they were exported" not in text
+    assert main.main(["synth2", "inspect", str(vlm), "--fingerprints=true"]) == 0
+    assert f"{len(told['sha256'])} files, all as they were exported\n" in capfd.readouterr().out
+    damaged = bytearray((vlm / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (vlm / "model.safetensors").write_bytes(damaged)
+    line = mistake(["synth2", "inspect", str(vlm), "--fingerprints=true"])
+    assert line == f"{vlm}: changed since the export, by their sha256: model.safetensors"
+
+
+def test_a_run_that_a_part_was_exported_into_is_still_a_run(runs, tmp_path):
+    run = shutil.copytree(runs / "vlm", tmp_path / "run")
+    (run / "config.json").write_text("{}")  # as `synth2 train` leaves one
+    output = run / "resampler.safetensors"
+    argv = ["synth2", "export", str(run), f"--output={output}", "--part=vlm/resampler"]
+    assert main.main(argv) == 0
+    assert load_trained(run, "vlm").step == STEP
+
+
 @pytest.mark.slow
 def test_defaults_are_written_out_and_settings_kept(export):
     description = json.loads((export("generator") / "config.json").read_text())

@@ -13,7 +13,8 @@ from synth2_jax.interop.gemma import language_model_config, load_language_model
 from synth2_jax.stages import captions as captions_stage
 from synth2_jax.stages.captions import CaptionsConfig
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
-from synth2_jax.training.checkpoints import fingerprint, restore_params
+from synth2_jax.training.checkpoint_reader import restore_params
+from synth2_jax.training.fingerprint import fingerprint
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 

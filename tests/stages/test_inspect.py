@@ -6,7 +6,7 @@ import pytest
 
 from synth2_jax import main
 from synth2_jax.stages.inspect import describe_run
-from synth2_jax.training import checkpoints
+from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
@@ -37,7 +37,7 @@ def test_arrays_are_read_only_when_fingerprints_are_asked_for(
     run = chain.path("language_model")
     with monkeypatch.context() as patched:
         for reader in ("read_arrays", "restore_params"):
-            patched.delattr(checkpoints, reader)
+            patched.delattr(checkpoint_reader, reader)
         for given in (run, run / "checkpoints", run / "checkpoints" / "60"):
             assert f"language_model at step 60 in {given}" in describe_run(given)
     run = shutil.copytree(run, tmp_path / "run")

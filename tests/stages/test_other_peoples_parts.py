@@ -17,7 +17,8 @@ from synth2_jax.errors import UserError
 from synth2_jax.interop import hugging_face, maskgit_weights
 from synth2_jax.models.text_encoder import TextEncoderConfig
 from synth2_jax.stages.trained import load_tokenizer, load_trained
-from synth2_jax.training.checkpoints import fingerprint, restore_params
+from synth2_jax.training.checkpoint_reader import restore_params
+from synth2_jax.training.fingerprint import fingerprint
 
 VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"
 IMAGE_SIZE = 16

@@ -12,7 +12,8 @@ from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages.model_text import vlm_text
 from synth2_jax.stages.stream import StreamConfig, StreamedBatches
 from synth2_jax.testing.fake_batches import FakeBatches
-from synth2_jax.training.checkpoints import fingerprint, latest_step
+from synth2_jax.training.checkpoint_reader import latest_step
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.trained import load_trained
 from synth2_jax.vocabulary import load_vocabulary

@@ -75,6 +75,13 @@ def test_a_finished_folder_is_left_alone(chain, tmp_path):
     assert shards(tmp_path / "test") == shards(chain.path("pairs", "test"))
 
 
+@pytest.mark.parametrize("on_the_fly", ["false", "true"])
+def test_progress_counts_images_and_nothing_else(chain, tmp_path, capsys, on_the_fly):
+    chain.run([*chain.tokenization(tmp_path, splits="test"), f"--on-the-fly={on_the_fly}"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"tokenize test {chain.num_images}/{chain.num_images} images  ")
+
+
 def test_a_missing_shard_is_made_again(chain, tmp_path):
     chain.run(chain.tokenization(tmp_path, splits="test"))
     folder = tmp_path / "test"

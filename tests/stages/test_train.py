@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from synth2_jax.data import pair_writer, records
-from synth2_jax.training import checkpoints
-from synth2_jax.training.checkpoints import fingerprint, latest_step, restore_params
+from synth2_jax.training.checkpoint_reader import FOLDER, latest_step, restore_params
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.trained import load_trained
 
@@ -260,7 +260,7 @@ def wait_for_step(workdir, step):
     metrics = workdir / "metrics.jsonl"
     while time.monotonic() < deadline:
         if metrics.exists() and metrics.read_text().count("\n") > step:
-            folder = workdir / checkpoints.FOLDER
+            folder = workdir / FOLDER
             if any(entry.name.isdigit() for entry in folder.iterdir()):
                 return
         time.sleep(0.01)

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from synth2_jax import main
 from synth2_jax.models.vgg import VGGConfig, from_torchvision
 from synth2_jax.stages import tokenize
-from synth2_jax.training.checkpoints import fingerprint, restore_params
+from synth2_jax.training.checkpoint_reader import restore_params
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.trained import load_trained
 

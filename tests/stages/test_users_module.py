@@ -14,7 +14,7 @@ from PIL import Image
 
 from synth2_jax.scenes import dataset
 from synth2_jax.stages.inspect_mixture import contact_sheet
-from synth2_jax.training.checkpoints import latest_step
+from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.metrics import read_metrics
 
 README = pathlib.Path(__file__).parents[2] / "README.md"

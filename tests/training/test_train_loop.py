@@ -20,7 +20,8 @@ from synth2_jax.sharding import MeshConfig
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import train_loop
-from synth2_jax.training.checkpoints import fingerprint, latest_step, restore_params
+from synth2_jax.training.checkpoint_reader import latest_step, restore_params
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import JsonlWriter, read_metrics
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
@@ -31,7 +32,7 @@ import json, os, sys, time
 from synth2_jax import sharding
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
-from synth2_jax.training.checkpoints import fingerprint
+from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import JsonlWriter
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train

@@ -1,0 +1,48 @@
+"""Pictures of a mixture's examples, from the tokens of our own and of other people's tokenizers."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from synth2_jax.errors import UserError
+from synth2_jax.stages.inspect_mixture import pictures
+from synth2_jax.stages.tokenize import decode_images
+from synth2_jax.stages.trained import load_tokenizer
+from synth2_jax.testing.untrained_runs import write_untrained_run
+
+VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"
+
+
+def examples(num_tokens, first=0):
+    return [{"image_tokens": np.arange(num_tokens) + first + n} for n in range(2)]
+
+
+@pytest.mark.parametrize("side", [16, 24])
+def test_anothers_tokenizer_draws_images_of_the_tokens_size(side):
+    """Its file does not tell the size."""
+    shown = examples((side // 4) ** 2)
+    trained = load_tokenizer(VQ_GAN, image_size=side)
+    ids = np.stack([example["image_tokens"] for example in shown])
+    expected = decode_images(trained, ids, len(ids))
+    assert expected.shape == (2, side, side, 3)
+    np.testing.assert_array_equal(pictures(shown, str(VQ_GAN)), expected)
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path):
+    write_untrained_run(tmp_path, "tokenizer")
+    own = load_tokenizer(tmp_path).objective.task.tokenizer
+    number, size = own.num_tokens, own.codebook_size
+    assert len(pictures(examples(number), str(tmp_path))) == 2
+    for tokenizer, found, made in ((tmp_path, number + 1, number), (VQ_GAN, 18, 16)):
+        with pytest.raises(UserError) as error:
+            pictures(examples(found), str(tokenizer))
+        assert str(error.value) == f"{tokenizer}: makes {made} tokens of an image, found {found}"
+    with pytest.raises(UserError, match=f"has {size} codes, the image tokens go up to {size}"):
+        pictures(examples(number, first=size - number), str(tmp_path))
+
+
+def test_images_need_no_tokenizer():
+    images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    np.testing.assert_array_equal(pictures([{"image": image} for image in images], ""), images)
+    assert pictures(examples(4), "") is None and pictures([{"caption": "a"}], str(VQ_GAN)) is None
