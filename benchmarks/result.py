@@ -25,8 +25,9 @@ class Figure:
       name: what was measured, with its shapes, such as "decoding, paper, batch 64, 8 steps".
       value: in `unit`, a rate or a ratio (the more the better) unless the unit is a time.
       unit: such as "pairs/s", "x" for a ratio, "%" for a share of 100.
-      share: of the limit that was reached, 1 at most; None where there is no limit.
-      bound: what that limit is: "matmul" or "copy" (`device_limits.least_seconds`), or "".
+      share: of the limit that was reached, above 1 by noise alone; None where there is no limit.
+      bound: what that limit is: "matmul" or "copy" (`device_limits.least_seconds`), "disk", "bare
+        steps", or "".
       note: the rest of a sentence, such as whose loop a ratio is over.
     """
 

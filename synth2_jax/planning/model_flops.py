@@ -4,20 +4,23 @@ Counted are products of matrices, 2 FLOPs a multiplication, attention in full (a
 nothing here, as it saves nothing in the compiled program). Backward, a trained matrix costs its
 forward pass twice, for its own gradient and its input's; a frozen one that a gradient passes
 through costs it once, and a frozen one that none passes nothing. Rematerialization is not counted:
-it is waste that the ratio to the compiled FLOPs shows.
+it is waste that the ratio to the compiled FLOPs shows. Nor are a convolution's products with the
+zeros around the image.
 
 Legend: B batch rows, N image tokens, T text tokens, L latents, S sampling steps.
 """
 
 import dataclasses
 
-from synth2_jax.errors import UserError
 from synth2_jax.models.language_model import LanguageModelConfig
 from synth2_jax.models.maskgit import MaskGITConfig
 from synth2_jax.models.resampler import ResamplerConfig
 from synth2_jax.models.text_encoder import TextEncoderConfig
-from synth2_jax.sampling.guidance import GuidanceConfig
+from synth2_jax.models.vlm import VLMConfig
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
+from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.training.objectives import (
     GeneratorTask,
     LanguageModelTask,
@@ -44,17 +47,15 @@ class Flops:
 
 
 def train_step(task: object, batch_size: int) -> Flops | None:
-    """Of one training step of a task's model; None for a tokenizer, for which there is no formula.
-
-    Raises:
-      UserError: a VLM in pixel space, whose convolutions have no formula.
-    """
+    """Of one training step of a task's model; None for a tokenizer: its losses have no formula."""
     if isinstance(task, GeneratorTask):
         return _generator(task, batch_size)
     if isinstance(task, VLMTask):
+        total = _vlm(task, batch_size)
         if task.image_space == "pixel":
-            raise UserError("config.model.image_space: found 'pixel', expected 'embedding'")
-        return _vlm(task, batch_size)
+            total += decode_images(task.tokenizer, batch_size)
+            total += encode_images(task.tokenizer, batch_size)
+        return total
     if isinstance(task, LanguageModelTask):
         return _language_model(task.language_model, batch_size, task.text_length, trained=True)
     return None
@@ -63,14 +64,89 @@ def train_step(task: object, batch_size: int) -> Flops | None:
 def sample(
     task: GeneratorTask, batch_size: int, sampler: ParallelDecodeConfig, guidance: GuidanceConfig
 ) -> Flops:
-    """Of the tokens of `batch_size` images: captions once, the transformer at each of S steps."""
-    rows = batch_size * (2 if guidance.scale else 1)
+    """Of the tokens of `batch_size` images: captions once, the transformer at each of S steps.
+
+    A guided step costs two rows an image.
+    """
+    guided_steps = int((guidance_scales(guidance, sampler.num_steps) != 0).sum())
+    text_rows = batch_size * (2 if guided_steps else 1)
     config, text = task.generator.maskgit, task.generator.text_encoder
     once = _text_encoder(text, batch_size, task.text_length, trained=False)
-    once += _caption_keys_values(config, text.embed_dim, rows, task.text_length, input_grad=False)
+    once += _caption_keys_values(
+        config, text.embed_dim, text_rows, task.text_length, input_grad=False
+    )
     once += _code_features(task)
-    steps = _maskgit(config, rows, task) * sampler.num_steps
+    steps = _maskgit(config, batch_size, task) * (sampler.num_steps + guided_steps)
     return Flops((once + steps).forward)
+
+
+def encode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
+    """Of the ids of `batch_size` images: the encoder, and the distances to all codes."""
+    filters = [config.filters * multiplier for multiplier in config.channel_multipliers]
+    size, width = config.image_size // config.patch_size, config.filters
+    total = _convolution(size, config.kernel_size, 3 * config.patch_size**2, width)
+    for level, outputs in enumerate(filters):
+        if level > 0 and config.downsampling != "average_pool":
+            kernel_size = 4 if config.downsampling == "conv" else 3
+            total += _convolution(size, kernel_size, width, filters[level - 1], stride=2)
+            width = filters[level - 1]
+        size //= 2 if level > 0 else 1
+        for _ in range(config.num_res_blocks):
+            total += _block(config, size, width, outputs, level in config.attention_levels)
+            width = outputs
+    total += _middle_blocks(config, width)
+    if config.latent_channels is None:
+        total += _convolution(size, 1, filters[-1], config.embedding_dim)
+    else:
+        total += _convolution(size, config.kernel_size, filters[-1], config.latent_channels)
+        total += _convolution(size, 1, config.latent_channels, config.embedding_dim)
+    distances = 2.0 * config.num_tokens * config.codebook_size * config.embedding_dim
+    return Flops(total + distances) * batch_size
+
+
+def decode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
+    """Of the pixels of `batch_size` images, from their ids."""
+    filters = [config.filters * multiplier for multiplier in config.channel_multipliers]
+    size, width, total = config.grid_size, config.embedding_dim, 0.0
+    if config.latent_channels is not None:
+        total += _convolution(size, 1, width, config.latent_channels)
+        width = config.latent_channels
+    total += _convolution(size, config.kernel_size, width, filters[-1])
+    total += _middle_blocks(config, filters[-1])
+    width = filters[-1]
+    for level in reversed(range(len(filters))):
+        for _ in range(config.num_res_blocks + config.extra_decoder_blocks):
+            total += _block(config, size, width, filters[level], level in config.attention_levels)
+            width = filters[level]
+        if level > 0:
+            size *= 2
+            total += _convolution(size, 3, width, filters[level])
+            width = filters[level]
+    total += _convolution(size, config.kernel_size, width, 3 * config.patch_size**2)
+    return Flops(total) * batch_size
+
+
+def caption(
+    config: VLMConfig, batch_size: int, prompt_length: int, decode: TextDecodeConfig
+) -> Flops:
+    """Of `batch_size` captions, none of which ends before `decode.max_length` tokens.
+
+    What is read of the image once, the prompt in one go, then a token of every beam at a time, each
+    against the whole cache; logits of the prompt's last input alone, which predicts the first token.
+    """
+    lm = config.language_model
+    rows = batch_size * (decode.num_beams if decode.method == "beam" else 1)
+    num_keys = prompt_length + decode.max_length
+    once = _resampler(
+        config.resampler, batch_size, config.num_image_tokens, config.image_embedding_dim
+    )
+    once += _image_keys_values(config, batch_size)
+    once += _gated_cross_attention(config, batch_size, prompt_length + 1)
+    once += _decoder(lm, batch_size, prompt_length + 1, num_keys, trained=False)
+    token = _gated_cross_attention(config, rows, 1)
+    token += _decoder(lm, rows, 1, num_keys, trained=False) + _head(lm, rows, trained=False)
+    steps = token * (decode.max_length - 1)
+    return Flops((once + _head(lm, batch_size, trained=False) + steps).forward)
 
 
 def _generator(task: GeneratorTask, batch: int) -> Flops:
@@ -127,15 +203,27 @@ def _code_features(task: GeneratorTask) -> Flops:
 
 
 def _vlm(task: VLMTask, batch: int) -> Flops:
-    config, lm = task.vlm, task.vlm.language_model
-    length, latents = task.text_length, config.resampler.num_latents
-    inner, width = lm.num_heads * lm.head_dim, lm.embed_dim
-    gated = _matrix(batch * length, 2 * width * inner + 2 * width * lm.mlp_dim)
-    gated += _matrix(batch * latents, 2 * config.resampler.embed_dim * inner)
-    gated += _attention(batch, length, latents, inner)
+    config, length = task.vlm, task.text_length
     total = _resampler(config.resampler, batch, config.num_image_tokens, config.image_embedding_dim)
-    total += gated * (lm.num_layers // config.cross_attention_every)
-    return total + _language_model(lm, batch, length, trained=False)
+    total += _image_keys_values(config, batch) + _gated_cross_attention(config, batch, length)
+    return total + _language_model(config.language_model, batch, length, trained=False)
+
+
+def _image_keys_values(config: VLMConfig, batch: int) -> Flops:
+    """Every cross-attention block's keys and values of the latents."""
+    lm, resampler = config.language_model, config.resampler
+    weights = 2 * resampler.embed_dim * lm.num_heads * lm.head_dim
+    num_blocks = lm.num_layers // config.cross_attention_every
+    return _matrix(batch * resampler.num_latents, weights) * num_blocks
+
+
+def _gated_cross_attention(config: VLMConfig, batch: int, length: int) -> Flops:
+    """All blocks, without the image's keys and values."""
+    lm = config.language_model
+    inner, width = lm.num_heads * lm.head_dim, lm.embed_dim
+    block = _matrix(batch * length, 2 * width * inner + 2 * width * lm.mlp_dim)
+    block += _attention(batch, length, config.resampler.num_latents, inner)
+    return block * (lm.num_layers // config.cross_attention_every)
 
 
 def _resampler(config: ResamplerConfig, batch: int, num_tokens: int, channels: int) -> Flops:
@@ -151,14 +239,23 @@ def _language_model(
     config: LanguageModelConfig, batch: int, length: int, *, trained: bool
 ) -> Flops:
     """A frozen one passes the gradient on to the cross-attention between its layers."""
+    layers = _decoder(config, batch, length, length, trained=trained)
+    return layers + _head(config, batch * length, trained=trained)
+
+
+def _decoder(
+    config: LanguageModelConfig, batch: int, length: int, num_keys: int, *, trained: bool
+) -> Flops:
+    """The layers, on `length` tokens that see `num_keys`."""
     inner, width = config.num_heads * config.head_dim, config.embed_dim
-    tokens = batch * length
     attention = 2 * width * (inner + config.num_kv_heads * config.head_dim)
-    weights = attention + 3 * width * config.mlp_dim
-    layer = _matrix(tokens, weights, trained=trained)
-    layer += _attention(batch, length, length, inner)
-    head = _matrix(tokens, width * config.vocab_size, trained=trained)
-    return layer * config.num_layers + head
+    layer = _matrix(batch * length, attention + 3 * width * config.mlp_dim, trained=trained)
+    layer += _attention(batch, length, num_keys, inner)
+    return layer * config.num_layers
+
+
+def _head(config: LanguageModelConfig, tokens: int, *, trained: bool) -> Flops:
+    return _matrix(tokens, config.embed_dim * config.vocab_size, trained=trained)
 
 
 def _matrix(tokens: int, weights: int, *, trained: bool = True, input_grad: bool = True) -> Flops:
@@ -173,3 +270,43 @@ def _attention(
     """Logits and weighted sums; `width` is that of all heads."""
     forward = 4.0 * batch * queries * keys * width
     return Flops(forward, 2 * forward * input_grad)
+
+
+def _middle_blocks(config: VQTokenizerConfig, inputs: int) -> float:
+    """Of one image, at the lowest resolution."""
+    size, total = config.grid_size, 0.0
+    outputs = config.filters * config.channel_multipliers[-1]
+    for i in range(config.num_middle_blocks or config.num_res_blocks):
+        total += _block(config, size, inputs, outputs, config.middle_attention and i == 0)
+        inputs = outputs
+    return total
+
+
+def _block(
+    config: VQTokenizerConfig, size: int, inputs: int, outputs: int, attention: bool
+) -> float:
+    """A residual block of one image and, where there is one, the attention behind it."""
+    total = _convolution(size, config.kernel_size, inputs + outputs, outputs)
+    if inputs != outputs:
+        source = inputs if config.shortcut_from_input else outputs
+        total += _convolution(size, 1, source, outputs)
+    if attention:
+        cells = size**2
+        total += _matrix(cells, 4 * outputs**2).forward
+        total += _attention(1, cells, cells, outputs).forward
+    return total
+
+
+def _convolution(size: int, kernel_size: int, inputs: int, outputs: int, stride: int = 1) -> float:
+    """Forward, of one image of `size` squared cells, padded as "SAME" pads.
+
+    That is 2 H_out W_out k^2 C_in C_out, less what falls on the padding.
+    """
+    places = -(-size // stride)
+    low = max((places - 1) * stride + kernel_size - size, 0) // 2
+    products = sum(
+        0 <= place * stride + offset - low < size
+        for place in range(places)
+        for offset in range(kernel_size)
+    )
+    return 2.0 * products**2 * inputs * outputs

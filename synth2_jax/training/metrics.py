@@ -14,7 +14,6 @@ from typing import Protocol, TextIO
 
 import jax
 import jax.numpy as jnp
-import tensorboardX
 
 from synth2_jax.files import finite
 
@@ -97,6 +96,9 @@ class TensorBoardWriter:
     """Writes TensorBoard event files, without TensorFlow."""
 
     def __init__(self, folder: str | os.PathLike[str]):
+        # Not at the top: it imports PyTorch where that is installed, which takes seconds.
+        import tensorboardX
+
         self._writer = tensorboardX.SummaryWriter(os.fspath(folder))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -1,8 +1,9 @@
 """Steps a second of several objectives, measured side by side on the same batch."""
 
+import functools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -14,6 +15,24 @@ from synth2_jax.training.train_state import Objective
 from synth2_jax.training.train_step import make_train_step
 
 
+def interleaved_seconds(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int
+) -> dict[str, float]:
+    """Median wall time of each run, whose result is waited for; a first call is not counted.
+
+    A round calls each in turn, so that all meet the same noise.
+    """
+    for run in runs.values():
+        jax.block_until_ready(run())
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
 def steps_per_second(
     objectives: Mapping[str, Objective],
     tx: Optimizer,
@@ -22,7 +41,7 @@ def steps_per_second(
     rounds: int = 10,
     steps_per_round: int = 3,
 ) -> dict[str, float]:
-    """The median over rounds; a round runs each objective in turn, so that all meet the same noise.
+    """The median over rounds; a round runs each objective in turn.
 
     Only ratios between the entries mean something on a machine that others use too.
     """
@@ -33,14 +52,12 @@ def steps_per_second(
         layout = train_state.state_layout(objective, tx, mesh)
         states[name] = train_state.create_train_state(objective, tx, layout, seed=0)
         steps[name] = jax.jit(make_train_step(objective, tx), donate_argnums=0)
-        states[name], _ = steps[name](states[name], placed)  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in objectives}
-    for _ in range(rounds):
-        for name in objectives:
-            jax.block_until_ready(states[name])
-            start = time.perf_counter()
-            for _ in range(steps_per_round):
-                states[name], _ = steps[name](states[name], placed)
-            jax.block_until_ready(states[name])
-            seconds[name].append((time.perf_counter() - start) / steps_per_round)
-    return {name: 1 / statistics.median(times) for name, times in seconds.items()}
+
+    def run(name: str) -> train_state.TrainState:
+        for _ in range(steps_per_round):
+            states[name], _ = steps[name](states[name], placed)
+        return states[name]
+
+    runs = {name: functools.partial(run, name) for name in objectives}
+    seconds = interleaved_seconds(runs, rounds=rounds)
+    return {name: steps_per_round / taken for name, taken in seconds.items()}

@@ -7,7 +7,6 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.config import load_config
-from synth2_jax.errors import UserError
 from synth2_jax.planning import hlo, model_flops
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
@@ -62,16 +61,8 @@ def test_a_training_step_is_what_is_compiled(case):
     assert found.flops == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.0, 2.0])
-def test_sampling_is_what_is_compiled(scale):
-    _, objective = built("generator")
-    config = SynthesizeConfig(
-        generator="",
-        captions="",
-        sampler=ParallelDecodeConfig(num_steps=5),
-        guidance=GuidanceConfig(scale=scale),
-    )
+def compiled_sampling(objective, sampler, guidance):
+    config = SynthesizeConfig(generator="", captions="", sampler=sampler, guidance=guidance)
     params = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
     params = jax.tree.map(
         lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, "names")
@@ -79,10 +70,49 @@ def test_sampling_is_what_is_compiled(scale):
     text = jax.ShapeDtypeStruct((ROWS, objective.task.text_length), jnp.int32)
     numbers = jax.ShapeDtypeStruct((ROWS,), jnp.uint32)
     generate = jax.jit(make_generate_numbered(objective.task, config))
-    found = hlo.cost(generate.lower(params, text, numbers).compile().as_text())
-    expected = model_flops.sample(objective.task, ROWS, config.sampler, config.guidance)
+    return hlo.cost(generate.lower(params, text, numbers).compile().as_text()).flops
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_sampling_is_what_is_compiled(scale):
+    _, objective = built("generator")
+    sampler, guidance = ParallelDecodeConfig(num_steps=5), GuidanceConfig(scale)
+    expected = model_flops.sample(objective.task, ROWS, sampler, guidance)
     assert expected.backward == 0
-    assert found.flops == pytest.approx(expected.total, rel=0.02)
+    found = compiled_sampling(objective, sampler, guidance)
+    assert found == pytest.approx(expected.total, rel=0.02)
+
+
+@pytest.mark.slow
+def test_an_interval_compiles_a_step_of_each_kind():
+    """`hlo.cost` counts both branches at each step: what a program holds, not what it runs."""
+    _, objective = built("generator", **CASES["generator learned"])
+
+    def flops(num_steps, guidance):
+        sampler = ParallelDecodeConfig(num_steps)
+        return model_flops.sample(objective.task, ROWS, sampler, guidance).total
+
+    none, guidance = GuidanceConfig(0.0), GuidanceConfig(2.0)
+    interval = GuidanceConfig(2.0, interval=(0.4, 1.0))
+    found = compiled_sampling(objective, ParallelDecodeConfig(num_steps=5), interval)
+    expected = flops(5, guidance) + 5 * (flops(2, none) - flops(1, none))
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_a_guided_step_costs_twice():
+    _, objective = built("generator")
+
+    def flops(num_steps, scale=2.0, interval=(0.0, 1.0)):
+        sampler = ParallelDecodeConfig(num_steps)
+        guidance = GuidanceConfig(scale, interval=interval)
+        return model_flops.sample(objective.task, ROWS, sampler, guidance).total
+
+    step = flops(5, scale=0.0) - flops(4, scale=0.0)  # of one row an image
+    assert flops(5) - flops(4) == 2 * step
+    assert flops(4, interval=(0.5, 1.0)) == flops(4) - 2 * step
+    assert flops(4, interval=(0.25, 0.5)) == flops(4) - 3 * step
+    assert flops(4, interval=(0.5, 0.5)) == flops(4, scale=0.0)
 
 
 def test_what_is_frozen_costs_less():
@@ -102,9 +132,6 @@ def test_flops_grow_with_the_rows():
     assert two.total == 2 * one.total
 
 
-def test_what_has_no_formula():
+def test_a_tokenizers_losses_have_no_formula():
     _, tokenizer = built("tokenizer")
     assert model_flops.train_step(tokenizer.task, 1) is None
-    _, pixel = built("vlm", model__image_space="pixel")
-    with pytest.raises(UserError, match="image_space: found 'pixel', expected 'embedding'"):
-        model_flops.train_step(pixel.task, 1)

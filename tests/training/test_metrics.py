@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,15 @@ def test_tensorboard_files_are_written(tmp_path):
     writer.close()
     (events,) = tmp_path.glob("events.*")
     assert b"train_loss" in events.read_bytes()
+
+
+def test_the_import_of_metrics_brings_no_pytorch():
+    """tensorboardX imports it where it is installed, and everything imports metrics."""
+    code = (
+        "import sys, synth2_jax.training.metrics;"
+        "assert not {'torch', 'tensorboardX'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class Terminal(io.StringIO):

@@ -44,3 +44,12 @@ def test_the_median_round_counts_and_rounds_take_turns(monkeypatch):
 
 def test_real_steps_take_time():
     assert all(0 < rate < 1e6 for rate in measure(rounds=1, steps_per_round=1).values())
+
+
+def test_runs_take_turns_after_a_call_that_does_not_count(monkeypatch):
+    clock = Clock([3.0, 1.0, 7.0, 2.0, 5.0, 9.0])
+    monkeypatch.setattr(speed, "time", clock)
+    called = []
+    runs = {"a": lambda: called.append("a"), "b": lambda: called.append("b")}
+    assert speed.interleaved_seconds(runs, rounds=3) == {"a": 5.0, "b": 2.0}
+    assert called == 4 * ["a", "b"] and clock.left() == 0

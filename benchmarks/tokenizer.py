@@ -1,0 +1,94 @@
+"""The VQ tokenizer: images a second, encoded to ids and decoded from ids.
+
+    python benchmarks/tokenizer.py
+    python benchmarks/tokenizer.py --config=configs/paper/tokenizer.py --batch=128
+
+As `synth2 tokenize` encodes and as a generator's tokens are shown: 8-bit pixels in and out. Weights
+are random: speed does not depend on them. Writes benchmarks/results/DEVICE/tokenizer_NAME.json.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import device_limits  # noqa: E402
+from benchmarks.result import run_as_command, write_result  # noqa: E402
+from synth2_jax import config as config_lib  # noqa: E402
+from synth2_jax.planning import model_flops  # noqa: E402
+from synth2_jax.sampling.pixels import make_decode, make_encode  # noqa: E402
+from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
+from synth2_jax.training.objectives import make_objective  # noqa: E402
+
+SCENES = "configs/scenes/tokenizer.py"
+
+
+def measure(config, batch_size: int, repeats: int) -> dict[str, dict]:
+    """{"encode", "decode"}: medians of `repeats` runs of one batch each."""
+    objective = make_objective("tokenizer", config.model.to_dict())
+    tokenizer = objective.task.tokenizer
+    params = jax.jit(lambda key: nn.unbox(objective.init(key)["params"]["tokenizer"]))(
+        jax.random.key(0)
+    )
+    pixels = (batch_size, tokenizer.image_size, tokenizer.image_size, 3)
+    spec = {
+        "images": jax.ShapeDtypeStruct(pixels, jnp.uint8),
+        "ids": jax.ShapeDtypeStruct((batch_size, tokenizer.num_tokens), jnp.int32),
+    }
+    batch = next(FakeBatches(spec, limits={"images": 256, "ids": tokenizer.codebook_size}))
+    batch = jax.device_put(batch)
+    moved = sum(leaf.nbytes for leaf in batch.values())
+    ways = {
+        "encode": (make_encode, "images", model_flops.encode_images, ("encoder", "quantizer")),
+        "decode": (make_decode, "ids", model_flops.decode_images, ("decoder", "quantizer")),
+    }
+    found = {}
+    for name, (make, argument, flops_of, parts) in ways.items():
+        run = jax.jit(make(tokenizer))
+        seconds = device_limits.seconds(lambda: run(params, batch[argument]), repeats)  # noqa: B023
+        flops = flops_of(tokenizer, batch_size).total
+        weights = sum(leaf.nbytes for part in parts for leaf in jax.tree.leaves(params[part]))
+        found[name] = {
+            "seconds": seconds,
+            "images_per_second": batch_size / seconds,
+            "flops": flops,
+            "flops_per_second": flops / seconds,
+            "bytes": weights + moved,
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default=SCENES, help="of `synth2 train`, of a tokenizer")
+    parser.add_argument("--batch", type=int, default=64, help="images")
+    parser.add_argument("--repeats", type=int, default=9, help="runs, of which the median counts")
+    given = parser.parse_args()
+    config = config_lib.load_config(given.config)
+    found = measure(config, given.batch, given.repeats)
+    limits = device_limits.measure()
+    name = pathlib.Path(given.config.partition(":")[0]).parent.name
+    figures = [
+        device_limits.limited(
+            f"tokenizer, {name}, batch {given.batch}, {what}",
+            found[way]["images_per_second"],
+            "images/s",
+            seconds=found[way]["seconds"],
+            flops=found[way]["flops"],
+            num_bytes=found[way]["bytes"],
+            limits=limits,
+        )
+        for way, what in (("encode", "pixels to ids"), ("decode", "ids to pixels"))
+    ]
+    result = {"config": given.config, "batch_size": given.batch, **found, "limits": limits}
+    print(write_result(f"tokenizer_{name}", result, figures))
+
+
+if __name__ == "__main__":
+    run_as_command(main)
