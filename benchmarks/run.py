@@ -26,14 +26,16 @@ from synth2_jax.errors import UserError, nearest  # noqa: E402
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One benchmark: the file's name, its arguments, and the packages without which it is skipped.
+    """One benchmark: the file's name and its arguments.
 
-    `tag` tells apart two runs of one file.
+    It is skipped without the packages of `needs`, or the run in `trained`. `tag` tells apart two
+    runs of one file.
     """
 
     name: str
     arguments: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    trained: str = ""
     tag: str = ""
 
     def __str__(self) -> str:
@@ -42,14 +44,21 @@ class Run:
     def command(self) -> list[str]:
         return [sys.executable, str(ROOT / "benchmarks" / f"{self.name}.py"), *self.arguments]
 
-    def missing(self) -> list[str]:
-        """The packages that are not installed."""
-        return [package for package in self.needs if importlib.util.find_spec(package) is None]
+    def missing(self) -> str:
+        """Why it cannot run here; "" where it can."""
+        absent = [package for package in self.needs if importlib.util.find_spec(package) is None]
+        if absent:
+            return f"{', '.join(absent)} not installed"
+        if self.trained and not (ROOT / self.trained).is_dir():
+            return f"no {self.trained}, which launch/demo.sh trains"
+        return ""
 
 
 def _config(name: str, tag: str, path: str, *arguments: str) -> Run:
     return Run(name, (f"--config=configs/{path}.py", *arguments), tag=tag)
 
+
+DEMO = "workdir/demo/generator"
 
 SUITES = {
     "cpu": (
@@ -66,6 +75,7 @@ SUITES = {
         Run("checkpointing", ("--repeats=3",)),
         _config("train_loop", "generator", "scenes/generator"),
         Run("input_pipeline", ("--pairs=200000",), needs=("tensorflow", "seqio")),
+        Run("quality_speed", (f"--generator={DEMO}",), trained=DEMO),
     ),
     "gpu": (
         Run("device_limits"),
@@ -99,7 +109,7 @@ def run(runs: tuple[Run, ...]) -> tuple[list[str], list[str]]:
     for number, one in enumerate(runs, 1):
         missing = one.missing()
         if missing:
-            skipped.append(f"{one}: {', '.join(missing)} not installed")
+            skipped.append(f"{one}: {missing}")
             continue
         print(f"[{number}/{len(runs)}] {one}", flush=True)
         start = time.perf_counter()

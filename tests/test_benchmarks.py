@@ -195,13 +195,17 @@ def test_a_suite_goes_on_after_a_failure_and_names_what_it_skips(tmp_path, monke
     runs = (
         module.Run("bad"),
         module.Run("peer", needs=("no_such_package", "json")),
+        module.Run("curve", trained="workdir/demo/generator"),
         module.Run("good", ("--x",), tag="again"),
     )
     failed, skipped = module.run(runs)
     assert failed == ["bad: exit code 3"]
-    assert skipped == ["peer: no_such_package not installed"]
+    assert skipped == [
+        "peer: no_such_package not installed",
+        "curve: no workdir/demo/generator, which launch/demo.sh trains",
+    ]
     printed = capfd.readouterr().out
-    assert "seen --x" in printed and "[3/3] good (again)" in printed
+    assert "seen --x" in printed and "[4/4] good (again)" in printed
 
 
 def test_every_benchmark_of_a_suite_exists():

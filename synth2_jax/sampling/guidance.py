@@ -1,5 +1,8 @@
 """Classifier-free guidance, (1 + t) conditional - t unconditional, in one batch (Muse, 2.7).
 
+Steps outside an interval run the conditional rows alone: guidance there costs time and, early on,
+diversity (Kynkäänniemi et al., arXiv 2404.07724).
+
 Legend: B batch, N image tokens, V codebook size, S sampling steps.
 """
 
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.sampling.parallel_decode import LogitsFn
 
 RAMPS = ("constant", "linear")
 
@@ -52,23 +56,34 @@ def guidance_scales(config: GuidanceConfig, num_steps: int) -> np.ndarray:
 
 
 def guided(
-    logits_fn2: Callable[[jax.Array], jax.Array], config: GuidanceConfig, *, num_steps: int
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The sampler's `logits_fn(ids_BN, step) -> f32 logits_BNV` of a model of both conditions.
+    both_fn: Callable[[jax.Array], jax.Array],
+    conditional_fn: Callable[[jax.Array], jax.Array],
+    config: GuidanceConfig,
+    *,
+    num_steps: int,
+) -> list[LogitsFn]:
+    """The sampler's `logits_fn` for each step, (ids_BN, step) -> f32 logits_BNV.
+
+    A step whose scale is 0 costs B rows, any other 2B.
 
     Args:
-      logits_fn2: ids of 2B rows -> logits of 2B rows; the first B rows see the caption, the last B
+      both_fn: ids of 2B rows -> logits of 2B rows; the first B rows see the caption, the last B
         the null caption (`Generator.encode_text_and_null` makes their keys and values, once, before
         the loop).
+      conditional_fn: ids of B rows -> logits of B rows, which see the caption.
       config: guidance settings.
       num_steps: steps of the sampler, of which ramp and interval are fractions.
     """
-    scale_S = jnp.asarray(guidance_scales(config, num_steps))
+    scale_S = guidance_scales(config, num_steps)
 
-    def logits_fn(ids_BN, step):
-        logits = logits_fn2(jnp.concatenate([ids_BN, ids_BN])).astype(jnp.float32)
+    def combined(ids_BN, step):
+        logits = both_fn(jnp.concatenate([ids_BN, ids_BN])).astype(jnp.float32)
         conditional_BNV, unconditional_BNV = jnp.split(logits, 2)
-        scale = scale_S[step]
+        scale = jnp.asarray(scale_S)[step]
         return (1 + scale) * conditional_BNV - scale * unconditional_BNV
 
-    return logits_fn
+    def conditional(ids_BN, step):
+        del step
+        return conditional_fn(ids_BN).astype(jnp.float32)
+
+    return [combined if scale else conditional for scale in scale_S]

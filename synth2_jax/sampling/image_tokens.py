@@ -1,6 +1,7 @@
 """Captions -> image tokens: the generator, guidance and parallel decoding put together.
 
-Legend: B batch, N image tokens, T text tokens, K codebook size, C codebook width.
+Legend: B batch, N image tokens, T text tokens, K codebook size, C codebook width,
+L layers.
 """
 
 from collections.abc import Callable
@@ -8,8 +9,8 @@ from typing import Any
 
 import jax
 
-from synth2_jax.models.maskgit import Generator
-from synth2_jax.sampling.guidance import GuidanceConfig, guided
+from synth2_jax.models.maskgit import Generator, TextKeysValues
+from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales, guided
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, parallel_decode
 
 GenerateFn = Callable[[Any, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -20,25 +21,26 @@ def make_generate(
 ) -> GenerateFn:
     """Returns `(params, codebook_KC, text_tokens_BT, text_mask_BT, keys_B) -> ids_BN`.
 
-    To be jitted. The captions' keys and values are computed once a sample; with a guidance scale
-    of 0 there is no unconditional pass.
+    To be jitted. The captions' keys and values are computed once a sample; a step without guidance
+    has no unconditional pass.
     """
     maskgit = model.config.maskgit
+    is_guided = guidance_scales(guidance, sampler.num_steps).any()
 
     def generate(params, codebook_KC, text_tokens_BT, text_mask_BT, keys_B):
         variables = {"params": params}
-        method = "encode_text_and_null" if guidance.scale else "encode_text"
+        method = "encode_text_and_null" if is_guided else "encode_text"
         text = model.apply(variables, text_tokens_BT, text_mask_BT, method=method)
+        captions = _first_rows(text, len(text_tokens_BT))
 
-        def model_logits(ids):
-            return model.apply(variables, ids, text, codebook_KC, method="logits")
+        def logits_of(text):
+            return lambda ids: model.apply(variables, ids, text, codebook_KC, method="logits")
 
-        if guidance.scale:
-            logits_fn = guided(model_logits, guidance, num_steps=sampler.num_steps)
-        else:
-            logits_fn = lambda ids_BN, step: model_logits(ids_BN)  # noqa: E731
+        logits_fn_S = guided(
+            logits_of(text), logits_of(captions), guidance, num_steps=sampler.num_steps
+        )
         return parallel_decode(
-            logits_fn,
+            logits_fn_S,
             keys_B,
             num_tokens=maskgit.num_tokens,
             mask_id=maskgit.mask_id,
@@ -46,3 +48,8 @@ def make_generate(
         )
 
     return generate
+
+
+def _first_rows(text: TextKeysValues, count: int) -> TextKeysValues:
+    keys_values = jax.tree.map(lambda x_LB: x_LB[:, :count], text.keys_values)
+    return TextKeysValues(keys_values, text.mask_BT[:count])

@@ -10,8 +10,10 @@ the token grid.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from synth2_jax.errors import UserError, nearest
 from synth2_jax.models.mask_schedule import mask_ratio, masked_counts
 from synth2_jax.sampling.categorical import categorical
 
+LogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
 ORDERS = ("confidence", "halton", "random")
 
 
@@ -144,7 +147,7 @@ def reveal(
 
 
 def parallel_decode(
-    logits_fn: Callable[[jax.Array, jax.Array], jax.Array],
+    logits_fn: LogitsFn | Sequence[LogitsFn],
     keys_B: jax.Array,
     *,
     num_tokens: int,
@@ -156,7 +159,8 @@ def parallel_decode(
 
     Args:
       logits_fn: (ids_BN i32 with `mask_id` where masked, step i32[]) -> logits_BNV. It should
-        compute what does not change between steps (text keys and values) beforehand.
+        compute what does not change between steps (text keys and values) beforehand. Or a list of
+        such functions, one for each step: every run of equal ones is one scan.
       keys_B: one random key for each row (`row_keys`, or a key for each example): row b depends on
         its own key only.
       num_tokens: N.
@@ -172,6 +176,7 @@ def parallel_decode(
     steps_S = np.arange(config.num_steps, dtype=np.int32)
     noise_scale_S = config.choice_temperature * (1 - (steps_S + 1) / config.num_steps)
     batch_size = keys_B.shape[0]
+    functions_S = [logits_fn] * config.num_steps if callable(logits_fn) else logits_fn
 
     order_keys_B, step_keys_B = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
     fixed_score_BN = _fixed_score(order_keys_B, num_tokens, config)
@@ -181,7 +186,7 @@ def parallel_decode(
         uniform_N2 = jax.random.uniform(sample_key, (num_tokens, 2))
         return uniform_N2, jax.random.gumbel(score_key, (num_tokens,))
 
-    def body(ids_BN, scanned):
+    def body(logits_fn, ids_BN, scanned):
         step, count, noise_scale = scanned
         logits_BNV = logits_fn(ids_BN, step)
         uniform_BN2, score_noise_BN = jax.vmap(noise, (0, None))(step_keys_B, step)
@@ -197,10 +202,15 @@ def parallel_decode(
         )
         return ids_BN, (ids_BN if return_history else None)
 
-    start_BN = jnp.full((batch_size, num_tokens), mask_id, jnp.int32)
+    ids_BN = jnp.full((batch_size, num_tokens), mask_id, jnp.int32)
     scanned_S = (steps_S, counts_S, noise_scale_S.astype(np.float32))
-    ids_BN, history_SBN = jax.lax.scan(body, start_BN, jax.tree.map(jnp.asarray, scanned_S))
-    return (ids_BN, history_SBN) if return_history else ids_BN
+    histories = []
+    for function, run in itertools.groupby(range(config.num_steps), functions_S.__getitem__):
+        rows = list(run)
+        scanned = tuple(jnp.asarray(x_S[rows]) for x_S in scanned_S)
+        ids_BN, history = jax.lax.scan(functools.partial(body, function), ids_BN, scanned)
+        histories.append(history)
+    return (ids_BN, jnp.concatenate(histories)) if return_history else ids_BN
 
 
 def _fixed_score(keys_B, num_tokens: int, config: ParallelDecodeConfig):

@@ -337,13 +337,16 @@ def test_guidance_in_one_batch_equals_two_calls():
     both = Generator(LEARNED).apply(
         {"params": PARAMS[LEARNED]}, TOKENS, MASK, method="encode_text_and_null"
     )
-    logits_fn = guided(
+    captions = apply(LEARNED, TOKENS, MASK, method="encode_text")
+    logits_fn_S = guided(
         lambda ids: apply(LEARNED, ids, both, method="logits"),
-        GuidanceConfig(scale=2.0, ramp="constant"),
+        lambda ids: apply(LEARNED, ids, captions, method="logits"),
+        GuidanceConfig(scale=2.0, ramp="constant", interval=(0.0, 0.5)),
         num_steps=4,
     )
     expected = 3 * logits(LEARNED) - 2 * logits(LEARNED, drop=~KEEP)
-    np.testing.assert_allclose(logits_fn(IDS, 0), expected, atol=1e-5)
+    np.testing.assert_allclose(logits_fn_S[0](IDS, 0), expected, atol=1e-5)
+    np.testing.assert_allclose(logits_fn_S[2](IDS, 2), logits(LEARNED), atol=1e-5)
 
 
 def test_sampling_end_to_end():
@@ -351,8 +354,10 @@ def test_sampling_end_to_end():
     def sample(params, keys, tokens, mask):
         generator = Generator(LEARNED).bind({"params": params})
         both = generator.encode_text_and_null(tokens, mask)
+        captions = generator.encode_text(tokens, mask)
         logits_fn = guided(
             lambda ids: generator.logits(ids, both),
+            lambda ids: generator.logits(ids, captions),
             GuidanceConfig(),
             num_steps=3,
         )

@@ -11,9 +11,18 @@ B, N, V = 2, 4, 5
 BIAS = jax.random.normal(jax.random.key(1), (2 * B, 1, V))
 
 
-def logits_fn2(ids):
+def both(ids):
     assert ids.shape == (2 * B, N)
     return jnp.sin(ids[..., None] * jnp.arange(1.0, V + 1)[None, None]) + BIAS
+
+
+def conditional(ids):
+    assert ids.shape == (B, N)
+    return jnp.sin(ids[..., None] * jnp.arange(1.0, V + 1)[None, None]) + BIAS[:B]
+
+
+def never(ids):
+    raise AssertionError("no step needs it")
 
 
 IDS = jnp.asarray([[0, 1, 2, 5], [3, 5, 5, 4]])
@@ -21,15 +30,20 @@ CONDITIONAL = np.sin(np.asarray(IDS)[..., None] * np.arange(1.0, V + 1)) + np.as
 UNCONDITIONAL = np.sin(np.asarray(IDS)[..., None] * np.arange(1.0, V + 1)) + np.asarray(BIAS)[B:]
 
 
-def test_scale_zero_is_conditional():
-    logits = guided(logits_fn2, GuidanceConfig(scale=0.0), num_steps=3)(IDS, 1)
-    np.testing.assert_allclose(logits, CONDITIONAL, atol=1e-6)
+@pytest.mark.parametrize(
+    "config",
+    [GuidanceConfig(scale=0.0), GuidanceConfig(interval=(0.5, 0.5))],
+    ids=["scale 0", "empty interval"],
+)
+def test_without_guidance_there_is_no_unconditional_row(config):
+    logits = guided(never, conditional, config, num_steps=3)[1](IDS, 1)
+    np.testing.assert_array_equal(logits, conditional(IDS))
 
 
 def test_muse_form_of_two_separate_calls():
     config = GuidanceConfig(scale=2.5, ramp="constant")
     for step in range(3):
-        logits = jax.jit(guided(logits_fn2, config, num_steps=3))(IDS, step)
+        logits = jax.jit(guided(both, never, config, num_steps=3)[step])(IDS, step)
         np.testing.assert_allclose(logits, 3.5 * CONDITIONAL - 2.5 * UNCONDITIONAL, atol=1e-5)
 
 
@@ -45,29 +59,74 @@ def test_scales_literal():
     )
 
 
+@pytest.mark.parametrize("ramp", ["constant", "linear"])
+def test_a_full_interval_is_one_product_of_the_double_batch_at_each_step(ramp):
+    config = GuidanceConfig(2.5, ramp)
+    logits_fn_S = guided(both, never, config, num_steps=3)
+    assert len(set(logits_fn_S)) == 1
+    for step, scale in enumerate(guidance_scales(config, 3)):
+        first, second = jnp.split(both(jnp.concatenate([IDS, IDS])), 2)
+        np.testing.assert_array_equal(
+            logits_fn_S[step](IDS, step), (1 + scale) * first - scale * second
+        )
+
+
 def test_outside_the_interval_is_conditional():
-    logits_fn = guided(logits_fn2, GuidanceConfig(2.0, "constant", (0.5, 1.0)), num_steps=4)
-    np.testing.assert_allclose(logits_fn(IDS, 1), CONDITIONAL, atol=1e-6)
-    np.testing.assert_allclose(logits_fn(IDS, 2), 3 * CONDITIONAL - 2 * UNCONDITIONAL, atol=1e-5)
+    config = GuidanceConfig(2.0, "constant", (0.25, 0.75))
+    logits_fn_S = [jax.jit(fn) for fn in guided(both, conditional, config, num_steps=4)]
+    for step in (0, 3):
+        np.testing.assert_allclose(logits_fn_S[step](IDS, step), CONDITIONAL, atol=1e-6)
+    for step in (1, 2):
+        np.testing.assert_allclose(
+            logits_fn_S[step](IDS, step), 3 * CONDITIONAL - 2 * UNCONDITIONAL, atol=1e-5
+        )
+
+
+def test_a_step_outside_the_interval_runs_the_conditional_rows_alone():
+    rows = []
+
+    def counted(fn):
+        def logits_fn(ids):
+            jax.debug.callback(lambda ids: rows.append(len(ids)), ids, ordered=True)
+            return fn(ids)
+
+        return logits_fn
+
+    @jax.jit
+    def sample():
+        config = GuidanceConfig(2.0, "linear", (0.25, 0.75))
+        logits_fn_S = guided(counted(both), counted(conditional), config, num_steps=4)
+        keys = row_keys(jax.random.key(0), B)
+        sampler = ParallelDecodeConfig(num_steps=4)
+        return parallel_decode(logits_fn_S, keys, num_tokens=N, mask_id=V, config=sampler)
+
+    jax.block_until_ready(sample())
+    jax.effects_barrier()
+    assert rows == [B, 2 * B, 2 * B, B]
 
 
 def test_bfloat16_logits_are_combined_in_float32():
-    logits = guided(
-        lambda ids: logits_fn2(ids).astype(jnp.bfloat16), GuidanceConfig(), num_steps=2
-    )(IDS, 0)
-    assert logits.dtype == jnp.float32
+    def rounded(fn):
+        return lambda ids: fn(ids).astype(jnp.bfloat16)
+
+    config = GuidanceConfig(interval=(0.0, 0.5))
+    logits_fn_S = guided(rounded(both), rounded(conditional), config, num_steps=2)
+    assert {fn(IDS, step).dtype for step, fn in enumerate(logits_fn_S)} == {jnp.dtype("float32")}
 
 
 def test_guidance_steers_the_sampler():
     """Conditional prefers code 1, unconditional code 2: a strong scale leaves only code 1."""
     preference = jnp.stack([jnp.eye(V)[1] + jnp.eye(V)[2], 2 * jnp.eye(V)[2]])
 
-    def logits_fn2(ids):
+    def both(ids):
         batch = ids.shape[0] // 2
         return jnp.broadcast_to(jnp.repeat(preference, batch, 0)[:, None], (*ids.shape, V))
 
+    def conditional(ids):
+        return jnp.broadcast_to(preference[0], (*ids.shape, V))
+
     def sample(scale):
-        fn = guided(logits_fn2, GuidanceConfig(scale, "constant"), num_steps=2)
+        fn = guided(both, conditional, GuidanceConfig(scale, "constant"), num_steps=2)
         keys = row_keys(jax.random.key(0), 64)
         config = ParallelDecodeConfig(num_steps=2)
         return parallel_decode(fn, keys, num_tokens=N, mask_id=V, config=config)

@@ -42,8 +42,9 @@ def params():
     return jax.tree.map(lambda leaf: jnp.float32(0.5 * rng.normal(size=leaf.shape)), shapes)
 
 
-def generate(params, scale, text_BT=TEXT_BT, keys_B=KEYS_B, sampler=SAMPLER):
-    run = jax.jit(make_generate(MODEL, sampler, GuidanceConfig(scale=scale, ramp="constant")))
+def generate(params, scale, text_BT=TEXT_BT, keys_B=KEYS_B, sampler=SAMPLER, interval=(0.0, 1.0)):
+    guidance = GuidanceConfig(scale=scale, ramp="constant", interval=interval)
+    run = jax.jit(make_generate(MODEL, sampler, guidance))
     return np.asarray(run(params, CODEBOOK_KC, text_BT, text_BT != 0, keys_B))
 
 
@@ -58,8 +59,11 @@ def test_every_token_is_a_code(guided):
     assert len(np.unique(guided, axis=0)) == B
 
 
-@pytest.mark.parametrize("scale", [0.0, 2.0])
-def test_guidance_is_two_separate_passes_put_together(params, guided, scale):
+@pytest.mark.parametrize(
+    "scale, interval", [(0.0, (0.0, 1.0)), (2.0, (0.0, 1.0)), (2.0, (0.3, 0.6))]
+)
+def test_guidance_is_two_separate_passes_put_together(params, scale, interval):
+    scale_S = jnp.array([scale * (interval[0] <= step / 3 < interval[1]) for step in range(3)])
     variables = {"params": params}
 
     @jax.jit
@@ -72,14 +76,14 @@ def test_guidance_is_two_separate_passes_put_together(params, guided, scale):
             return MODEL.apply(variables, ids_BN, text, CODEBOOK_KC, method="logits")
 
         def logits_fn(ids_BN, step):
-            return (1 + scale) * logits(ids_BN, False) - scale * logits(ids_BN, True)
+            t = scale_S[step]
+            return (1 + t) * logits(ids_BN, False) - t * logits(ids_BN, True)
 
         return parallel_decode(
             logits_fn, KEYS_B, num_tokens=N, mask_id=CONFIG.maskgit.mask_id, config=SAMPLER
         )
 
-    found = guided if scale else generate(params, scale)
-    np.testing.assert_array_equal(found, by_hand())
+    np.testing.assert_array_equal(generate(params, scale, interval=interval), by_hand())
 
 
 def test_a_row_is_the_same_in_any_batch(params, guided):

@@ -105,6 +105,38 @@ def test_the_loop_feeds_the_annealed_noise():
         np.testing.assert_array_equal(history[t], ids)
 
 
+def test_a_function_for_each_step_is_the_loop_of_one_that_chooses():
+    config = ParallelDecodeConfig(num_steps=5)
+
+    def other_logits(ids_BN, step):
+        return -context_logits(ids_BN, step)
+
+    def either_logits(ids_BN, step):
+        return jnp.where((step == 1) | (step == 4), 1, -1) * context_logits(ids_BN, step)
+
+    one, other = context_logits, other_logits
+    expected = run(either_logits, config, return_history=True)
+    found = run([other, one, other, other, one], config, return_history=True)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    np.testing.assert_array_equal(run([one] * 5, config), run(one, config))
+
+
+def test_a_run_of_the_same_function_is_one_scan():
+    keys_B = row_keys(jax.random.key(0), 2)
+
+    def num_scans(logits_fn):
+        decode = lambda keys_B: parallel_decode(  # noqa: E731
+            logits_fn, keys_B, num_tokens=N, mask_id=MASK, config=ParallelDecodeConfig(num_steps=4)
+        )
+        return sum(eqn.primitive.name == "scan" for eqn in jax.make_jaxpr(decode)(keys_B).eqns)
+
+    def other(ids_BN, step):
+        return context_logits(ids_BN, step)
+
+    assert num_scans(context_logits) == num_scans([context_logits] * 4) == 1
+    assert num_scans([other, context_logits, context_logits, other]) == 3
+
+
 @pytest.mark.parametrize(("order", "schedule"), VARIANTS)
 def test_counts_are_exact_and_revealed_ids_never_change(order, schedule):
     config = ParallelDecodeConfig(num_steps=5, schedule=schedule, order=order)
