@@ -176,18 +176,20 @@ def test_a_broken_config_file_is_named_with_its_line(capfd, tmp_path):
             "synth2: config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'?",
         ),
         # TensorFlow is loaded before the mixture is looked for, and must keep silent.
-        (
+        pytest.param(
             ["train", LANGUAGE_MODEL, "--config.data.mixture=scenes_txt"],
             "synth2: mixture 'scenes_txt': no task or mixture of this name; did you mean "
             "'scenes_text'? one of: scenes_images, scenes_text",
+            marks=pytest.mark.slow,
         ),
         # The first batch is read by TensorFlow's kernels and its SentencePiece.
-        (
+        pytest.param(
             [
                 *("train", LANGUAGE_MODEL),
                 *("--config.data.text_length=3", "--config.model.text_length=3"),
             ],
             "synth2: example 'text-018732': no token of its caption is left to learn",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -150,6 +150,7 @@ def test_batches_hold_the_features_of_their_own_captions(both):
             assert not features[~mask].any()
 
 
+@pytest.mark.slow
 def test_a_restored_position_goes_on_exactly_on_any_number_of_processes(both):
     encoder = pipeline.stored_text_encoder(both)
 

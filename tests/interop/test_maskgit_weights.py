@@ -184,6 +184,7 @@ class Decoder(nn.Module):
     ],
     ids=["conv", "multipliers", "blocks"],
 )
+@pytest.mark.slow
 def test_other_sizes(config, tmp_path):
     rng = np.random.default_rng(0)
     side = config.image_size
@@ -366,6 +367,7 @@ def benchmark(compilation_cache):
     return module
 
 
+@pytest.mark.slow
 def test_the_benchmark_samples_by_class_and_gives_fid(benchmark, tmp_path, monkeypatch, capsys):
     results = {}
     monkeypatch.setattr(benchmark, "write_result", lambda name, found: results.update(found))

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from synth2_jax.losses.perceptual import perceptual_distance
 
@@ -27,6 +28,7 @@ def test_zero_for_the_same_image_and_scale_free():
     np.testing.assert_allclose(plain, louder + coarse, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_reaches_the_reconstruction_only():
     image = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
     other = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))

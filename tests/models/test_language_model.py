@@ -105,6 +105,7 @@ def test_scan_equals_loop(variables):
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.slow
 def test_remat_equals_plain(variables, remat):
     def loss(variables, remat):
         logits = LanguageModel(config(remat=remat)).apply(variables, TOKENS, deterministic=True)

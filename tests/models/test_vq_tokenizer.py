@@ -389,6 +389,7 @@ def test_revival_after_the_first_batch_starts_the_codebook_from_the_data(tiny):
     assert int(again[2]) == 0
 
 
+@pytest.mark.slow
 def test_it_overfits_eight_images():
     # Two-colour images: left and right halves of random colours.
     colours = jax.random.uniform(jax.random.key(0), (8, 2, 3), minval=-1.0)

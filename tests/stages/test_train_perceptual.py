@@ -81,6 +81,7 @@ def trained(files, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_step_trains_the_tokenizer_and_leaves_the_network_as_its_file(trained):
     (row,) = read_metrics(trained / "metrics.jsonl")
     assert row["perceptual"] > 0 and np.isfinite(row["loss"]) and row["grad_norm"] > 0
