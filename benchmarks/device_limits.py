@@ -51,7 +51,7 @@ def seconds(run: Callable[[], object], repeats: int = 5) -> float:
 
 
 def measure(dtype: jnp.dtype = jnp.bfloat16) -> dict[str, float | str | None]:
-    """FLOP/s of a large square product in `dtype`, bytes/s of a copy (read and written)."""
+    """FLOP/s of a large square product in `dtype`, bytes/s of a large copy (read and written)."""
     on_cpu = jax.devices()[0].platform == "cpu"
     size, products = (1024, 4) if on_cpu else (8192, 20)
     keys = jax.random.split(jax.random.key(0))
@@ -64,23 +64,29 @@ def measure(dtype: jnp.dtype = jnp.bfloat16) -> dict[str, float | str | None]:
             a = (a @ b) * jnp.asarray(size**-0.5, dtype)
         return a
 
-    count = 2**24 if on_cpu else 2**30
-    x = jnp.ones(count, jnp.bfloat16)
-    copies = 4 if on_cpu else 20
-    copy = jax.jit(lambda x: x + jnp.bfloat16(1))  # XLA leaves a plain copy out
-
-    def copy_often():
-        for _ in range(copies):
-            y = copy(x)
-        return y
-
     kind = jax.devices()[0].device_kind
     return {
         "dtype": jnp.dtype(dtype).name,
         "matmul_flops_per_second": products * 2 * size**3 / seconds(lambda: multiply(a, b)),
-        "copy_bytes_per_second": copies * 2 * x.nbytes / seconds(copy_often),
+        "copy_bytes_per_second": copy_rate(2**28 if on_cpu else 2**32),
         "peak_flops_per_second": peak_flops(kind),
     }
+
+
+def copy_rate(num_bytes: float, repeats: int = 5) -> float:
+    """bytes/s, read and written, where so many are copied into themselves again and again.
+
+    What fits a cache is faster than what does not.
+    """
+    held = [jnp.ones(max(int(num_bytes) // 8, 1), jnp.float32)]
+    copy = jax.jit(lambda x: x + 1, donate_argnums=0)  # XLA leaves a plain copy out
+
+    def run():
+        for _ in range(8):
+            held[0] = copy(held[0])
+        return held[0]
+
+    return 8 * 2 * held[0].nbytes / seconds(run, repeats)
 
 
 def least_seconds(flops: float, num_bytes: float, limits: dict) -> tuple[float, str]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -249,7 +250,8 @@ def main() -> None:
         interval=tuple(given.interval),
         rounds=given.rounds,
     )
-    limits = device_limits.measure()
+    dtype = config.model.vlm.language_model.get("dtype", "float32")
+    limits = device_limits.measure(jnp.dtype(dtype))
     name = pathlib.Path(given.config.partition(":")[0]).parent.name
     where = f"VLM training, {name}, batch {result['batch_size']}"
     figures = [

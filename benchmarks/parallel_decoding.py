@@ -13,6 +13,7 @@ import sys
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -73,7 +74,8 @@ def main() -> None:
     config = config_lib.load_config(given.config)
     steps = [int(number) for number in given.steps.split(",")]
     rows = measure(config, given.batch, steps, given.scale)
-    limits = device_limits.measure()
+    dtype = config.model.generator.maskgit.get("dtype", "float32")
+    limits = device_limits.measure(jnp.dtype(dtype))
     path = pathlib.Path(given.config.partition(":")[0])
     figures = [
         device_limits.limited(

@@ -66,10 +66,13 @@ SUITES = {
         _config("train_step", "generator", "scenes/generator"),
         _config("train_step", "VLM", "scenes/vlm"),
         _config("parallel_decoding", "generator", "scenes/generator"),
+        _config("captioning", "VLM", "scenes/vlm"),
+        _config("captioning", "VLM, beams", "scenes/vlm", "--beams=3", "--batches=64"),
         Run("tokenizer"),
         Run("embedding_space"),
         Run("on_the_fly"),
         Run("peer_amused", needs=("torch", "diffusers")),
+        Run("peer_idefics", needs=("torch", "transformers")),
         _config("start_up", "generator", "scenes/generator"),
         _config("start_up", "VLM", "scenes/vlm"),
         Run("checkpointing", ("--repeats=3",)),
@@ -88,6 +91,15 @@ SUITES = {
             + ("--compile",),
             needs=("torch", "diffusers"),
         ),
+        Run(
+            "peer_idefics",
+            ("--layers=24", "--width=1024", "--heads=16", "--mlp=3072", "--every=4")
+            + ("--resampler-layers=6", "--latents=64", "--image-tokens=256", "--text=64")
+            + ("--vocabulary=32128", "--batch=64", "--dtype=bfloat16", "--compile"),
+            needs=("torch", "transformers"),
+        ),
+        _config("captioning", "VLM", "paper/vlm"),
+        _config("captioning", "VLM, beams", "paper/vlm", "--beams=3", "--batches=64"),
         _config("tokenizer", "paper", "paper/tokenizer", "--batch=128"),
         _config(
             *("on_the_fly", "paper", "paper/vlm", "--generator=configs/paper/generator.py"),

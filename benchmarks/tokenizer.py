@@ -72,7 +72,7 @@ def main() -> None:
     given = parser.parse_args()
     config = config_lib.load_config(given.config)
     found = measure(config, given.batch, given.repeats)
-    limits = device_limits.measure()
+    limits = device_limits.measure(jnp.dtype(config.model.tokenizer.get("dtype", "float32")))
     name = pathlib.Path(given.config.partition(":")[0]).parent.name
     figures = [
         device_limits.limited(

@@ -13,6 +13,7 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -21,10 +22,11 @@ from benchmarks import device_limits  # noqa: E402
 from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
+from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training import train_state  # noqa: E402
-from synth2_jax.training.objectives import make_objective  # noqa: E402
+from synth2_jax.training.objectives import GeneratorTask, VLMTask, make_objective  # noqa: E402
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from synth2_jax.training.train_state import create_train_state, state_layout  # noqa: E402
 from synth2_jax.training.train_step import compile_train_step  # noqa: E402
@@ -33,6 +35,12 @@ from synth2_jax.training.train_step import compile_train_step  # noqa: E402
 def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
     """Median of `repeats` runs of `steps` steps each; the host waits at the end of a run alone."""
     objective = make_objective(config.model_name, config.model.to_dict())
+    flops = model_flops.train_step(objective.task, batch_size)
+    if flops is None:
+        raise UserError(
+            f"config.model_name: found {config.model_name!r}, whose step has no formula of FLOPs; "
+            "expected generator, vlm or language_model"
+        )
     optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
     tx = make_optimizer(optimizer, config.train.steps)
     mesh = sharding.make_mesh(sharding.MeshConfig())
@@ -48,12 +56,12 @@ def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
         return metrics["loss"]
 
     seconds = device_limits.seconds(run, repeats) / steps
-    flops = model_flops.train_step(objective.task, batch_size)
     trained, frozen = train_state.split_params(held[0].params, objective.frozen)
     written = sum(leaf.nbytes for leaf in jax.tree.leaves((trained, held[0].opt_state)))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(held[0].params))
     return {
         "batch_size": batch_size,
+        "dtype": computes_in(objective.task),
         "parameters": num_params,
         "seconds_per_step": seconds,
         "steps_per_second": 1 / seconds,
@@ -62,6 +70,14 @@ def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
         "flops_per_second": flops.total / seconds,
         "bytes_per_step": 2 * written + sum(leaf.nbytes for leaf in jax.tree.leaves(frozen)),
     }
+
+
+def computes_in(task: object) -> str:
+    """The dtype of a task's products, which the limit is measured in."""
+    if isinstance(task, GeneratorTask):
+        return task.generator.maskgit.dtype
+    model = task.vlm.language_model if isinstance(task, VLMTask) else task.language_model
+    return model.dtype
 
 
 def main() -> None:
@@ -73,7 +89,7 @@ def main() -> None:
     given = parser.parse_args()
     config = config_lib.load_config(given.config)
     result = measure(config, given.batch or config.data.batch_size, given.steps, given.repeats)
-    limits = device_limits.measure()
+    limits = device_limits.measure(jnp.dtype(result["dtype"]))
     path = pathlib.Path(given.config.partition(":")[0])
     name = f"{path.parent.name}_{path.stem}"
     figure = device_limits.limited(

@@ -145,6 +145,11 @@ def test_a_figure_is_beside_the_limit_that_binds_it():
     assert str(figure) == "step: 0.25 steps/s, 50.0% of the matmul limit; MFU 25.0%"
 
 
+def test_a_copy_has_a_rate_whatever_its_size():
+    limits = load("device_limits")
+    assert limits.copy_rate(1, repeats=1) > 0 and limits.copy_rate(2**16, repeats=1) > 0
+
+
 def test_a_device_without_a_peak_gets_no_mfu():
     limits = load("device_limits")
     assert limits.peak_flops("cpu") is None
@@ -225,6 +230,7 @@ def test_every_benchmark_of_a_suite_exists():
             ["--only: unknown 'train_stop'", "train_step"],
         ),
         (["train_step.py", "--config=configs/scenes/no.py"], ["configs/scenes/no.py"]),
+        (["train_step.py", "--config=configs/scenes/tokenizer.py"], ["'tokenizer'", "generator"]),
     ],
 )
 def test_wrong_use_is_one_line(arguments, words):

@@ -132,7 +132,7 @@ def caption(
     """Of `batch_size` captions, none of which ends before `decode.max_length` tokens.
 
     What is read of the image once, the prompt in one go, then a token of every beam at a time, each
-    against the whole cache; logits of the prompt's last input alone, which predicts the first token.
+    against the whole cache; of the prompt only the last input's logits, for the first token.
     """
     lm = config.language_model
     rows = batch_size * (decode.num_beams if decode.method == "beam" else 1)

@@ -97,9 +97,11 @@ def _decode_after(step, language_model, prompts_BP, config, eos_id, keys_B):
     batch_size, prompt_length = prompts_BP.shape
     cache = init_cache(language_model, batch_size, prompt_length + config.max_length)
     # The inputs are the start token and the prompt, of which the last is fed with what it predicts.
+    # It goes in by itself: of the others nobody reads the logits, which are then not computed.
     inputs = jnp.concatenate([shift_right(prompts_BP), prompts_BP[:, -1:]], axis=1)
-    logits_BPV, cache = step(inputs, cache)
-    return _decode(step, logits_BPV[:, -1], cache, config, eos_id, keys_B)
+    _, cache = step(inputs[:, :-1], cache)
+    logits_B1V, cache = step(inputs[:, -1:], cache)
+    return _decode(step, logits_B1V[:, 0], cache, config, eos_id, keys_B)
 
 
 def _decode(step, logits_BV, cache, config, eos_id, keys_B):
