@@ -110,7 +110,7 @@ SUITES = {
         _config("checkpointing", "VLM", "paper/vlm", "--batch=128", "--repeats=3"),
         _config("train_loop", "VLM", "paper/vlm", "--batch=128", "--data=random"),
     ),
-    "tpu": (),
+    "tpu": (Run("compiled_for_tpu"),),
 }
 
 

@@ -30,6 +30,9 @@ Runs synth2 on every worker of a Cloud TPU, or as several processes of this mach
   --logs=DIR                      where logs go; logs/NAME of this repository otherwise
   --dry-run                       prints the gcloud commands and runs none
 
+LIBTPU_INIT_ARGS, where it is set here, is what libtpu is told on the workers in place of
+launch/libtpu_flags.txt.
+
 STAGE is train when it is left out. All workers need one workdir: a path on a file system that all
 of them see, such as one that --mount makes.
 
@@ -213,7 +216,7 @@ run_local() {
 
 # One try on a TPU that is there. Sets `code`.
 run_on_tpu() {
-  local index addresses=() coordinator words
+  local index addresses=() coordinator words flags
   IFS=';' read -r -a addresses <<<"$(worker_addresses)"
   [ ${#addresses[@]} -gt 0 ] || fail "$name: found no workers"
   coordinator=${addresses[0]}:8476
@@ -221,9 +224,10 @@ run_on_tpu() {
   next_try
   say "try ${try##*-}: ${#addresses[@]} workers, coordinator $coordinator, logs in $try"
   words=$(printf ' %q' "${program[@]}")
+  flags=${LIBTPU_INIT_ARGS+"export LIBTPU_INIT_ARGS=$(printf %q "${LIBTPU_INIT_ARGS-}") && "}
   for index in "${!addresses[@]}"; do
     start_worker "$index" on_worker "$index" \
-      "cd synth2_jax && exec launch/tpu_worker.sh $index ${#addresses[@]} $coordinator 0$words"
+      "cd synth2_jax && ${flags}exec launch/tpu_worker.sh $index ${#addresses[@]} $coordinator 0$words"
   done
   wait_for_workers
 }

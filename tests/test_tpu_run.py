@@ -10,7 +10,7 @@ import time
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-SCRIPTS = ("tpu_run.sh", "tpu_worker.sh", "queued_resource.sh")
+SCRIPTS = ("tpu_run.sh", "tpu_worker.sh", "queued_resource.sh", "libtpu_flags.txt")
 
 GCLOUD = (REPOSITORY / "tests" / "data" / "fake_gcloud.sh").read_text()
 
@@ -40,7 +40,7 @@ class Launcher:
         for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
             subprocess.run([*git, *arguments], check=True)
         self.environ = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "LIBTPU_INIT_ARGS"},
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "CLOUD": str(self.cloud),
             "PROGRAM": str(self.program),
@@ -256,6 +256,37 @@ def test_a_bucket_is_mounted_on_every_worker(launcher):
     launcher.run("run", "pod", "--dry-run", "--mount=runs:/mnt/runs", *CREATE, *TRAIN)
     done = launcher.run("run", "pod", "--dry-run", "--mount=runs:/mnt/runs", *CREATE, *TRAIN)
     assert r"gcsfuse\ -o\ allow_other\ runs\ /mnt/runs" in done.stdout
+
+
+FLAGS = [
+    line
+    for line in (REPOSITORY / "launch" / "libtpu_flags.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+def test_libtpu_is_told_what_stands_in_the_file(launcher):
+    launcher.runs('echo "told: $LIBTPU_INIT_ARGS"')
+    assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == 0
+    assert FLAGS and all(flag.startswith("--xla") for flag in FLAGS)
+    for worker in (0, 1):
+        assert launcher.log(worker).splitlines() == [f"told: {' '.join(FLAGS)}"]
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_a=true --xla_b='c d'"])
+def test_libtpu_is_told_what_the_user_says(launcher, flags):
+    """The workers' shells do not have the variables of this one, so it goes into their command."""
+    launcher.runs('echo "told: $LIBTPU_INIT_ARGS"')
+    assert launcher.run("run", "pod", *CREATE, *TRAIN, LIBTPU_INIT_ARGS=flags).returncode == 0
+    assert launcher.log(1).splitlines() == [f"told: {flags}"]
+    calls = launcher.calls("tpu_worker.sh")
+    assert calls and all("export LIBTPU_INIT_ARGS=" in call for call in calls)
+
+
+def test_this_machines_processes_are_told_nothing(launcher):
+    launcher.runs('echo "told: ${LIBTPU_INIT_ARGS-nothing}"')
+    local(launcher, number="1").communicate(timeout=30)
+    assert launcher.log(0, name="1").splitlines() == ["told: nothing"]
 
 
 # --- ending ---

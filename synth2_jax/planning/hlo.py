@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ITEM_BITS = {"pred": 8, "bf16": 16}  # others end with their bits: f32, s4, f8e4m3 (8)
@@ -44,10 +44,32 @@ class Collective:
       count: how often it is called.
       num_bytes: what the chip sends in rings: of n chips, (n - 1) / n of what an all-gather,
         reduce-scatter or all-to-all moves, twice that for an all-reduce.
+      overlapped_bytes: those of calls that run beside a matrix product.
     """
 
     count: int
     num_bytes: float
+    overlapped_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One collective of the program's text.
+
+    Attributes:
+      kind: of COLLECTIVES.
+      count: how often it runs.
+      num_bytes: sent each time, as `Collective` has it.
+      overlapped: whether a product is scheduled between its start and its end. Whether that takes
+        long enough to hide it is not known.
+      line: as it stands in the program, or one of its steps.
+    """
+
+    kind: str
+    count: int
+    num_bytes: float
+    overlapped: bool
+    line: Instruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +79,24 @@ class Cost:
     Attributes:
       flops: of matrix products and convolutions, 2 a multiplication.
       hbm_bytes: read and written by instructions, what stays in the chip's fast memory left out.
-      collectives: by kind.
+      calls: of collectives.
       unknown_loops: loops whose number of rounds could not be read; they are counted once.
     """
 
     flops: float
     hbm_bytes: float
-    collectives: dict[str, Collective]
+    calls: tuple[Call, ...]
     unknown_loops: int
+
+    @property
+    def collectives(self) -> dict[str, Collective]:
+        """The calls by kind."""
+        totals: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
+        for call in self.calls:
+            sent = call.count * call.num_bytes
+            for place, value in enumerate((call.count, sent, sent * call.overlapped)):
+                totals[call.kind][place] += value
+        return {kind: Collective(*found) for kind, found in sorted(totals.items())}
 
 
 def cost(text: str) -> Cost:
@@ -72,26 +104,30 @@ def cost(text: str) -> Cost:
     computations, entry = parse(text)
     flops = hbm_bytes = 0.0
     unknown_loops = 0
-    # A collective that runs beside computation is split into steps of one channel.
-    channels: dict[str, tuple[str, int, float]] = {}
+    groups: list[_Group] = []
     for name, times, is_fused in _runs(computations, entry):
         shapes = {line.name: line.shape for line in computations[name]}
         for line in computations[name]:
             flops += times * _flops(line, shapes)
+            unknown_loops += line.opcode == "while" and _trip_count(line, computations) is None
             if not is_fused:
                 hbm_bytes += times * _hbm_bytes(line, shapes, computations)
-            unknown_loops += line.opcode == "while" and _trip_count(line, computations) is None
-            kind = line.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                found = re.search(r"channel_id=(\d+)", line.attributes)
-                kind, moved = _moved(kind, line, shapes, computations[name])
-                channels[found[1] if found else line.name] = (kind, times, moved)
-    totals: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0])
-    for kind, times, moved in channels.values():
-        totals[kind][0] += times
-        totals[kind][1] += times * moved
-    collectives = {kind: Collective(int(n), size) for kind, (n, size) in sorted(totals.items())}
-    return Cost(flops, hbm_bytes, collectives, unknown_loops)
+        if not is_fused:
+            groups += _groups(name, times, computations)
+    return Cost(flops, hbm_bytes, tuple(_merged(groups)), unknown_loops)
+
+
+def loops(text: str) -> list[int | None]:
+    """Rounds of the loops of the entry computation, in order; None where they cannot be read."""
+    computations, entry = parse(text)
+    return [
+        _trip_count(line, computations) for line in computations[entry] if line.opcode == "while"
+    ]
+
+
+def num_instructions(text: str) -> int:
+    """How long the program is, however often its parts run."""
+    return sum(len(lines) for lines in parse(text)[0].values())
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -206,12 +242,24 @@ def _hbm_bytes(
         return sum(operands) + result
     inside = computations[called[1]]
     local = {other.name: other.shape for other in inside}
+    if any(_is_async(other, "Done") for other in inside):
+        return 0.0
+    if any(_is_async(other, "Start") for other in inside):
+        return result  # which names the operand, too; all that the steps will read and write
+    handed_on = _handed_on(inside)
+    elements = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", line.shape)
+    root = _root({other.name: other for other in inside})
+    if handed_on and len(elements) == len(root.operands):
+        whole = zip(elements, root.operands, strict=True)
+        result = sum(_num_hbm_bytes(shape) for shape, name in whole if name not in handed_on)
     for parameter in inside:
         if parameter.opcode != "parameter":
             continue
         users = [other for other in inside if parameter.name in other.operands]
         place = int(parameter.arguments)
-        if users and all(user.opcode in ("dynamic-slice", "gather") for user in users):
+        if parameter.name in handed_on:
+            operands[place] = 0.0
+        elif users and all(user.opcode in ("dynamic-slice", "gather") for user in users):
             touched = sum(_num_bytes(user.shape) for user in users)
             operands[place] = min(operands[place], touched)
         elif any(_updates(user, parameter.name) for user in users):
@@ -221,6 +269,21 @@ def _hbm_bytes(
             whole, part = _num_bytes(other.shape), _num_bytes(local[other.operands[1]])
             result = max(0.0, result - whole) + part
     return sum(operands) + result
+
+
+def _handed_on(inside: list[Instruction]) -> set[str]:
+    """What a step of a collective takes and gives back as it is, with the collective itself."""
+    root = _root({other.name: other for other in inside})
+    steps = {other.name for other in inside if other.opcode in COLLECTIVES}
+    if root.opcode != "tuple" or not steps & set(root.operands):
+        return set()
+    kept = {
+        other.name
+        for other in inside
+        if other.opcode == "parameter"
+        and {user.name for user in inside if other.name in user.operands} <= steps | {root.name}
+    }
+    return kept | steps
 
 
 def _updates(user: Instruction, name: str) -> bool:
@@ -274,10 +337,100 @@ def _valid_products(
     return count
 
 
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """What a computation has of a collective: all of it, or steps that it takes in a loop."""
+
+    key: str
+    call: Call
+    starts: bool
+
+
+def _groups(name: str, times: int, computations: dict[str, list[Instruction]]) -> list[_Group]:
+    """The collectives of a computation that is no part of an instruction.
+
+    In scheduled text its lines stand in the order in which they begin. One that runs beside
+    products is either a pair of -start and -done, or several fusions that share its channel: its
+    start, its steps and its end. Others that share a channel have nothing to do with each other.
+    """
+    lines = computations[name]
+    places: dict[str, list[int]] = collections.defaultdict(list)
+    found: dict[str, tuple[Instruction, str]] = {}
+    starts: set[str] = set()
+    key_of: dict[str, str] = {}
+    for place, line in enumerate(lines):
+        for inside, one in _within(name, line, computations):
+            is_start, is_step = _role(computations[inside]) if inside != name else (True, False)
+            channel = re.search(r"channel_id=(\d+)", one.attributes)
+            key = f"channel {channel[1]}" if channel and is_step else one.name
+            places[key].append(place)
+            found[key] = (one, inside)
+            key_of[line.name] = key
+            if is_start:
+                starts.add(key)
+        if line.opcode.endswith("-done"):
+            for operand in line.operands:
+                places[key_of.get(operand, "")].append(place)
+    groups = []
+    for key, (one, inside) in found.items():
+        between = lines[min(places[key]) : max(places[key]) + 1]
+        overlapped = any(_multiplies(line, computations) for line in between)
+        shapes = {line.name: line.shape for line in computations[inside]}
+        kind, num_bytes = _moved(one, shapes, computations[inside], inside != name)
+        call = Call(kind, times, num_bytes, overlapped, one)
+        groups.append(_Group(key, call, key in starts))
+    return groups
+
+
+def _merged(groups: Sequence[_Group]) -> Iterator[Call]:
+    """The calls; steps in a loop belong to the collective that starts before the loop."""
+    started = {group.key for group in groups if group.starts}
+    beside = {group.key for group in groups if group.call.overlapped}
+    for group in groups:
+        if group.starts:
+            yield dataclasses.replace(group.call, overlapped=group.key in beside)
+        elif group.key not in started:
+            yield group.call
+
+
+def _role(inside: list[Instruction]) -> tuple[bool, bool]:
+    """(whether a collective starts here, whether this is a part of one that runs in steps)."""
+    ends = [end for end in ("Start", "Done") if any(_is_async(line, end) for line in inside)]
+    is_step = bool(ends) or bool(_handed_on(inside))
+    return "Start" in ends or not is_step, is_step
+
+
+def _is_async(line: Instruction, end: str) -> bool:
+    """Whether it marks the "Start" or the "Done" of a collective that runs in steps."""
+    return f'custom_call_target="AsyncCollective{end}"' in line.attributes
+
+
+def _within(
+    name: str, line: Instruction, computations: dict[str, list[Instruction]]
+) -> Iterator[tuple[str, Instruction]]:
+    """(computation, collective) of a line: itself, or those that it is fused with."""
+    if line.opcode.removesuffix("-start") in COLLECTIVES:
+        yield name, line
+    if line.opcode not in _CONTROL:
+        for other in _CALLED.findall(line.attributes):
+            for inner in computations.get(other, ()):
+                yield from _within(other, inner, computations)
+
+
+def _multiplies(line: Instruction, computations: dict[str, list[Instruction]]) -> bool:
+    """Whether a matrix product is a part of it."""
+    return line.opcode in ("dot", "convolution") or any(
+        _multiplies(inner, computations)
+        for other in _CALLED.findall(line.attributes)
+        for inner in computations.get(other, ())
+    )
+
+
 def _moved(
-    kind: str, line: Instruction, shapes: dict[str, str], computation: list[Instruction]
+    line: Instruction, shapes: dict[str, str], computation: list[Instruction], is_fused: bool
 ) -> tuple[str, float]:
-    """(kind, bytes that a chip sends); an all-reduce of which a slice is kept scatters."""
+    """(kind, bytes that a chip sends); an all-reduce that is fused with slices of it scatters."""
+    kind = line.opcode.removesuffix("-start")
     size = sum(_num_bytes(shapes[name]) for name in line.operands if name in shapes)
     if kind == "collective-permute":
         return kind, size
@@ -286,13 +439,20 @@ def _moved(
     if kind == "all-gather":
         return kind, size * (n - 1)
     if kind == "all-reduce":
-        root = _root({other.name: other for other in computation})
-        if root.opcode in ("dynamic-slice", "bitcast") and any(
-            other.opcode == "dynamic-slice" and line.name in other.operands for other in computation
-        ):
+        if is_fused and _users(line.name, computation) == {"dynamic-slice"}:
             return "reduce-scatter", size * share
         return kind, 2 * size * share
     return kind, size * share
+
+
+def _users(name: str, computation: list[Instruction]) -> set[str]:
+    """Opcodes of what reads it or an element of it."""
+    found: set[str] = set()
+    for line in computation:
+        if name in line.operands:
+            taken = line.opcode == "get-tuple-element"
+            found |= _users(line.name, computation) if taken else {line.opcode}
+    return found
 
 
 def _group_size(attributes: str) -> int:

@@ -5,9 +5,11 @@
         --sample=configs/paper/synthesize.py --pairs=711e6
 
 It is the very step that `synth2 train` runs, lowered for the pod's mesh and compiled by libtpu, so
-that memory, FLOPs and collectives are the compiler's own; nothing is allocated. Prints a table and
-writes WORKDIR/MODEL-TOPOLOGY-train.json (or -sample.json), workdir/plan by default. What does not
-fit is the user's to mend: one line says by how much and what could be turned, code 2.
+that memory, FLOPs and collectives are the compiler's own; nothing is allocated. The compiler takes
+flags from LIBTPU_INIT_ARGS, as on a TPU (launch/libtpu_flags.txt). Prints a table and writes
+WORKDIR/NAME-TOPOLOGY-train.json (or -sample.json), workdir/plan by default, where NAME is --name or
+the config file's. What does not fit is the user's to mend: one line says by how much and what could
+be turned, code 2.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from synth2_jax import environment, sharding
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json
-from synth2_jax.planning import hlo, model_flops, topologies
+from synth2_jax.planning import dataflow, hlo, model_flops, topologies
 from synth2_jax.planning.estimate import estimate
 from synth2_jax.stages import train
 from synth2_jax.stages.synthesize import SynthesizeConfig, make_generate_numbered
@@ -39,6 +41,8 @@ from synth2_jax.training.train_state import Objective
 from synth2_jax.training.train_step import compile_train_step
 
 GIB = 2**30
+# Arguments of what is compiled: of the training step and of the sampler.
+PARAMETERS, OPTIMIZER = {"state.params", "params"}, "state.opt_state"
 PAIRS = 711e6  # the paper's largest synthetic set (second hand)
 CAPTION_BYTES = 200  # assumed, of 30 to 40 words, with key and framing of a record
 
@@ -61,8 +65,9 @@ def run(
     batch: str = "",
     sample: str = "",
     pairs: str = str(PAIRS),
+    name: str = "",
 ) -> dict[str, Any]:
-    """Plans, prints and writes; returns what it wrote."""
+    """Plans, prints and writes; returns what it wrote. Without a name the model's is taken."""
     if not topology:
         raise UserError("plan: no --topology given, expected a pod such as v5e:16x16")
     jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is not to be taken
@@ -88,12 +93,14 @@ def run(
 
     program, executable, seconds = compiled
     memory = _memory(program, executable)
-    cost = hlo.cost(executable.as_text())
+    text = executable.as_text()
+    cost = hlo.cost(text)
     sent = sum(collective.num_bytes for collective in cost.collectives.values())
+    overlapped = sum(collective.overlapped_bytes for collective in cost.collectives.values())
     roofline = estimate(chip, cost.flops, cost.hbm_bytes, sent)
     share = program.model_flops / device_mesh.size if program.model_flops else None
     plan = {
-        "model": cfg.model_name,
+        "model": name or cfg.model_name,
         "what": "sample" if sampling else "train",
         "topology": topology,
         "slices": int(slices),
@@ -110,6 +117,10 @@ def run(
             kind: dataclasses.asdict(found) for kind, found in cost.collectives.items()
         },
         "collective_bytes_per_chip": sent,
+        "overlapped_share": overlapped / sent if sent else None,
+        "gathered_bytes_per_chip": gathered(text, cost),
+        "instructions": hlo.num_instructions(text),
+        "loops": hlo.loops(text),
         "compile_seconds": seconds,
         "estimate": {
             **dataclasses.asdict(roofline),
@@ -121,10 +132,10 @@ def run(
     }
     if sampling:
         plan["pairs"] = _pairs(num_pairs, size, roofline.seconds, device_mesh.size, objective.task)
-    name = f"{cfg.model_name}-{re.sub('[^a-z0-9]+', '-', topology)}-{plan['what']}.json"
-    write_json(pathlib.Path(workdir) / name, plan)
+    file = f"{plan['model']}-{re.sub('[^a-z0-9]+', '-', topology)}-{plan['what']}.json"
+    write_json(pathlib.Path(workdir) / file, plan)
     print(table(plan))
-    print(pathlib.Path(workdir) / name)
+    print(pathlib.Path(workdir) / file)
     return plan
 
 
@@ -196,6 +207,29 @@ class Planner:
         )
 
 
+def gathered(text: str, cost: hlo.Cost) -> dict[str, float]:
+    """Bytes that a chip sends in all-gathers, by what is gathered.
+
+    "parameters" are computed from nothing but the trained or frozen parameters, "optimizer" has
+    something of the optimizer's state in it, which no activation has. Of the rest, "ids" are whole
+    numbers, and "activations" all others, gradients among them. Where each chip has whole rows
+    (data, fsdp) no activation has to be gathered.
+    """
+    sources = dataflow.sources(text)
+    total = dict.fromkeys(("parameters", "optimizer", "ids", "activations"), 0.0)
+    for call in cost.calls:
+        if call.kind == "all-gather":
+            found = frozenset().union(*(sources[operand] for operand in call.line.operands))
+            if found <= PARAMETERS:
+                what = "parameters"
+            elif OPTIMIZER in found:
+                what = "optimizer"
+            else:
+                what = "ids" if re.match(r"\(?[su]\d+\[", call.line.shape) else "activations"
+            total[what] += call.count * call.num_bytes
+    return total
+
+
 def largest_batch(
     planner: Planner, mesh: Mesh
 ) -> tuple[int, tuple[Program, jax.stages.Compiled, float]]:
@@ -242,6 +276,12 @@ def table(plan: Mapping[str, Any]) -> str:
     lines += ["collectives a chip, bytes sent"]
     for kind, found in plan["collectives_per_chip"].items():
         lines.append(f"  {kind:<20} {found['num_bytes'] / GIB:8.3f} GiB in {found['count']} calls")
+    if plan["collective_bytes_per_chip"]:
+        activations = plan["gathered_bytes_per_chip"]["activations"]
+        lines += [
+            f"  {plan['overlapped_share']:.0%} of it beside matrix products; gathers of "
+            f"activations: {activations / GIB:.3f} GiB"
+        ]
     lines += [
         f"compiled in {plan['compile_seconds']:.0f} s",
         f"compiler/roofline estimate, no measurement: {guess['seconds'] * 1e3:.1f} ms, bound by "

@@ -1,6 +1,7 @@
 """FLOPs and collectives of HLO: on literal text, and on small compiled programs."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,14 @@ from synth2_jax.planning import hlo
 # A loop of 3 rounds with a product in a fusion and an all-gather over 4 chips; a convolution that
 # the TPU compiler makes of a product over heads (padding and holes are no work); an all-reduce
 # of which a slice is kept.
-MODULE = (pathlib.Path(__file__).parents[1] / "data" / "hlo" / "step.txt").read_text()
+FOLDER = pathlib.Path(__file__).parents[1] / "data" / "hlo"
+MODULE = (FOLDER / "step.txt").read_text()
+# In a loop of 5 rounds, as the TPU compiler writes it: a parameter gathered by fusions that start,
+# go on beside a product and end, and rows gathered with nothing beside it. Outside of it, two pairs
+# of start and done, with a product between one and a sum between the other.
+OVERLAP = (FOLDER / "overlap.txt").read_text()
+# A gather that starts before a loop of 4 rounds, takes a step in each, and ends behind it.
+INNER_LOOP = (FOLDER / "inner_loop.txt").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +38,8 @@ def test_a_loops_body_counts_as_often_as_it_runs(cost):
 
 def test_collectives_by_kind_and_by_what_a_chip_sends(cost):
     assert cost.collectives == {
-        "all-gather": hlo.Collective(3, 3 * 3 * 4 * 32 * 2),  # its part to three others, 3 rounds
-        "reduce-scatter": hlo.Collective(1, 64 * 8 * 4 * 3 / 4),
+        "all-gather": hlo.Collective(3, 3 * 3 * 4 * 32 * 2, 0),  # to three others, 3 rounds
+        "reduce-scatter": hlo.Collective(1, 64 * 8 * 4 * 3 / 4, 0),
     }
 
 
@@ -75,15 +83,116 @@ def test_a_loop_may_count_in_larger_steps(step, rounds):
     assert found.unknown_loops == 0
 
 
-def test_parts_of_one_collective_count_once():
-    """TPUs run a collective beside products, in several steps that share its channel."""
-    step = "  %all-gather.1 = bf16"
-    again = MODULE.replace(
-        step,
-        f"{step}[16,32]{{1,0}} all-gather(%w), channel_id=7, "
-        f"replica_groups=[2,4]<=[8], dimensions={{0}}\n  %all-gather.2 = bf16",
-    )
-    assert hlo.cost(again).collectives == hlo.cost(MODULE).collectives
+def test_rounds_that_were_peeled_off_a_loop_share_its_channels():
+    """What stands twice runs twice, unless it is the steps of one gather."""
+    peeled = "  %whole.3 = bf16[16,32]{1,0} all-gather(%w.1), channel_id=7, "
+    peeled += "replica_groups=[2,4]<=[8], dimensions={0}\n"
+    before = "  %heads = "
+    assert before in MODULE
+    found = hlo.cost(MODULE.replace(before, peeled + before)).collectives
+    assert found["all-gather"] == hlo.Collective(4, 4 * 3 * 4 * 32 * 2, 0)
+
+
+def calls_by_channel(text):
+    return {
+        int(re.search(r"channel_id=(\d+)", call.line.attributes)[1]): (
+            call.kind,
+            call.count,
+            call.num_bytes,
+            call.overlapped,
+        )
+        for call in hlo.cost(text).calls
+    }
+
+
+def test_what_runs_beside_products():
+    assert calls_by_channel(OVERLAP) == {
+        1: ("all-gather", 5, 3 * 4 * 32 * 2, True),
+        2: ("all-gather", 5, 3 * 8 * 32 * 2, False),
+        3: ("collective-permute", 1, 4 * 32 * 4, True),
+        4: ("collective-permute", 1, 4 * 32 * 4, False),
+        5: ("all-gather", 1, 3 * 16 * 32 * 2, False),
+    }
+    found = hlo.cost(OVERLAP).collectives
+    assert found["collective-permute"] == hlo.Collective(2, 2 * 512, 512)
+    assert found["all-gather"].overlapped_bytes == 5 * 3 * 4 * 32 * 2
+
+
+def test_a_gather_without_a_product_in_its_steps_is_waited_for():
+    product = "dot(%p.7, %p.8), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    assert product in OVERLAP
+    changed = calls_by_channel(OVERLAP.replace(product, "add(%p.7, %p.8)"))
+    assert changed == calls_by_channel(OVERLAP) | {1: ("all-gather", 5, 3 * 4 * 32 * 2, False)}
+
+
+def test_a_gather_may_go_on_in_a_loop():
+    """It starts before the loop and ends behind it: it runs once, however often it takes a step."""
+    assert calls_by_channel(INNER_LOOP) == {1: ("all-gather", 1, 3 * 4 * 32 * 2, True)}
+    assert hlo.cost(INNER_LOOP).flops == 4 * 2 * 8 * 16 * 32
+
+
+SCATTERING = """
+%scattering.N (a.N: f32[64,8], b.N: f32[16,4]) -> (f32[16,8], f32[4,4]) {
+  %a.N = f32[64,8]{1,0} parameter(0)
+  %b.N = f32[16,4]{1,0} parameter(1)
+  %zero.N = s32[] constant(0)
+  %all-reduce.N = (f32[64,8]{1,0}, f32[16,4]{1,0}) all-reduce(%a.N, %b.N), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %first.N = f32[64,8]{1,0} get-tuple-element(%all-reduce.N), index=0
+  %second.N = f32[16,4]{1,0} get-tuple-element(%all-reduce.N), index=1
+  %part.N = f32[16,8]{1,0} dynamic-slice(%first.N, %zero.N, %zero.N), dynamic_slice_sizes={16,8}
+  %other.N = f32[4,4]{1,0} dynamic-slice(%second.N, %zero.N, %zero.N), dynamic_slice_sizes={4,4}
+  ROOT %parts.N = (f32[16,8]{1,0}, f32[4,4]{1,0}) tuple(%part.N, %other.N)
+}
+"""  # noqa: E501
+SHARED_CHANNEL = (
+    "HloModule shared, is_scheduled=true\n"
+    + SCATTERING.replace(".N", ".1")
+    + SCATTERING.replace(".N", ".2")
+    + """
+ENTRY %main (g: f32[64,8], h: f32[16,4]) -> f32[64,64] {
+  %g = f32[64,8]{1,0} parameter(0)
+  %h = f32[16,4]{1,0} parameter(1)
+  %one = (f32[16,8]{1,0}, f32[4,4]{1,0}) fusion(%g, %h), kind=kCustom, calls=%scattering.1
+  %y = f32[64,64]{1,0} dot(%g, %g), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %two = (f32[16,8]{1,0}, f32[4,4]{1,0}) fusion(%g, %h), kind=kCustom, calls=%scattering.2
+  ROOT %z = f32[64,64]{1,0} add(%y, %y)
+}
+"""
+)
+
+
+def test_two_that_only_share_a_channel_are_no_steps_of_one():
+    """Each sends 3/4 of both of its arrays, and the product between them is beside neither."""
+    sent = 2 * (64 * 8 + 16 * 4) * 4 * 3 / 4
+    found = hlo.cost(SHARED_CHANNEL).collectives
+    assert found == {"reduce-scatter": hlo.Collective(2, sent, 0)}
+
+
+def test_a_whole_sum_that_is_used_is_an_all_reduce():
+    text = SHARED_CHANNEL.replace("tuple(%part.2, %other.2)", "tuple(%part.2, %second.2)")
+    found = hlo.cost(text).collectives
+    sent = (64 * 8 + 16 * 4) * 4 * 3 / 4
+    assert found == {
+        "all-reduce": hlo.Collective(1, 2 * sent, 0),
+        "reduce-scatter": hlo.Collective(1, sent, 0),
+    }
+
+
+def test_memory_that_a_gather_in_steps_passes_through():
+    """Its start counts part and whole; what a step only hands on, and the end, count nothing."""
+    start = (4 * 32 + 16 * 32) * 2 + 4  # its own counter, too
+    step = (8 * 16 + 16 * 32 + 8 * 32) * 2  # the product's operands and result
+    rows = (8 * 32 + 32 * 32) * 2 + (32 * 32 + 8 * 16) * 2  # the other gather and its slice
+    loop = 3 * 4 + 4 + 4 + 1  # a sum and a comparison
+    fewer = OVERLAP.replace("%five = s32[] constant(5)", "%five = s32[] constant(4)")
+    found = hlo.cost(OVERLAP).hbm_bytes - hlo.cost(fewer).hbm_bytes
+    assert found == start + step + rows + loop
+
+
+def test_loops_and_length():
+    assert hlo.loops(OVERLAP) == [5] and hlo.loops(INNER_LOOP) == [4]
+    assert hlo.loops(MODULE.replace("compare(%i.1, %three)", "compare(%i.1, %i.1)")) == [None]
+    assert hlo.num_instructions(INNER_LOOP) == sum(" = " in x for x in INNER_LOOP.splitlines())
 
 
 @pytest.mark.parametrize("num_layers", [1, 5])

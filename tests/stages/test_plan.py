@@ -1,13 +1,14 @@
 """`synth2 plan`: one line for a mistake, and plans by the TPU compiler itself for small pods."""
 
 import json
+import pathlib
 import types
 
 import pytest
 
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
-from synth2_jax.planning import topologies
+from synth2_jax.planning import hlo, topologies
 from synth2_jax.planning.estimate import estimate
 from synth2_jax.stages import plan
 
@@ -96,23 +97,52 @@ def test_when_nothing_fits_the_reason_is_given():
         plan.largest_batch(Planner(), mesh)
 
 
+GATHERS = pathlib.Path(__file__).parents[1] / "data" / "hlo" / "overlap.txt"
+
+
+@pytest.mark.parametrize(
+    "old, new, changed",
+    [
+        # Rows of a product, 5 times; a parameter beside them, 5 times, and another one once.
+        ("HloModule overlap", "HloModule overlap", {}),
+        ("state.params", "params", {}),  # as the sampler has them
+        ("%all-gather.4 = bf16", "%all-gather.4 = s16", {"ids": 7680, "activations": 0}),
+        ("all-gather(%v)", "all-gather(%twice)", {"optimizer": 1536, "parameters": 3840}),
+        ("all-gather(%v)", "all-gather(%x)", {"activations": 7680 + 768, "parameters": 3840}),
+    ],
+)
+def test_what_is_gathered(old, new, changed):
+    text = GATHERS.read_text()
+    assert old in text
+    text = text.replace(old, new)
+    usual = {"parameters": 3840 + 3072, "optimizer": 0, "ids": 0, "activations": 7680}
+    assert plan.gathered(text, hlo.cost(text)) == usual | changed
+
+
 # --- with the TPU compiler ---
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_a_training_step_for_every_chip(tmp_path, capsys, topology):
-    options = {"topology": topology, "mesh": "data=2,fsdp=2", "batch": "64"}
+    options = {"topology": topology, "mesh": "data=2,fsdp=2", "batch": "64", "name": "vlm-tiny"}
     found = plan.run(load_config(VLM), str(tmp_path), **options)
     (file,) = tmp_path.iterdir()
+    assert file.name == f"vlm-tiny-{topology.replace(':', '-')}-train.json"
     assert json.loads(file.read_text()) == found
     assert (found["chips"], found["batch"], found["unknown_loops"]) == (4, 64, 0)
     assert 0.98 < found["flops_ratio"] < 1.1
     memory = found["memory_bytes_per_chip"]
     assert 0 < memory["parameters"] < memory["total"] < found["hbm_bytes_per_chip"]
     assert found["collectives_per_chip"]["all-gather"]["num_bytes"] > 0
+    gathered = found["gathered_bytes_per_chip"]
+    assert gathered["parameters"] > 0 and gathered["activations"] == 0
+    assert 0 <= found["overlapped_share"] <= 1
+    gathered = found["gathered_bytes_per_chip"]
+    assert gathered["parameters"] > 0 and gathered["activations"] == 0
+    assert 0 <= found["overlapped_share"] <= 1 and None not in found["loops"]
     told = capsys.readouterr().out
-    assert f"train vlm on 4 chips of {topology}, data=2 fsdp=2 tensor=1, batch 64" in told
+    assert f"train vlm-tiny on 4 chips of {topology}, data=2 fsdp=2 tensor=1, batch 64" in told
     assert "compiler/roofline estimate, no measurement" in told and str(file) in told
 
 
