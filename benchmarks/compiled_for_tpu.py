@@ -138,14 +138,16 @@ def step_figures(case: Case, found: Mapping[str, Any]) -> list[Figure]:
 
 
 def sampler_figure(topology: str, found: Sequence[Mapping[str, Any]]) -> Figure:
-    """Of what `measure_sampler` returned."""
+    """Of what `measure_sampler` returned: one loop's rounds change with the steps, nothing else."""
     few, many = found[0], found[-1]
-    loops = [row["loops"].count(row["num_steps"]) for row in found]
+    rounds = zip(few["loops"], many["loops"], strict=False)
+    changed = [f"{before} -> {after}" for before, after in rounds if before != after]
     return Figure(
         f"sampler's program, {many['num_steps']} over {few['num_steps']} steps, {topology}",
         many["instructions"] / few["instructions"],
         "x",
-        note=f"{many['instructions']} instructions; loops over the steps: {loops}",
+        note=f"{many['instructions']} instructions; rounds of loops: "
+        f"{', '.join(changed) or 'none change'}",
     )
 
 

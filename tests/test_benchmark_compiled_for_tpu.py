@@ -48,11 +48,14 @@ def test_a_sampler_that_is_no_loop_shows(benchmark):
     figure = benchmark.sampler_figure("v5e:2x2", looped)
     assert str(figure) == (
         "sampler's program, 24 over 8 steps, v5e:2x2: 1 x; 1000 instructions; "
-        "loops over the steps: [1, 2]"
+        "rounds of loops: 8 -> 24"
     )
-    unrolled = [looped[0], {"num_steps": 24, "loops": [], "instructions": 3000}]
+    unrolled = [
+        {"num_steps": 8, "loops": [24], "instructions": 1000},
+        {"num_steps": 24, "loops": [24], "instructions": 3000},
+    ]
     figure = benchmark.sampler_figure("v5e:2x2", unrolled)
-    assert figure.value == 3 and figure.note.endswith("[1, 0]")
+    assert figure.value == 3 and figure.note.endswith("rounds of loops: none change")
 
 
 def test_the_papers_layouts_are_there(benchmark):
