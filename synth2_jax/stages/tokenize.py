@@ -25,10 +25,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from PIL import Image
 
 from synth2_jax import config as config_lib
 from synth2_jax.data.caption_text import CaptionLimits, clean_caption
-from synth2_jax.data.images import ImageLimits, decode_image, encode_png
+from synth2_jax.data.images import ImageLimits, decode_image, encode_png, middle_square
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair, Provenance, Skipped
 from synth2_jax.data.references import pair_key
@@ -203,7 +204,7 @@ def _prepare(
             skipped.append(Skipped(pair_key(item.key, number), error.reason, error.detail))
     try:
         if isinstance(item.image, np.ndarray):
-            pixels = item.image
+            pixels = middle_square(Image.fromarray(item.image), size)
         elif isinstance(item.image, bytes):
             pixels = decode_image(item.image, size, image)
         else:

@@ -16,6 +16,7 @@ from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.interop import hugging_face, maskgit_weights
 from synth2_jax.models.text_encoder import TextEncoderConfig
+from synth2_jax.scenes.dataset import REFERENCES
 from synth2_jax.stages.trained import load_tokenizer, load_trained
 from synth2_jax.training.checkpoint_reader import restore_params
 from synth2_jax.training.fingerprint import fingerprint
@@ -93,6 +94,19 @@ def pairs(tmp_path_factory):
     argv = ["synth2", "tokenize", "--config=configs/scenes/tokenize.py", *arguments]
     assert main.main(argv) == 0
     return folder / "pairs" / "train"
+
+
+@pytest.mark.slow
+def test_the_built_in_pictures_take_the_size_that_the_tokenizer_wants(tmp_path):
+    arguments = [
+        f"--workdir={tmp_path}",
+        f"--config.tokenizer={VQ_GAN}",
+        f"--config.image_size={IMAGE_SIZE}",
+        *("--config.splits=test", "--config.max_images=2", "--config.num_shards=1"),
+    ]
+    argv = ["synth2", "tokenize", "--config=configs/scenes/tokenize.py", *arguments]
+    assert main.main(argv) == 0
+    assert records.verify(tmp_path / "test").num_pairs == 2 * REFERENCES
 
 
 @pytest.fixture(scope="module")
