@@ -94,11 +94,12 @@ def encode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
         for _ in range(config.num_res_blocks):
             total += _block(config, size, width, outputs, level in config.attention_levels)
             width = outputs
-    total += _middle_blocks(config, width)
+    middle, width = _middle_blocks(config, width)
+    total += middle
     if config.latent_channels is None:
-        total += _convolution(size, 1, filters[-1], config.embedding_dim)
+        total += _convolution(size, 1, width, config.embedding_dim)
     else:
-        total += _convolution(size, config.kernel_size, filters[-1], config.latent_channels)
+        total += _convolution(size, config.kernel_size, width, config.latent_channels)
         total += _convolution(size, 1, config.latent_channels, config.embedding_dim)
     distances = 2.0 * config.num_tokens * config.codebook_size * config.embedding_dim
     return Flops(total + distances) * batch_size
@@ -112,8 +113,8 @@ def decode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
         total += _convolution(size, 1, width, config.latent_channels)
         width = config.latent_channels
     total += _convolution(size, config.kernel_size, width, filters[-1])
-    total += _middle_blocks(config, filters[-1])
-    width = filters[-1]
+    middle, width = _middle_blocks(config, filters[-1])
+    total += middle
     for level in reversed(range(len(filters))):
         for _ in range(config.num_res_blocks + config.extra_decoder_blocks):
             total += _block(config, size, width, filters[level], level in config.attention_levels)
@@ -272,14 +273,14 @@ def _attention(
     return Flops(forward, 2 * forward * input_grad)
 
 
-def _middle_blocks(config: VQTokenizerConfig, inputs: int) -> float:
-    """Of one image, at the lowest resolution."""
+def _middle_blocks(config: VQTokenizerConfig, inputs: int) -> tuple[float, int]:
+    """Of one image, at the lowest resolution; and the channels that come out."""
     size, total = config.grid_size, 0.0
     outputs = config.filters * config.channel_multipliers[-1]
     for i in range(config.num_middle_blocks or config.num_res_blocks):
         total += _block(config, size, inputs, outputs, config.middle_attention and i == 0)
         inputs = outputs
-    return total
+    return total, inputs
 
 
 def _block(
