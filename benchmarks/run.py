@@ -65,7 +65,7 @@ SUITES = {
         Run("device_limits"),
         _config("train_step", "generator", "scenes/generator"),
         _config("train_step", "VLM", "scenes/vlm"),
-        _config("parallel_decoding", "generator", "scenes/generator"),
+        _config("parallel_decoding", "generator", "scenes/generator", "--steps=8,12,16"),
         _config("captioning", "VLM", "scenes/vlm"),
         _config("captioning", "VLM, beams", "scenes/vlm", "--beams=3", "--batches=64"),
         Run("tokenizer"),
