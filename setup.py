@@ -20,6 +20,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["synth2_jax", "synth2_jax.*"]),
     package_data={
         "synth2_jax.captioners": ["class_lists/*.txt"],
+        "synth2_jax.planning": ["libtpu_flags.txt"],
         "synth2_jax.scenes": ["*.model"],
     },
     entry_points={"console_scripts": ["synth2 = synth2_jax.main:console"]},

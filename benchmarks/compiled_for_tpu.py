@@ -10,10 +10,8 @@ The steps of `synth2 train` and the sampler of `synth2 synthesize` at the paper'
 - the share of a chip's traffic that runs beside a matrix product
 - that the sampler is one loop over its steps, whose program is as long for 24 steps as for 8
 
-Rows a chip are those of the configs on 256 chips. The compiler is told what launch/tpu_run.sh tells
-it on a TPU, launch/libtpu_flags.txt, or what LIBTPU_INIT_ARGS says. Takes some minutes, all of them
-the compiler's. Writes benchmarks/results/DEVICE/compiled_for_tpu.json, where DEVICE is the machine
-that compiled.
+Rows a chip are those of the configs on 256 chips. Takes some minutes, all of them the compiler's.
+Writes benchmarks/results/TPU_compiler/compiled_for_tpu.json.
 """
 
 import argparse
@@ -67,12 +65,6 @@ CASES = (
 )
 SAMPLER = "sampler"
 STEPS = (8, 24)
-
-
-def launch_flags() -> str:
-    """What launch/tpu_worker.sh tells libtpu."""
-    lines = (ROOT / "launch" / "libtpu_flags.txt").read_text().splitlines()
-    return " ".join(line for line in lines if line.startswith("--"))
 
 
 def measure(config: Any, topology: str, mesh: str, batch: int) -> dict[str, Any]:
@@ -162,9 +154,9 @@ def main() -> None:
     # Where launch/test.sh has put the compiler.
     for library in (ROOT / ".venv").glob("libtpu-*/libtpu/libtpu.so"):
         os.environ.setdefault("TPU_LIBRARY_PATH", str(library))
-    os.environ.setdefault("LIBTPU_INIT_ARGS", launch_flags())
     figures: list[Figure] = []
-    result: dict[str, Any] = {"flags": os.environ["LIBTPU_INIT_ARGS"], "steps": []}
+    flags = topologies.compiler_options() or os.environ["LIBTPU_INIT_ARGS"]
+    result: dict[str, Any] = {"flags": flags, "steps": []}
     for case in CASES:
         if case.name in wanted:
             print(case.config, case.topology, case.mesh, flush=True)
@@ -179,7 +171,7 @@ def main() -> None:
         found = measure_sampler(config, sample_config, "v6e:4x4", mesh, 64, STEPS)
         result["sampler"] = found
         figures.append(sampler_figure("v6e:4x4", found))
-    print(write_result("compiled_for_tpu", result, figures))
+    print(write_result("compiled_for_tpu", result, figures, device="TPU compiler"))
 
 
 if __name__ == "__main__":

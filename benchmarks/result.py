@@ -52,12 +52,16 @@ def number(value: float) -> str:
 
 
 def write_result(
-    name: str, result: Mapping[str, Any], figures: Sequence[Figure] = ()
+    name: str, result: Mapping[str, Any], figures: Sequence[Figure] = (), device: str = ""
 ) -> pathlib.Path:
-    """Prints the figures, adds device, versions and commit; returns the file's path from ROOT."""
+    """Prints the figures, adds device, versions and commit; returns the file's path from ROOT.
+
+    `device` is what was measured, where that is not what this process runs on.
+    """
     for figure in figures:
         print(figure)
     made_with = environment.describe()
+    made_with["device"] = device or made_with["device"]
     folder = ROOT / "benchmarks" / "results" / made_with["device"].replace(" ", "_")
     shown = {"figures": [dataclasses.asdict(figure) for figure in figures]} if figures else {}
     write_json(folder / f"{name}.json", {**result, **shown, "made_with": made_with})

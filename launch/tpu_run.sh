@@ -31,7 +31,7 @@ Runs synth2 on every worker of a Cloud TPU, or as several processes of this mach
   --dry-run                       prints the gcloud commands and runs none
 
 LIBTPU_INIT_ARGS, where it is set here, is what libtpu is told on the workers in place of
-launch/libtpu_flags.txt.
+synth2_jax/planning/libtpu_flags.txt.
 
 STAGE is train when it is left out. All workers need one workdir: a path on a file system that all
 of them see, such as one that --mount makes.

@@ -19,7 +19,7 @@ if [[ $local_devices != 0 ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$local_devices"
 else
   cd -- "$root"
-  export LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS-$(grep '^--' launch/libtpu_flags.txt | paste -sd ' ')}
+  export LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS-$(grep '^--' synth2_jax/planning/libtpu_flags.txt | paste -sd ' ')}
   export TPU_STDERR_LOG_LEVEL=${TPU_STDERR_LOG_LEVEL:-2} # errors and worse, of every worker
   echo $$ >.worker.pid                                   # for `tpu_run.sh stop`
 fi

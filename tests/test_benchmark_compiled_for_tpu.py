@@ -67,13 +67,6 @@ def test_the_papers_layouts_are_there(benchmark):
     assert layouts == {(name, layout) for name in ("vlm", "generator") for layout in axes}
 
 
-def test_the_compiler_is_told_what_a_tpu_is_told(benchmark):
-    """tests/test_tpu_run.py shows that the workers have these."""
-    flags = benchmark.launch_flags().split()
-    assert "--xla_enable_async_all_gather=true" in flags
-    assert all(flag.startswith("--xla") for flag in flags)
-
-
 def test_an_unknown_name_is_told(benchmark, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compiled_for_tpu.py", "--only=vml"])
     with pytest.raises(UserError) as error:

@@ -10,7 +10,8 @@ import time
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-SCRIPTS = ("tpu_run.sh", "tpu_worker.sh", "queued_resource.sh", "libtpu_flags.txt")
+SCRIPTS = ("tpu_run.sh", "tpu_worker.sh", "queued_resource.sh")
+FLAGS_FILE = "synth2_jax/planning/libtpu_flags.txt"
 
 GCLOUD = (REPOSITORY / "tests" / "data" / "fake_gcloud.sh").read_text()
 
@@ -33,6 +34,8 @@ class Launcher:
         self.cloud.mkdir()
         for script in SCRIPTS:
             shutil.copy(REPOSITORY / "launch" / script, self.root / "launch" / script)
+        (self.root / FLAGS_FILE).parent.mkdir(parents=True)
+        shutil.copy(REPOSITORY / FLAGS_FILE, self.root / FLAGS_FILE)
         self.write(self.root / "launch" / "environment.sh", ENVIRONMENT)
         self.write(folder / "bin" / "gcloud", GCLOUD)
         self.program = folder / "program"
@@ -259,9 +262,7 @@ def test_a_bucket_is_mounted_on_every_worker(launcher):
 
 
 FLAGS = [
-    line
-    for line in (REPOSITORY / "launch" / "libtpu_flags.txt").read_text().splitlines()
-    if not line.startswith("#")
+    line for line in (REPOSITORY / FLAGS_FILE).read_text().splitlines() if not line.startswith("#")
 ]
 
 

@@ -6,6 +6,7 @@ Figures of chips are Google Cloud's (the pages of v4, v5e, v5p and v6e).
 import contextlib
 import dataclasses
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +14,7 @@ from jax.experimental import topologies
 
 from synth2_jax.errors import UserError, nearest
 
+FLAGS = pathlib.Path(__file__).parent / "libtpu_flags.txt"
 INSTALL = "install the TPU compiler by `pip install '.[tpu]'` (Linux on x86-64 only)"
 
 
@@ -73,6 +75,18 @@ def devices(name: str, num_slices: int = 1) -> Sequence:
         if "not installed" in reason or "libtpu" in reason:
             raise UserError(f"--topology={name}: found no libtpu; {INSTALL}") from error
         raise UserError(f"--topology={name}: {reason:.200}") from error
+
+
+def compiler_options() -> dict[str, str]:
+    """What launch/tpu_worker.sh tells libtpu, so that what is planned is what runs.
+
+    Nothing where LIBTPU_INIT_ARGS is set: libtpu then has the user's own from there.
+    """
+    if "LIBTPU_INIT_ARGS" in os.environ:
+        return {}
+    lines = FLAGS.read_text().splitlines()
+    flags = (line.removeprefix("--") for line in lines if line.startswith("--"))
+    return dict(flag.split("=", 1) for flag in flags)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,10 @@
         --sample=configs/paper/synthesize.py --pairs=711e6
 
 It is the very step that `synth2 train` runs, lowered for the pod's mesh and compiled by libtpu, so
-that memory, FLOPs and collectives are the compiler's own; nothing is allocated. The compiler takes
-flags from LIBTPU_INIT_ARGS, as on a TPU (launch/libtpu_flags.txt). Prints a table and writes
-WORKDIR/NAME-TOPOLOGY-train.json (or -sample.json), workdir/plan by default, where NAME is --name or
-the config file's. What does not fit is the user's to mend: one line says by how much and what could
-be turned, code 2.
+that memory, FLOPs and collectives are the compiler's own; nothing is allocated. The compiler gets
+the flags that launch/tpu_run.sh gives it (planning/libtpu_flags.txt), or LIBTPU_INIT_ARGS. Prints a table and writes WORKDIR/NAME-TOPOLOGY-train.json (or -sample.json), workdir/plan by
+default, where NAME is --name or the config file's. What does not fit is the user's to mend: one
+line says by how much and what could be turned, code 2.
 """
 
 import dataclasses
@@ -166,7 +165,7 @@ class Planner:
         program = lower(batch_size)
         start = time.monotonic()
         try:
-            executable = program.lowered.compile()
+            executable = program.lowered.compile(topologies.compiler_options())
         except jax.errors.JaxRuntimeError as error:
             raise _does_not_fit(error, batch_size) from error
         return program, executable, time.monotonic() - start

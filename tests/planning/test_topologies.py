@@ -6,6 +6,24 @@ import sys
 
 import pytest
 
+from synth2_jax.planning import topologies
+
+
+def test_the_compiler_is_told_what_a_tpu_is_told(monkeypatch):
+    """tests/test_tpu_run.py shows that the workers have these."""
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    assert topologies.compiler_options() == {
+        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    }
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_a=true"])
+def test_what_the_user_says_stands_for_all_of_it(monkeypatch, flags):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
+    assert topologies.compiler_options() == {}
+
 
 @pytest.mark.slow
 def test_a_flag_that_libtpu_does_not_know_is_named():
