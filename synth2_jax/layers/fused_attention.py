@@ -5,6 +5,8 @@ On an H200 at the paper's scale decoding is 1.3x as fast by it (benchmarks/NOTES
 B batch, T queries, S keys, H heads, K head dim.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 
@@ -12,8 +14,11 @@ import jax.numpy as jnp
 def fits(q_BTHK: jax.Array, k_BSHK: jax.Array) -> bool:
     """Whether the kernel takes arrays of such a shape and dtype, on this process's device."""
     _, num_queries, _, head_dim = q_BTHK.shape
+    # Of NVIDIA's alone: ROCm's devices have names there, CPUs and TPUs nothing.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
     return (
-        jax.default_backend() == "gpu"
+        re.fullmatch(r"\d+\.\d+", capability) is not None
+        and float(capability) >= 8.0
         and q_BTHK.dtype == k_BSHK.dtype
         and q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
         and num_queries % 2 == 0

@@ -6,9 +6,10 @@
 
 It is the very step that `synth2 train` runs, lowered for the pod's mesh and compiled by libtpu, so
 that memory, FLOPs and collectives are the compiler's own; nothing is allocated. The compiler gets
-the flags that launch/tpu_run.sh gives it (planning/libtpu_flags.txt), or LIBTPU_INIT_ARGS. Prints a table and writes WORKDIR/NAME-TOPOLOGY-train.json (or -sample.json), workdir/plan by
-default, where NAME is --name or the config file's. What does not fit is the user's to mend: one
-line says by how much and what could be turned, code 2.
+the flags that launch/tpu_run.sh gives it (planning/libtpu_flags.txt), or LIBTPU_INIT_ARGS. Prints a
+table and writes WORKDIR/NAME-TOPOLOGY-train.json (or -sample.json), workdir/plan by default, where
+NAME is --name or the config file's. What does not fit is the user's to mend: one line says by how
+much and what could be turned, code 2.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """What stands around the kernel; XLA's attention takes its place, for tests run on CPUs."""
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -44,8 +45,14 @@ def test_where_it_fits(monkeypatch):
     def fits(q=(B, T, H, K), k=(B, S, H, K), dtype=jnp.bfloat16):
         return fused_attention.fits(jnp.zeros(q, dtype), jnp.zeros(k, dtype))
 
+    def on(**device):
+        monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(**device)])
+
     assert not fits()  # tests run on CPUs
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for capability in ("7.5", "gfx90a"):  # of Turing, of an AMD card
+        on(compute_capability=capability)
+        assert not fits()
+    on(compute_capability="9.0")
     assert fits()
     assert not fits(dtype=jnp.float32)
     assert not fits(q=(B, 37, H, K))  # cuDNN refuses odd lengths
