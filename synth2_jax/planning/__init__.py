@@ -1,8 +1,10 @@
 """What a pod would make of a config, found out without one.
 
-topologies   the pods that the TPU compiler can compile for, and what their chips can do
-model_flops  FLOPs of a training step or of sampling, by formula
-hlo          what a compiled program computes and communicates, loops counted in full
-dataflow     from which arguments each value of such a program is computed
-estimate     a roofline over both
+topologies       the pods that the TPU compiler can compile for, and what their chips can do
+model_flops      FLOPs of a training step, of sampling, captions and tokenizing, by formula
+hlo              what a compiled program computes and moves, loops counted in full
+hlo_collectives  what its chips send to each other, and whether they compute meanwhile
+hlo_text         its instructions, as text
+dataflow         from which arguments each value of such a program is computed
+estimate         a roofline over both
 """

@@ -9,7 +9,7 @@ import collections
 import re
 from collections.abc import Mapping, Sequence
 
-from synth2_jax.planning.hlo import Instruction, parse
+from synth2_jax.planning.hlo_text import Instruction, parse
 
 # Of an array: the names of arguments. Of a tuple: those of its elements.
 Flow = frozenset[str] | tuple["Flow", ...]

@@ -1,4 +1,4 @@
-"""FLOPs and collectives of a compiled program, read from its HLO text.
+"""FLOPs and bytes of a compiled program, read from its HLO text.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs: a model of 24 scanned
 layers has the FLOPs of one. Here every instruction counts as often as it runs.
@@ -8,68 +8,33 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_ITEM_BITS = {"pred": 8, "bf16": 16}  # others end with their bits: f32, s4, f8e4m3 (8)
-_CONTROL = ("while", "conditional", "call")
+from synth2_jax.planning.hlo_collectives import (
+    Call,
+    Collective,
+    Group,
+    groups_of,
+    handed_on,
+    is_async,
+    merged,
+)
+from synth2_jax.planning.hlo_text import (
+    BRANCHES,
+    CALLED,
+    CONTROL,
+    Instruction,
+    dims_of,
+    num_bytes_of,
+    numbers_of,
+    parse,
+    root_of,
+)
+
 _FREE = (
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", *_CONTROL),
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", *CONTROL),
     *("partition-id", "iota"),
 )
-_CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line: `name = shape opcode(arguments), attributes`; operands are named in arguments."""
-
-    name: str
-    shape: str
-    opcode: str
-    arguments: str
-    operands: tuple[str, ...]
-    attributes: str
-    is_root: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """What one chip does for one kind of collective in a run of the program.
-
-    Attributes:
-      count: how often it is called.
-      num_bytes: what the chip sends in rings: of n chips, (n - 1) / n of what an all-gather,
-        reduce-scatter or all-to-all moves, twice that for an all-reduce.
-      overlapped_bytes: those of calls that run beside a matrix product.
-    """
-
-    count: int
-    num_bytes: float
-    overlapped_bytes: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One collective of the program's text.
-
-    Attributes:
-      kind: of COLLECTIVES.
-      count: how often it runs.
-      num_bytes: sent each time, as `Collective` has it.
-      overlapped: whether a product is scheduled between its start and its end. Whether that takes
-        long enough to hide it is not known.
-      line: as it stands in the program, or one of its steps.
-    """
-
-    kind: str
-    count: int
-    num_bytes: float
-    overlapped: bool
-    line: Instruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +69,7 @@ def cost(text: str) -> Cost:
     computations, entry = parse(text)
     flops = hbm_bytes = 0.0
     unknown_loops = 0
-    groups: list[_Group] = []
+    groups: list[Group] = []
     for name, times, is_fused in _runs(computations, entry):
         shapes = {line.name: line.shape for line in computations[name]}
         for line in computations[name]:
@@ -113,8 +78,8 @@ def cost(text: str) -> Cost:
             if not is_fused:
                 hbm_bytes += times * _hbm_bytes(line, shapes, computations)
         if not is_fused:
-            groups += _groups(name, times, computations)
-    return Cost(flops, hbm_bytes, tuple(_merged(groups)), unknown_loops)
+            groups += groups_of(name, times, computations)
+    return Cost(flops, hbm_bytes, tuple(merged(groups)), unknown_loops)
 
 
 def loops(text: str) -> list[int | None]:
@@ -130,29 +95,6 @@ def num_instructions(text: str) -> int:
     return sum(len(lines) for lines in parse(text)[0].values())
 
 
-def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """(instructions by computation, name of the entry computation)."""
-    computations: dict[str, list[Instruction]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            current = computations.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            shape, rest = _split_shape(found[3])
-            opcode, _, rest = rest.partition("(")
-            end = _closing(rest)
-            arguments, attributes = rest[:end], rest[end:]
-            operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
-            is_root = bool(found[1])
-            current.append(
-                Instruction(found[2], shape, opcode, arguments, operands, attributes, is_root)
-            )
-    return computations, entry
-
-
 def _runs(
     computations: dict[str, list[Instruction]], entry: str
 ) -> Iterator[tuple[str, int, bool]]:
@@ -165,10 +107,10 @@ def _runs(
             rounds = times
             if line.opcode == "while":
                 rounds *= _trip_count(line, computations) or 1
-            called = _CALLED.findall(line.attributes)
-            if branches := _BRANCHES.search(line.attributes):
+            called = CALLED.findall(line.attributes)
+            if branches := BRANCHES.search(line.attributes):
                 called += re.findall(r"%?([\w.\-]+)", branches[1])
-            inside = is_fused or line.opcode not in _CONTROL
+            inside = is_fused or line.opcode not in CONTROL
             waiting += [(other, rounds, inside) for other in called if other in computations]
 
 
@@ -185,7 +127,7 @@ def _trip_count(line: Instruction, computations: dict[str, list[Instruction]]) -
             re.search(rf"{part}=%?([\w.\-]+)", line.attributes)[1] for part in ("condition", "body")
         )
     )
-    compared = [condition.get(name) for name in _root(condition).operands]
+    compared = [condition.get(name) for name in root_of(condition.values()).operands]
     if [one and one.opcode for one in compared] != ["get-tuple-element", "constant"]:
         return None
     counter, bound = compared
@@ -195,7 +137,7 @@ def _trip_count(line: Instruction, computations: dict[str, list[Instruction]]) -
 
 def _increment(body: dict[str, Instruction], index: int) -> int:
     """What a loop's body adds to element `index` of its state; 0 where that cannot be read."""
-    root, total = _root(body), 0
+    root, total = root_of(body.values()), 0
     if root.opcode != "tuple":
         return 0
     line = body[root.operands[index]]
@@ -209,15 +151,11 @@ def _increment(body: dict[str, Instruction], index: int) -> int:
     return total if line.opcode == "get-tuple-element" else 0
 
 
-def _root(lines: dict[str, Instruction]) -> Instruction:
-    return next(line for line in lines.values() if line.is_root)
-
-
 def _flops(line: Instruction, shapes: dict[str, str]) -> float:
     if line.opcode == "dot":
-        contracted = _numbers(line.attributes, "lhs_contracting_dims")
-        left = _dims(shapes[line.operands[0]])
-        return 2.0 * math.prod(_dims(line.shape)) * math.prod(left[d] for d in contracted)
+        contracted = numbers_of(line.attributes, "lhs_contracting_dims")
+        left = dims_of(shapes[line.operands[0]])
+        return 2.0 * math.prod(dims_of(line.shape)) * math.prod(left[d] for d in contracted)
     if line.opcode == "convolution":
         return _convolution_flops(line, shapes)
     return 0.0
@@ -237,53 +175,38 @@ def _hbm_bytes(
         return 2 * result
     if line.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * operands[-1] if line.opcode == "scatter" else 2 * operands[1]
-    called = _CALLED.search(line.attributes)
+    called = CALLED.search(line.attributes)
     if line.opcode != "fusion" or not called:
         return sum(operands) + result
     inside = computations[called[1]]
     local = {other.name: other.shape for other in inside}
-    if any(_is_async(other, "Done") for other in inside):
+    if any(is_async(other, "Done") for other in inside):
         return 0.0
-    if any(_is_async(other, "Start") for other in inside):
+    if any(is_async(other, "Start") for other in inside):
         return result  # which names the operand, too; all that the steps will read and write
-    handed_on = _handed_on(inside)
+    kept = handed_on(inside)
     elements = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", line.shape)
-    root = _root({other.name: other for other in inside})
-    if handed_on and len(elements) == len(root.operands):
+    root = root_of(inside)
+    if kept and len(elements) == len(root.operands):
         whole = zip(elements, root.operands, strict=True)
-        result = sum(_num_hbm_bytes(shape) for shape, name in whole if name not in handed_on)
+        result = sum(_num_hbm_bytes(shape) for shape, name in whole if name not in kept)
     for parameter in inside:
         if parameter.opcode != "parameter":
             continue
         users = [other for other in inside if parameter.name in other.operands]
         place = int(parameter.arguments)
-        if parameter.name in handed_on:
+        if parameter.name in kept:
             operands[place] = 0.0
         elif users and all(user.opcode in ("dynamic-slice", "gather") for user in users):
-            touched = sum(_num_bytes(user.shape) for user in users)
+            touched = sum(num_bytes_of(user.shape) for user in users)
             operands[place] = min(operands[place], touched)
         elif any(_updates(user, parameter.name) for user in users):
             operands[place] = 0.0
     for other in inside:
         if other.opcode == "dynamic-update-slice":
-            whole, part = _num_bytes(other.shape), _num_bytes(local[other.operands[1]])
+            whole, part = num_bytes_of(other.shape), num_bytes_of(local[other.operands[1]])
             result = max(0.0, result - whole) + part
     return sum(operands) + result
-
-
-def _handed_on(inside: list[Instruction]) -> set[str]:
-    """What a step of a collective takes and gives back as it is, with the collective itself."""
-    root = _root({other.name: other for other in inside})
-    steps = {other.name for other in inside if other.opcode in COLLECTIVES}
-    if root.opcode != "tuple" or not steps & set(root.operands):
-        return set()
-    kept = {
-        other.name
-        for other in inside
-        if other.opcode == "parameter"
-        and {user.name for user in inside if other.name in user.operands} <= steps | {root.name}
-    }
-    return kept | steps
 
 
 def _updates(user: Instruction, name: str) -> bool:
@@ -293,7 +216,7 @@ def _updates(user: Instruction, name: str) -> bool:
 def _convolution_flops(line: Instruction, shapes: dict[str, str]) -> float:
     """Multiplications with padding and with the holes of dilation are not made."""
     left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes).groups()
-    x, kernel, y = (_dims(shape) for shape in (*map(shapes.get, line.operands[:2]), line.shape))
+    x, kernel, y = (dims_of(shape) for shape in (*map(shapes.get, line.operands[:2]), line.shape))
     groups = re.search(r"batch_group_count=(\d+)", line.attributes)
     braces = re.search(r"window=\{(.*?)\}", line.attributes)
     window = dict(re.findall(r"(\w+)=([\w\-]+)", braces[1])) if braces else {}
@@ -337,179 +260,6 @@ def _valid_products(
     return count
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """What a computation has of a collective: all of it, or steps that it takes in a loop."""
-
-    key: str
-    call: Call
-    starts: bool
-
-
-def _groups(name: str, times: int, computations: dict[str, list[Instruction]]) -> list[_Group]:
-    """The collectives of a computation that is no part of an instruction.
-
-    In scheduled text its lines stand in the order in which they begin. One that runs beside
-    products is either a pair of -start and -done, or several fusions that share its channel: its
-    start, its steps and its end. Others that share a channel have nothing to do with each other.
-    """
-    lines = computations[name]
-    places: dict[str, list[int]] = collections.defaultdict(list)
-    found: dict[str, tuple[Instruction, str]] = {}
-    starts: set[str] = set()
-    key_of: dict[str, str] = {}
-    for place, line in enumerate(lines):
-        for inside, one in _within(name, line, computations):
-            is_start, is_step = _role(computations[inside]) if inside != name else (True, False)
-            channel = re.search(r"channel_id=(\d+)", one.attributes)
-            key = f"channel {channel[1]}" if channel and is_step else one.name
-            places[key].append(place)
-            found[key] = (one, inside)
-            key_of[line.name] = key
-            if is_start:
-                starts.add(key)
-        if line.opcode.endswith("-done"):
-            for operand in line.operands:
-                places[key_of.get(operand, "")].append(place)
-    groups = []
-    for key, (one, inside) in found.items():
-        between = lines[min(places[key]) : max(places[key]) + 1]
-        overlapped = any(_multiplies(line, computations) for line in between)
-        shapes = {line.name: line.shape for line in computations[inside]}
-        kind, num_bytes = _moved(one, shapes, computations[inside], inside != name)
-        call = Call(kind, times, num_bytes, overlapped, one)
-        groups.append(_Group(key, call, key in starts))
-    return groups
-
-
-def _merged(groups: Sequence[_Group]) -> Iterator[Call]:
-    """The calls; steps in a loop belong to the collective that starts before the loop."""
-    started = {group.key for group in groups if group.starts}
-    beside = {group.key for group in groups if group.call.overlapped}
-    for group in groups:
-        if group.starts:
-            yield dataclasses.replace(group.call, overlapped=group.key in beside)
-        elif group.key not in started:
-            yield group.call
-
-
-def _role(inside: list[Instruction]) -> tuple[bool, bool]:
-    """(whether a collective starts here, whether this is a part of one that runs in steps)."""
-    ends = [end for end in ("Start", "Done") if any(_is_async(line, end) for line in inside)]
-    is_step = bool(ends) or bool(_handed_on(inside))
-    return "Start" in ends or not is_step, is_step
-
-
-def _is_async(line: Instruction, end: str) -> bool:
-    """Whether it marks the "Start" or the "Done" of a collective that runs in steps."""
-    return f'custom_call_target="AsyncCollective{end}"' in line.attributes
-
-
-def _within(
-    name: str, line: Instruction, computations: dict[str, list[Instruction]]
-) -> Iterator[tuple[str, Instruction]]:
-    """(computation, collective) of a line: itself, or those that it is fused with."""
-    if line.opcode.removesuffix("-start") in COLLECTIVES:
-        yield name, line
-    if line.opcode not in _CONTROL:
-        for other in _CALLED.findall(line.attributes):
-            for inner in computations.get(other, ()):
-                yield from _within(other, inner, computations)
-
-
-def _multiplies(line: Instruction, computations: dict[str, list[Instruction]]) -> bool:
-    """Whether a matrix product is a part of it."""
-    return line.opcode in ("dot", "convolution") or any(
-        _multiplies(inner, computations)
-        for other in _CALLED.findall(line.attributes)
-        for inner in computations.get(other, ())
-    )
-
-
-def _moved(
-    line: Instruction, shapes: dict[str, str], computation: list[Instruction], is_fused: bool
-) -> tuple[str, float]:
-    """(kind, bytes that a chip sends); an all-reduce that is fused with slices of it scatters."""
-    kind = line.opcode.removesuffix("-start")
-    size = sum(_num_bytes(shapes[name]) for name in line.operands if name in shapes)
-    if kind == "collective-permute":
-        return kind, size
-    n = _group_size(line.attributes)
-    share = (n - 1) / n
-    if kind == "all-gather":
-        return kind, size * (n - 1)
-    if kind == "all-reduce":
-        if is_fused and _users(line.name, computation) == {"dynamic-slice"}:
-            return "reduce-scatter", size * share
-        return kind, 2 * size * share
-    return kind, size * share
-
-
-def _users(name: str, computation: list[Instruction]) -> set[str]:
-    """Opcodes of what reads it or an element of it."""
-    found: set[str] = set()
-    for line in computation:
-        if name in line.operands:
-            taken = line.opcode == "get-tuple-element"
-            found |= _users(line.name, computation) if taken else {line.opcode}
-    return found
-
-
-def _group_size(attributes: str) -> int:
-    """How many chips take part, in any of the ways in which HLO says it.
-
-    Raises:
-      ValueError: another way.
-    """
-    text = attributes.partition("replica_groups=")[2]
-    if shape := re.match(r"\[\d+,(\d+)\]", text):  # [groups, size]<=[devices]
-        return int(shape[1])
-    if listed := re.match(r"\{\{([\d,]+)\}", text):
-        return len(listed[1].split(","))
-    if mesh := re.match(r"mesh\[(.*?)\].*?\{('[\w, ']+')\}", text):  # along some axes of a mesh
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
-    raise ValueError(f"replica groups: found {text[:60]!r}, expected lists, a shape or mesh axes")
-
-
-def _split_shape(text: str) -> tuple[str, str]:
-    """(shape, what follows it); a tuple's shape has parentheses and spaces in it."""
-    if text.startswith("("):
-        end = _closing(text[1:]) + 2
-        return text[:end], text[end:].lstrip()
-    shape, _, rest = text.partition(" ")
-    return shape, rest
-
-
-def _closing(text: str) -> int:
-    """Where the parenthesis that was opened before `text` closes."""
-    depth = 1
-    for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return place
-    return len(text)
-
-
-def _dims(shape: str) -> list[int]:
-    found = re.match(r"\(?\w+\[([\d,]*)\]", shape)
-    return [int(size) for size in found[1].split(",") if size]
-
-
 def _num_hbm_bytes(shape: str) -> float:
-    """`_num_bytes` of the arrays that are not laid into the chip's fast memory, S(1)."""
-    return _num_bytes(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d\)[^}]*\}", "", shape))
-
-
-def _num_bytes(shape: str) -> float:
-    """Of an array or of a tuple of arrays."""
-    total = 0.0
-    for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape):
-        bits = _ITEM_BITS.get(dtype) or int((re.match(r"[a-z]+(\d+)", dtype) or [0, 0])[1])
-        total += bits / 8 * math.prod(int(size) for size in dims.split(",") if size)
-    return total
-
-
-def _numbers(attributes: str, name: str) -> list[int]:
-    found = re.search(rf"{name}=\{{([\d,]*)\}}", attributes)
-    return [int(number) for number in found[1].split(",") if number] if found else []
+    """`num_bytes_of` of the arrays that are not laid into the chip's fast memory, S(1)."""
+    return num_bytes_of(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d\)[^}]*\}", "", shape))

@@ -5,7 +5,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.planning import dataflow, hlo
+from synth2_jax.planning import dataflow
+from synth2_jax.planning.hlo_text import parse
 
 FOLDER = pathlib.Path(__file__).parents[1] / "data" / "hlo"
 OVERLAP = (FOLDER / "overlap.txt").read_text()
@@ -81,7 +82,7 @@ def test_a_scan_as_compiled():
     params, batch = {"w": jnp.zeros((3, 8, 8))}, {"x": jnp.zeros((4, 8))}
     text = jax.jit(layers).lower(params, batch).compile().as_text()
     found = dataflow.sources(text)
-    computations, entry = hlo.parse(text)
+    computations, entry = parse(text)
     (root,) = (line for line in computations[entry] if line.is_root)
     assert sorted(map(sorted, (found[name] for name in root.operands))) == [
         ["batch", "params"],

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from synth2_jax.planning import hlo
+from synth2_jax.planning.hlo_collectives import Collective
 
 # A loop of 3 rounds with a product in a fusion and an all-gather over 4 chips; a convolution that
 # the TPU compiler makes of a product over heads (padding and holes are no work); an all-reduce
@@ -38,8 +39,8 @@ def test_a_loops_body_counts_as_often_as_it_runs(cost):
 
 def test_collectives_by_kind_and_by_what_a_chip_sends(cost):
     assert cost.collectives == {
-        "all-gather": hlo.Collective(3, 3 * 3 * 4 * 32 * 2, 0),  # to three others, 3 rounds
-        "reduce-scatter": hlo.Collective(1, 64 * 8 * 4 * 3 / 4, 0),
+        "all-gather": Collective(3, 3 * 3 * 4 * 32 * 2, 0),  # to three others, 3 rounds
+        "reduce-scatter": Collective(1, 64 * 8 * 4 * 3 / 4, 0),
     }
 
 
@@ -90,7 +91,7 @@ def test_rounds_that_were_peeled_off_a_loop_share_its_channels():
     before = "  %heads = "
     assert before in MODULE
     found = hlo.cost(MODULE.replace(before, peeled + before)).collectives
-    assert found["all-gather"] == hlo.Collective(4, 4 * 3 * 4 * 32 * 2, 0)
+    assert found["all-gather"] == Collective(4, 4 * 3 * 4 * 32 * 2, 0)
 
 
 def calls_by_channel(text):
@@ -114,7 +115,7 @@ def test_what_runs_beside_products():
         5: ("all-gather", 1, 3 * 16 * 32 * 2, False),
     }
     found = hlo.cost(OVERLAP).collectives
-    assert found["collective-permute"] == hlo.Collective(2, 2 * 512, 512)
+    assert found["collective-permute"] == Collective(2, 2 * 512, 512)
     assert found["all-gather"].overlapped_bytes == 5 * 3 * 4 * 32 * 2
 
 
@@ -165,7 +166,7 @@ def test_two_that_only_share_a_channel_are_no_steps_of_one():
     """Each sends 3/4 of both of its arrays, and the product between them is beside neither."""
     sent = 2 * (64 * 8 + 16 * 4) * 4 * 3 / 4
     found = hlo.cost(SHARED_CHANNEL).collectives
-    assert found == {"reduce-scatter": hlo.Collective(2, sent, 0)}
+    assert found == {"reduce-scatter": Collective(2, sent, 0)}
 
 
 def test_a_whole_sum_that_is_used_is_an_all_reduce():
@@ -173,8 +174,8 @@ def test_a_whole_sum_that_is_used_is_an_all_reduce():
     found = hlo.cost(text).collectives
     sent = (64 * 8 + 16 * 4) * 4 * 3 / 4
     assert found == {
-        "all-reduce": hlo.Collective(1, 2 * sent, 0),
-        "reduce-scatter": hlo.Collective(1, sent, 0),
+        "all-reduce": Collective(1, 2 * sent, 0),
+        "reduce-scatter": Collective(1, sent, 0),
     }
 
 

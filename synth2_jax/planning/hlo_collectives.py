@@ -1,0 +1,197 @@
+"""What a chip sends to others in a compiled program, and whether it computes meanwhile."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from synth2_jax.planning.hlo_text import CALLED, CONTROL, Instruction, num_bytes_of, root_of
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What one chip does for one kind of collective in a run of the program.
+
+    Attributes:
+      count: how often it is called.
+      num_bytes: what the chip sends in rings: of n chips, (n - 1) / n of what an all-gather,
+        reduce-scatter or all-to-all moves, twice that for an all-reduce.
+      overlapped_bytes: those of calls that run beside a matrix product.
+    """
+
+    count: int
+    num_bytes: float
+    overlapped_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One collective of the program's text.
+
+    Attributes:
+      kind: of COLLECTIVES.
+      count: how often it runs.
+      num_bytes: sent each time, as `Collective` has it.
+      overlapped: whether a product is scheduled between its start and its end. Whether that takes
+        long enough to hide it is not known.
+      line: as it stands in the program, or one of its steps.
+    """
+
+    kind: str
+    count: int
+    num_bytes: float
+    overlapped: bool
+    line: Instruction
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """What a computation has of a collective: all of it, or steps that it takes in a loop."""
+
+    key: str
+    call: Call
+    starts: bool
+
+
+def groups_of(name: str, times: int, computations: dict[str, list[Instruction]]) -> list[Group]:
+    """The collectives of a computation that is no part of an instruction.
+
+    In scheduled text its lines stand in the order in which they begin. One that runs beside
+    products is either a pair of -start and -done, or several fusions that share its channel: its
+    start, its steps and its end. Others that share a channel have nothing to do with each other.
+    """
+    lines = computations[name]
+    places: dict[str, list[int]] = collections.defaultdict(list)
+    found: dict[str, tuple[Instruction, str]] = {}
+    starts: set[str] = set()
+    key_of: dict[str, str] = {}
+    for place, line in enumerate(lines):
+        for inside, one in _within(name, line, computations):
+            is_start, is_step = _role(computations[inside]) if inside != name else (True, False)
+            channel = re.search(r"channel_id=(\d+)", one.attributes)
+            key = f"channel {channel[1]}" if channel and is_step else one.name
+            places[key].append(place)
+            found[key] = (one, inside)
+            key_of[line.name] = key
+            if is_start:
+                starts.add(key)
+        if line.opcode.endswith("-done"):
+            for operand in line.operands:
+                places[key_of.get(operand, "")].append(place)
+    groups = []
+    for key, (one, inside) in found.items():
+        between = lines[min(places[key]) : max(places[key]) + 1]
+        overlapped = any(_multiplies(line, computations) for line in between)
+        shapes = {line.name: line.shape for line in computations[inside]}
+        kind, num_bytes = _moved(one, shapes, computations[inside], inside != name)
+        call = Call(kind, times, num_bytes, overlapped, one)
+        groups.append(Group(key, call, key in starts))
+    return groups
+
+
+def merged(groups: Sequence[Group]) -> Iterator[Call]:
+    """The calls; steps in a loop belong to the collective that starts before the loop."""
+    started = {group.key for group in groups if group.starts}
+    beside = {group.key for group in groups if group.call.overlapped}
+    for group in groups:
+        if group.starts:
+            yield dataclasses.replace(group.call, overlapped=group.key in beside)
+        elif group.key not in started:
+            yield group.call
+
+
+def _role(inside: list[Instruction]) -> tuple[bool, bool]:
+    """(whether a collective starts here, whether this is a part of one that runs in steps)."""
+    ends = [end for end in ("Start", "Done") if any(is_async(line, end) for line in inside)]
+    is_step = bool(ends) or bool(handed_on(inside))
+    return "Start" in ends or not is_step, is_step
+
+
+def handed_on(inside: list[Instruction]) -> set[str]:
+    """What a step of a collective takes and gives back as it is, with the collective itself."""
+    root = root_of(inside)
+    steps = {other.name for other in inside if other.opcode in COLLECTIVES}
+    if root.opcode != "tuple" or not steps & set(root.operands):
+        return set()
+    kept = {
+        other.name
+        for other in inside
+        if other.opcode == "parameter"
+        and {user.name for user in inside if other.name in user.operands} <= steps | {root.name}
+    }
+    return kept | steps
+
+
+def is_async(line: Instruction, end: str) -> bool:
+    """Whether it marks the "Start" or the "Done" of a collective that runs in steps."""
+    return f'custom_call_target="AsyncCollective{end}"' in line.attributes
+
+
+def _within(
+    name: str, line: Instruction, computations: dict[str, list[Instruction]]
+) -> Iterator[tuple[str, Instruction]]:
+    """(computation, collective) of a line: itself, or those that it is fused with."""
+    if line.opcode.removesuffix("-start") in COLLECTIVES:
+        yield name, line
+    if line.opcode not in CONTROL:
+        for other in CALLED.findall(line.attributes):
+            for inner in computations.get(other, ()):
+                yield from _within(other, inner, computations)
+
+
+def _multiplies(line: Instruction, computations: dict[str, list[Instruction]]) -> bool:
+    """Whether a matrix product is a part of it."""
+    return line.opcode in ("dot", "convolution") or any(
+        _multiplies(inner, computations)
+        for other in CALLED.findall(line.attributes)
+        for inner in computations.get(other, ())
+    )
+
+
+def _moved(
+    line: Instruction, shapes: dict[str, str], computation: list[Instruction], is_fused: bool
+) -> tuple[str, float]:
+    """(kind, bytes that a chip sends); an all-reduce that is fused with slices of it scatters."""
+    kind = line.opcode.removesuffix("-start")
+    size = sum(num_bytes_of(shapes[name]) for name in line.operands if name in shapes)
+    if kind == "collective-permute":
+        return kind, size
+    n = _group_size(line.attributes)
+    share = (n - 1) / n
+    if kind == "all-gather":
+        return kind, size * (n - 1)
+    if kind == "all-reduce":
+        if is_fused and _users(line.name, computation) == {"dynamic-slice"}:
+            return "reduce-scatter", size * share
+        return kind, 2 * size * share
+    return kind, size * share
+
+
+def _users(name: str, computation: list[Instruction]) -> set[str]:
+    """Opcodes of what reads it or an element of it."""
+    found: set[str] = set()
+    for line in computation:
+        if name in line.operands:
+            taken = line.opcode == "get-tuple-element"
+            found |= _users(line.name, computation) if taken else {line.opcode}
+    return found
+
+
+def _group_size(attributes: str) -> int:
+    """How many chips take part, in any of the ways in which HLO says it.
+
+    Raises:
+      ValueError: another way.
+    """
+    text = attributes.partition("replica_groups=")[2]
+    if shape := re.match(r"\[\d+,(\d+)\]", text):  # [groups, size]<=[devices]
+        return int(shape[1])
+    if listed := re.match(r"\{\{([\d,]+)\}", text):
+        return len(listed[1].split(","))
+    if mesh := re.match(r"mesh\[(.*?)\].*?\{('[\w, ']+')\}", text):  # along some axes of a mesh
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    raise ValueError(f"replica groups: found {text[:60]!r}, expected lists, a shape or mesh axes")
