@@ -30,16 +30,12 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.bare_steps import BareSteps, training_of  # noqa: E402
 from benchmarks.result import Figure, number, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
-from synth2_jax import sharding  # noqa: E402
 from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training.checkpoints import Checkpoints  # noqa: E402
-from synth2_jax.training.objectives import make_objective  # noqa: E402
-from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from synth2_jax.training.train_loop import TrainLoopConfig, train  # noqa: E402
-from synth2_jax.training.train_state import create_train_state, state_layout  # noqa: E402
-from synth2_jax.training.train_step import compile_train_step  # noqa: E402
 
 SCENES = "configs/scenes/generator.py"
 PERIOD = 1000  # steps from one checkpoint of a run to the next
@@ -159,23 +155,16 @@ def measure(
 ) -> dict[str, float]:
     """Of the disk and of the loop; `window` steps at least, of which more are taken where a save
     needs them."""
-    objective = make_objective(config.model_name, config.model.to_dict())
-    optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
-    tx = make_optimizer(optimizer, config.train.steps)
-    mesh = sharding.make_mesh(sharding.MeshConfig())
-    layout = state_layout(objective, tx, mesh)
-    step = compile_train_step(objective, tx, layout, mesh)
+    objective, tx, mesh = training_of(config)
     iterator = FakeBatches(objective.batch_spec(batch_size))
-    batch = sharding.put_batch(next(iterator), mesh)
-    state, _ = jax.block_until_ready(step(create_train_state(objective, tx, layout, seed=0), batch))
+    bare = BareSteps(objective, tx, mesh, next(iterator))
+    jax.block_until_ready(bare.run(1))
     start = time.perf_counter()
-    for _ in range(_STEPS - 1):
-        state, _ = step(state, batch)
-    jax.block_until_ready(state)
+    jax.block_until_ready((bare.run(_STEPS - 1), bare.state))
     step_seconds = (time.perf_counter() - start) / (_STEPS - 1)
     folder.mkdir(parents=True, exist_ok=True)
-    found = measure_disk(state, layout, iterator, folder, repeats)
-    del state  # the loop makes its own, and two may not fit
+    found = measure_disk(bare.state, bare.layout, iterator, folder, repeats)
+    del bare  # the loop makes a state of its own, and two may not fit
     window = max(window, 2 * math.ceil(1.5 * found["save_seconds"] / step_seconds))
     window += window % 2
     timed = TimedBatches(objective.batch_spec(batch_size))

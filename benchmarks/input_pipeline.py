@@ -16,11 +16,10 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
 
+from benchmarks.random_pairs import write_pairs  # noqa: E402
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
-from synth2_jax.data import pair_writer, pipeline, records  # noqa: E402
-from synth2_jax.scenes import dataset  # noqa: E402
+from synth2_jax.data import pipeline, records  # noqa: E402
 
 _BATCH = 256
 _CODES = 8192
@@ -28,29 +27,16 @@ _CODES = 8192
 
 def write_sources(folder: pathlib.Path, num_pairs: int, num_tokens: int) -> dict[str, str]:
     """Two folders of half the pairs each, of random tokens and captions of Scenes."""
-    captions = [caption for _, caption in dataset.texts(5000)]
-    provenance = records.Provenance("benchmark", num_tokens, _CODES)
-    folders = {}
     for source in records.SOURCES:
-        rng = np.random.default_rng(len(source))
-        writer = pair_writer.PairWriter(folder / source, provenance, num_shards=16)
-        for shard in writer.missing():
-            numbers = range(num_pairs // 2 * shard // 16, num_pairs // 2 * (shard + 1) // 16)
-            writer.write_shard(
-                shard,
-                (
-                    records.Pair(
-                        f"{source}-{number:09d}-0",
-                        rng.integers(0, _CODES, num_tokens),
-                        captions[number % len(captions)],
-                        source,
-                    )
-                    for number in numbers
-                ),
-            )
-        writer.finish()
-        folders[source] = str(folder / source)
-    return folders
+        write_pairs(
+            folder / source,
+            source,
+            num_pairs=num_pairs // 2,
+            num_tokens=num_tokens,
+            num_codes=_CODES,
+            num_shards=16,
+        )
+    return {source: str(folder / source) for source in records.SOURCES}
 
 
 def resident_mib() -> float:

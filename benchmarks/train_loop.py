@@ -22,32 +22,26 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 
+from benchmarks.bare_steps import BareSteps, training_of  # noqa: E402
+from benchmarks.random_pairs import write_pairs  # noqa: E402
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
-from synth2_jax import sharding  # noqa: E402
 from synth2_jax.data import pipeline  # noqa: E402
 from synth2_jax.errors import UserError, nearest  # noqa: E402
-from synth2_jax.scenes import dataset  # noqa: E402
 from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training.metrics import make_writers  # noqa: E402
-from synth2_jax.training.objectives import make_objective  # noqa: E402
-from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from synth2_jax.training.train_loop import TrainLoopConfig, train  # noqa: E402
-from synth2_jax.training.train_state import create_train_state, state_layout  # noqa: E402
-from synth2_jax.training.train_step import compile_train_step  # noqa: E402
 
 DATA = ("random", "pairs")
 NEEDS = ("tensorflow", "seqio")  # of "pairs"
 _PAIRS = 4096
-_SHARDS = 4
 
 
 class Speed:
@@ -65,38 +59,20 @@ class Speed:
         pass
 
 
-def bare_steps(objective, tx, mesh, batch, steps: int) -> Callable[[], float]:
-    """Returns a function that runs so many steps on one batch, and returns steps a second."""
-    layout = state_layout(objective, tx, mesh)
-    step = compile_train_step(objective, tx, layout, mesh)
-    placed = sharding.put_batch(batch, mesh)
-    # The step takes its state's memory, so the state goes from one call into the next.
-    state, _ = jax.block_until_ready(
-        step(create_train_state(objective, tx, layout, seed=0), placed)
-    )
-
-    def run() -> float:
-        nonlocal state
-        start = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = step(state, placed)
-        jax.block_until_ready((state, metrics))
-        return steps / (time.perf_counter() - start)
-
-    return run
-
-
 def compare(objective, tx, mesh, iterator, steps: int, repeats: int, workdir) -> dict[str, float]:
     """Medians over segments of `steps` steps of the loop, each followed by as many bare ones.
 
     Evaluation is where the loop stands still and does not count the time.
     """
-    bare = bare_steps(objective, tx, mesh, next(iterator), steps)
+    bare = BareSteps(objective, tx, mesh, next(iterator))
+    jax.block_until_ready(bare.run(1))
     bare_rates: list[float] = []
 
     def evaluate(state) -> dict[str, float]:
         del state
-        bare_rates.append(bare())
+        start = time.perf_counter()
+        jax.block_until_ready((bare.run(steps), bare.state))
+        bare_rates.append(steps / (time.perf_counter() - start))
         return {"bare_steps_per_second": bare_rates[-1]}
 
     total = (1 + repeats) * steps
@@ -124,38 +100,20 @@ def summary(segments: list[tuple[float, float]], bare_rates: list[float]) -> dic
     }
 
 
-def write_pairs(folder: pathlib.Path, num_tokens: int, num_codes: int) -> None:
-    """A folder of random tokens with captions of Scenes, unless it is there already."""
-    from synth2_jax.data import pair_writer, records
-
-    captions = [caption for _, caption in dataset.texts(_PAIRS)]
-    provenance = records.Provenance("benchmark", num_tokens, num_codes)
-    writer = pair_writer.PairWriter(folder, provenance, num_shards=_SHARDS)
-    rng = np.random.default_rng(0)
-    for shard in writer.missing():
-        numbers = range(_PAIRS * shard // _SHARDS, _PAIRS * (shard + 1) // _SHARDS)
-        writer.write_shard(
-            shard,
-            (
-                records.Pair(
-                    f"real-{number:06d}-0",
-                    rng.integers(0, num_codes, num_tokens),
-                    captions[number % len(captions)],
-                    "real",
-                )
-                for number in numbers
-            ),
-        )
-    writer.finish()
-
-
 def batches(data: str, objective, config, batch_size: int, folder: pathlib.Path):
     """The iterator of one of DATA."""
     if data == "random":
         return FakeBatches(objective.batch_spec(batch_size))
     tokenizer = objective.task.tokenizer
     pairs = folder / f"pairs_{tokenizer.num_tokens}_{tokenizer.codebook_size}"
-    write_pairs(pairs, tokenizer.num_tokens, tokenizer.codebook_size)
+    write_pairs(
+        pairs,
+        "real",
+        num_pairs=_PAIRS,
+        num_tokens=tokenizer.num_tokens,
+        num_codes=tokenizer.codebook_size,
+        num_shards=4,
+    )
     described = pipeline.DataConfig(
         folders={"real": str(pairs)}, batch_size=batch_size, text_length=config.data.text_length
     )
@@ -166,10 +124,7 @@ def measure(
     config, data: str, batch_size: int, steps: int, repeats: int, folder: pathlib.Path
 ) -> dict[str, float]:
     """`compare` on one of DATA."""
-    objective = make_objective(config.model_name, config.model.to_dict())
-    optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
-    tx = make_optimizer(optimizer, config.train.steps)
-    mesh = sharding.make_mesh(sharding.MeshConfig())
+    objective, tx, mesh = training_of(config)
     iterator = batches(data, objective, config, batch_size, folder)
     with tempfile.TemporaryDirectory() as workdir:
         return compare(objective, tx, mesh, iterator, steps, repeats, workdir)

@@ -19,46 +19,31 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
+from benchmarks.bare_steps import BareSteps, training_of  # noqa: E402
 from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
-from synth2_jax import sharding  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training import train_state  # noqa: E402
-from synth2_jax.training.objectives import GeneratorTask, VLMTask, make_objective  # noqa: E402
-from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from synth2_jax.training.train_state import create_train_state, state_layout  # noqa: E402
-from synth2_jax.training.train_step import compile_train_step  # noqa: E402
+from synth2_jax.training.objectives import GeneratorTask, VLMTask  # noqa: E402
 
 
 def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
     """Median of `repeats` runs of `steps` steps each; the host waits at the end of a run alone."""
-    objective = make_objective(config.model_name, config.model.to_dict())
+    objective, tx, mesh = training_of(config)
     flops = model_flops.train_step(objective.task, batch_size)
     if flops is None:
         raise UserError(
             f"config.model_name: found {config.model_name!r}, whose step has no formula of FLOPs; "
             "expected generator, vlm or language_model"
         )
-    optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
-    tx = make_optimizer(optimizer, config.train.steps)
-    mesh = sharding.make_mesh(sharding.MeshConfig())
-    layout = state_layout(objective, tx, mesh)
-    step = compile_train_step(objective, tx, layout, mesh)
-    batch = sharding.put_batch(next(FakeBatches(objective.batch_spec(batch_size))), mesh)
-    # The step takes its state's memory, so the state goes from one run into the next.
-    held = [create_train_state(objective, tx, layout, seed=0)]
-
-    def run():
-        for _ in range(steps):
-            held[0], metrics = step(held[0], batch)
-        return metrics["loss"]
-
-    seconds = device_limits.seconds(run, repeats) / steps
-    trained, frozen = train_state.split_params(held[0].params, objective.frozen)
-    written = sum(leaf.nbytes for leaf in jax.tree.leaves((trained, held[0].opt_state)))
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(held[0].params))
+    batch = next(FakeBatches(objective.batch_spec(batch_size)))
+    bare = BareSteps(objective, tx, mesh, batch)
+    seconds = device_limits.seconds(lambda: bare.run(steps), repeats) / steps
+    trained, frozen = train_state.split_params(bare.state.params, objective.frozen)
+    written = sum(leaf.nbytes for leaf in jax.tree.leaves((trained, bare.state.opt_state)))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(bare.state.params))
     return {
         "batch_size": batch_size,
         "dtype": computes_in(objective.task),

@@ -13,6 +13,7 @@ from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -39,23 +40,18 @@ def test_the_loop_and_bare_steps_take_turns(train_loop, tmp_path, monkeypatch):
     toy = ToyObjective()
     batches = CountedBatches(toy.batch_spec(8))
     turns = []
-    bare_steps = train_loop.bare_steps
+    run = train_loop.BareSteps.run
 
-    def recorded(*arguments):
-        run = bare_steps(*arguments)
+    def recorded(self, steps):
+        turns.append((batches.given, steps))
+        return run(self, steps)
 
-        def bare():
-            turns.append(batches.given)
-            return run()
-
-        return bare
-
-    monkeypatch.setattr(train_loop, "bare_steps", recorded)
+    monkeypatch.setattr(train_loop.BareSteps, "run", recorded)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     tx = make_optimizer(OptimizerConfig())
     found = train_loop.compare(toy, tx, mesh, batches, steps=3, repeats=2, workdir=tmp_path)
     # One batch goes to the bare steps; then three to each segment of the loop.
-    assert turns == [1 + 3, 1 + 6, 1 + 9]
+    assert turns == [(1, 1), (1 + 3, 3), (1 + 6, 3), (1 + 9, 3)]
     assert min(found.values()) > 0 and found["input_wait_share"] < 1
     assert (tmp_path / "metrics.jsonl").exists()  # the usual writers are part of the loop
 
@@ -85,7 +81,7 @@ def test_figures_name_the_idle_share_and_the_input_wait(train_loop):
 def test_pairs_are_written_once_and_make_batches_of_the_model(train_loop, tmp_path, monkeypatch):
     monkeypatch.setattr(train_loop, "_PAIRS", 12)
     config = config_lib.load_config(str(ROOT / "configs" / "scenes" / "vlm.py:tiny"))
-    objective = train_loop.make_objective("vlm", config.model.to_dict())
+    objective = make_objective("vlm", config.model.to_dict())
     tokenizer = objective.task.tokenizer
     written = None
     for _ in range(2):

@@ -1,0 +1,45 @@
+"""The training step of `synth2 train` without the loop around it, as benchmarks run it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from synth2_jax import config as config_lib
+from synth2_jax import sharding
+from synth2_jax.training.metrics import Metrics
+from synth2_jax.training.objectives import make_objective
+from synth2_jax.training.optimizer import Optimizer, OptimizerConfig, make_optimizer
+from synth2_jax.training.train_state import Objective, create_train_state, state_layout
+from synth2_jax.training.train_step import compile_train_step
+
+
+def training_of(config: Any) -> tuple[Objective, Optimizer, jax.sharding.Mesh]:
+    """What a config of `synth2 train` trains, by what, on all devices of this process."""
+    objective = make_objective(config.model_name, config.model.to_dict())
+    optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
+    mesh = sharding.make_mesh(sharding.MeshConfig())
+    return objective, make_optimizer(optimizer, config.train.steps), mesh
+
+
+class BareSteps:
+    """Steps on one batch. A step takes its state's memory, so `state` goes from run to run."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        tx: Optimizer,
+        mesh: jax.sharding.Mesh,
+        batch: Mapping[str, np.ndarray],
+    ):
+        self.layout = state_layout(objective, tx, mesh)
+        self.state = create_train_state(objective, tx, self.layout, seed=0)
+        self._step = compile_train_step(objective, tx, self.layout, mesh)
+        self._batch = sharding.put_batch(batch, mesh)
+
+    def run(self, steps: int) -> Metrics:
+        """The last step's metrics; nobody has waited for them."""
+        for _ in range(steps):
+            self.state, metrics = self._step(self.state, self._batch)
+        return metrics
