@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
@@ -104,7 +106,7 @@ def parts(config, batch_size: int, started: float) -> dict[str, float]:
 def _compile_sampler(objective, batch_size: int) -> bool:
     """Compiles what a generator or a VLM samples by; False of a model that has no such thing."""
     task = objective.task
-    params = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
+    params = nn.unbox(jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0)))
     spec = objective.batch_spec(batch_size)
     if hasattr(task, "generator"):
         keys_B = jax.eval_shape(lambda key: row_keys(key, batch_size), jax.random.key(0))
@@ -133,8 +135,12 @@ def in_a_process(config: str, batch_size: int | None, cache: str) -> dict[str, f
     command = [*arguments, f"--started={time.time()!r}"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     if found.returncode:
-        last = (found.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise UserError(f"--config={config}: its process ended with {found.returncode}: {last}")
+        # JAX says something about its traceback below the error.
+        lines = found.stderr.strip().splitlines() or ["nothing on stderr"]
+        errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+        raise UserError(
+            f"--config={config}: its process ended with {found.returncode}: {(errors or lines)[-1]}"
+        )
     return json.loads(found.stdout.strip().splitlines()[-1])
 
 

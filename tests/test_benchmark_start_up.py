@@ -14,16 +14,20 @@ from synth2_jax.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PARTS = ["import", "build", "open", "initialize", "compile", "first step"]
 
-# A VLM and a language model, as small as they get.
+# A generator, a VLM and a language model, as small as they get.
 SMALL = """
-from configs.scenes import language_model, vlm
+from configs.scenes import generator, language_model, vlm
 
 WIDTH = {"embed_dim": 8, "num_heads": 1, "head_dim": 8, "mlp_dim": 8}
 
 
 def get_config(arg):
-    config = (vlm if arg == "vlm" else language_model).get_config("tiny")
-    if arg == "vlm":
+    known = {"generator": generator, "vlm": vlm, "language_model": language_model}
+    config = known[arg].get_config("tiny")
+    if arg == "generator":
+        config.model.generator.text_encoder.update(num_layers=1, **WIDTH)
+        config.model.generator.maskgit.update(num_layers=1, **WIDTH)
+    elif arg == "vlm":
         config.model.vlm.language_model.update(num_layers=1, **WIDTH)
         config.model.vlm.resampler.update(num_latents=2, **WIDTH)
         config.model.tokenizer.update(filters=8, num_res_blocks=0)
@@ -75,10 +79,14 @@ def test_the_second_process_of_a_pair_finds_what_the_first_has_compiled(start_up
 
 def test_a_process_that_fails_says_why(start_up, monkeypatch):
     def run(command, **kwargs):
-        return subprocess.CompletedProcess(command, 3, "", "trace\nout of memory\n")
+        return subprocess.CompletedProcess(
+            command, 3, "", "trace\nValueError: out of memory\n  hint\n"
+        )
 
     monkeypatch.setattr(start_up.subprocess, "run", run)
-    with pytest.raises(UserError, match=r"--config=a\.py: its process ended with 3: out of memory"):
+    with pytest.raises(
+        UserError, match=r"--config=a\.py: its process ended with 3: ValueError: out of memory"
+    ):
         start_up.in_a_process("a.py", 2, "cache")
 
 
@@ -112,7 +120,8 @@ def test_figures_say_where_the_time_goes(start_up):
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_compiles_a_sampler_too(start_up, small, tmp_path):
-    found = start_up.in_a_process(f"{small}:vlm", 2, str(tmp_path / "cache"))
+@pytest.mark.parametrize("model", ["generator", "vlm"])
+def test_a_process_of_its_own_compiles_a_sampler_too(start_up, small, tmp_path, model):
+    found = start_up.in_a_process(f"{small}:{model}", 2, str(tmp_path / "cache"))
     assert list(found) == [*PARTS, "in all", "sampler"] and found["sampler"] > 0
     assert json.dumps(found)
