@@ -21,6 +21,9 @@ class Watch:
     Fetching a metric waits for its step. The loop settles a step after it has dispatched the next
     one, so that the device never waits for the host.
 
+    Time spent on input counts as waiting only where the device may have had nothing to do: as far
+    as the host, when it has dispatched that input's step, need not wait for the step before.
+
     Args:
       writers: get the means of every `log_every` steps, the steps a second and the share of the
         time that was spent waiting for input.
@@ -45,10 +48,10 @@ class Watch:
 
     @contextlib.contextmanager
     def input(self) -> Iterator[None]:
-        """Counts the time inside as waiting for input."""
+        """Takes the time inside as spent on input."""
         start = time.monotonic()
         yield
-        self._input_seconds += time.monotonic() - start
+        self._fetched_seconds += time.monotonic() - start
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -88,16 +91,21 @@ class Watch:
           UserError: its loss or gradient is not finite.
         """
         self._checkpoints.check_for_errors()
+        fetched, self._fetched_seconds = self._fetched_seconds, 0.0
         if self._pending is None:
+            self._waited_seconds += fetched
             return
         (step, metrics, keys), self._pending = self._pending, None
+        start = time.monotonic()
         self._check_finite(step, metrics, keys)
+        # The device was still at work when that input came, if the host then waited for it.
+        self._waited_seconds += max(0.0, fetched - (time.monotonic() - start))
         self._steps += 1
         if step % self._log_every == 0 or step == self._last_step:
             seconds = time.monotonic() - self._since
             speed = {
                 "steps_per_second": self._steps / seconds,
-                "input_wait_share": self._input_seconds / seconds,
+                "input_wait_share": self._waited_seconds / seconds,
             }
             self.write(step, metrics_lib.to_scalars(self._merged) | speed | self._totals)
             self._merged = {}
@@ -110,7 +118,8 @@ class Watch:
 
     def _restart_clock(self) -> None:
         self._since = time.monotonic()
-        self._input_seconds = 0.0
+        self._fetched_seconds = 0.0
+        self._waited_seconds = 0.0
         self._steps = 0
 
     def _check_finite(self, step: int, metrics: Metrics, keys: Sequence[str]) -> None:

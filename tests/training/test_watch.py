@@ -1,0 +1,74 @@
+"""What the loop counts as waiting for input: what the device may have stood still for."""
+
+import types
+
+import numpy as np
+import pytest
+
+from synth2_jax.training import watch as watch_lib
+from synth2_jax.training.watch import Watch
+
+
+class Rig:
+    """A watch whose clock moves only where the test says so; steps of `step_seconds`."""
+
+    def __init__(self, monkeypatch, step_seconds: float):
+        self.now, self.device_free_at, self.step_seconds = 0.0, 0.0, step_seconds
+        self.written: dict[str, float] = {}
+        checkpoints = types.SimpleNamespace(check_for_errors=lambda: None)
+        monkeypatch.setattr(watch_lib, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(watch_lib.metrics_lib, "to_scalars", self._fetch)
+        self.watch = Watch([self], checkpoints, log_every=4, last_step=5)
+
+    def write(self, step, scalars):
+        self.written.update(scalars)
+
+    def _fetch(self, metrics):
+        """The device's results come when it is done."""
+        self.now = max(self.now, max(end for end, _ in metrics.values()))
+        return {"loss": 1.0}
+
+    def step(self, number: int, input_seconds: float) -> None:
+        """As the training loop does it."""
+        with self.watch.input():
+            self.now += input_seconds
+        self.device_free_at = max(self.device_free_at, self.now) + self.step_seconds
+        self.watch.settle()
+        ended = (np.float64(self.device_free_at), 1.0)
+        self.watch.add(number, {"loss": ended, "grad_norm": ended})
+
+    def share(self, input_seconds: float) -> float:
+        self.step(1, input_seconds)  # it compiles, and is left out
+        for number in range(2, 6):
+            self.step(number, input_seconds)
+        return self.written["input_wait_share"]
+
+
+@pytest.fixture
+def rig(monkeypatch):
+    # Sums of metrics are of no interest here.
+    monkeypatch.setattr(watch_lib.metrics_lib, "merge", lambda merged, metrics: metrics)
+    return lambda step_seconds: Rig(monkeypatch, step_seconds)
+
+
+def test_input_that_comes_while_the_device_works_makes_nobody_wait(rig):
+    """2 of 10 seconds; the first batch alone comes to an idle device."""
+    assert rig(step_seconds=10.0).share(input_seconds=2.0) == pytest.approx(2 / 32)
+
+
+def test_input_slower_than_the_device_is_counted(rig):
+    """A batch comes each 10 seconds, the device works 2 of them."""
+    assert rig(step_seconds=2.0).share(input_seconds=10.0) > 0.75
+
+
+def test_without_any_input_time_the_share_is_zero(rig):
+    assert rig(step_seconds=1.0).share(input_seconds=0.0) == 0
+
+
+def test_the_share_is_never_below_what_the_device_lost(rig):
+    """By the clock: of 4 steps' time all that the device did not work."""
+    for input_seconds in (0.5, 3.0, 4.0, 5.0, 9.0):
+        found = rig(step_seconds=4.0)
+        share = found.share(input_seconds)
+        lost = max(0.0, input_seconds - 4.0) / max(4.0, input_seconds)
+        assert share >= lost
