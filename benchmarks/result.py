@@ -1,10 +1,12 @@
 """What every benchmark shares: figures with their limit, where results go, and how a call fails.
 
 A result is benchmarks/results/DEVICE/NAME.json: what was measured, under "figures" the numbers that
-README shows, and under "made_with" device, versions and commit.
+README shows, and under "made_with" device, versions, commit, and of the environment what changes
+speed.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,8 @@ from synth2_jax.errors import UserError
 from synth2_jax.files import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# How memory is allocated and programs are compiled.
+ENVIRONMENT = ("GLIBC_TUNABLES", "MALLOC_CONF", "LD_PRELOAD", "XLA_FLAGS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ def number(value: float) -> str:
 def write_result(
     name: str, result: Mapping[str, Any], figures: Sequence[Figure] = (), device: str = ""
 ) -> pathlib.Path:
-    """Prints the figures, adds device, versions and commit; returns the file's path from ROOT.
+    """Prints the figures, adds what they were made with; returns the file's path from ROOT.
 
     `device` is what was measured, where that is not what this process runs on.
     """
@@ -62,6 +66,7 @@ def write_result(
         print(figure)
     made_with = environment.describe()
     made_with["device"] = device or made_with["device"]
+    made_with |= {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)}
     folder = ROOT / "benchmarks" / "results" / made_with["device"].replace(" ", "_")
     shown = {"figures": [dataclasses.asdict(figure) for figure in figures]} if figures else {}
     write_json(folder / f"{name}.json", {**result, **shown, "made_with": made_with})

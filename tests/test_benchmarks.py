@@ -194,18 +194,31 @@ def test_the_speed_table_has_a_row_for_each_figure(tmp_path, monkeypatch):
     ]
 
 
+def test_a_result_says_what_of_the_environment_changes_speed(tmp_path, monkeypatch):
+    module = load("result")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setenv("MALLOC_CONF", "dirty_decay_ms:-1")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    path = module.write_result("found", {"rate": 1.0}, device="1 x cpu")
+    made_with = json.loads((tmp_path / path).read_text())["made_with"]
+    assert made_with["MALLOC_CONF"] == "dirty_decay_ms:-1" and "GLIBC_TUNABLES" not in made_with
+
+
 def test_a_suite_goes_on_after_a_failure_and_names_what_it_skips(tmp_path, monkeypatch, capfd):
     module = load("run")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "bad.py").write_text("raise SystemExit(3)")
-    (tmp_path / "benchmarks" / "good.py").write_text("import sys; print('seen', sys.argv[1])")
+    (tmp_path / "benchmarks" / "good.py").write_text(
+        "import os, sys; print('seen', sys.argv[1], os.environ['GLIBC_TUNABLES'])"
+    )
     runs = (
         module.Run("bad"),
         module.Run("peer", needs=("no_such_package", "json")),
         module.Run("curve", trained="workdir/demo/generator"),
         module.Run("good", ("--x",), tag="again"),
     )
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     failed, skipped = module.run(runs)
     assert failed == ["bad: exit code 3"]
     assert skipped == [
@@ -213,7 +226,7 @@ def test_a_suite_goes_on_after_a_failure_and_names_what_it_skips(tmp_path, monke
         "curve: no workdir/demo/generator, which launch/demo.sh trains",
     ]
     printed = capfd.readouterr().out
-    assert "seen --x" in printed and "[4/4] good (again)" in printed
+    assert "seen --x glibc.malloc.hugetlb=1" in printed and "[4/4] good (again)" in printed
 
 
 def test_every_benchmark_of_a_suite_exists():
