@@ -1,6 +1,7 @@
 """The one entry point: `synth2 STAGE --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`.
 
-`inspect` and `export` take their folder as it is: `synth2 inspect DIR`.
+`synth2 STAGE --help` says what a stage does. `inspect` and `export` take their folder as it is:
+`synth2 inspect DIR`.
 
 Exit codes: 0 done, 2 a mistake of the user's (one line says which), 143 stopped by SIGTERM, 1
 anything else. After 143 the same command goes on: `train` has saved where it was, `tokenize`,
@@ -8,6 +9,7 @@ anything else. After 143 the same command goes on: `train` has saved where it wa
 server, `demo` and `study` finished steps. Other stages begin anew.
 """
 
+import ast
 import dataclasses
 import importlib
 import os
@@ -164,6 +166,9 @@ def parse(
     if stage not in STAGES:
         raise UserError(f"stage {stage!r}: unknown; {nearest(stage, STAGES)}")
     expected = STAGES[stage]
+    if {"-h", "--help"} & set(argv[2:]):
+        print(_stage_help(stage))
+        raise SystemExit(0)
     arguments, overrides = _split(argv[2:])
     arguments = [_flag(argument, expected.options) for argument in arguments]
     values = flags.FlagValues()
@@ -197,6 +202,15 @@ def parse(
     if "name" in expected.options:
         options.setdefault("name", config_lib.config_name(values.config))
     return stage, config, os.path.abspath(values.workdir), options
+
+
+def _stage_help(stage: str) -> str:
+    """The docstring of the stage's file, which is not imported for it, and its options."""
+    path = pathlib.Path(__file__).parent / "stages" / f"{stage}.py"
+    told = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    options = STAGES[stage].options.items()
+    lines = [f"  --{name.replace('_', '-')}=  {text}" for name, text in options]
+    return "\n".join([told, *([""] if lines else []), *lines])
 
 
 def _flag(argument: str, options: Mapping[str, str]) -> str:

@@ -238,6 +238,20 @@ def test_help_lists_the_stages(capsys):
         assert "143 stopped by SIGTERM," in told
 
 
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_help_of_a_stage_is_what_its_file_says_and_its_options(stage, capsys, monkeypatch):
+    """Without importing it: half of the stages need TensorFlow."""
+    monkeypatch.delitem(sys.modules, f"synth2_jax.stages.{stage}", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["synth2", stage, "--config=no.py", "--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"`synth2 {stage}")
+    for name, text in STAGES[stage].options.items():
+        assert f"--{name.replace('_', '-')}=" in told and text in told
+    assert f"synth2_jax.stages.{stage}" not in sys.modules
+
+
 def test_every_stage_is_a_module_with_run_and_every_module_a_stage():
     folder = pathlib.Path(main.__file__).parent / "stages"
     stages = {path.stem for path in folder.glob("*.py") if "\ndef run(" in path.read_text()}
