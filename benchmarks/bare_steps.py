@@ -1,5 +1,6 @@
 """The training step of `synth2 train` without the loop around it, as benchmarks run it."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,27 +16,37 @@ from synth2_jax.training.train_state import Objective, create_train_state, state
 from synth2_jax.training.train_step import compile_train_step
 
 
-def training_of(config: Any) -> tuple[Objective, Optimizer, jax.sharding.Mesh]:
-    """What a config of `synth2 train` trains, by what, on all devices of this process."""
-    objective = make_objective(config.model_name, config.model.to_dict())
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What is trained, by what, where, and in how many microbatches a step."""
+
+    objective: Objective
+    tx: Optimizer
+    mesh: jax.sharding.Mesh
+    microbatches: int = 1
+
+
+def training_of(config: Any) -> Training:
+    """Of a config of `synth2 train`, on all devices of this process."""
     optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
-    mesh = sharding.make_mesh(sharding.MeshConfig())
-    return objective, make_optimizer(optimizer, config.train.steps), mesh
+    return Training(
+        make_objective(config.model_name, config.model.to_dict()),
+        make_optimizer(optimizer, config.train.steps),
+        sharding.make_mesh(sharding.MeshConfig()),
+        config.train.get("microbatches", 1),
+    )
 
 
 class BareSteps:
     """Steps on one batch. A step takes its state's memory, so `state` goes from run to run."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        tx: Optimizer,
-        mesh: jax.sharding.Mesh,
-        batch: Mapping[str, np.ndarray],
-    ):
+    def __init__(self, training: Training, batch: Mapping[str, np.ndarray]):
+        objective, tx, mesh = training.objective, training.tx, training.mesh
         self.layout = state_layout(objective, tx, mesh)
         self.state = create_train_state(objective, tx, self.layout, seed=0)
-        self._step = compile_train_step(objective, tx, self.layout, mesh)
+        self._step = compile_train_step(
+            objective, tx, self.layout, mesh, microbatches=training.microbatches
+        )
         self._batch = sharding.put_batch(batch, mesh)
 
     def run(self, steps: int) -> Metrics:

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.bare_steps import BareSteps, training_of  # noqa: E402
+from benchmarks.bare_steps import BareSteps, Training, training_of  # noqa: E402
 from benchmarks.result import Figure, number, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
@@ -121,7 +121,9 @@ def measure_disk(state, layout, iterator, folder: pathlib.Path, repeats: int) ->
     return {"bytes": num_bytes, "bytes_on_disk": stored, "files": len(files), **found}
 
 
-def measure_stall(objective, tx, mesh, iterator: TimedBatches, window: int, saves: int, workdir):
+def measure_stall(
+    training: Training, iterator: TimedBatches, window: int, saves: int, workdir
+) -> tuple[float, float]:
     """(seconds that a save adds to the loop, seconds of a step), medians over `saves` windows.
 
     Saves are `2 * window` steps apart; the window around each lasts from half a window before it to
@@ -130,8 +132,10 @@ def measure_stall(objective, tx, mesh, iterator: TimedBatches, window: int, save
     """
     half = window // 2
     steps = 2 * window * saves + window + half + 1
-    config = TrainLoopConfig(steps=steps, checkpoint_every=2 * window)
-    train(objective, tx, mesh, iterator, config, workdir)
+    config = TrainLoopConfig(
+        steps=steps, checkpoint_every=2 * window, microbatches=training.microbatches
+    )
+    train(training.objective, training.tx, training.mesh, iterator, config, workdir)
     return stall(iterator.drawn_at, window, saves)
 
 
@@ -155,9 +159,10 @@ def measure(
 ) -> dict[str, float]:
     """Of the disk and of the loop; `window` steps at least, of which more are taken where a save
     needs them."""
-    objective, tx, mesh = training_of(config)
-    iterator = FakeBatches(objective.batch_spec(batch_size))
-    bare = BareSteps(objective, tx, mesh, next(iterator))
+    training = training_of(config)
+    spec = training.objective.batch_spec(batch_size)
+    iterator = FakeBatches(spec)
+    bare = BareSteps(training, next(iterator))
     jax.block_until_ready(bare.run(1))
     start = time.perf_counter()
     jax.block_until_ready((bare.run(_STEPS - 1), bare.state))
@@ -167,9 +172,9 @@ def measure(
     del bare  # the loop makes a state of its own, and two may not fit
     window = max(window, 2 * math.ceil(1.5 * found["save_seconds"] / step_seconds))
     window += window % 2
-    timed = TimedBatches(objective.batch_spec(batch_size))
+    timed = TimedBatches(spec)
     with tempfile.TemporaryDirectory(dir=folder) as workdir:
-        added, step_seconds = measure_stall(objective, tx, mesh, timed, window, repeats, workdir)
+        added, step_seconds = measure_stall(training, timed, window, repeats, workdir)
     return {
         **found,
         "batch_size": batch_size,

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 
-from benchmarks.bare_steps import BareSteps, training_of  # noqa: E402
+from benchmarks.bare_steps import BareSteps, Training, training_of  # noqa: E402
 from benchmarks.random_pairs import write_pairs  # noqa: E402
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
@@ -59,12 +59,12 @@ class Speed:
         pass
 
 
-def compare(objective, tx, mesh, iterator, steps: int, repeats: int, workdir) -> dict[str, float]:
+def compare(training: Training, iterator, steps: int, repeats: int, workdir) -> dict[str, float]:
     """Medians over segments of `steps` steps of the loop, each followed by as many bare ones.
 
     Evaluation is where the loop stands still and does not count the time.
     """
-    bare = BareSteps(objective, tx, mesh, next(iterator))
+    bare = BareSteps(training, next(iterator))
     jax.block_until_ready(bare.run(1))
     bare_rates: list[float] = []
 
@@ -77,12 +77,19 @@ def compare(objective, tx, mesh, iterator, steps: int, repeats: int, workdir) ->
 
     total = (1 + repeats) * steps
     config = TrainLoopConfig(
-        steps=total, log_every=steps, eval_every=steps, checkpoint_every=total + 1
+        steps=total,
+        log_every=steps,
+        eval_every=steps,
+        checkpoint_every=total + 1,
+        microbatches=training.microbatches,
     )
     speed = Speed()
     writers = [speed, *make_writers(workdir, total, "train")]
     try:
-        train(objective, tx, mesh, iterator, config, workdir, writers, evaluate=evaluate)
+        train(
+            *(training.objective, training.tx, training.mesh, iterator, config, workdir, writers),
+            evaluate=evaluate,
+        )
     finally:
         for writer in writers:
             writer.close()
@@ -124,10 +131,10 @@ def measure(
     config, data: str, batch_size: int, steps: int, repeats: int, folder: pathlib.Path
 ) -> dict[str, float]:
     """`compare` on one of DATA."""
-    objective, tx, mesh = training_of(config)
-    iterator = batches(data, objective, config, batch_size, folder)
+    training = training_of(config)
+    iterator = batches(data, training.objective, config, batch_size, folder)
     with tempfile.TemporaryDirectory() as workdir:
-        return compare(objective, tx, mesh, iterator, steps, repeats, workdir)
+        return compare(training, iterator, steps, repeats, workdir)
 
 
 def figures_of(found: Mapping[str, float], where: str) -> list[Figure]:

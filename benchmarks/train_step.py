@@ -31,7 +31,8 @@ from synth2_jax.training.objectives import GeneratorTask, VLMTask  # noqa: E402
 
 def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
     """Median of `repeats` runs of `steps` steps each; the host waits at the end of a run alone."""
-    objective, tx, mesh = training_of(config)
+    training = training_of(config)
+    objective = training.objective
     flops = model_flops.train_step(objective.task, batch_size)
     if flops is None:
         raise UserError(
@@ -39,13 +40,14 @@ def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
             "expected generator, vlm or language_model"
         )
     batch = next(FakeBatches(objective.batch_spec(batch_size)))
-    bare = BareSteps(objective, tx, mesh, batch)
+    bare = BareSteps(training, batch)
     seconds = device_limits.seconds(lambda: bare.run(steps), repeats) / steps
     trained, frozen = train_state.split_params(bare.state.params, objective.frozen)
     written = sum(leaf.nbytes for leaf in jax.tree.leaves((trained, bare.state.opt_state)))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(bare.state.params))
     return {
         "batch_size": batch_size,
+        "microbatches": training.microbatches,
         "dtype": computes_in(objective.task),
         "parameters": num_params,
         "seconds_per_step": seconds,

@@ -214,13 +214,14 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
-def check_rows(num_rows: int, mesh: Mesh, where: str) -> None:
+def check_rows(num_rows: int, mesh: Mesh, where: str, microbatches: int = 1) -> None:
     """Raises UserError unless a batch of so many rows, over all processes, splits over `mesh`."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if num_rows % parts:
+    if num_rows % (parts * microbatches):
+        each = f" in each of {microbatches} microbatches" if microbatches > 1 else ""
         raise UserError(
             f"{where}: found {num_rows} rows, which cannot be split over {parts} devices "
-            f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']})"
+            f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}){each}"
         )
 
 

@@ -71,7 +71,8 @@ def test_the_loop_saves_in_the_middle_of_every_second_window(
     monkeypatch.setattr(checkpointing.Checkpoints, "save", slow_save)
     monkeypatch.setattr(checkpointing, "time", Clock)
     batches = checkpointing.TimedBatches(toy[0].batch_spec(8))
-    assert checkpointing.measure_stall(*toy, mesh, batches, 4, 2, tmp_path) == (10.0, 1.0)
+    training = checkpointing.Training(*toy, mesh)
+    assert checkpointing.measure_stall(training, batches, 4, 2, tmp_path) == (10.0, 1.0)
     assert saved_at == [8, 16, 23]  # the last is that of the end
 
 

@@ -49,7 +49,9 @@ def test_the_loop_and_bare_steps_take_turns(train_loop, tmp_path, monkeypatch):
     monkeypatch.setattr(train_loop.BareSteps, "run", recorded)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     tx = make_optimizer(OptimizerConfig())
-    found = train_loop.compare(toy, tx, mesh, batches, steps=3, repeats=2, workdir=tmp_path)
+    found = train_loop.compare(
+        train_loop.Training(toy, tx, mesh), batches, steps=3, repeats=2, workdir=tmp_path
+    )
     # One batch goes to the bare steps; then three to each segment of the loop.
     assert turns == [(1, 1), (1 + 3, 3), (1 + 6, 3), (1 + 9, 3)]
     assert min(found.values()) > 0 and found["input_wait_share"] < 1

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-# Prints {"losses": {mesh: [...]}, "gathered": {mesh: [shapes]}, "whole": [...]} of one model.
+# Prints {"losses": {run: [...]}, "gathered": {run: [shapes]}, "whole": [...]} of one model, where a
+# run is a mesh and a number of microbatches.
 PROGRAM = """
 import json, re, sys
 import jax, numpy as np
@@ -31,7 +32,9 @@ for part in {"generator": ("generator.text_encoder", "generator.maskgit"),
 cfg, objective = train.build(config)
 tx = make_optimizer(cfg.optimizer, cfg.train.steps)
 found = {"losses": {}, "gathered": {}, "whole": []}
-for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)):
+runs = [(sizes, 1) for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2))]
+runs += [(sizes, 5) for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1))]
+for sizes, microbatches in runs:
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
     layout = train_state.state_layout(objective, tx, mesh)
@@ -42,19 +45,20 @@ for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)):
         held = [shard.data.shape for shard in leaf.addressable_shards]
         if leaf.sharding != where or set(held) != {where.shard_shape(leaf.shape)}:
             found["whole"].append(f"{sizes} {path}")
-    step = compile_train_step(objective, tx, layout, mesh)
+    step = compile_train_step(objective, tx, layout, mesh, microbatches=microbatches)
     batches = FakeBatches(objective.batch_spec(ROWS), seed=1)
     batch = sharding.put_batch(next(batches), mesh)
     step = step.lower(state, batch).compile()
     gathers = r"= \\(?\\w+\\[([0-9,]+)\\][^=]* all-gather(?:-start)?\\("
     shapes = re.findall(gathers, step.as_text())
-    found["gathered"][str(sizes)] = [[int(n) for n in s.split(",")] for s in shapes]
+    run = f"{sizes} {microbatches}"
+    found["gathered"][run] = [[int(n) for n in s.split(",")] for s in shapes]
     losses = []
     for _ in range(4):
         state, metrics = step(state, batch)
         losses.append(float(mean(metrics["loss"])))
         batch = sharding.put_batch(next(batches), mesh)
-    found["losses"][str(sizes)] = losses
+    found["losses"][run] = losses
 print(json.dumps(found))
 """
 
@@ -73,20 +77,22 @@ def found(request):
 
 @pytest.mark.slow
 def test_every_mesh_gives_the_losses_of_one_device(found):
-    one = found["losses"].pop("(1, 1, 1)")
-    assert len(set(one)) == len(one) and len(found["losses"]) == 3
-    for mesh, losses in found["losses"].items():
-        assert losses == pytest.approx(one, rel=1e-4), mesh
+    for microbatches, meshes in (("1", 4), ("5", 3)):
+        runs = {run: ran for run, ran in found["losses"].items() if run.endswith(microbatches)}
+        one = runs[f"(1, 1, 1) {microbatches}"]
+        assert len(set(one)) == len(one) and len(runs) == meshes
+        for run, losses in runs.items():
+            assert losses == pytest.approx(one, rel=1e-4), run
 
 
 @pytest.mark.slow
 def test_rows_are_never_gathered(found):
     """An array that has the whole batch as a dimension was gathered from its rows."""
-    assert found["gathered"]["(1, 8, 1)"], "weights are gathered over fsdp"
-    for mesh in ("(8, 1, 1)", "(1, 8, 1)"):
+    assert found["gathered"]["(1, 8, 1) 1"], "weights are gathered over fsdp"
+    for run in ("(8, 1, 1) 1", "(1, 8, 1) 1", "(8, 1, 1) 5", "(1, 8, 1) 5"):
         ids = [[40, 16], [40, 16, 1], [40, 26], [40, 26, 1]]  # a few bytes, to look vectors up by
-        rows = [shape for shape in found["gathered"][mesh] if 40 in shape and shape not in ids]
-        assert rows == [], mesh
+        rows = [shape for shape in found["gathered"][run] if 40 in shape and shape not in ids]
+        assert rows == [], run
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def run(
     device_mesh = sharding.make_mesh(mesh_config, devices)
     planner = Planner(cfg, objective, sampling, device_mesh, mesh_config)
     if batch == "auto":
-        size, compiled = largest_batch(planner, device_mesh)
+        size, compiled = largest_batch(planner)
     else:
         default = sampling.batch_size if sampling else cfg.data.batch_size
         size = int(_number("batch", batch)) if batch else default
@@ -153,7 +153,13 @@ class Planner:
         self._objective, self._sampling, self._mesh = objective, sampling, mesh
         self._rules = sharding.axis_rules(mesh_config)
         self._tx = make_optimizer(cfg.optimizer, cfg.train.steps)
+        self._microbatches = 1 if sampling else cfg.train.microbatches
         self._layout = train_state.state_layout(objective, self._tx, mesh, self._rules)
+
+    @property
+    def least_rows(self) -> int:
+        """The smallest batch: a row a device in each microbatch."""
+        return self._mesh.shape["data"] * self._mesh.shape["fsdp"] * self._microbatches
 
     def compile(self, batch_size: int) -> tuple[Program, jax.stages.Compiled, float]:
         """(what was compiled, the executable, seconds it took).
@@ -161,7 +167,7 @@ class Planner:
         Raises:
           UserError: it needs more memory than a chip has.
         """
-        sharding.check_rows(batch_size, self._mesh, "batch")
+        sharding.check_rows(batch_size, self._mesh, "batch", self._microbatches)
         lower = self._sampler if self._sampling else self._train_step
         program = lower(batch_size)
         start = time.monotonic()
@@ -177,7 +183,10 @@ class Planner:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
             for name, leaf in self._objective.batch_spec(batch_size).items()
         }
-        step = compile_train_step(self._objective, self._tx, self._layout, self._mesh, self._rules)
+        step = compile_train_step(
+            *(self._objective, self._tx, self._layout, self._mesh, self._rules),
+            self._microbatches,
+        )
         flops = model_flops.train_step(self._objective.task, batch_size)
         arguments = {
             "parameters": _bytes_per_chip(self._layout.params),
@@ -230,15 +239,13 @@ def gathered(text: str, cost: hlo.Cost) -> dict[str, float]:
     return total
 
 
-def largest_batch(
-    planner: Planner, mesh: Mesh
-) -> tuple[int, tuple[Program, jax.stages.Compiled, float]]:
+def largest_batch(planner: Planner) -> tuple[int, tuple[Program, jax.stages.Compiled, float]]:
     """Doubles the rows of a chip until they do not fit, then halves the gap to an eighth.
 
     Raises:
-      UserError: not even one row a chip fits.
+      UserError: not even one row a chip, in each microbatch, fits.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = planner.least_rows
     rows, fits, fails = 1, 0, math.inf
     best = None
     while fails - fits > max(1, fits // 8):

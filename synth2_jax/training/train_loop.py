@@ -27,6 +27,8 @@ class TrainLoopConfig:
     """Periods are in steps; `eval_every` of 0 never evaluates. The last step always saves.
 
     Attributes:
+      microbatches: a batch's rows go through the model in so many parts, one after the other, for
+        one update: less memory for activations (see train_step.py).
       keep: the newest so many checkpoints are kept.
       keep_best: besides, so many that were best by `best_metric`; 0 for none.
       best_metric: a name that evaluation gives, such as "validation/cider"; the higher the better.
@@ -39,14 +41,16 @@ class TrainLoopConfig:
     log_every: int = 100
     eval_every: int = 0
     checkpoint_every: int = 1000
+    microbatches: int = 1
     keep: int = 2
     keep_best: int = 0
     best_metric: str = ""
     watchdog_seconds: float = 1800.0
 
     def __post_init__(self):
-        if min(self.steps, self.log_every, self.checkpoint_every, self.keep) < 1:
-            raise ValueError("expected steps, log_every, checkpoint_every and keep of at least 1")
+        for name in ("steps", "log_every", "checkpoint_every", "microbatches", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
         if min(self.keep_best, self.watchdog_seconds) < 0:
             raise ValueError("expected keep_best and watchdog_seconds of at least 0")
         if bool(self.keep_best) != bool(self.best_metric):
@@ -106,7 +110,7 @@ def train(
         state = _restore(checkpoints, layout, train_iterator, fingerprints)
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
-        train_step = compile_train_step(objective, tx, layout, mesh, rules)
+        train_step = compile_train_step(objective, tx, layout, mesh, rules, config.microbatches)
         first = step = int(state.step)
         measured: Mapping[str, float] = {}
         measured_at = -1
@@ -135,7 +139,7 @@ def train(
                 logging.warning("the data ends after step %d of %d", step, config.steps)
                 break
             if step == first:
-                check_batch(batch, objective, mesh)
+                check_batch(batch, objective, mesh, config.microbatches)
             state, metrics = train_step(state, sharding.put_batch(batch, mesh))
             step += 1
             # The device now works on this step, while the host looks at the one before.

@@ -1,4 +1,8 @@
-"""One update: gradients of sum / count with respect to the trainable parameters."""
+"""One update: gradients of sum / count with respect to the trainable parameters.
+
+A batch may be gone through in microbatches, one after the other, whose gradients add up: less
+memory for activations, at the price that parameters are gathered for each.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -32,25 +36,46 @@ def step_rngs(rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(RNG_STREAMS)}
 
 
-def make_train_step(objective: Objective, tx: Optimizer) -> StepFn:
+def make_train_step(objective: Objective, tx: Optimizer, microbatches: int = 1) -> StepFn:
     """Returns `(state, batch) -> (state, {name: (sum, count)})`, to be jitted by the caller.
 
     The metrics are the objective's, of the parameters before the update, with "grad_norm" (before
-    clipping, trainable parameters only) and "learning_rate".
+    clipping, trainable parameters only) and "learning_rate". The gradient is that of the whole
+    batch's sum / count however many microbatches there are, as far as the sum is one over rows (a
+    tokenizer's entropy is of each microbatch); their random numbers differ.
     """
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         trainable, frozen = train_state.split_params(state.params, objective.frozen)
         rngs = step_rngs(state.rng, state.step)
 
-        def loss_fn(trainable: FlatParams):
+        def loss_sum(trainable: FlatParams, model_state, batch, rngs):
             params = train_state.join_params(trainable, frozen)
             metrics, model_state = objective.loss(
-                params, state.model_state, batch, rngs, state.step, train=True
+                params, model_state, batch, rngs, state.step, train=True
             )
-            return mean(metrics["loss"]), (metrics, model_state)
+            return metrics["loss"][0], (metrics, model_state)
 
-        grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(trainable)
+        gradient = jax.grad(loss_sum, has_aux=True)
+
+        def add_one(carry, numbered):
+            grads, model_state = carry
+            number, rows = numbered
+            keys = {name: jax.random.fold_in(key, number) for name, key in rngs.items()}
+            more, (metrics, model_state) = gradient(trainable, model_state, rows, keys)
+            return (jax.tree.map(jnp.add, grads, more), model_state), metrics
+
+        if microbatches == 1:
+            grads, (metrics, model_state) = gradient(trainable, state.model_state, batch, rngs)
+        else:
+            nothing = jax.tree.map(jnp.zeros_like, trainable)
+            numbered = (jnp.arange(microbatches), _split_rows(batch, microbatches))
+            (grads, model_state), each = jax.lax.scan(
+                add_one, (nothing, state.model_state), numbered
+            )
+            metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), each)
+        count = metrics["loss"][1]
+        grads = jax.tree.map(lambda total: mean((total, count)), grads)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
         params = train_state.join_params(optax.apply_updates(trainable, updates), frozen)
         params, model_state = objective.after_update(params, model_state, rngs["after_update"])
@@ -66,18 +91,27 @@ def make_train_step(objective: Objective, tx: Optimizer) -> StepFn:
     return train_step
 
 
+def _split_rows(batch: Mapping[str, jax.Array], parts: int) -> dict[str, jax.Array]:
+    """[B, ...] -> [parts, B / parts, ...], dealt out in turn: so no row leaves its device."""
+    return {
+        name: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0)
+        for name, rows in batch.items()
+    }
+
+
 def compile_train_step(
     objective: Objective,
     tx: Optimizer,
     layout: TrainState,
     mesh: Mesh,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
+    microbatches: int = 1,
 ) -> StepFn:
     """Returns the jitted step, which takes the state's memory; `synth2 plan` lowers the very same.
 
     `layout` is of `state_layout` with the same objective, optimizer, mesh and rules.
     """
-    step = make_train_step(objective, tx)
+    step = make_train_step(objective, tx, microbatches)
     places = train_state.shardings(layout)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -93,7 +127,9 @@ def compile_train_step(
     )
 
 
-def check_batch(batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mesh) -> None:
+def check_batch(
+    batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mesh, microbatches: int = 1
+) -> None:
     """Raises UserError unless the batch is what the objective and the mesh expect."""
     rows = len(next(iter(batch.values()))) if batch else 0
     spec = objective.batch_spec(rows)
@@ -107,4 +143,4 @@ def check_batch(batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mes
                 f"batch[{name!r}]: found {found.get(name, 'nothing')}, "
                 f"expected {expected.get(name, 'nothing')}"
             )
-    sharding.check_rows(rows * jax.process_count(), mesh, "batch")
+    sharding.check_rows(rows * jax.process_count(), mesh, "batch", microbatches)

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import types
 
 import pytest
 
@@ -75,13 +74,14 @@ def test_the_largest_batch(capsys, limit, expected):
     """`limit` rows a chip fit; the answer is never too large and at most an eighth too small."""
 
     class Planner:
+        least_rows = 4
+
         def compile(self, batch_size):
             if batch_size > 4 * limit:
                 raise UserError("does not fit")
             return f"compiled {batch_size}"
 
-    mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 1})
-    size, compiled = plan.largest_batch(Planner(), mesh)
+    size, compiled = plan.largest_batch(Planner())
     assert compiled == f"compiled {size}"
     assert 4 * limit * 7 / 8 <= size <= 4 * limit and size == expected
     assert f"batch {size}: fits" in capsys.readouterr().out
@@ -89,12 +89,13 @@ def test_the_largest_batch(capsys, limit, expected):
 
 def test_when_nothing_fits_the_reason_is_given():
     class Planner:
+        least_rows = 4
+
         def compile(self, batch_size):
             raise UserError("does not fit")
 
-    mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "tensor": 1})
     with pytest.raises(UserError, match="does not fit"):
-        plan.largest_batch(Planner(), mesh)
+        plan.largest_batch(Planner())
 
 
 GATHERS = pathlib.Path(__file__).parents[1] / "data" / "hlo" / "overlap.txt"

@@ -7,25 +7,32 @@ import optax
 import pytest
 
 from synth2_jax import sharding
+from synth2_jax.errors import UserError
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import train_state
 from synth2_jax.training.optimizer import Optimizer
-from synth2_jax.training.train_step import RNG_STREAMS, make_train_step, step_rngs
+from synth2_jax.training.train_step import (
+    RNG_STREAMS,
+    _split_rows,
+    check_batch,
+    make_train_step,
+    step_rngs,
+)
 
 
 def sgd(rate):
     return Optimizer(*optax.sgd(rate), learning_rate=lambda step: jnp.float32(rate))
 
 
-def one_step(toy, tx=None):
+def one_step(toy, tx=None, rows=3, microbatches=1):
     tx = tx or sgd(0.5)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     layout = train_state.state_layout(toy, tx, mesh)
     before = train_state.create_train_state(toy, tx, layout, seed=0)
-    batch = next(FakeBatches(toy.batch_spec(3)))
-    after, metrics = jax.jit(make_train_step(toy, tx))(before, batch)
+    batch = next(FakeBatches(toy.batch_spec(rows)))
+    after, metrics = jax.jit(make_train_step(toy, tx, microbatches))(before, batch)
     return before, batch, after, metrics
 
 
@@ -93,3 +100,52 @@ def test_streams_differ_from_each_other_and_from_step_to_step_and_repeat():
 def test_the_noise_stream_reaches_the_loss():
     quiet, loud = (one_step(ToyObjective(noise=n))[3]["loss"][0] for n in (0.0, 1.0))
     assert float(quiet) != pytest.approx(float(loud))
+
+
+# --- microbatches ---
+
+
+class Weighted(ToyObjective):
+    """Rows count differently, as captions of different lengths do."""
+
+    def loss(self, params, model_state, batch, *args, **kwargs):
+        metrics, model_state = super().loss(params, model_state, batch, *args, **kwargs)
+        total, _ = metrics["loss"]
+        return {"loss": (total, jnp.sum(jnp.abs(batch["x"])))}, model_state
+
+
+@pytest.mark.parametrize("microbatches", [2, 3, 6])
+def test_microbatches_make_the_update_of_the_whole_batch(microbatches):
+    """Of its sum over its count: not a mean of means."""
+    _, _, whole, of_whole = one_step(Weighted(noise=0.0), rows=6)
+    before, _, parts, of_parts = one_step(Weighted(noise=0.0), rows=6, microbatches=microbatches)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, parts.params)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), of_whole, of_parts)
+
+
+def test_each_microbatch_has_random_numbers_of_its_own():
+    class Drawing(ToyObjective):
+        def loss(self, params, model_state, batch, rngs, *args, **kwargs):
+            metrics, model_state = super().loss(params, model_state, batch, rngs, *args, **kwargs)
+            drawn = jax.random.uniform(rngs["noise"])
+            # The sum of squares tells two equal numbers from two different ones.
+            return metrics | {"drawn": (drawn, drawn**2)}, model_state
+
+    total, squares = one_step(Drawing(), rows=4, microbatches=2)[3]["drawn"]
+    assert 2 * squares > total**2 + 1e-3
+
+
+def test_rows_stay_together_as_they_are_dealt_out():
+    parts = _split_rows({"a": jnp.arange(6), "b": 10 * jnp.arange(6)[:, None]}, 3)
+    assert parts["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    np.testing.assert_array_equal(10 * parts["a"][..., None], parts["b"])
+
+
+def test_rows_that_no_microbatch_can_share_are_named():
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    batch = next(FakeBatches(ToyObjective().batch_spec(6)))
+    check_batch(batch, ToyObjective(), mesh, 3)
+    with pytest.raises(UserError, match=r"found 6 rows, .* in each of 4 microbatches"):
+        check_batch(batch, ToyObjective(), mesh, 4)
