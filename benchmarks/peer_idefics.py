@@ -10,7 +10,9 @@ A training step: frozen language model with tied embeddings, trained resampler a
 cross-attention, AdamW, gradients clipped at 1. Captions: a start token and a prompt of one, then
 `--text` less 2 tokens by greedy decoding with a cache, Idefics' by its `generate`. Neither encodes
 images: Idefics gets `image_encoder_embeddings`, as wide as its resampler. Both run in turns; the
-ratios of their medians are the figures. In bfloat16 both train on float32 parameters, Idefics by
+ratios of their medians are the figures. A training step of the same batch may go through it in
+microbatches: each side counts with that number of `--microbatches` by which it is fastest. In
+bfloat16 both train on float32 parameters, Idefics by
 autocast, and Idefics decodes with bfloat16 ones.
 
 What differs:
@@ -34,7 +36,8 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -71,6 +74,7 @@ SIZES = {
     "text": 26,
     "batch": 64,
 }
+Key = TypeVar("Key", bound=Hashable)
 NEVER = -1  # an id that no token has: nothing ends a caption
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.1
 
@@ -91,14 +95,14 @@ class Side:
     frozen: int
 
 
-def ours(given: argparse.Namespace) -> Side:
+def ours(given: argparse.Namespace, microbatches: int = 1) -> Side:
     """As `synth2 train` and `synth2 evaluate` run it."""
     objective = our_objective(given)
     optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     tx = make_optimizer(optimizer)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     layout = state_layout(objective, tx, mesh)
-    step = compile_train_step(objective, tx, layout, mesh)
+    step = compile_train_step(objective, tx, layout, mesh, microbatches=microbatches)
     limits = {"text_tokens": given.vocabulary}
     batch = next(FakeBatches(objective.batch_spec(given.batch), limits=limits))
     batch = sharding.put_batch(batch, mesh)
@@ -167,7 +171,7 @@ def our_objective(given: argparse.Namespace) -> VLMObjective:
     return make_objective("vlm", section)
 
 
-def idefics(given: argparse.Namespace) -> Side:
+def idefics(given: argparse.Namespace, microbatches: int = 1) -> Side:
     """As its users run it, without a cache in training."""
     import torch
 
@@ -192,14 +196,19 @@ def idefics(given: argparse.Namespace) -> Side:
         }
 
     pairs, prompts = inputs(given.text, torch.float32), inputs(2, dtype)
+    parts = [
+        dict(zip(pairs, part, strict=True))
+        for part in zip(*(rows.chunk(microbatches) for rows in pairs.values()), strict=True)
+    ]
     mixed = given.dtype != "float32"
 
     def train() -> float:
         model.train()
         for _ in range(given.steps):
-            with torch.autocast(device, dtype, enabled=mixed):
-                loss = forward(**pairs, labels=pairs["input_ids"], use_cache=False).loss
-            loss.backward()
+            for part in parts:
+                with torch.autocast(device, dtype, enabled=mixed):
+                    loss = forward(**part, labels=part["input_ids"], use_cache=False).loss
+                (loss / microbatches).backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -265,15 +274,22 @@ def idefics_model(given: argparse.Namespace):
 
 def measure(given: argparse.Namespace) -> dict:
     """Medians of both sides' runs, taken in turns, and ours over Idefics'."""
-    sides = {"ours": ours(given), "idefics": idefics(given)}
-    result = {
-        name: {"trained_parameters": side.trained, "frozen_parameters": side.frozen}
-        for name, side in sides.items()
-    }
-    seconds = in_turns({name: side.train for name, side in sides.items()}, given.repeats)
-    for name, taken in seconds.items():
-        result[name]["steps_per_second"] = given.steps / taken
-    seconds = in_turns({name: side.caption for name, side in sides.items()}, given.repeats)
+    made = {"ours": ours, "idefics": idefics}
+    sides = {(name, m): make(given, m) for m in given.microbatches for name, make in made.items()}
+    seconds = in_turns({key: side.train for key, side in sides.items()}, given.repeats)
+    result = {}
+    for name in made:
+        rates = {m: given.steps / seconds[name, m] for m in given.microbatches}
+        best = max(rates, key=rates.get)
+        result[name] = {
+            "trained_parameters": sides[name, best].trained,
+            "frozen_parameters": sides[name, best].frozen,
+            "microbatches": best,
+            "steps_per_second": rates[best],
+            "steps_per_second_by_microbatches": rates,
+        }
+    first = given.microbatches[0]
+    seconds = in_turns({name: sides[name, first].caption for name in made}, given.repeats)
     for name, taken in seconds.items():
         result[name]["tokens_per_second"] = given.batch * (given.text - 2) / taken
     for rate in ("steps_per_second", "tokens_per_second"):
@@ -281,7 +297,7 @@ def measure(given: argparse.Namespace) -> dict:
     return result
 
 
-def in_turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def in_turns(runs: dict[Key, Callable[[], object]], repeats: int) -> dict[Key, float]:
     """Median seconds of each; one run after the other, so that what slows the machine slows all."""
     taken = {name: [] for name in runs}
     for repeat in range(repeats + 2):
@@ -298,6 +314,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, default in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--microbatches",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[1, 2],
+        help="numbers of parts of a training step, of which each side's fastest counts",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile, of the step")
     parser.add_argument("--steps", type=int, default=5, help="of one run of training")
     parser.add_argument("--repeats", type=int, default=7, help="runs, of which the median counts")
@@ -314,12 +336,14 @@ def main() -> None:
     result = measure(given)
     shapes = f"{given.layers} layers of {given.width}, batch {given.batch}, {given.dtype}"
     compiled = ", compiled" * given.compile
+    parts = {name: result[name]["microbatches"] for name in ("ours", "idefics")}
     figures = [
         Figure(
             f"VLM training step, {shapes}",
             result["steps_per_second_ratio"],
             "x",
-            note=f"steps/s over those of Idefics{compiled}",
+            note=f"steps/s over those of Idefics{compiled}, in {parts['ours']} and "
+            f"{parts['idefics']} microbatches",
         ),
         Figure(
             f"captions, {shapes}",
@@ -331,7 +355,8 @@ def main() -> None:
     for name in ("ours", "idefics"):
         rates = result[name]
         print(
-            f"{name:>7}: {rates['steps_per_second']:.4g} steps/s, "
+            f"{name:>7}: {rates['steps_per_second']:.4g} steps/s "
+            f"in {rates['microbatches']} microbatches, "
             f"{rates['tokens_per_second']:.4g} tokens/s, "
             f"{rates['trained_parameters'] / 1e6:.2f}M trained and "
             f"{rates['frozen_parameters'] / 1e6:.2f}M frozen parameters"

@@ -99,7 +99,8 @@ SUITES = {
             "peer_idefics",
             ("--layers=24", "--width=1024", "--heads=16", "--mlp=3072", "--every=4")
             + ("--resampler-layers=6", "--latents=64", "--image-tokens=256", "--text=64")
-            + ("--vocabulary=32128", "--batch=64", "--dtype=bfloat16", "--compile"),
+            + ("--vocabulary=32128", "--batch=64", "--dtype=bfloat16", "--compile")
+            + ("--microbatches=1",),
             needs=("torch", "transformers"),
         ),
         _config("captioning", "VLM", "paper/vlm"),

@@ -8,6 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = ("--layers=2", "--width=24", "--heads=2", "--mlp=48", "--every=2", "--latents=3")
 TINY += ("--image-tokens=4", "--vocabulary=32", "--text=6", "--batch=2", "--steps=4")
+TINY += ("--microbatches=1,2",)
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,11 @@ def peer():
     return module
 
 
-@pytest.fixture(scope="module")
-def sides(peer):
+@pytest.fixture(scope="module", params=[1, 2])
+def sides(peer, request):
+    """Whole batches, and in two microbatches."""
     given = peer.parse(list(TINY))
-    return peer.ours(given), peer.idefics(given)
+    return peer.ours(given, request.param), peer.idefics(given, request.param)
 
 
 def test_runs_take_turns_and_the_first_ones_do_not_count(peer, monkeypatch):
@@ -75,3 +77,7 @@ def test_the_ratios_are_of_the_rates(peer, dtype):
     for rate in ("steps_per_second", "tokens_per_second"):
         ours, idefics = found["ours"][rate], found["idefics"][rate]
         assert found[f"{rate}_ratio"] == ours / idefics > 0
+    for side in (found["ours"], found["idefics"]):
+        rates = side["steps_per_second_by_microbatches"]
+        assert rates.keys() == {1, 2} and side["steps_per_second"] == max(rates.values())
+        assert rates[side["microbatches"]] == max(rates.values())

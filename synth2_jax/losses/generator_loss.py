@@ -6,7 +6,7 @@ Legend: B batch, N image tokens, V codebook size.
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.losses.xent import cross_entropy, token_cross_entropy, weighted_sum
+from synth2_jax.losses.xent import cross_entropy, predicts, token_cross_entropy, weighted_sum
 from synth2_jax.models.mask_schedule import mask_ratio
 
 # Shares of masked tokens, upper ends included. A mean over all hides that a young model only copies
@@ -49,7 +49,7 @@ def generator_loss(
     if absent_code_weight != 1.0:
         weights_V = jnp.full(logits_BNV.shape[-1], absent_code_weight).at[image_tokens_BN].set(1.0)
     xent_BN = token_cross_entropy(logits_BNV, image_tokens_BN)
-    right_BN = jnp.argmax(logits_BNV, axis=-1) == image_tokens_BN
+    right_BN = predicts(logits_BNV, image_tokens_BN)
     metrics = {
         "loss": cross_entropy(
             logits_BNV, image_tokens_BN, masked_BN, label_smoothing, id_weights_V=weights_V

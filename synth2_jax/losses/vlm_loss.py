@@ -4,9 +4,8 @@ B batch, T text tokens, V vocabulary.
 """
 
 import jax
-import jax.numpy as jnp
 
-from synth2_jax.losses.xent import token_cross_entropy, weighted_sum
+from synth2_jax.losses.xent import predicts, token_cross_entropy, weighted_sum
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -26,7 +25,7 @@ def vlm_loss(
     Where an image came from changes these metrics only, not the loss.
     """
     xent_BT = token_cross_entropy(logits_BTV, targets_BT, label_smoothing=label_smoothing)
-    right_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
+    right_BT = predicts(logits_BTV, targets_BT)
     weights = {"": loss_mask_BT.astype(bool)}
     if is_synthetic_B is not None:
         synthetic_B1 = is_synthetic_B.astype(bool)[:, None]

@@ -46,6 +46,20 @@ def cross_entropy(
     return weighted_sum(xent, weights)
 
 
+def predicts(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """bool[...]: whether argmax(logits [..., V]) is the target, i32[...].
+
+    By maxima alone: a reduction of pairs, as an argmax is, is not vectorized on a CPU.
+    """
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    before = ids < targets[..., None]
+    # Of equal logits the first is the prediction.
+    ahead = jnp.max(jnp.where(before, logits, -jnp.inf), axis=-1, keepdims=True) < target_logit
+    rest = jnp.max(jnp.where(before, -jnp.inf, logits), axis=-1, keepdims=True) <= target_logit
+    return (ahead & rest)[..., 0]
+
+
 def weighted_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(sum of values * weights, sum of weights), f32[] each.
 

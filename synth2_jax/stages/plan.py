@@ -341,7 +341,8 @@ def _does_not_fit(error: jax.errors.JaxRuntimeError, batch_size: int) -> Excepti
     needs = f"needs {sizes[0]} where {sizes[1]} is free" if len(sizes) > 1 else text[:200]
     return UserError(
         f"plan: does not fit a chip's memory: a batch of {batch_size} {needs}; less is needed with "
-        "a smaller --batch, --config=FILE:remat, more fsdp in --mesh, or more chips"
+        "a smaller --batch, --config.train.microbatches, --config=FILE:remat, more fsdp in --mesh, "
+        "or more chips"
     )
 
 

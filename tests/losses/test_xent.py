@@ -3,7 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synth2_jax.losses.xent import cross_entropy, token_cross_entropy, weighted_sum
+from synth2_jax.losses.xent import (
+    cross_entropy,
+    predicts,
+    token_cross_entropy,
+    weighted_sum,
+)
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
 TARGETS = np.array([[0, 4, 2], [1, 1, 3]])
@@ -71,3 +76,19 @@ def test_nothing_weighted_is_zero_of_zero_even_for_nan():
         jnp.ones((2, 3))
     )
     np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
+
+
+def test_what_a_model_predicts_is_its_argmax_also_where_logits_are_equal():
+    """Of three values, so that most rows have ties; and with ids that are ruled out."""
+    logits = jax.random.randint(jax.random.key(0), (200, 5), -1, 2).astype(jnp.float32)
+    logits = jnp.where(jax.random.bernoulli(jax.random.key(1), 0.2, logits.shape), -jnp.inf, logits)
+    logits = logits.at[:, 4].set(0.0)
+    for target in range(5):
+        targets = jnp.full(200, target)
+        expected = jnp.argmax(logits, axis=-1) == target
+        assert expected.any() and not expected.all()
+        np.testing.assert_array_equal(predicts(logits, targets), expected)
+    np.testing.assert_array_equal(
+        predicts(logits[:4].reshape(2, 2, 5), jnp.array([[0, 1], [2, 3]])),
+        jnp.argmax(logits[:4], axis=-1).reshape(2, 2) == jnp.array([[0, 1], [2, 3]]),
+    )
