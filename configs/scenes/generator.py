@@ -44,6 +44,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "weight_decay": 0.03,
                 "beta2": 0.98,
             },
-            "train": {"steps": steps, "log_every": 50, "checkpoint_every": 500},
+            "train": {
+                "steps": steps,
+                "log_every": 50,
+                "checkpoint_every": 500,
+                "microbatches": models.MICROBATCHES,
+            },
         }
     )

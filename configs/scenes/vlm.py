@@ -56,6 +56,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "warmup_steps": min(50, steps // 2),
                 "weight_decay": 0.03,
             },
-            "train": {"steps": steps, "log_every": 50, "checkpoint_every": 500},
+            "train": {
+                "steps": steps,
+                "log_every": 50,
+                "checkpoint_every": 500,
+                "microbatches": models.MICROBATCHES,
+            },
         }
     )

@@ -42,7 +42,8 @@ def make_train_step(objective: Objective, tx: Optimizer, microbatches: int = 1) 
     The metrics are the objective's, of the parameters before the update, with "grad_norm" (before
     clipping, trainable parameters only) and "learning_rate". The gradient is that of the whole
     batch's sum / count however many microbatches there are, as far as the sum is one over rows (a
-    tokenizer's entropy is of each microbatch); their random numbers differ.
+    tokenizer's entropy and a generator's `absent_code_weight` look at a microbatch each); their
+    random numbers differ.
     """
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
