@@ -5,7 +5,7 @@
         --config.data.folders.real=WORKDIR/pairs/real
 
 Hardware: 2 CPU cores.
-Time: 7.5 minutes.
+Time: 4.5 to 7 minutes.
 Score: two thirds of the objects right on captions of all combinations.
 """
 

@@ -10,7 +10,7 @@ half of each batch from either. `vlm.py:modules` reads no folders but a mixture 
 `--config.data.modules=my_tasks --config.data.mixture=my_mixture`.
 
 Hardware: 2 CPU cores.
-Time: 1.6 minutes, curve included.
+Time: 1 to 1.5 minutes, curve included.
 Score: CIDEr 191 on real pairs alone, 213 with synthetic ones (means of three seeds).
 """
 
