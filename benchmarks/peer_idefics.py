@@ -321,8 +321,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="numbers of parts of a training step, of which each side's fastest counts",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile, of the step")
-    parser.add_argument("--steps", type=int, default=5, help="of one run of training")
-    parser.add_argument("--repeats", type=int, default=7, help="runs, of which the median counts")
+    parser.add_argument("--steps", type=int, default=20, help="of one run of training")
+    parser.add_argument("--repeats", type=int, default=5, help="runs, of which the median counts")
     return parser.parse_args(arguments)
 
 
