@@ -1,7 +1,8 @@
 """One update: gradients of sum / count with respect to the trainable parameters.
 
 A batch may be gone through in microbatches, one after the other, whose gradients add up: less
-memory for activations, at the price that parameters are gathered for each.
+memory for activations, at the price that among several devices each microbatch gathers parameters
+and reduces gradients of its own.
 """
 
 from collections.abc import Callable, Mapping
