@@ -65,7 +65,8 @@ def chart(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
     ]
     left = LEFT
     for which, line in enumerate(lines):
-        parts += _line(line, which, px, py)
+        others = [(px(p.x), py(p.y)) for o in lines if o.joined and o is not line for p in o.points]
+        parts += _line(line, which, px, py, others)
         parts += [_marker(which, left + 5, 40), _text(left + 16, 44, line.name)]
         left += 32 + 7 * len(line.name)
     return (
@@ -75,22 +76,22 @@ def chart(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
     )
 
 
-def _line(line: Line, which: int, px, py) -> list[str]:
+def _line(line: Line, which: int, px, py, others: Sequence[tuple[float, float]]) -> list[str]:
     colour = COLOURS[which]
     parts = []
     if line.joined:
         way = "L".join(f"{px(p.x):.1f} {py(p.y):.1f}" for p in line.points)
         parts.append(f'<path class="line" stroke="{colour}" d="M{way}"/>')
-    # Labels of the first line stand below its points, of the others above: the lines run close.
-    away = 19 if which == 0 else -11
     for p in line.points:
         x, y = px(p.x), py(p.y)
         top, bottom = py(p.y + p.spread), py(p.y - p.spread)
         bar = f"M{x - 3:.1f} {top:.1f}h6M{x:.1f} {top:.1f}V{bottom:.1f}M{x - 3:.1f} {bottom:.1f}h6"
         parts.append(f'<path class="line" stroke="{colour}" stroke-width="1" d="{bar}"/>')
         parts.append(_marker(which, x, y))
-        beside = max(bottom - y, 0) + away if which == 0 else away - max(y - top, 0)
-        parts.append(_text(x, y + beside, p.label, "middle", "small"))
+        # Lines run close: a label stands above its point unless another line's point is there.
+        covered = any(abs(x - left) < 20 and 0 < y - higher < 40 for left, higher in others)
+        beside = bottom + 19 if covered else top - 11
+        parts.append(_text(x, beside, p.label, "middle", "small"))
     return parts
 
 
