@@ -86,6 +86,7 @@ SUITES = {
     ),
     "gpu": (
         Run("device_limits"),
+        Run("fused_attention"),
         _config("train_step", "generator", "paper/generator", "--batch=64"),
         _config("train_step", "VLM", "paper/vlm", "--batch=128"),
         _config("parallel_decoding", "generator", "paper/generator", "--batch=64"),
