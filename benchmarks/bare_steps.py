@@ -13,7 +13,7 @@ from synth2_jax.training.metrics import Metrics
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from synth2_jax.training.train_state import Objective, create_train_state, state_layout
-from synth2_jax.training.train_step import compile_train_step
+from synth2_jax.training.train_step import check_batch, compile_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class BareSteps:
 
     def __init__(self, training: Training, batch: Mapping[str, np.ndarray]):
         objective, tx, mesh = training.objective, training.tx, training.mesh
+        check_batch(batch, objective, mesh, training.microbatches)
         self.layout = state_layout(objective, tx, mesh)
         self.state = create_train_state(objective, tx, self.layout, seed=0)
         self._step = compile_train_step(

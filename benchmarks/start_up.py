@@ -54,7 +54,7 @@ from synth2_jax.training.checkpoints import Checkpoints  # noqa: E402
 from synth2_jax.training.metrics import make_writers  # noqa: E402
 from synth2_jax.training.optimizer import make_optimizer  # noqa: E402
 from synth2_jax.training.train_state import create_train_state, state_layout  # noqa: E402
-from synth2_jax.training.train_step import compile_train_step  # noqa: E402
+from synth2_jax.training.train_step import check_batch, compile_train_step  # noqa: E402
 
 CACHES = ("empty", "warm")
 PROMPT = [2, 3, 4, 5]  # token ids; speed does not depend on which
@@ -91,7 +91,9 @@ def parts(config, batch_size: int, started: float) -> dict[str, float]:
     layout = state_layout(objective, tx, mesh)
     state = jax.block_until_ready(create_train_state(objective, tx, layout, seed=0))
     done("initialize")
-    batch = sharding.put_batch(next(FakeBatches(objective.batch_spec(batch_size))), mesh)
+    batch = next(FakeBatches(objective.batch_spec(batch_size)))
+    check_batch(batch, objective, mesh, cfg.train.microbatches)
+    batch = sharding.put_batch(batch, mesh)
     step = compile_train_step(objective, tx, layout, mesh, microbatches=cfg.train.microbatches)
     step = step.lower(layout, batch).compile()
     done("compile")

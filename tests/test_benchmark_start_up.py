@@ -55,7 +55,7 @@ def small(tmp_path):
 def test_the_parts_are_all_of_the_time_up_to_the_first_step(start_up, small, monkeypatch):
     monkeypatch.setattr(start_up, "make_writers", lambda *arguments: [])  # may import PyTorch
     started = time.time() - 100.0
-    found = start_up.parts(config_lib.load_config(f"{small}:language_model"), 2, started)
+    found = start_up.parts(config_lib.load_config(f"{small}:language_model"), 4, started)
     assert list(found) == [*PARTS, "in all"] and min(found.values()) > 0
     assert found["in all"] == pytest.approx(sum(found[part] for part in PARTS))
     assert 100 < found["in all"] <= time.time() - started

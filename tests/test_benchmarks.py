@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from synth2_jax import config as config_lib
+from synth2_jax.errors import UserError
 from synth2_jax.planning import model_flops
 from synth2_jax.training.objectives import make_objective
 
@@ -125,6 +126,11 @@ def test_a_train_step_is_timed_and_its_flops_are_the_formulas(tiny_generator):
     assert found["pairs_per_second"] == 2 * found["steps_per_second"] > 0
     rate = found["flops_per_step"] / found["seconds_per_step"]
     assert found["flops_per_second"] == pytest.approx(rate)
+
+
+def test_a_batch_that_microbatches_cannot_share_is_one_line(tiny_generator):
+    with pytest.raises(UserError, match="found 3 rows, .* in each of 2 microbatches"):
+        load("train_step").measure(tiny_generator, batch_size=3, steps=1, repeats=1)
 
 
 @pytest.mark.slow
