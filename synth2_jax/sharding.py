@@ -218,7 +218,9 @@ def check_rows(num_rows: int, mesh: Mesh, where: str, microbatches: int = 1) -> 
     """Raises UserError unless a batch of so many rows, over all processes, splits over `mesh`."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if num_rows % (parts * microbatches):
-        each = f" in each of {microbatches} microbatches" if microbatches > 1 else ""
+        each = ""
+        if microbatches > 1:
+            each = f" in each of {microbatches} microbatches (config.train.microbatches)"
         raise UserError(
             f"{where}: found {num_rows} rows, which cannot be split over {parts} devices "
             f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}){each}"
