@@ -16,7 +16,6 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-
 from benchmarks.random_pairs import write_pairs  # noqa: E402
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax.data import pipeline, records  # noqa: E402

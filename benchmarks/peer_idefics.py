@@ -12,8 +12,8 @@ cross-attention, AdamW, gradients clipped at 1. Captions: a start token and a pr
 images: Idefics gets `image_encoder_embeddings`, as wide as its resampler. Both run in turns; the
 ratios of their medians are the figures. A training step of the same batch may go through it in
 microbatches: each side counts with that number of `--microbatches` by which it is fastest. In
-bfloat16 both train on float32 parameters, Idefics by
-autocast, and Idefics decodes with bfloat16 ones.
+bfloat16 both train on float32 parameters, Idefics by autocast, and Idefics decodes with bfloat16
+ones.
 
 What differs:
 - Idefics' cross-attention has a gated MLP, ours a plain one: its MLP gets two thirds of the width,
@@ -47,6 +47,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
+from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.interop.tensor_files import require  # noqa: E402
 from synth2_jax.models.vlm import VLM  # noqa: E402
 from synth2_jax.sampling.captions import make_caption  # noqa: E402
@@ -274,6 +275,11 @@ def idefics_model(given: argparse.Namespace):
 
 def measure(given: argparse.Namespace) -> dict:
     """Medians of both sides' runs, taken in turns, and ours over Idefics'."""
+    for parts in given.microbatches:
+        if parts < 1 or given.batch % parts:
+            raise UserError(
+                f"--microbatches: found {parts}, expected a divisor of the batch of {given.batch}"
+            )
     made = {"ours": ours, "idefics": idefics}
     sides = {(name, m): make(given, m) for m in given.microbatches for name, make in made.items()}
     seconds = in_turns({key: side.train for key, side in sides.items()}, given.repeats)

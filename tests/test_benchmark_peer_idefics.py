@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from synth2_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = ("--layers=2", "--width=24", "--heads=2", "--mlp=48", "--every=2", "--latents=3")
 TINY += ("--image-tokens=4", "--vocabulary=32", "--text=6", "--batch=2", "--steps=4")
@@ -39,6 +41,12 @@ def test_runs_take_turns_and_the_first_ones_do_not_count(peer, monkeypatch):
     found = peer.in_turns({"a": lambda: run("a", 2.0), "b": lambda: run("b", 3.0)}, repeats=3)
     assert found == {"a": pytest.approx(2.0), "b": pytest.approx(3.0)}
     assert called == ["a", "b"] * 5
+
+
+@pytest.mark.parametrize("parts", [0, 3])
+def test_microbatches_that_do_not_divide_the_batch_are_one_line(peer, parts):
+    with pytest.raises(UserError, match=f"found {parts}, expected a divisor of the batch of 2"):
+        peer.measure(peer.parse([*TINY, f"--microbatches=1,{parts}"]))
 
 
 @pytest.mark.slow
