@@ -55,6 +55,13 @@ def test_a_caption_depends_on_its_image_alone(vlm, images):
     assert vlm.caption([]) == []
 
 
+def test_a_model_of_an_empty_prompt_captions(images, tmp_path):
+    data = {"source": "fake", "prompt": "", "text_length": 12}
+    write_untrained_run(tmp_path, "vlm", config={"data": data})
+    vlm = synth2_jax.load_vlm(tmp_path, batch_size=5, decode=DECODE)
+    assert len(set(vlm.caption(images))) > 2
+
+
 def test_pictures_of_all_kinds(vlm, images, tmp_path):
     captions = vlm.caption(images)
     path = tmp_path / "picture.png"

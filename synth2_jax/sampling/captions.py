@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.models.language_model import LanguageModel, init_cache, shift_right
+from synth2_jax.models.language_model import LanguageModel, init_cache
 from synth2_jax.models.vlm import VLM
 from synth2_jax.sampling.text_decode import TextDecodeConfig, decode
-from synth2_jax.vocabulary import EOS_ID
+from synth2_jax.vocabulary import EOS_ID, PAD_ID
 
 
 def make_caption(
@@ -96,10 +96,11 @@ def _decode_after(step, language_model, prompts_BP, config, eos_id, keys_B):
     """Puts the prompts into the cache in one go, then decodes."""
     batch_size, prompt_length = prompts_BP.shape
     cache = init_cache(language_model, batch_size, prompt_length + config.max_length)
-    # The inputs are the start token and the prompt, of which the last is fed with what it predicts.
-    # It goes in by itself: of the others nobody reads the logits, which are then not computed.
-    inputs = jnp.concatenate([shift_right(prompts_BP), prompts_BP[:, -1:]], axis=1)
-    _, cache = step(inputs[:, :-1], cache)
+    # The start token and the prompt. The last of them goes in by itself: nobody reads the logits of
+    # the others, which are then not computed. An empty prompt has no others.
+    inputs = jnp.pad(prompts_BP, ((0, 0), (1, 0)), constant_values=PAD_ID)
+    if prompt_length:
+        _, cache = step(inputs[:, :-1], cache)
     logits_B1V, cache = step(inputs[:, -1:], cache)
     return _decode(step, logits_B1V[:, 0], cache, config, eos_id, keys_B)
 

@@ -65,6 +65,11 @@ def caption():
     return jax.jit(make_caption(MODEL, PROMPT, GREEDY))
 
 
+@pytest.fixture(scope="module")
+def prompted():
+    return jax.jit(make_prompted_caption(MODEL, GREEDY))
+
+
 def uncached(forward, prompts, length=LENGTH):
     """Greedy decoding by a full pass for every token: rows of ids, padded after eos."""
     texts = [list(prompt) for prompt in prompts]
@@ -78,16 +83,23 @@ def uncached(forward, prompts, length=LENGTH):
     return np.array([text[len(prompts[0]) :] for text in texts])
 
 
-def test_captions_with_a_cache_are_those_without(params, caption):
-    ids_BT, scores_B = caption(params, IMAGES_BNC)
+@pytest.mark.parametrize("prompt", [PROMPT, []])
+def test_captions_with_a_cache_are_those_without(params, prompted, prompt):
+    ids_BT, scores_B = jax.jit(make_caption(MODEL, prompt, GREEDY))(params, IMAGES_BNC)
 
     @jax.jit
     def forward(inputs_BT):
         return MODEL.apply({"params": params}, IMAGES_BNC, inputs_BT, deterministic=True)
 
-    np.testing.assert_array_equal(ids_BT, uncached(forward, [PROMPT] * B))
+    np.testing.assert_array_equal(ids_BT, uncached(forward, [prompt] * B))
     assert len(np.unique(ids_BT, axis=0)) > 1
     assert scores_B.shape == (B,)
+    inputs_BP = np.array([[PAD_ID, *prompt]] * B, np.int32)  # a prompt of its own for each image
+    own = prompted(
+        params, IMAGES_BNC[:, None], inputs_BP, np.ones_like(inputs_BP), inputs_BP.shape[1]
+    )
+    np.testing.assert_array_equal(own[0], ids_BT)
+    np.testing.assert_allclose(own[1], scores_B, atol=1e-4)
 
 
 def test_a_caption_is_of_its_own_image(params, caption):
@@ -112,23 +124,8 @@ INPUTS_BP = np.array([[0, 5, 0, 9, 7], [0, 8, 0, 3, 9], [0, 6, 0, 7, 7]], np.int
 IMAGE_OF_TEXT_BP = np.array([[1, 1, 2, 2, 2]] * B, np.int32)
 
 
-@pytest.fixture(scope="module")
-def prompted():
-    return jax.jit(make_prompted_caption(MODEL, GREEDY))
-
-
 def padded(rows, length):
     return np.pad(rows, ((0, 0), (0, length - rows.shape[1])), constant_values=2)
-
-
-def test_a_prompt_of_ones_own_is_as_good_as_one_for_all(params, caption, prompted):
-    inputs_BP = np.array([[0, *PROMPT]] * B, np.int32)
-    ids_BT, scores_B = prompted(
-        params, IMAGES_BNC[:, None], inputs_BP, np.ones_like(inputs_BP), inputs_BP.shape[1]
-    )
-    expected_BT, expected_B = caption(params, IMAGES_BNC)
-    np.testing.assert_array_equal(ids_BT, expected_BT)
-    np.testing.assert_allclose(scores_B, expected_B, atol=1e-4)
 
 
 def test_captions_after_images_with_a_cache_are_those_without(params, prompted):
@@ -175,9 +172,9 @@ def test_a_caption_after_examples_is_of_its_own_row(params, prompted):
     np.testing.assert_array_equal(changed[0][1:], ids_BT[1:])
 
 
-def test_writing_without_an_image_is_the_bare_language_model(params):
+@pytest.mark.parametrize("prompts_BP", [np.array([[4, 7], [11, 3], [6, 6]]), np.zeros((B, 0), int)])
+def test_writing_without_an_image_is_the_bare_language_model(params, prompts_BP):
     bare = params["language_model"]
-    prompts_BP = np.array([[4, 7], [11, 3], [6, 6]])
     write = jax.jit(make_write(LM, GREEDY))
     keys_B = jax.random.split(jax.random.key(0), B)
     ids_BT, _ = write(bare, prompts_BP, keys_B)
