@@ -102,7 +102,7 @@ class ServerConfig:
 
 @dataclasses.dataclass
 class Usage:
-    """Counts over a journal, or of one run; `cost` is None where no price is known."""
+    """Counts over a journal; `cost` is None where no price is known."""
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -173,7 +173,7 @@ class OpenAIServerSource:
         self._fatal: UserError | None = None
         self.retries = 0
         self.failed = 0
-        self.asked = Usage()
+        self.answered = 0
         self._spent = self._counted(journal.answers())
 
     def write(self, requests: Sequence[Request]) -> Iterator[Draft | None]:
@@ -214,17 +214,20 @@ class OpenAIServerSource:
                 runner.run(self._wind_up(client, waiting))
 
     def usage(self) -> dict[str, Any]:
-        """Tokens and cost over all runs, and of this one; for a manifest."""
+        """Tokens and cost of all runs of the journal; for a manifest."""
+        return dataclasses.asdict(self._counted(self._journal.answers()))
+
+    def summary(self) -> str:
+        """What this run and all runs have asked for and paid, on one line."""
         total = self._counted(self._journal.answers())
-        self.asked.cost = self._cost(self.asked)
-        return {
-            "total": dataclasses.asdict(total),
-            "this_run": {
-                **dataclasses.asdict(self.asked),
-                "retries": self.retries,
-                "failed": self.failed,
-            },
-        }
+        line = (
+            f"{self.answered} answers in this run, {self.retries} retries, {self.failed} failed; "
+            f"{total.answers} in all, {total.prompt_tokens} prompt and {total.completion_tokens} "
+            "completion tokens"
+        )
+        if total.without_usage:
+            line += f", {total.without_usage} answers did not say"
+        return line if total.cost is None else f"{line}; cost {total.cost:g}"
 
     def _client(self) -> Any:
         # Attempts are counted here alone: each is journaled, slowed down and given up by one rule.
@@ -247,7 +250,7 @@ class OpenAIServerSource:
                     return Draft(request.class_name, request.draw, "", problem="not asked")
             if answer is not None:
                 self._journal.append(key, {**answer, "server": self.base_url})
-                self.asked.add(answer)
+                self.answered += 1
                 self._spent.add(answer)
         if answer is None:
             return Draft(request.class_name, request.draw, "", problem=problem)

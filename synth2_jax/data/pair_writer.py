@@ -30,6 +30,9 @@ _DIGEST_BYTES = 16  # two of a billion keys share a digest with a chance of 1 in
 _KEYS_AT_A_TIME = 1 << 22  # that are compared
 _WORK = "work.json"
 _SHOWN_SKIPS = 20  # examples a shard
+# Hashes that determine a part of the provenance, whatever else it says. `pictures` are those that
+# captions were paired with in place of the generator's.
+_DETERMINED_BY = {"generator": ("fingerprint",), "captions": ("sha256", "pictures")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class PairWriter:
         manifest = writer.finish()
 
     Raises:
-      UserError: the folder holds pairs of other provenance (but for `config`), name or shards.
+      UserError: the folder holds pairs that something else determines, or of other name or shards.
     """
 
     def __init__(
@@ -359,5 +362,13 @@ def _features(pair: Pair, text_encoder: Mapping[str, Any]) -> bytes:
 
 
 def _comparable(provenance: Provenance) -> dict[str, Any]:
-    """What must be equal for a run to go on with another's shards."""
-    return {k: v for k, v in records.provenance_values(provenance).items() if k != "config"}
+    """What determines the pairs: it must be equal for a run to go on with finished shards.
+
+    The rest is for the record: the name of a generator's folder, what captions have cost.
+    """
+    values = {k: v for k, v in records.provenance_values(provenance).items() if k != "config"}
+    for key, names in _DETERMINED_BY.items():
+        found = values[key] or {}
+        if isinstance(found.get(names[0]), str):
+            values[key] = {name: found[name] for name in names if name in found}
+    return values

@@ -241,8 +241,7 @@ def _ask_server(
         try:
             _ask(source, selection, prompts, cfg, stop)
         finally:
-            usage = source.usage()
-            print(f"captions: {_in_words(usage)}", flush=True)
+            print(f"captions: {source.summary()}", flush=True)
     sampling = cfg.server.sampling()
     return Origin(
         row={"model": cfg.server.model, "seed": cfg.seed, "sampling": sampling},
@@ -251,7 +250,7 @@ def _ask_server(
             "model": cfg.server.model,
             "server": source.base_url,
             "sampling": sampling,
-            "usage": usage,
+            "usage": source.usage(),
         },
     )
 
@@ -325,19 +324,6 @@ def _described(prompts: Prompts) -> dict[str, Any]:
         "styles": prompts.styles,
         "lengths": prompts.lengths,
     }
-
-
-def _in_words(usage: Mapping[str, Any]) -> str:
-    """Tokens and cost, on one line."""
-    total, now = usage["total"], usage["this_run"]
-    line = (
-        f"{now['answers']} answers in this run, {now['retries']} retries, {now['failed']} failed; "
-        f"{total['answers']} in all, {total['prompt_tokens']} prompt and "
-        f"{total['completion_tokens']} completion tokens"
-    )
-    if total["without_usage"]:
-        line += f", {total['without_usage']} answers did not say"
-    return line if total["cost"] is None else f"{line}; cost {total['cost']:g}"
 
 
 def _sha256(text: str) -> str:

@@ -91,7 +91,7 @@ def test_every_caption_tells_where_it_comes_from(server, tmp_path, run):
     assert rows[3]["style"] == rows[0]["style"] != rows[1]["style"]
     assert rows[6]["length"] == 12
     assert manifest["source"] == "server" and manifest["server"] == server.url
-    assert manifest["usage"]["total"]["cost"] == 8 * 10 / 1e6
+    assert manifest["usage"]["cost"] == 8 * 10 / 1e6
     assert manifest["num_captions"] == 8 and manifest["short_of"] == {}
     assert manifest["filter"]["language"] == "en"
     assert "8 answers in this run, 0 retries, 0 failed; 8 in all, 80 prompt and 32" in printed
@@ -116,7 +116,9 @@ def test_another_filter_or_quota_asks_for_nothing_that_is_there(server, tmp_path
     server.act = write_of_class
     run(from_server(tmp_path))
     assert len(server.bodies) == 10
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     run(from_server(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
     run(from_server(tmp_path, captions_per_class=3, filter__max_words=39))
     assert len(server.bodies) == 10 and len(results(tmp_path)[0]) == 6
     run(from_server(tmp_path, captions_per_class=7))

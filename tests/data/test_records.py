@@ -124,6 +124,33 @@ def test_another_run_cannot_add_to_a_folder(tmp_path, finished):
         pair_writer.PairWriter(tmp_path, other, num_shards=1)
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_only_what_determines_the_pairs_is_compared(tmp_path, finished):
+    captions = {"source": "server", "usage": {"answers": 3}, "sha256": "a" * 64}
+    generator = {"checkpoint": "generator", "step": 2, "fingerprint": "f"}
+    provenance = dataclasses.replace(PROVENANCE, captions=captions, generator=generator)
+    writer = pair_writer.PairWriter(tmp_path, provenance, num_shards=1)
+    writer.write_shard(0, [PAIR])
+    if finished:
+        writer.finish()
+    moved = dataclasses.replace(
+        provenance,
+        captions={**captions, "usage": {"answers": 0}},
+        generator={**generator, "checkpoint": "moved"},
+    )
+    assert pair_writer.PairWriter(tmp_path, moved, num_shards=1).finish().num_pairs == 1
+    for name, change, text in (
+        ("captions", {**captions, "sha256": "b" * 64}, "found pairs of captions"),
+        ("captions", {**captions, "pictures": "blank"}, "found pairs of captions"),
+        ("captions", {"source": "coco", "sha256": ["a" * 64]}, "found pairs of captions"),
+        ("generator", {**generator, "fingerprint": "g"}, "found pairs of generator"),
+        ("generator", None, "found pairs of generator"),
+    ):
+        with raises_line(text, "delete the folder or choose another"):
+            other = dataclasses.replace(provenance, **{name: change})
+            pair_writer.PairWriter(tmp_path, other, num_shards=1)
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
