@@ -5,7 +5,7 @@ X candidate vectors, M any number of vectors.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,17 @@ def squared_distances(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
     return norms_M1 - 2.0 * dot_MK + norms_K
 
 
+def negative_dot_products(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+    """Returns f32[M,K], minus the dot product of every vector with every code, in float32."""
+    x_MC = x_MC.astype(jnp.float32)
+    codebook_KC = codebook_KC.astype(jnp.float32)
+    return -jnp.einsum("MC,KC->MK", x_MC, codebook_KC, precision=jax.lax.Precision.HIGHEST)
+
+
+# How a vector finds its code: the code with the lowest value is chosen.
+CODE_CHOICES = {"distance": squared_distances, "dot_product": negative_dot_products}
+
+
 def l2_normalize(x: jax.Array) -> jax.Array:
     """Returns `x` with unit length along the last axis (zero stays zero)."""
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
@@ -48,6 +59,8 @@ class Quantizer(nn.Module):
       codebook_size: K.
       embedding_dim: C.
       l2_normalize_codes: compare directions only; codes and inputs are put on the unit sphere.
+      code_choice: "distance" for the nearest code (VQ-VAE), "dot_product" for the code with the
+        largest dot product (IBQ, Shi et al. 2024).
       usage_decay: decay of the moving average, per batch.
       reservoir_size: R.
     """
@@ -55,6 +68,7 @@ class Quantizer(nn.Module):
     codebook_size: int
     embedding_dim: int
     l2_normalize_codes: bool = False
+    code_choice: Literal["distance", "dot_product"] = "distance"
     usage_decay: float = 0.99
     reservoir_size: int = 1024
 
@@ -90,18 +104,18 @@ class Quantizer(nn.Module):
             has learned something need far fewer steps than codes that learn along with it).
 
         Returns: a dict of
-          ids_BN: i32, the nearest code; the lowest id among equally near ones.
+          ids_BN: i32, the chosen code; the lowest id among equally near ones.
           encoded_BNC: f32, the input as it was compared (normalized if codes are).
           codes_BNC: f32, the chosen rows, differentiable with respect to the codebook.
           quantized_BNC: f32, the same values with the straight-through gradient: the identity with
             respect to `encoded_BNC`, nothing to the codebook.
-          distances_BNK: f32, squared distances, for the entropy loss.
+          distances_BNK: f32, squared distances, or minus the dot products, for the entropy loss.
         """
         encoded_BNC = encoded_BNC.astype(jnp.float32)
         if self.l2_normalize_codes:
             encoded_BNC = l2_normalize(encoded_BNC)
         flat_MC = encoded_BNC.reshape(-1, self.embedding_dim)
-        distances_MK = squared_distances(flat_MC, self.codes())
+        distances_MK = CODE_CHOICES[self.code_choice](flat_MC, self.codes())
         ids_BN = jnp.argmin(distances_MK, axis=-1).reshape(encoded_BNC.shape[:-1]).astype(jnp.int32)
         codes_BNC = self.embed(ids_BN)
         # Written so that the value is the code to the last bit: decode(ids) then gives exactly the

@@ -25,7 +25,7 @@ from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import MultiHeadAttention
-from synth2_jax.models.quantizer import STATS, Quantizer, revive_dead_codes
+from synth2_jax.models.quantizer import CODE_CHOICES, STATS, Quantizer, revive_dead_codes
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": nn.swish,
@@ -69,6 +69,8 @@ class VQTokenizerConfig:
       pixel_range: the range of pixel values inside the network. Images are [-1, 1] outside in any
         case; MaskGIT's released weights need (0, 1) here.
       l2_normalize_codes: compare directions only, on the unit sphere.
+      code_choice: "distance" chooses the nearest code, "dot_product" the code with the largest dot
+        product (IBQ).
       usage_decay: decay per batch of the moving average of how often codes are used.
       reservoir_size: recent encoder outputs kept as candidates for revival.
       revive_share: a code used less than this share of uniform use is dead; 0 revives none.
@@ -95,6 +97,7 @@ class VQTokenizerConfig:
     downsampling: Literal["average_pool", "conv", "conv_3x3"] = "average_pool"
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     l2_normalize_codes: bool = False
+    code_choice: Literal["distance", "dot_product"] = "distance"
     usage_decay: float = 0.99
     reservoir_size: int = 1024
     revive_share: float = 0.02
@@ -117,6 +120,9 @@ class VQTokenizerConfig:
         if self.downsampling not in DOWNSAMPLINGS:
             near = nearest(self.downsampling, DOWNSAMPLINGS)
             raise UserError(f"downsampling: unknown {self.downsampling!r}; {near}")
+        if self.code_choice not in CODE_CHOICES:
+            near = nearest(self.code_choice, CODE_CHOICES)
+            raise UserError(f"code_choice: unknown {self.code_choice!r}; {near}")
         levels = range(len(self.channel_multipliers))
         if not set(self.attention_levels) <= set(levels):
             raise UserError(
@@ -358,6 +364,7 @@ class VQTokenizer(nn.Module):
             codebook_size=cfg.codebook_size,
             embedding_dim=cfg.embedding_dim,
             l2_normalize_codes=cfg.l2_normalize_codes,
+            code_choice=cfg.code_choice,
             usage_decay=cfg.usage_decay,
             reservoir_size=cfg.reservoir_size,
         )

@@ -67,6 +67,14 @@ def test_normalized_codes_compare_directions_only():
     np.testing.assert_array_equal(rescaled["ids_BN"], out["ids_BN"])
 
 
+def test_the_largest_dot_product_need_not_be_the_nearest_code():
+    train = _literal([[1.0, 0.0], [3.0, 3.0]], code_choice="dot_product")
+    out, _ = train(jnp.asarray([[[1.0, 0.1], [1.0, -2.0]]]))
+    np.testing.assert_array_equal(out["ids_BN"], [[1, 0]])  # the nearest is code 0 twice
+    np.testing.assert_allclose(out["distances_BNK"], [[[-1.0, -3.3], [-1.0, 3.0]]], atol=1e-6)
+    np.testing.assert_array_equal(out["quantized_BNC"], [[[3.0, 3.0], [1.0, 0.0]]])
+
+
 def test_distances_are_float32_for_bfloat16_input():
     x = jax.random.normal(jax.random.key(0), (6, C)).astype(jnp.bfloat16)
     codebook = jax.random.normal(jax.random.key(1), (K, C))
