@@ -275,7 +275,10 @@ def test_decoder_gradient_reaches_the_encoder_but_not_the_codebook(tiny):
         ({"reservoir_size": 0}, "tokenizer.reservoir_size: found 0, expected 1 or more"),
         ({"activation": "swich"}, "did you mean 'swish'"),
         ({"downsampling": "avg_pool"}, "did you mean 'average_pool'"),
-        ({"code_choice": "dot"}, "code_choice: unknown 'dot'; did you mean 'dot_product'"),
+        (
+            {"code_choice": "dot_prod"},
+            "code_choice: unknown 'dot_prod'; did you mean 'dot_product'",
+        ),
         ({"dtype": "float16"}, "float16"),
         ({"codebook_size": 65537}, "codebook_size: found 65537"),
         ({"channel_multipliers": ()}, "at least one level"),
