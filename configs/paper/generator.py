@@ -13,8 +13,10 @@ Time: not run at this size; `synth2 plan` estimates it.
 Score: not run at this size.
 
 From Muse: frozen T5-XXL, text dropped for 10 %, cosine mask schedule, Adafactor at 1e-4, weight
-decay 0.045, cosine decay, warm-up of 5,000 steps, batch 512, a million steps. From MaskGIT: MLP of
-4 widths, dropout 0.1, label smoothing 0.1.
+decay 0.045, cosine decay, warm-up of 5,000 steps, batch 512, a million steps. Its rate is an
+absolute step size, as MaskGIT's Adam at 1e-4 has it, so it is not multiplied by the parameter's
+RMS (about 0.03, which would make steps 36 times as small and leave decay as it is). From MaskGIT:
+MLP of 4 widths, dropout 0.1, label smoothing 0.1.
 
 Left open by the paper, and chosen:
 - layers and width of the 632M model (2nd): 24 and 1280, counted without T5 and tokenizer
@@ -77,6 +79,7 @@ def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.Confi
                 "warmup_steps": 5000,
                 "weight_decay": 0.045,
                 "momentum": 0.9,
+                "multiply_by_parameter_scale": False,
             },
             "train": {"steps": 1_000_000, "log_every": 100, "checkpoint_every": 1000},
             "mesh": {"data": -1, "fsdp": 16},

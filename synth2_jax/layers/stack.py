@@ -191,6 +191,11 @@ def take_layer(stacked: PyTree, index: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter's "/"-joined path is in a scanned stack: its first axis is layers."""
+    return "layers" in path.split("/")
+
+
 def stack_layers(params: PyTree, num_layers: int) -> PyTree:
     """The parameters of a looped stack ("layers_0", ...), unboxed, as a scanned one has them."""
     return {"layers": _stack_trees([params[f"layers_{i}"] for i in range(num_layers)])}

@@ -32,8 +32,10 @@ class VQLossConfig:
     """Weights of the tokenizer's losses; a term of weight 0 is not computed.
 
     MaskGIT's own: l2, commitment 0.25, entropy 0.1 at temperature 0.01, perceptual 0.1, adversarial
-    0.1, R1 10. Its l2 is of pixels in [0, 1], ours in [-1, 1]: `reconstruction_weight` 0.25 is the
-    same balance. The defaults leave out what needs a second network.
+    0.1, R1 10. Its pixels are in [0, 1], ours in [-1, 1], so two weights differ for the same
+    balance: our l2 is 4 times as large (`reconstruction_weight` 0.25), our squared gradient by
+    pixels a quarter (`r1_weight` 40). The other terms do not depend on the range. The defaults
+    leave out what needs a second network.
 
     Attributes:
       reconstruction: "l2" or "l1", of pixels in [-1, 1].
@@ -47,7 +49,7 @@ class VQLossConfig:
       adversarial_weight: of the tokenizer's non-saturating loss; above 0 it needs a discriminator.
       adversarial_start: the first step of both the tokenizer's and the discriminator's adversarial
         losses; both are 0 before it.
-      r1_weight: of the discriminator's gradient penalty on real images.
+      r1_weight: of the discriminator's gradient penalty on real images, by pixels in [-1, 1].
     """
 
     reconstruction: Literal["l2", "l1"] = "l2"

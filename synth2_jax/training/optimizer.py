@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.layers.stack import is_stacked
 from synth2_jax.training import train_state
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -17,16 +18,29 @@ OPTIMIZERS = ("adafactor", "adam", "adamw")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes that are not plain from their names:
+    """Optimizer and schedule of one training.
+
+    An update at learning rate r changes a parameter p by `-r * (u + weight_decay * p)`, so decay is
+    decoupled from the gradient and proportional to the learning rate (AdamW, Loshchilov & Hutter
+    2019; MaskGIT and Muse: 0.045 at 1e-4). u is Adam's update, or Adafactor's (Shazeer & Stern
+    2018, as in t5x and optax): the gradient over the root of its factored second moment, scaled
+    down to an RMS of at most 1, times `max(RMS(p), 1e-3)` if `multiply_by_parameter_scale`, then
+    averaged by `momentum`. Each RMS and each factored moment is that of one layer, whether a stack
+    of layers is scanned or looped.
+
+    Attributes that are not plain from their names:
 
     learning_rate: the highest of the schedule, reached by a linear climb of `warmup_steps`.
     schedule: "constant", or a "cosine" or "linear" fall to `final_fraction * learning_rate` at the
       end of the run, which warm-up is part of.
     beta1, beta2, epsilon: Adam's and AdamW's; adafactor has none of them.
     momentum: adafactor's, a moving average of its updates (Muse: 0.9); 0 keeps none.
-    weight_decay: decoupled, times the learning rate; only "adamw" and "adafactor" have it.
+    multiply_by_parameter_scale: adafactor's: the learning rate is relative to a parameter's RMS, as
+      T5 has it (0.001 to 0.01). With False it is an absolute step size, as Adam's (Muse: 1e-4).
+    weight_decay: only "adamw" and "adafactor" have it.
     weight_decay_skip: regular expressions; a parameter with one of them in its path does not decay.
-    clip_norm: gradients are scaled down to this global norm; 0 does not clip.
+    clip_norm: the gradients of each network are scaled down to this global norm; 0 does not clip. A
+      network is a top-level part of the parameters: a tokenizer and its discriminator are two.
     """
 
     name: str = "adamw"
@@ -38,6 +52,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     momentum: float = 0.0
+    multiply_by_parameter_scale: bool = True
     weight_decay: float = 0.0
     weight_decay_skip: tuple[str, ...] = ()
     clip_norm: float = 1.0
@@ -53,6 +68,11 @@ class OptimizerConfig:
             raise ValueError(f"{self.name} with momentum={self.momentum}, expected 0; it has beta1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"found momentum {self.momentum}, expected 0 to below 1")
+        if not self.multiply_by_parameter_scale and self.name != "adafactor":
+            raise ValueError(
+                f"{self.name} with multiply_by_parameter_scale=False, expected True; only "
+                "adafactor multiplies"
+            )
         if self.name == "adam" and self.weight_decay:
             raise ValueError(f"adam with weight_decay={self.weight_decay}, expected 0; use adamw")
         if self.weight_decay_skip and not self.weight_decay:
@@ -77,13 +97,12 @@ def make_optimizer(
     """
     rate = learning_rate_schedule(config, num_steps, where)
     decay = config.weight_decay
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts = [_clip_each_network(config.clip_norm)] if config.clip_norm else []
     if config.name == "adafactor":
-        parts += [
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.scale_by_param_block_rms(),
-        ]
+        of_one_array = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
+        if config.multiply_by_parameter_scale:
+            of_one_array += [optax.scale_by_param_block_rms()]
+        parts += [_each_layer(optax.chain(*of_one_array))]
         if config.momentum:
             parts += [optax.ema(config.momentum, debias=False)]
     else:
@@ -99,6 +118,46 @@ def make_optimizer(
         parts += [optax.add_decayed_weights(decay, mask=decays)]
     parts += [optax.scale_by_learning_rate(rate)]
     return Optimizer(*optax.chain(*parts), learning_rate=rate)
+
+
+def _each_layer(of_one_array: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs a transformation with statistics of a whole array on every layer's arrays alone.
+
+    Parameters of a scanned stack hold all layers in one array, whose first axis is the layer.
+    """
+
+    def each(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            path: (jax.vmap(function) if is_stacked(path) else function)(
+                *(tree[path] for tree in trees)
+            )
+            for path in trees[0]
+        }
+
+    def update(
+        updates: Mapping[str, Any], state: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        both = each(of_one_array.update, updates, state, params)
+        return tuple({path: pair[i] for path, pair in both.items()} for i in (0, 1))
+
+    return optax.GradientTransformation(lambda params: each(of_one_array.init, params), update)
+
+
+def _clip_each_network(max_norm: float) -> optax.GradientTransformation:
+    """Clips by the global norm of each network's gradients, so that none shrinks another's."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(
+        updates: Mapping[str, Any], state: optax.OptState, params: Any = None
+    ) -> tuple[dict[str, Any], optax.OptState]:
+        del params
+        clipped: dict[str, Any] = {}
+        for network in {path.split("/")[0] for path in updates}:
+            part = {path: leaf for path, leaf in updates.items() if path.split("/")[0] == network}
+            clipped |= clip.update(part, state)[0]
+        return clipped, state
+
+    return optax.GradientTransformation(clip.init, update)
 
 
 def learning_rate_schedule(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from configs.paper import tokenizer
 from synth2_jax.errors import UserError
 from synth2_jax.losses import vq_loss as losses
 from synth2_jax.losses.vq_loss import VQLossConfig, vq_loss
@@ -251,6 +252,20 @@ def test_r1_of_a_linear_discriminator():
     # Mean logit of an image = 2 * its mean pixel over 4 pixels: gradient 0.5 each, squared norm 1.
     total, count = losses.r1_penalty(lambda image: 2.0 * image[..., 0], jnp.ones((3, 2, 2, 1)))
     np.testing.assert_allclose([total, count], [3.0, 3.0], rtol=1e-6)
+
+
+def test_the_papers_weights_are_maskgits_for_pixels_in_0_to_1():
+    weights = VQLossConfig(**tokenizer.get_config().model.loss)
+    ours, pixels = jnp.array([[[[0.5]], [[-1.0]]]]), jnp.array([[[[0.75]], [[0.0]]]])
+    error = losses.reconstruction_loss(ours, jnp.zeros_like(ours))[0]
+    expected = np.mean((pixels - 0.5) ** 2)
+    np.testing.assert_allclose(weights.reconstruction_weight * error, expected, rtol=1e-6)
+
+    def discriminate(pixels):  # gradient 3 * pixel
+        return 1.5 * jnp.sum(pixels**2, axis=(1, 2, 3), keepdims=True)[..., 0]
+
+    found = losses.r1_penalty(lambda image: discriminate((image + 1) / 2), ours)[0]
+    np.testing.assert_allclose(weights.r1_weight * found, 10 * np.sum((3 * pixels) ** 2), rtol=1e-6)
 
 
 def test_entropy_is_lowest_when_decided_and_even():

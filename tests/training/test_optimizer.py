@@ -1,11 +1,19 @@
 """Tests of schedules and optimizers."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from configs.paper import generator
 from synth2_jax.config import build
 from synth2_jax.errors import UserError
+from synth2_jax.layers.stack import is_stacked, stack_layers, unstack_layers
+from synth2_jax.training import train_state
+from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate_schedule,
@@ -84,20 +92,137 @@ def test_adafactor_with_momentum_averages_its_updates():
         np.testing.assert_allclose(found["a"], (1 - 0.9**t) * expected["a"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [True, False])
+def test_adafactor_is_its_equations(scale):
+    """Of a matrix too small to be factored: its RMS is 0.2, so that scaling shows."""
+    config = OptimizerConfig(
+        name="adafactor",
+        learning_rate=0.1,
+        weight_decay=0.5,
+        clip_norm=0.0,
+        multiply_by_parameter_scale=scale,
+    )
+    tx = make_optimizer(config)
+    w, grads = np.full((2, 3), 0.2), np.random.default_rng(0).normal(size=(3, 2, 3))
+    params = {"w": jnp.array(w)}
+    state, v = tx.init(params), np.zeros((2, 3))
+    for t, grad in enumerate(grads, start=1):
+        updates, state = tx.update({"w": jnp.array(grad)}, state, params)
+        params = {"w": params["w"] + updates["w"]}
+        v = (1 - t**-0.8) * v + t**-0.8 * grad**2
+        u = grad / np.sqrt(v)
+        u = u / max(1, np.sqrt(np.mean(u**2)))
+        w = w - 0.1 * (u * (np.sqrt(np.mean(w**2)) if scale else 1) + 0.5 * w)
+        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"name": "adam"},
+        {"name": "adamw", "weight_decay": 0.1},
+        {"name": "adafactor", "weight_decay": 0.1},
+        {"name": "adafactor", "momentum": 0.9, "multiply_by_parameter_scale": False},
+    ],
+    ids=str,
+)
+def test_scanned_layers_train_as_looped_ones(section):
+    """Their RMS differ a hundredfold, and their kernels are large enough to be factored."""
+    rng = np.random.default_rng(0)
+    tx = make_optimizer(OptimizerConfig(learning_rate=0.01, **section))
+
+    def draw(*shape):
+        sizes = np.array([0.01, 0.1, 1.0]).reshape(3, *(1 for _ in shape))
+        return np.float32(sizes * rng.normal(size=(3, *shape)))
+
+    scanned = {"layers": {"kernel": draw(128, 2, 130), "scale": draw(130), "gate": draw()}}
+    wanted = jax.tree.map(lambda leaf: leaf + draw(*leaf.shape[1:]), scanned)
+
+    def ten_steps(params, wanted):
+        """Of a half of the squared distance, whose gradient is the difference."""
+        params, wanted = train_state.flatten({"net": params}), train_state.flatten({"net": wanted})
+
+        def step(_, carry):
+            params, state = carry
+            grads = {path: params[path] - wanted[path] for path in params}
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        run = jax.jit(lambda params: jax.lax.fori_loop(0, 10, step, (params, tx.init(params)))[0])
+        return train_state.unflatten(run(params))["net"]
+
+    looped = ten_steps(unstack_layers(scanned, 3), unstack_layers(wanted, 3))
+    found = ten_steps(scanned, wanted)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        found,
+        stack_layers(looped, 3),
+    )
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), found, scanned)))
+
+
+def test_the_papers_generator_takes_absolute_steps():
+    """Of 1e-4, and a decay of 0.045 times as much, however small the parameters are."""
+    section = generator.get_config().optimizer.to_dict()
+    config = build(OptimizerConfig, {**section, "warmup_steps": 0, "momentum": 0.0}, "optimizer")
+    tx = make_optimizer(config, 1_000_000)
+    params, grads = {"net/kernel": jnp.full((2, 2), 0.028)}, {"net/kernel": -jnp.eye(2)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    moved = -1e-4 * 0.045 * 0.028 + 1e-4 * np.eye(2)
+    np.testing.assert_allclose(updates["net/kernel"], moved, rtol=1e-5)
+
+
+def test_the_layer_axis_is_never_factored():
+    """Of 128 layers a vector each is an array that optax alone takes for a matrix."""
+    tx = make_optimizer(OptimizerConfig(name="adafactor", clip_norm=0.0))
+    params = {
+        "decoder/layers/norm/scale": jnp.ones((128, 130)),
+        "head/kernel": jnp.ones((128, 130)),
+    }
+    state = tx.init(params)[0]
+    assert state["decoder/layers/norm/scale"][0].v.shape == (128, 130)
+    assert state["head/kernel"][0].v_row.shape == (128,)
+
+
+@pytest.mark.parametrize("name", ["language_model", "generator", "vlm"])
+def test_stacked_parameters_are_those_with_a_layer_axis(name):
+    width = {"num_layers": 2, "embed_dim": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 8}
+    tokenizer = {"image_size": 8, "patch_size": 4, "filters": 8, "channel_multipliers": (1,)}
+    tokenizer |= {"num_res_blocks": 1, "norm_groups": 2, "embedding_dim": 4, "codebook_size": 8}
+    text = {"vocab_size": 8, **width}
+    sizes = {"num_tokens": 4, "codebook_size": 8}
+    vlm = {"language_model": text, "resampler": {"num_latents": 2, **width}}
+    vlm |= {"image_embedding_dim": 4, "num_image_tokens": 4}
+    model = {
+        "language_model": {"language_model": text},
+        "generator": {
+            "tokenizer": tokenizer,
+            "generator": {"text_encoder": text, "maskgit": {**sizes, **width}},
+        },
+        "vlm": {"tokenizer": tokenizer, "vlm": vlm},
+    }[name]
+    objective = make_objective(name, {**model, "text_length": 4})
+    params = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
+    axes = {path: box.names for path, box in train_state.flatten(params).items()}
+    stacked = {path for path, names in axes.items() if names[:1] == ("layers",)}
+    assert stacked == {path for path in axes if is_stacked(path)} != set()
+    assert not any("layers" in names[1:] for names in axes.values())
+
+
 def test_a_skip_that_matches_nothing_is_an_error():
     tx = make_optimizer(OptimizerConfig(weight_decay=0.5, weight_decay_skip=("bais$",)))
     with pytest.raises(UserError, match=r"weight_decay_skip: 'bais\$' matches no parameter"):
         tx.init({"a/bias": jnp.ones(3)})
 
 
-def test_gradients_are_clipped_by_their_global_norm():
+def test_gradients_are_clipped_by_the_global_norm_of_their_network():
     """Adam's first step does not see the scale of a gradient, its second moment does."""
-    grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
+    grads = {"net/a": jnp.array([30.0]), "net/b": jnp.array([40.0]), "other/a": jnp.array([1e6])}
     for clip_norm, scale in [(5.0, 0.1), (100.0, 1.0), (0.0, 1.0)]:
         tx = make_optimizer(OptimizerConfig(beta1=0.0, beta2=0.5, clip_norm=clip_norm))
         _, state = tx.update(grads, tx.init(grads), grads)
         adam = next(part for part in state if hasattr(part, "nu"))
-        np.testing.assert_allclose(adam.nu["b"], 0.5 * (40 * scale) ** 2, rtol=1e-5)
+        np.testing.assert_allclose(adam.nu["net/b"], 0.5 * (40 * scale) ** 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +233,7 @@ def test_gradients_are_clipped_by_their_global_norm():
         ({"total_steps": 5}, "config.optimizer.total_steps: unknown key"),
         ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
         ({"momentum": 0.9}, "adamw with momentum=0.9, expected 0; it has beta1"),
+        ({"multiply_by_parameter_scale": False}, "only adafactor multiplies"),
         ({"name": "adafactor", "momentum": 1.0}, "found momentum 1.0, expected 0 to below 1"),
         ({"weight_decay_skip": ["bias"]}, "weight_decay_skip without weight_decay"),
     ],
