@@ -2,11 +2,14 @@
 
 import dataclasses
 import unicodedata
+from typing import Any
 
 from synth2_jax.data.rejected import Rejected
 
 # Marks that turn the direction of the text around them: a caption could pass for another.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_BYTE_ORDER_MARK = "\ufeff"  # with which some editors begin a file of UTF-8
+_UNITS_PER_CHAR = 16  # of a clean caption: 4 bytes, marks to be composed, white space to be joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,25 +23,37 @@ class CaptionLimits:
             raise ValueError(f"max_chars: found {self.max_chars}, expected at least 1")
 
 
-def clean_caption(found: bytes | str, limits: CaptionLimits = CaptionLimits()) -> str:
+def clean_caption(
+    found: Any, limits: CaptionLimits = CaptionLimits(), what: str = "caption"
+) -> str:
     """Text of any script in one line: control characters and runs of white space are one space.
 
+    Args:
+      found: text, or bytes that should be UTF-8; anything else, as JSON may have, is rejected.
+      limits: of the text.
+      what: its name in the reasons, such as "question".
+
     Raises:
-      Rejected: not UTF-8, empty, or too long.
+      Rejected: not text, not UTF-8, empty, or too long.
     """
+    if not isinstance(found, str | bytes):
+        raise Rejected(f"{what} not text", f"found {found!r:.40}")
+    # Before all work on it: the time that NFC takes grows with the square of combining marks.
+    if len(found) > _UNITS_PER_CHAR * limits.max_chars:
+        raise Rejected(f"{what} too long", f"{len(found):,} bytes or characters")
     try:
         text = found.decode("utf-8") if isinstance(found, bytes) else found
         text.encode("utf-8")  # JSON can hold halves of characters
     except UnicodeError as error:
-        raise Rejected("caption not UTF-8", str(error)) from None
+        raise Rejected(f"{what} not UTF-8", str(error)) from None
     text = "".join(
         " " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
-        for char in text
+        for char in text.removeprefix(_BYTE_ORDER_MARK)
         if char not in _BIDI
     )
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     if not text:
-        raise Rejected("empty caption")
+        raise Rejected(f"empty {what}")
     if len(text) > limits.max_chars:
-        raise Rejected("caption too long", f"{len(text):,} characters")
+        raise Rejected(f"{what} too long", f"{len(text):,} characters")
     return text

@@ -6,17 +6,34 @@ tried (some decoders of others start programs).
 Legend: S side of the square.
 """
 
+import contextlib
 import dataclasses
 import io
+import struct
 import warnings
+import zlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from synth2_jax.data.rejected import Rejected
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_ROWS = 256  # of a strip
+_TURNS = {  # by the values of EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_NOT_AN_IMAGE, _CORRUPT = "not an image", "corrupt image"
+_PNG, _JPEG, _END_OF_JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd9"
+_ANY_BITS = (bytes(64), b"\x55" * 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,27 +59,54 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
     """The middle square of a picture, u8[S,S,3], with S = `size`.
 
     Turned as EXIF says; the first frame of an animation; transparent parts are white; 16-bit
-    values are scaled to 8.
+    values are scaled to 8. Damage that leaves the pixels whole does not matter: in a PNG's
+    metadata, at a JPEG's end, white space before the file.
 
     Raises:
       Rejected: not a picture, a damaged one, or one outside of the limits.
     """
     if len(contents) > limits.max_bytes:
         raise Rejected("image file too large", f"{len(contents):,} bytes")
+    if contents[:1].isspace():  # no format begins so, but answers of some servers do
+        contents = contents.lstrip()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are checked here
-            with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
-                width, height = image.size
-                if width * height > limits.max_pixels:
-                    raise Rejected("image too large", f"{width}x{height} pixels")
-                if min(width, height) < limits.min_side:
-                    raise Rejected("image too small", f"{width}x{height} pixels")
-                # JPEG only: decodes at a half, a quarter or an eighth where that is enough.
-                image.draft("RGB", (2 * size, 2 * size))
-                return middle_square(image, size)
+        return _decode(contents, size, limits)
+    except Rejected as error:
+        if error.reason not in (_NOT_AN_IMAGE, _CORRUPT):
+            raise
+        repaired = _repaired(contents, limits)
+        if repaired is None:
+            raise
+        return _decode(repaired, size, limits)
+
+
+def _decode(contents: bytes, size: int, limits: ImageLimits) -> np.ndarray:
+    with _opened(contents, limits) as image:
+        # JPEG only: decodes at a half, a quarter or an eighth where that is enough.
+        image.draft("RGB", (2 * size, 2 * size))
+        return middle_square(image, size)
+
+
+@contextlib.contextmanager
+def _opened(contents: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
+    """A picture within the limits; Rejected also for what its decoder raises inside."""
+    with warnings.catch_warnings(), _one_kind_of_error(contents[:8]):
+        warnings.simplefilter("ignore")  # of sizes, which are checked here
+        with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise Rejected("image too large", f"{width}x{height} pixels")
+            if min(width, height) < limits.min_side:
+                raise Rejected("image too small", f"{width}x{height} pixels")
+            yield image
+
+
+@contextlib.contextmanager
+def _one_kind_of_error(beginning: bytes = b"") -> Iterator[None]:
+    try:
+        yield
     except UnidentifiedImageError:
-        raise Rejected("not an image", f"begins with {contents[:8]!r}") from None
+        raise Rejected(_NOT_AN_IMAGE, f"begins with {beginning!r}") from None
     except Rejected:
         raise
     except Image.DecompressionBombError as error:  # PIL's own limit, twice its MAX_IMAGE_PIXELS
@@ -70,13 +114,26 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
     # Decoders fail in any way on damaged files: PIL's own list names OSError, SyntaxError,
     # ValueError, struct.error, Image.DecompressionBombError and more.
     except Exception as error:
-        detail = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Rejected("corrupt image", detail) from error
+        raise Rejected(_CORRUPT, _one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def middle_square(image: Image.Image, size: int) -> np.ndarray:
-    """As `decode_image` of a picture that is opened already; Rejected: floating-point pixels."""
-    return _square(ImageOps.exif_transpose(_rgb(image)), size)
+    """As `decode_image` of a picture that is opened already.
+
+    Raises:
+      Rejected: a damaged picture, one without pixels or with floating-point pixels.
+    """
+    if not min(image.size):
+        raise Rejected("image too small", f"{image.width}x{image.height} pixels")
+    with _one_kind_of_error():
+        image.load()  # may itself turn the picture, and then says so in its EXIF
+        turn = _turn(image)
+        image = _eight_bits(image)
+        return _square(image.transpose(turn) if turn is not None else image, size)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -86,29 +143,83 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    exif = image.getexif()
-    if image.mode in _SIXTEEN_BITS or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
-        wide = image.mode in _SIXTEEN_BITS or values.max() > 255
-        values = np.clip(values // 257 if wide else values, 0, 255).astype(np.uint8)
-        converted = Image.fromarray(values).convert("RGB")
-    elif image.mode == "F":
+def _repaired(contents: bytes, limits: ImageLimits) -> bytes | None:
+    """The file without its damage, where that is not in the pixels."""
+    if contents.startswith(_PNG):
+        return _png_of_pixels(contents)
+    if not contents.startswith(_JPEG):
+        return None
+    # The pixels are whole where they are the same whatever follows.
+    first, second = (contents.rstrip(b"\xff") + more + _END_OF_JPEG for more in _ANY_BITS)
+    try:
+        with _opened(first, limits) as one, _opened(second, limits) as other:
+            same = np.array_equal(np.asarray(one), np.asarray(other))
+    except Rejected:
+        return None
+    return first if same else None
+
+
+def _png_of_pixels(contents: bytes) -> bytes:
+    """A PNG's chunks that tell its pixels, and how they are turned."""
+    chunks, start = [_PNG], len(_PNG)
+    while start + 12 <= len(contents):
+        length, name = struct.unpack_from(">I4s", contents, start)
+        chunk = contents[start : start + 12 + length]
+        whole = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (name == b"eXIf" and whole):
+            chunks.append(chunk)
+        start += 12 + length
+    return b"".join(chunks)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How EXIF says that the picture is to be turned; not at all where it is damaged."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # as of the pixels' decoders
+        return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB, or L of shades of gray."""
+    if image.mode == "F":
         raise Rejected("unsupported pixels", "floating point")
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        converted = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        converted = converted.convert("RGB")
-    else:
-        converted = image.convert("RGB")
-    converted.info.pop("exif", None)
-    converted.getexif().update(exif)
-    return converted
+    if image.mode in _SIXTEEN_BITS or image.mode == "I":
+        wide = image.mode in _SIXTEEN_BITS or image.getextrema()[1] > 255
+        return _by_strips(image, "L", _gray_of_wide if wide else _gray)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _by_strips(image, "RGB", _on_white)
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _by_strips(
+    image: Image.Image, mode: str, function: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """`function` of the picture, some rows at a time: what is between takes many times as much."""
+    made = Image.new(mode, image.size)
+    for top in range(0, image.height, _ROWS):
+        bottom = min(top + _ROWS, image.height)
+        made.paste(function(image.crop((0, top, image.width, bottom))), (0, top))
+    return made
+
+
+def _gray_of_wide(strip: Image.Image) -> Image.Image:
+    return Image.fromarray(np.clip(np.asarray(strip) // 257, 0, 255).astype(np.uint8))
+
+
+def _gray(strip: Image.Image) -> Image.Image:
+    return Image.fromarray(np.clip(np.asarray(strip), 0, 255).astype(np.uint8))
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    rgba = strip.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:
     """Cuts before it scales: a picture of 10,000 x 1 pixels must not become one of a million."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    if image.width != image.height:  # else it would be one more copy
+        image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))

@@ -20,6 +20,7 @@ from synth2_jax.data.rejected import Rejected
         ("user\u202egpj.exe", "usergpj.exe"),
         ("<script>alert(1)</script>", "<script>alert(1)</script>"),  # inert where it is shown
         ("größer".encode(), "größer"),
+        (b"\xef\xbb\xbfa red circle\r\n", "a red circle"),
     ],
 )
 def test_captions_become_one_line(found, clean):
@@ -35,6 +36,11 @@ def test_captions_become_one_line(found, clean):
         ("x" * 10_000, "caption too long"),
         (b"gr\xf6\xdfer", "caption not UTF-8"),
         ("half of \ud83d", "caption not UTF-8"),
+        ("a" + "\u0315\u0316" * 240_000, "caption too long"),  # NFC takes a minute of it
+        (None, "caption not text"),
+        (2024, "caption not text"),
+        (float("nan"), "caption not text"),
+        (["a red circle"], "caption not text"),
     ],
 )
 def test_captions_that_are_no_text(found, reason):
@@ -42,6 +48,12 @@ def test_captions_that_are_no_text(found, reason):
         clean_caption(found)
     assert error.value.reason == reason
     assert "\n" not in str(error.value)
+
+
+def test_the_reason_names_what_the_text_is():
+    with pytest.raises(Rejected) as error:
+        clean_caption(7, what="question")
+    assert (error.value.reason, error.value.detail) == ("question not text", "found 7")
 
 
 def test_the_limit_is_the_callers():

@@ -2,13 +2,14 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from synth2_jax.data.images import ImageLimits, decode_image
+from synth2_jax.data.images import ImageLimits, decode_image, middle_square
 from synth2_jax.data.rejected import Rejected
 
 
@@ -90,6 +91,78 @@ def rejected(contents, **limits):
         decode_image(contents, 32, ImageLimits(**limits))
     assert "\n" not in str(error.value)
     return error.value.reason
+
+
+def with_chunk(png, name, body, flip=False):
+    """A PNG with one more chunk before its pixels; `flip`ped, its checksum is wrong."""
+    start = png.index(b"IDAT") - 4
+    crc = zlib.crc32(name + body) ^ flip
+    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", crc)
+    return png[:start] + chunk + png[start:]
+
+
+HUGE_TEXT = b"name\0\0" + zlib.compress(b"a" * (2 << 20))
+DAMAGED_EXIF = b"\0\x08\0\x02\x01\x12\0\x03"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "flip"),
+    [
+        (b"eXIf", DAMAGED_EXIF, False),
+        (b"eXIf", DAMAGED_EXIF, True),
+        (b"zTXt", HUGE_TEXT, False),
+        (b"iCCP", HUGE_TEXT, False),
+        (b"tEXt", b"Raw profile type exif\0\nexif\n    8\n4578696600\n", False),
+        (b"tEXt", b"Comment\0hello", True),
+    ],
+)
+def test_metadata_of_a_png_does_not_cost_its_pixels(name, body, flip):
+    png = encoded(gradient(32, 32))
+    found = decode_image(with_chunk(png, name, body, flip), 32)
+    np.testing.assert_array_equal(found, np.asarray(gradient(32, 32)))
+
+
+def test_a_png_is_turned_although_its_text_is_damaged():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    png = encoded(gradient(32, 32), exif=exif)
+    found = decode_image(with_chunk(png, b"tEXt", b"Comment\0hello", flip=True), 32)
+    np.testing.assert_array_equal(found, np.asarray(gradient(32, 32))[::-1, ::-1])
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_jpeg_may_lack_its_end_but_no_pixels(options, lost):
+    jpeg = encoded(gradient(64, 64), "JPEG", quality=95, **options)
+    expected = decode_image(jpeg, 64)
+    np.testing.assert_array_equal(decode_image(jpeg[:-lost], 64), expected)
+    for end in (len(jpeg) // 2, len(jpeg) - 40):
+        assert rejected(jpeg[:end]) == "corrupt image"
+
+
+def test_a_jpeg_that_ends_early_is_not_filled_up_with_gray():
+    jpeg = encoded(gradient(1000, 1000), "JPEG")  # scaled to 32 one cannot see where it ends
+    assert {rejected(jpeg[: len(jpeg) * part // 10]) for part in (3, 5, 8)} == {"corrupt image"}
+
+
+def test_white_space_before_a_picture_is_skipped():
+    image = gradient(32, 32)
+    np.testing.assert_array_equal(decode_image(b"\r\n" + encoded(image), 32), np.asarray(image))
+
+
+def test_many_sixteen_bit_pixels_take_little_more_than_themselves():
+    contents = encoded(Image.fromarray(np.full((3000, 3000), 257 * 9, np.uint16)))
+    tracemalloc.start()
+    try:
+        assert (decode_image(contents, 32) == 9).all()
+        assert tracemalloc.get_traced_memory()[1] < 9_000_000  # as numbers of 64 bits: 216 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(Rejected, match="too small: 0x5"):
+        middle_square(Image.new("RGB", (0, 5)), 32)
 
 
 def test_damaged_files():
