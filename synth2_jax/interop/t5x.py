@@ -19,9 +19,10 @@ Its names below `target`, "." in files for "/", and shapes:
     encoder/relpos_bias/rel_embedding                        [H, buckets]
     encoder/encoder_norm/scale                               [D]
 
-V vocabulary, D width, H heads, K head dim, M hidden width, I layers. Scanned (scalable_t5), all
-layers are one array in `encoder/encoder` instead of `encoder/layers_I`, along axis 1: [D, I, M].
-scalable_t5 has a bias in each layer, which is `relpos_per_layer` of our config. Nothing says which
+V vocabulary, D width, H heads, K head dim, M hidden width, I layers. umT5's network is
+`scalable_t5`, which differs in three ways. Heads are an axis of their own: [D, H, K] and [H, K, D].
+Each layer has a bias, which is `relpos_per_layer` of our config. Scanned, all layers are one array
+in `encoder/encoder` instead of `encoder/layers_I`, along axis 1: [D, I, M]. Nothing says which
 activation a gated MLP has: the config does. A part of an array is read from the chunks that it lies
 in, each of them whole; chunks are the parts that the devices of the writer held.
 """
@@ -143,7 +144,9 @@ def _recipes(config: TextEncoderConfig, tensors: Tensors) -> dict[str, Recipe]:
     ) -> dict[str, Recipe]:
         def to_ours(kernel: LazyArray, axis: int | None) -> LazyArray:
             kernel = change(kernel)
-            return kernel if axis is None else kernel.split(first_axis + axis, heads)
+            if axis is None or kernel.ndim == first_axis + 3:  # heads are an axis already
+                return kernel
+            return kernel.split(first_axis + axis, heads)
 
         return {
             ours: one(f"{prefix}/{name}", functools.partial(to_ours, axis=axis))

@@ -1,6 +1,7 @@
 """The encoder of a t5x checkpoint, in each layout that t5x has written.
 
-tests/data/t5x is of t5x itself: a T5 1.1 with random weights and what its encoder made of tokens.
+tests/data/t5x is of t5x itself: a T5 1.1 with random weights and what its encoder made of tokens,
+and the same of its `scalable_t5` (umT5's network), scanned and looped.
 """
 
 import dataclasses
@@ -37,13 +38,12 @@ CONFIG = TextEncoderConfig(
 def t5x_target(config=CONFIG, scanned=False, dtype=np.float32):
     """Random parameters by t5x's names: a decoder's too."""
     rng = np.random.default_rng(0)
+    heads = (H, K) if config.relpos_per_layer else (H * K,)
     layer = {
         "pre_attention_layer_norm/scale": (D,),
         "pre_mlp_layer_norm/scale": (D,),
-        "attention/query/kernel": (D, H * K),
-        "attention/key/kernel": (D, H * K),
-        "attention/value/kernel": (D, H * K),
-        "attention/out/kernel": (H * K, D),
+        **{f"attention/{n}/kernel": (D, *heads) for n in ("query", "key", "value")},
+        "attention/out/kernel": (*heads, D),
         "mlp/wo/kernel": (M, D),
         **{
             f"mlp/{name}/kernel": (D, M)
@@ -183,6 +183,24 @@ def test_it_encodes_as_t5x_does(scan_layers, parity):
     difference = np.abs(encoded - held["encoded"])[held["mask"]].max()
     what = f"encoder of T5 1.1, {'scanned' if scan_layers else 'looped'}"
     parity(what, "t5x.examples.t5.network", "max abs difference", difference, 1e-4)
+
+
+@pytest.mark.parametrize("theirs, scan_layers", [("scanned", True), ("looped", False)])
+def test_it_encodes_as_scalable_t5_does(tmp_path, theirs, scan_layers, parity):
+    held = np.load(REFERENCE / f"scalable_{theirs}.npz")
+    target = {k.removeprefix("target/"): held[k] for k in held if k.startswith("target/")}
+    config = dataclasses.replace(
+        CONFIG, relpos_buckets=32, relpos_per_layer=True, scan_layers=scan_layers
+    )
+    path = write_own(tmp_path / "checkpoint_7", target)
+    params = jax.tree.map(np.asarray, load_text_encoder(path, config))
+    mask_BT = held["tokens"] > 0
+    encoded = TextEncoder(config).apply(
+        {"params": params}, held["tokens"], mask_BT, deterministic=True
+    )
+    difference = np.abs(encoded - held["encoded"])[mask_BT].max()
+    what = f"encoder of umT5, {theirs}"
+    parity(what, "t5x.examples.scalable_t5.network", "max abs difference", difference, 1e-4)
 
 
 VARIANTS = {
