@@ -20,11 +20,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
@@ -33,6 +34,7 @@ _PREFIX = "SYNTH2_"
 # Compiling for minutes must not look like death; who is really dead is found by the watchdog.
 _HEARTBEAT_SECONDS = 600
 _POLL_SECONDS = 0.2
+_MAX_ERROR_BYTES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +97,32 @@ def start(processes: Processes) -> None:
     _check("as the sum of a 1 from every device", ones, jax.device_count())
 
 
+@contextlib.contextmanager
+def through_process_0(context: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Enters `context` on process 0 for all processes; its UserError is raised on each of them."""
+    if not jax.distributed.is_initialized():
+        with context:
+            yield
+        return
+    with contextlib.ExitStack() as stack:
+        error = np.zeros(_MAX_ERROR_BYTES, np.uint8)
+        if not jax.process_index():
+            try:
+                stack.enter_context(context)
+            except UserError as caught:
+                line = str(caught).encode()[:_MAX_ERROR_BYTES]
+                error[: len(line)] = np.frombuffer(line, np.uint8)
+        line = multihost_utils.broadcast_one_to_all(error).tobytes().rstrip(b"\0")
+        if line:
+            raise UserError(line.decode(errors="replace"))
+        yield
+
+
 def leave(code: int) -> None:
     """Ends this process at once. An orderly exit would wait for others, who may be dead."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a pipe that nothing reads any more
+            stream.flush()
     os._exit(code)
 
 

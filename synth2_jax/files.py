@@ -1,29 +1,96 @@
 """Small files written so that they are either there whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import pathlib
+import secrets
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from synth2_jax.errors import UserError
 
-# How a full disk, or the end of a quota, is told by whoever meets it.
+# The texts of a full disk and of the end of a quota, in the error of whoever meets it.
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
+_LITTLE = 1 << 20  # bytes of room that are as good as none
+
+
+def temporary_name(path: pathlib.Path) -> pathlib.Path:
+    """Returns a hidden name beside `path` that no process of any machine has taken."""
+    # Process ids repeat on machines that share the storage; a name may have 255 bytes.
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+
+
+def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) -> str | None:
+    """Returns one line on a path that the system refuses; None for any other error.
+
+    A full disk is recognised by its text too, for TensorFlow has classes of its own for it. The
+    system does not say which disk is full, so those of `folders` are looked at.
+    """
+    reason = next((text for text in FULL_DISK if text in str(error)), None)
+    if reason:
+        full = [folder for folder in folders if _free_bytes(folder) < _LITTLE]
+        where = full or ([error.filename] if getattr(error, "filename", None) else [*folders])
+        return f"{' or '.join(map(str, where))}: {reason}. Make room and give the same command"
+    if not isinstance(error, OSError):
+        return None
+    if "temporary directory" in str(error.strerror):  # the `tempfile` module found none at all
+        return f"TMPDIR: {error.strerror}. Set TMPDIR to a folder with room"
+    if not isinstance(error.filename, str | bytes):
+        return None
+    path = pathlib.Path(os.fsdecode(error.filename))
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(path):.80}...: {error.strerror}. Choose a shorter name"
+    if error.errno == errno.ENOENT and path.is_symlink():
+        return f"{path}: is a link to {os.readlink(path)}, which is not there. Mend or remove it"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path}: {error.strerror}. Choose a place that you may read and write"
+    return f"{path}: {error.strerror}. Check the path"
+
+
+def _free_bytes(folder: str | os.PathLike[str]) -> float:
+    """Of the disk that holds `folder` or will hold it."""
+    path = pathlib.Path(folder).absolute()
+    try:
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        return shutil.disk_usage(there).free
+    except OSError:
+        return math.inf
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Gives a folder in TMPDIR, removed afterwards; UserError where TMPDIR cannot be used."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except Exception as error:  # TensorFlow has its own classes for what the system says
+        reason = next((text for text in FULL_DISK if text in str(error)), None)
+        if isinstance(error, OSError) and not reason:
+            reason = error.strerror
+        if not reason:
+            raise
+        raise UserError(f"TMPDIR: {reason}. Set TMPDIR to a folder with room") from error
 
 
 @contextlib.contextmanager
 def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a name to write to; `path` appears if the body ends well and its bytes are on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename, error.filename2 = str(path), None  # the name that the user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -3,18 +3,21 @@
 `synth2 STAGE --help` says what a stage does. `inspect` and `export` take their folder as it is:
 `synth2 inspect DIR`.
 
-Exit codes: 0 done, 2 a mistake of the user's (one line says which), 143 stopped by SIGTERM, 1
+Exit codes: 0 done, 2 a mistake of the user's or a path that the system refuses (one line says
+which), 130 stopped by Ctrl-C, 141 nothing reads the output any more, 143 stopped by SIGTERM, 1
 anything else. After 143 the same command goes on: `train` has saved where it was, `tokenize`,
 `encode_captions`, `synthesize` and `filter` keep their finished shards, `captions` the answers of a
 server, `demo` and `study` finished steps. Other stages begin anew.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -23,10 +26,14 @@ import ml_collections
 from absl import flags, logging
 
 from synth2_jax import config as config_lib
-from synth2_jax import distributed
+from synth2_jax import distributed, files, folder_lock
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.stages.inert_text import inert
+
+# As a shell says it of a process that a signal ended: 128 and the signal's number.
+_INTERRUPTED = 128 + signal.SIGINT
+_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Stage:
       needs_config: whether --config=FILE must be given.
       workdir: the folder without --workdir; None where it must be given.
       takes_folder: whether the workdir may be given without `--workdir=`.
+      writes: the option that names the folder it writes to, which no other command may write to
+        meanwhile; "" where what it writes is one small file, written whole.
       options: {name: help} of further --name=TEXT, keyword arguments of the stage's `run` when
         given.
     """
@@ -44,6 +53,7 @@ class Stage:
     needs_config: bool = True
     workdir: str | None = None
     takes_folder: bool = False
+    writes: str = "workdir"
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -72,6 +82,7 @@ STAGES = {
     "study": Stage(),
     "plan": Stage(
         workdir="workdir/plan",
+        writes="",
         options={
             "name": "in the file's name and in tables; the config file's, with its argument",
             "topology": "a pod, such as v5e:16x16",
@@ -85,6 +96,7 @@ STAGES = {
     "inspect": Stage(
         needs_config=False,
         takes_folder=True,
+        writes="",
         options={
             "fingerprints": "of a run: true reads every parameter for the parts' own fingerprints",
             "modules": "of a mixture: the modules that register it, separated by commas",
@@ -95,6 +107,7 @@ STAGES = {
     "export": Stage(
         needs_config=False,
         takes_folder=True,
+        writes="output",
         options={
             "output": "the folder to write, or FILE.safetensors for the parameters alone",
             "part": "of a file: such as vlm/resampler; all of it",
@@ -110,13 +123,14 @@ STAGES = {
 
 def console() -> None:
     """What the `synth2` command runs."""
+    # Captions hold more than a terminal's encoding may have.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         processes = distributed.from_environment()
         if processes:
             distributed.start(processes)
     except UserError as error:
-        # Names and captions in it may come from anywhere.
-        print(f"synth2: {inert(str(error))}", file=sys.stderr)
+        _tell(str(error))
         distributed.leave(2)
     try:
         code = main(sys.argv)
@@ -139,14 +153,49 @@ def console() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one stage; returns the exit code."""
+    folders = [os.environ.get("TMPDIR", "/tmp")]  # that may be full
     try:
         stage, config, workdir, options = parse(argv)
-        importlib.import_module(f"synth2_jax.stages.{stage}").run(config, workdir, **options)
+        folders = [workdir, *filter(None, [options.get("output")]), *folders]
+        run = importlib.import_module(f"synth2_jax.stages.{stage}").run
+        with distributed.through_process_0(_lock(stage, workdir, options)):
+            run(config, workdir, **options)
+        sys.stdout.flush()
     except UserError as error:
-        # Names and captions in it may come from anywhere.
-        print(f"synth2: {inert(str(error))}", file=sys.stderr)
+        _tell(str(error))
+        return 2
+    except BrokenPipeError:  # such as `synth2 inspect DIR | head`
+        return _PIPE_CLOSED
+    except KeyboardInterrupt:
+        _tell("stopped by Ctrl-C")
+        return _INTERRUPTED
+    except Exception as error:
+        line = files.system_problem(error, folders)
+        if line is None:
+            raise
+        logging.info("the error in full:", exc_info=True)
+        _tell(line)
         return 2
     return 0
+
+
+def _tell(line: str) -> None:
+    """Prints an error; names and captions in it may come from anywhere."""
+    with contextlib.suppress(OSError):
+        print(f"synth2: {inert(line)}", file=sys.stderr, flush=True)
+
+
+def _lock(
+    stage: str, workdir: str, options: Mapping[str, str]
+) -> contextlib.AbstractContextManager[None]:
+    """Keeps other commands from the folder that the stage writes to."""
+    folder = {"workdir": workdir, **options}.get(STAGES[stage].writes)
+    if not folder:
+        return contextlib.nullcontext()
+    file = pathlib.Path(folder, folder_lock.LOCK)
+    if STAGES[stage].writes != "workdir":  # replaced as a whole, so its lock is beside it
+        file = pathlib.Path(os.path.abspath(folder) + folder_lock.LOCK)
+    return folder_lock.hold(file, f"--{STAGES[stage].writes}={folder}", f"synth2 {stage}")
 
 
 def parse(

@@ -81,6 +81,24 @@ def test_a_write_replaces_and_leaves_nothing_else(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["note.txt"]
 
 
+def test_two_processes_of_one_number_on_two_machines_write_one_file_whole(tmp_path, monkeypatch):
+    """And names as long as a name may be."""
+    monkeypatch.setattr(files.os, "getpid", lambda: 17)
+    path = tmp_path / ("é" * 127)
+    with files.written_whole(path) as first, files.written_whole(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_the_system_refuses_names_the_file_itself(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as error, files.written_whole(tmp_path / "folder") as temporary:
+        temporary.touch()
+    assert error.value.filename == str(tmp_path / "folder") and error.value.filename2 is None
+
+
 def test_what_json_has_no_number_for_is_null(tmp_path):
     value = {"a": [float("nan"), np.float64("-inf"), 1.5], "b": {"c": (float("inf"), "NaN", None)}}
     expected = {"a": [None, None, 1.5], "b": {"c": [None, "NaN", None]}}

@@ -1,9 +1,12 @@
 """The command line: exit codes, one line for a mistake, and overrides of config keys."""
 
+import errno
+import io
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import ml_collections
 import pytest
@@ -215,6 +218,97 @@ def test_what_is_no_mistake_of_the_users_is_not_hidden(monkeypatch, tmp_path):
         main.main(["synth2", "report", f"--workdir={tmp_path}"])
 
 
+def dangling(folder):
+    (folder / "link").symlink_to(folder / "nowhere")
+    (folder / "link").read_text()
+
+
+def refuse(number, path):
+    raise OSError(number, os.strerror(number), path)
+
+
+@pytest.mark.parametrize(
+    "fail, line",
+    [
+        (dangling, "{}/link: is a link to {}/nowhere, which is not there. Mend or remove it"),
+        (lambda folder: (folder / "no").read_text(), "{}/no: No such file or directory. Check"),
+        (lambda folder: folder.read_text(), "{}: Is a directory. Check the path"),
+        (lambda folder: (folder / ("x" * 300)).touch(), "...: File name too long. Choose a short"),
+        (lambda folder: refuse(errno.EROFS, "/a/b"), "/a/b: Read-only file system. Choose a place"),
+        (lambda folder: refuse(errno.EACCES, "/a/b"), "/a/b: Permission denied. Choose a place"),
+        # A disk that is full when a file is written to is not named by the system.
+        (
+            lambda folder: pathlib.Path("/dev/full").write_text("x"),
+            "{}/w or /tmp: No space left on device. Make room and give the same command",
+        ),
+        (lambda folder: tempfile.mkdtemp(dir="/a"), "No such file or directory. Check the path"),
+        (
+            lambda folder: refuse_temporary(),
+            "TMPDIR: No usable temporary directory found in ['/a']. Set TMPDIR to a folder with",
+        ),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_line(capfd, monkeypatch, tmp_path, fail, line):
+    monkeypatch.setattr(
+        "synth2_jax.stages.report.run", lambda config, workdir: fail(tmp_path.resolve())
+    )
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    found = mistake(capfd, "report", f"--workdir={tmp_path}/w")
+    assert line.replace("{}", str(tmp_path.resolve())) in found
+
+
+def refuse_temporary():
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/a']")
+
+
+def test_of_two_disks_the_full_one_is_named(capfd, monkeypatch, tmp_path):
+    def free(folder):
+        return 0 if str(folder) == "/the/full/one" else 1 << 40
+
+    monkeypatch.setattr("synth2_jax.files._free_bytes", free)
+    monkeypatch.setattr(
+        "synth2_jax.stages.report.run", lambda config, workdir: refuse(errno.ENOSPC, None)
+    )
+    monkeypatch.setenv("TMPDIR", "/the/full/one")
+    line = mistake(capfd, "report", f"--workdir={tmp_path}")
+    assert line.startswith("/the/full/one: No space left on device. Make room")
+
+
+@pytest.mark.parametrize(
+    "error, code, told",
+    [(KeyboardInterrupt, 130, "synth2: stopped by Ctrl-C\n"), (BrokenPipeError, 141, "")],
+)
+def test_ctrl_c_and_a_closed_pipe_leave_no_traceback(
+    capfd, monkeypatch, tmp_path, error, code, told
+):
+    def stop(config, workdir):
+        raise error
+
+    monkeypatch.setattr("synth2_jax.stages.report.run", stop)
+    assert main.main(["synth2", "report", f"--workdir={tmp_path}"]) == code
+    assert capfd.readouterr().err == told
+
+
+def test_a_pipe_may_close_before_what_was_printed_is_written(monkeypatch, tmp_path):
+    class Closed(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("synth2_jax.stages.report.run", lambda config, workdir: None)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert main.main(["synth2", "report", f"--workdir={tmp_path}"]) == 141
+
+
+def test_a_terminal_that_lacks_a_character_gets_its_escape(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr(main, "main", lambda argv: print("café \ud800") or 0)
+    with pytest.raises(SystemExit) as ended:
+        main.console()
+    sys.stdout.flush()
+    assert ended.value.code == 0 and written.getvalue() == b"caf\\xe9 \\ud800\n"
+
+
 def test_a_stage_that_was_told_to_stop_keeps_its_code(monkeypatch, tmp_path):
     def stop(config, workdir):
         raise SystemExit(143)
@@ -223,6 +317,38 @@ def test_a_stage_that_was_told_to_stop_keeps_its_code(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main.main(["synth2", "report", f"--workdir={tmp_path}"])
     assert stopped.value.code == 143
+
+
+# --- one writer a folder ---
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [(["report"], "--workdir={}"), (["export", "run"], "--output={}")],
+)
+def test_while_a_command_writes_to_a_folder_another_is_refused(
+    capfd, monkeypatch, tmp_path, arguments, named
+):
+    folder = tmp_path / "written"
+    named = named.format(folder)
+    found = []
+
+    def run_twice(config, workdir, **options):
+        found.append(sorted(path.name for path in tmp_path.rglob("*.lock")))
+        line = mistake(capfd, *arguments, named)
+        stage = arguments[0]
+        assert line.startswith(f"{named}: in use by process {os.getpid()} on ")
+        assert f"(synth2 {stage}, since 20" in line and line.endswith("choose another folder")
+
+    monkeypatch.setattr(f"synth2_jax.stages.{arguments[0]}.run", run_twice)
+    for _ in range(2):  # the end of a command releases it
+        assert main.main(["synth2", *arguments, named]) == 0
+    assert len(found) == 2 and all(len(locks) == 1 for locks in found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_stage_that_writes_more_than_one_small_file_locks_its_folder():
+    assert {name for name, stage in STAGES.items() if not stage.writes} == {"inspect", "plan"}
 
 
 # --- what a stage gets ---

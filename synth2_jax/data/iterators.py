@@ -16,7 +16,6 @@ import dataclasses
 import io
 import json
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,6 +27,7 @@ from synth2_jax.data import mixtures
 from synth2_jax.data.feature_converters import COMPANIONS, converter_class
 from synth2_jax.data.tensorflow_cpu import one_line, tf
 from synth2_jax.errors import UserError
+from synth2_jax.files import temporary_folder
 
 _HEADER = "position.json"
 _VERSION = 1
@@ -269,7 +269,7 @@ class TrainIterator:
         }
         packed = io.BytesIO()
         with (
-            tempfile.TemporaryDirectory() as folder,
+            temporary_folder() as folder,
             zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         ):
             archive.writestr(_HEADER, json.dumps(header))
@@ -291,7 +291,7 @@ class TrainIterator:
             # The seeds of epochs live outside of TensorFlow's iterator, and have moved on.
             self._iterator = self._start()
         if header["num_batches"] > skipped:
-            with archive, tempfile.TemporaryDirectory() as folder:
+            with archive, temporary_folder() as folder:
                 archive.extractall(folder)
                 restored = tf.train.Checkpoint(iterator=self._iterator).read(f"{folder}/iterator")
                 restored.assert_consumed()

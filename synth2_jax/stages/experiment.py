@@ -11,14 +11,14 @@ import pathlib
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from synth2_jax import config as config_lib
-from synth2_jax import environment
+from synth2_jax import environment, folder_lock
 from synth2_jax.data import pair_writer, records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
@@ -143,9 +143,8 @@ class Experiment:
         section = self._copy(self.config.tokenize)
         section.tokenizer = self.path("tokenizer")
         self._check_same("tokenize", self.config.tokenize)
-        self._step(
-            "tokenize", self.config.tokenize, lambda: tokenize.run(section, self.path("pairs"))
-        )
+        folder = self.path("pairs")
+        self._step("tokenize", self.config.tokenize, folder, lambda: tokenize.run(section, folder))
 
     def captions(self) -> None:
         """The language model writes captions, class by class."""
@@ -154,7 +153,9 @@ class Experiment:
         folder = self.path("captions")
         self._check_same("captions", self.config.captions)
         if not pathlib.Path(folder, captions.MANIFEST).exists():
-            self._step("captions", self.config.captions, lambda: captions.run(section, folder))
+            self._step(
+                "captions", self.config.captions, folder, lambda: captions.run(section, folder)
+            )
 
     def generator(self, seed: int = 0) -> Trained:
         """Trained on the real pairs that the VLM has too."""
@@ -180,7 +181,7 @@ class Experiment:
         section.seed = seed
         step = _seeded("synthesize", seed)
         self._check_same(step, self.config.synthesize)
-        self._step(step, self.config.synthesize, lambda: synthesize.run(section, folder))
+        self._step(step, self.config.synthesize, folder, lambda: synthesize.run(section, folder))
         self._synthesized.add(seed)
         return folder
 
@@ -274,7 +275,9 @@ class Experiment:
             section = self._copy(self.config.evaluate)
             section.vlm = self.path(name)
             section.folder = self.path("pairs", "test")
-            self._step(step, self.config.evaluate, lambda: evaluate.run(section, str(folder)))
+            self._step(
+                step, self.config.evaluate, folder, lambda: evaluate.run(section, str(folder))
+            )
         return json.loads((folder / "results.json").read_text())
 
     def written_captions(self) -> list[dict[str, Any]]:
@@ -293,15 +296,24 @@ class Experiment:
         folder = self.path(name)
         self._check_same(name, given)
         if not _is_trained(folder, section.train.steps):
-            self._step(name, given, lambda: train.run(section, folder))
+            self._step(name, given, folder, lambda: train.run(section, folder))
         return load_trained(folder, section.model_name)
 
-    def _step(self, name: str, given: ml_collections.ConfigDict, function) -> None:
+    def _step(
+        self,
+        name: str,
+        given: ml_collections.ConfigDict,
+        folder: str | pathlib.Path,
+        function: Callable[[], Any],
+    ) -> None:
+        """Runs a stage, which writes to `folder`; no other command may write there meanwhile."""
         print(f"== {name}", flush=True)
         self._note_once(name, given)
         start = time.monotonic()
         try:
-            function()
+            lock = pathlib.Path(folder, folder_lock.LOCK)
+            with folder_lock.hold(lock, str(folder), f"the step {name}"):
+                function()
         finally:  # A step that is stopped has cost its time too.
             seconds = time.monotonic() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds

@@ -112,6 +112,21 @@ def test_stopped_and_killed_it_ends_as_if_nothing_had_happened(straight, pod, tm
     assert params_of(tmp_path) == params_of(straight)
 
 
+def test_a_second_training_in_one_workdir_is_refused_and_the_first_loses_nothing(pod, tmp_path):
+    train = (*TRAIN, f"--workdir={tmp_path}", "--config.train.watchdog_seconds=300")
+    with pod(2).start(*train, "--config.train.steps=100000") as first:
+        first.wait_for(lambda: saved_steps(tmp_path))
+        with pod(2).start(*train) as second:
+            assert second.codes() == [2, 2]
+            for index in range(2):
+                line = second.log(index).splitlines()[-1]
+                assert f"--workdir={tmp_path}: in use by process {first.processes[0].pid} " in line
+                assert "Traceback" not in second.log(index)
+        first.processes[0].send_signal(signal.SIGTERM)
+        assert first.codes() == [143, 143], first.log(0)[-3000:]
+    assert max(saved_steps(tmp_path)) == max(losses(tmp_path))
+
+
 def losses_so_far(workdir):
     return losses(workdir) if (workdir / "metrics.jsonl").exists() else {}
 

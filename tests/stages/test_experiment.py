@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax import environment, main
+from synth2_jax import environment, folder_lock, main
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json
@@ -92,7 +92,7 @@ def test_more_steps_than_were_done_is_more_to_do(chain):
     config.language_model.train.steps += 1
     calls = []
     experiment = Experiment(config, str(chain.root))
-    experiment._step = lambda name, given, function: calls.append(name)
+    experiment._step = lambda name, given, folder, function: calls.append(name)
     experiment.language_model()
     assert calls == ["language_model"]
 
@@ -266,7 +266,7 @@ def test_an_interrupted_first_run_is_not_a_trained_one(chain, tmp_path):
     experiment = Experiment(demo_config(chain), str(tmp_path))
     (tmp_path / "tokenizer" / "checkpoints").mkdir(parents=True)
     calls = []
-    experiment._step = lambda name, given, function: calls.append(name)
+    experiment._step = lambda name, given, folder, function: calls.append(name)
     with pytest.raises(UserError, match="expected checkpoint steps"):
         experiment.tokenizer()
     assert calls == ["tokenizer"]
@@ -275,15 +275,27 @@ def test_an_interrupted_first_run_is_not_a_trained_one(chain, tmp_path):
 def test_seconds_of_steps_add_up_over_processes(chain, tmp_path):
     config = demo_config(chain)
     first = Experiment(config, str(tmp_path))
-    first._step("tokenizer", config.tokenizer, lambda: time.sleep(0.02))
+    folder = tmp_path / "step"
+    first._step("tokenizer", config.tokenizer, folder, lambda: time.sleep(0.02))
     with pytest.raises(SystemExit):
-        first._step("synthesize", config.synthesize, lambda: time.sleep(0.02) or sys.exit(143))
+        first._step(
+            "synthesize", config.synthesize, folder, lambda: time.sleep(0.02) or sys.exit(143)
+        )
     later = Experiment(config, str(tmp_path))
-    later._step("synthesize", config.synthesize, lambda: None)  # all there already
+    later._step("synthesize", config.synthesize, folder, lambda: None)  # all there already
     seconds = json.loads((tmp_path / "seconds.json").read_text())
     assert seconds.keys() == {"tokenizer", "synthesize"}
     assert min(seconds.values()) >= 0.02
     assert later.seconds.keys() == {"synthesize"} and later.seconds["synthesize"] < 0.02
+
+
+def test_a_step_is_refused_while_another_command_writes_to_its_folder(chain, tmp_path):
+    experiment, folder = Experiment(demo_config(chain), str(tmp_path)), tmp_path / "tokenizer"
+    with (
+        folder_lock.hold(folder / folder_lock.LOCK, "--workdir=w", "synth2 train"),
+        pytest.raises(UserError, match=f"^{folder}: in use by .* on .*synth2 train, since"),
+    ):
+        experiment.tokenizer()
 
 
 def test_another_config_is_refused_by_every_step_that_was_begun_under_one(chain, tmp_path):
@@ -332,7 +344,9 @@ def test_the_peak_memory_is_the_most_of_all_processes(chain, tmp_path, monkeypat
     assert 0.05 < first.peak_memory_gib() < 100  # this process has imported JAX and TensorFlow
     for peak, expected in ((300.0, 300.0), (200.0, 300.0)):
         monkeypatch.setattr(steps, "_peak_memory_gib", lambda peak=peak: peak)
-        Experiment(config, str(tmp_path))._step("tokenizer", config.tokenizer, lambda: None)
+        Experiment(config, str(tmp_path))._step(
+            "tokenizer", config.tokenizer, tmp_path / "step", lambda: None
+        )
         assert first.peak_memory_gib() == expected
 
 
