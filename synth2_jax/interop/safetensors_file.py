@@ -8,7 +8,6 @@ safetensors package cannot do. `tensor_files.open_safetensors` reads them as laz
 import itertools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import safetensors
 
 from synth2_jax.errors import UserError
-from synth2_jax.files import write_json
+from synth2_jax.files import write_json, written_whole
 
 FORMAT = "synth2_jax parameters"
 # Hugging Face's tools refuse files with metadata that does not say so.
@@ -82,19 +81,12 @@ def write_tensors(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for (name, leaf), array in zip(shapes.items(), arrays, strict=True):
-                if array.shape != tuple(leaf.shape) or array.dtype != leaf.dtype:
-                    raise ValueError(f"{name}: {array.dtype}{array.shape}, expected {leaf}")
-                file.write(np.ascontiguousarray(array).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, leaf), array in zip(shapes.items(), arrays, strict=True):
+            if array.shape != tuple(leaf.shape) or array.dtype != leaf.dtype:
+                raise ValueError(f"{name}: {array.dtype}{array.shape}, expected {leaf}")
+            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def write_folder(

@@ -3,9 +3,8 @@
 Run as `python -m synth2_jax.scenes.vocabulary`.
 """
 
-import os
-
 from synth2_jax.captioners.prompts import CAPTION_PROMPT, class_prompt
+from synth2_jax.files import write_bytes
 from synth2_jax.scenes import dataset
 from synth2_jax.vocabulary import BUILT_IN, train_vocabulary
 
@@ -22,7 +21,4 @@ def build() -> bytes:
 
 
 if __name__ == "__main__":
-    target = BUILT_IN["scenes"]
-    temporary = target.with_suffix(".tmp")
-    temporary.write_bytes(build())
-    os.replace(temporary, target)
+    write_bytes(BUILT_IN["scenes"], build())

@@ -35,7 +35,14 @@ import synth2_jax
 from synth2_jax import config as config_lib
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.files import FULL_DISK, read_json, write_bytes, write_json, write_text
+from synth2_jax.files import (
+    FULL_DISK,
+    read_json,
+    temporary_name,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from synth2_jax.interop import exported
 from synth2_jax.interop.safetensors_file import FORMAT, write_folder, write_tensors
 from synth2_jax.interop.tensor_files import open_safetensors
@@ -292,9 +299,8 @@ def _holds_no_more_than_an_export(folder: pathlib.Path) -> bool:
 def _folder_written_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a folder to write to, which takes the target's place if the body ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = f".{target.name}.{os.getpid()}"
-    temporary, before = target.with_name(f"{beside}.tmp"), target.with_name(f"{beside}.before")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(target)
+    before = temporary.with_suffix(".before")
     temporary.mkdir()
     try:
         yield temporary
