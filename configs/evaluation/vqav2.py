@@ -1,4 +1,4 @@
-"""VQAv2 validation, 214,354 questions; and OK-VQA, which has the same files and rules.
+"""VQAv2 validation, 214,354 questions.
 
     synth2 evaluate --config=configs/evaluation/vqav2.py --workdir=WORKDIR/vqav2 \\
         --config.vlm=WORKDIR/vlm --config.folder=WORKDIR/pairs_vqav2/val
@@ -15,8 +15,8 @@ predictions.json is in the format of VQA's evaluation server.
 
 Hardware: any; images are split over all devices.
 Time: not run at this size.
-Score: VQA accuracy x100, with the official answer normalization. Flamingo-3B reports 49.2 zero-shot
-on VQAv2 and 41.2 on OK-VQA.
+Score: VQA accuracy x100, with the official answer normalization. Flamingo-3B reports 49.2
+zero-shot.
 
 Left open by the papers, and chosen: answers of up to 10 tokens, no length penalty.
 """

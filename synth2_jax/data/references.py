@@ -31,6 +31,11 @@ def pair_key(image_key: str, caption_index: int) -> str:
     return f"{image_key}-{caption_index}"
 
 
+def image_key(key: str) -> str:
+    """The image's key of a pair's key: the other way round."""
+    return key.rsplit("-", 1)[0]
+
+
 def read_references(
     folder: str | os.PathLike[str], tokenizer_fingerprint: str, max_images: int | None = None
 ) -> list[ReferencedImage]:
@@ -44,7 +49,7 @@ def read_references(
     images: dict[str, ReferencedImage] = {}
     captions: dict[str, list[str]] = collections.defaultdict(list)
     for pair in records.read_pairs(folder):
-        key = pair.key.rsplit("-", 1)[0]
+        key = image_key(pair.key)
         if key not in images:
             if max_images is not None and len(images) == max_images:
                 break

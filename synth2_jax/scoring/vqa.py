@@ -1,17 +1,23 @@
 """VQA accuracy with the answer normalization of the VQA challenge (Antol et al., arXiv 1505.00468).
 
-OK-VQA is scored by the same rules (arXiv 1906.00067). Their script's habits are kept, since
-published numbers have them: answers are normalized only where the people's answers to the question
-differ; where all say the same, the answer must be that, letter by letter.
+Their script's habits are kept, since published numbers have them: answers are normalized only where
+the people's answers to the question differ; where all say the same, the answer must be that, letter
+by letter.
+
+OK-VQA is scored by the same script (arXiv 1906.00067), but its published answers are stems: "ride"
+of "riding", "build" of "buildings". Answers are then compared by the stems of their words, those of
+the references too: stems of stems, since the data set's stemmer is not published.
 
 Legend: B questions.
 """
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from synth2_jax.errors import UserError
 from synth2_jax.scoring.captions import PAPER_SCALE, Score
 
 ENOUGH = 3  # as many people make an answer right
@@ -60,14 +66,31 @@ def normalize(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+@functools.cache
+def load_stemmer() -> Callable[[str], str]:
+    """Word -> stem, by Snowball's English stemmer (Porter2); UserError without its package."""
+    try:
+        import snowballstemmer
+    except ImportError as error:
+        raise UserError(
+            "protocol.stem_answers: needs the package snowballstemmer; pip install "
+            "'synth2-jax[okvqa]'"
+        ) from error
+    return snowballstemmer.stemmer("english").stemWord
+
+
+def vqa_accuracy(
+    answers: Sequence[str], references: Sequence[Sequence[str]], *, stem: bool = False
+) -> Score:
     """Mean over people of min(others who gave the answer / 3, 1): 0 to 1.
 
     Args:
       answers: one a question.
       references: the people's answers to each; the data sets have ten.
+      stem: whether words are compared by their stems, as OK-VQA's are.
 
     Raises:
+      UserError: as `load_stemmer`.
       ValueError: no questions, counts that differ, or a question with fewer than two answers.
     """
     if len(answers) != len(references) or not answers:
@@ -77,36 +100,47 @@ def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
             raise ValueError(
                 f"references[{number}] is {group!r}, expected the answers of several people"
             )
+    stemmed = _stems if stem else str
     per_question = np.array(
-        [_accuracy(answer, group) for answer, group in zip(answers, references, strict=True)]
+        [
+            _accuracy(answer, group, stemmed)
+            for answer, group in zip(answers, references, strict=True)
+        ]
     )
     sizes = sorted({len(group) for group in references})
     span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
     provenance = (
-        f"tokenizer=VQA answer normalization, questions={len(answers)}, "
+        f"tokenizer=VQA answer normalization{', Snowball stems' if stem else ''}, "
+        f"questions={len(answers)}, "
         f"answers per question={span}, df=none"
     )
     return Score("vqa_accuracy", float(per_question.mean()), per_question, provenance)
 
 
 def score_answers(
-    answers: Sequence[str], references: Sequence[Sequence[str]]
+    answers: Sequence[str], references: Sequence[Sequence[str]], *, stem: bool = False
 ) -> dict[str, float | str]:
     """{"vqa_accuracy", "provenance"}, times 100 as papers print it; raises as `vqa_accuracy`."""
-    score = vqa_accuracy(answers, references)
+    score = vqa_accuracy(answers, references, stem=stem)
     return {
         "vqa_accuracy": PAPER_SCALE * score.corpus,
         "provenance": f"{score.provenance}, scale=x{PAPER_SCALE:g}",
     }
 
 
-def _accuracy(answer: str, group: Sequence[str]) -> float:
+def _accuracy(answer: str, group: Sequence[str], stemmed: Callable[[str], str]) -> float:
     answer, group = _cleaned(answer), [_cleaned(reference) for reference in group]
     if len(set(group)) > 1:
         answer, group = normalize(answer), [normalize(reference) for reference in group]
-    matches = [reference == answer for reference in group]
+    answer = stemmed(answer)
+    matches = [stemmed(reference) == answer for reference in group]
     # Each person is left out once.
     return float(np.mean([min(1.0, (sum(matches) - match) / ENOUGH) for match in matches]))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _stems(answer: str) -> str:
+    return " ".join(map(load_stemmer(), answer.split()))
 
 
 def _cleaned(answer: str) -> str:

@@ -1,7 +1,9 @@
 """`synth2 evaluate`: captions images by a trained VLM, or answers questions, and scores the texts.
 
-Writes to the workdir: captions.jsonl (key, caption, references), results.json, and for the scorers
-of the data sets predictions.json and, of captions, references.json (see `coco_files`). Only
+Writes to the workdir: captions.jsonl (key, caption, references), results.json (scores, and how they
+were measured), and for the scorers of the data sets predictions.json and, of captions,
+references.json (see `coco_files`). Scores that are asked for in addition (`more_scores`,
+`feature_model`) come last: where one fails, everything else is written and a line says so. Only
 parameters are restored, on however many devices there are.
 
 Legend: B batch, I images a text, N image tokens, P prompt tokens, T text tokens.
@@ -9,16 +11,19 @@ Legend: B batch, I images a text, N image tokens, P prompt tokens, T text tokens
 
 import collections
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
+from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import ReferencedImage, read_references
 from synth2_jax.errors import UserError, nearest
@@ -29,11 +34,13 @@ from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.scenes import dataset
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.scoring import feature_model
-from synth2_jax.scoring.captions import PAPER_SCALE, cider_d, cider_plain, score_captions
-from synth2_jax.scoring.meteor import check_meteor, meteor
+from synth2_jax.scoring.captions import PAPER_SCALE, cider_d, score_captions
+from synth2_jax.scoring.meteor import check_meteor
 from synth2_jax.scoring.vqa import score_answers
 from synth2_jax.stages import coco_files
 from synth2_jax.stages.clip_results import clip_results
+from synth2_jax.stages.document_frequencies import read_document_frequencies
+from synth2_jax.stages.more_scores import MORE_SCORES, each_alone, more_score
 from synth2_jax.stages.protocol import ProtocolConfig, is_plain, make_prompts
 from synth2_jax.stages.trained import load_trained
 from synth2_jax.training.objectives import VLMObjective
@@ -41,7 +48,7 @@ from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Objective, Params
 from synth2_jax.vocabulary import load_vocabulary
 
-MORE_SCORES = {"cider_plain": cider_plain, "meteor": meteor}
+RESULTS = "results.json"
 _PROMPT_STEP = 32  # prompts are padded to multiples: one compilation for all lengths up to one
 
 
@@ -56,6 +63,8 @@ class EvaluateConfig:
       batch_size: images a batch, over all devices.
       decode: greedy, or beam (Flamingo: 3 beams).
       protocol: what is asked for, after which examples.
+      document_frequencies: for every CIDEr: a folder of pairs or a COCO file of captions, whose
+        images are counted; "" for those of the references that are scored.
       more_scores: of captions: "cider_plain", CIDEr as first defined; "meteor", where Java is.
       feature_model: MODULE:FUNCTION or FILE.py:FUNCTION of a CLIP (see `scoring.feature_model`), by
         which captions get their CLIPScore; of the pictures as the tokenizer decodes them. While a
@@ -71,6 +80,7 @@ class EvaluateConfig:
     batch_size: int = 128
     decode: TextDecodeConfig = TextDecodeConfig()
     protocol: ProtocolConfig = ProtocolConfig()
+    document_frequencies: str = ""
     more_scores: tuple[str, ...] = ()
     feature_model: str = ""
     scenes_split: str = ""
@@ -87,7 +97,9 @@ class EvaluateConfig:
                 )
         if "meteor" in self.more_scores:
             check_meteor()  # now, not after an hour of captions
-        of_captions = self.scenes_split or self.more_scores or self.feature_model
+        of_captions = (
+            self.scenes_split or self.document_frequencies or self.more_scores or self.feature_model
+        )
         if self.protocol.task == "vqa" and of_captions:
             raise UserError(
                 f"evaluate: found {of_captions!r}, a score of captions, with protocol.task vqa"
@@ -143,6 +155,9 @@ class CaptionScorer:
                 data.prompt,
                 fingerprints["tokenizer"],
             )
+        self._frequency = None
+        if config.document_frequencies:
+            self._frequency = read_document_frequencies(config.document_frequencies)
         model = VLM(objective.task.vlm)
         prompt = self._vocabulary.encode(data.prompt)
         end_id = self._vocabulary.end_id(prompt)
@@ -218,37 +233,60 @@ class CaptionScorer:
         return self._prompted_tokens(params, batch, np.int32(length))
 
     def scores(self, params: Params) -> dict[str, float]:
-        """Numbers only, for training's metrics."""
-        results = self.score(self.captions(params))
+        """Numbers only, for training's metrics; a score that fails is a warning."""
+        captions = self.captions(params)
+        more, failed = each_alone(self.more_scores(captions))
+        for line in failed:
+            logging.warning("evaluate.%s", line)
+        results = self.score(captions) | more
         return {name: value for name, value in results.items() if isinstance(value, float)}
 
     def score(self, captions: Sequence[str]) -> dict[str, Any]:
         """Scores x100 as papers print them, and with `scenes_split` shares of objects right."""
-        references = [image.references for image in self.images]
         if self._config.protocol.task == "vqa":
-            return score_answers(captions, references)
-        results = self._caption_scores(captions, references)
-        if self._config.protocol.by_domain:
-            for domain, numbers in _domains(self._config.folder, self.images).items():
-                found = self._caption_scores(
-                    [captions[number] for number in numbers],
-                    [references[number] for number in numbers],
-                )
-                results |= {f"{name}/{domain}": value for name, value in found.items()}
+            references = [image.references for image in self.images]
+            stem = self._config.protocol.stem_answers
+            return score_answers(captions, references, stem=stem)
+        score = functools.partial(score_captions, frequency=self._frequency)
+        results = self._in_all_and_by_domain(score, captions)
         if self._config.scenes_split:
-            results |= _scenes_results(captions, self.images)
+            results |= self._scenes_results(captions)
         return results
 
-    def _caption_scores(
-        self, captions: Sequence[str], references: Sequence[Sequence[str]]
+    def more_scores(self, captions: Sequence[str]) -> dict[str, Callable[[], dict[str, Any]]]:
+        """{config key: what computes that score}, of those that the config asks for."""
+
+        def scorer(name: str) -> Callable[[], dict[str, Any]]:
+            score = functools.partial(more_score, name, frequency=self._frequency)
+            return lambda: self._in_all_and_by_domain(score, captions)
+
+        return {f"more_scores={name}": scorer(name) for name in self._config.more_scores}
+
+    def _in_all_and_by_domain(
+        self, score: Callable[..., dict[str, Any]], captions: Sequence[str]
     ) -> dict[str, Any]:
-        results = score_captions(captions, references)
-        for name in self._config.more_scores:
-            score = MORE_SCORES[name](captions, references)
-            results |= {
-                name: PAPER_SCALE * score.corpus,
-                f"provenance of {name}": f"{score.provenance}, scale=x{PAPER_SCALE:g}",
-            }
+        """`score(captions, references)` of all images, and where it is asked for of each domain."""
+        references = [image.references for image in self.images]
+        results = score(captions, references)
+        if self._config.protocol.by_domain:
+            for domain, numbers in _domains(self._config.folder, self.images).items():
+                found = score([captions[i] for i in numbers], [references[i] for i in numbers])
+                results |= {f"{name}/{domain}": value for name, value in found.items()}
+        return results
+
+    def _scenes_results(self, captions: Sequence[str]) -> dict[str, float | None]:
+        """objects_right, and CIDEr by whether the picture shows an unseen combination.
+
+        None where there are no such pictures.
+        """
+        scenes = [scenes_scores.scene_of(image.key) for image in self.images]
+        results = {"objects_right": scenes_scores.caption_objects_right(captions, scenes)}
+        # One document frequency, that of all images, so that the two parts compare.
+        references = [image.references for image in self.images]
+        per_image = cider_d(captions, references, frequency=self._frequency).per_image * PAPER_SCALE
+        unseen = np.array([scenes_scores.has_unseen(scene) for scene in scenes])
+        for name, chosen in (("unseen", unseen), ("seen", ~unseen)):
+            results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else None
         return results
 
 
@@ -266,29 +304,59 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         data = config_lib.build(DataConfig, trained.config["data"])
         scorer = CaptionScorer(trained.objective, cfg, data, fingerprints, mesh, rules, stop)
         captions = scorer.captions(trained.params)
-    results = scorer.score(captions) | {"vlm": trained.provenance("vlm")}
-    if cfg.feature_model:
-        results |= clip_results(cfg.feature_model, trained, scorer.images, captions, cfg.batch_size)
+    folder = pathlib.Path(workdir)
+    if jax.process_index() == 0:
+        _write_captions(folder, cfg, scorer.images, captions)
+    results = scorer.score(captions) | {
+        "vlm": trained.provenance("vlm"),
+        "protocol": cfg.protocol.describe(),
+        "prompt": data.prompt,
+        "pairs": records.read_manifest(cfg.folder).fingerprint,
+        "config": dataclasses.asdict(cfg),
+    }
     if jax.process_index():
         return results
-    folder = pathlib.Path(workdir)
+    write_json(folder / RESULTS, results)
+    more = scorer.more_scores(captions)
+    if cfg.feature_model:
+        more["feature_model"] = functools.partial(
+            *(clip_results, cfg.feature_model, trained, scorer.images, captions, cfg.batch_size)
+        )
+    scores, failed = each_alone(more)
+    if scores:
+        results |= scores
+        write_json(folder / RESULTS, results)
+    for name, value in results.items():
+        if name != "config":
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{name:>16}  {shown}")
+    if failed:
+        raise UserError(
+            f"evaluate.{'; '.join(failed)}. Captions and all other scores are in {workdir}."
+        )
+    return results
+
+
+def _write_captions(
+    folder: pathlib.Path,
+    cfg: EvaluateConfig,
+    images: Sequence[ReferencedImage],
+    captions: Sequence[str],
+) -> None:
+    """Everything but the scores."""
     write_json_lines(
         folder / "captions.jsonl",
         [
             {"key": image.key, "caption": caption, "references": image.references}
             | ({"prompt": image.prompt} if image.prompt else {})
-            for image, caption in zip(scorer.images, captions, strict=True)
+            for image, caption in zip(images, captions, strict=True)
         ],
     )
     if cfg.protocol.task == "vqa":
-        write_json(folder / "predictions.json", coco_files.answer_results(scorer.images, captions))
+        write_json(folder / "predictions.json", coco_files.answer_results(images, captions))
     else:
-        write_json(folder / "predictions.json", coco_files.caption_results(scorer.images, captions))
-        write_json(folder / "references.json", coco_files.caption_annotations(scorer.images))
-    write_json(folder / "results.json", results)
-    for name, value in results.items():
-        print(f"{name:>16}  {value:.4g}" if isinstance(value, float) else f"{name:>16}  {value}")
-    return results
+        write_json(folder / "predictions.json", coco_files.caption_results(images, captions))
+        write_json(folder / "references.json", coco_files.caption_annotations(images))
 
 
 def _check_questions(folder: str, images: Sequence[ReferencedImage]) -> None:
@@ -313,20 +381,3 @@ def _domains(folder: str, images: Sequence[ReferencedImage]) -> dict[str, list[i
             )
         domains[name].append(number)
     return dict(sorted(domains.items()))
-
-
-def _scenes_results(
-    captions: Sequence[str], images: Sequence[ReferencedImage]
-) -> dict[str, float | None]:
-    """objects_right, and CIDEr by whether the picture shows an unseen combination.
-
-    None where there are no such pictures.
-    """
-    scenes = [scenes_scores.scene_of(image.key) for image in images]
-    results = {"objects_right": scenes_scores.caption_objects_right(captions, scenes)}
-    # One document frequency, that of all images, so that the two parts compare.
-    per_image = cider_d(captions, [image.references for image in images]).per_image * 100
-    unseen = np.array([scenes_scores.has_unseen(scene) for scene in scenes])
-    for name, chosen in (("unseen", unseen), ("seen", ~unseen)):
-        results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else None
-    return results

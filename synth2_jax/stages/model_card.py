@@ -338,9 +338,9 @@ def _scores(facts: CardFacts) -> str:
 
 
 def _leaves(results: Mapping[str, Any], model_name: str) -> Iterable[tuple[str, Any]]:
-    """(name, number or text); the model itself is left out, since it is told elsewhere."""
+    """(name, number or text); without the model, which the card is about, and the config."""
     for name, value in results.items():
-        if isinstance(value, Mapping) and name != model_name:
+        if isinstance(value, Mapping) and name not in (model_name, "config"):
             yield from ((f"{name}.{inner}", leaf) for inner, leaf in _leaves(value, ""))
         elif isinstance(value, int | float | str) and not isinstance(value, bool):
             yield name, value

@@ -17,6 +17,7 @@ import numpy as np
 
 from synth2_jax.data.references import ReferencedImage, read_references
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.scoring.vqa import load_stemmer
 from synth2_jax.vocabulary import PAD_ID, Vocabulary
 
 TASKS = ("caption", "vqa")
@@ -36,6 +37,7 @@ class ProtocolConfig:
       same_examples: whether all images have the same examples; else each has its own.
       by_domain: whether captions of images whose keys begin with the same NAME/ are scored apart
         too, against document frequencies of their own (NoCaps).
+      stem_answers: whether answers and references are compared by their words' stems (OK-VQA).
       seed: of the draw.
     """
 
@@ -46,6 +48,7 @@ class ProtocolConfig:
     support_images: int = 2048
     same_examples: bool = False
     by_domain: bool = False
+    stem_answers: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -71,10 +74,23 @@ class ProtocolConfig:
                 f"{self.num_examples} examples"
             )
 
+        if self.stem_answers:
+            if self.task != "vqa":
+                raise UserError(f"protocol.stem_answers: found with task {self.task}, expected vqa")
+            load_stemmer()  # a package that is missing comes to light now
+
     @property
     def num_examples(self) -> int:
         """In the text of each image."""
         return self.shots or self.text_shots
+
+    def describe(self) -> str:
+        """What a text begins with, on one line, so that no few-shot result is taken for another."""
+        if self.shots:
+            return f"{self.shots}-shot: examples with their images before each image"
+        if self.text_shots:
+            return f"zero-shot as Flamingo has it: {self.text_shots} examples without their images"
+        return "zero-shot: no examples"
 
 
 @dataclasses.dataclass(frozen=True)

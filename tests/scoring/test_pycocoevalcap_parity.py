@@ -1,6 +1,8 @@
 """Scores against pycocoevalcap's own on equal tokens: random and adversarial sets of captions."""
 
+import importlib.machinery
 import importlib.metadata
+import os
 import shutil
 import warnings
 
@@ -124,9 +126,11 @@ def test_cider_without_clipping_and_penalty(parity):
 def test_meteor_is_pycocoevalcaps(parity, monkeypatch):
     if shutil.which("java") is None:
         pytest.fail("this test needs Java: install a JRE such as openjdk-17-jre-headless")
-    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
     from pycocoevalcap.meteor.meteor import Meteor
 
+    # A machine whose numbers have decimal commas and whose letters are not UTF-8.
+    machine = "-Duser.language=de -Duser.country=DE -Dfile.encoding=ISO-8859-1"
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", machine)
     texts = ["a dog runs on the beach", "", "two cats sit", "a café with ñandús", "dog dog dog dog"]
     known = [
         ["the dog is running by the sea", "a brown dog on sand"],
@@ -137,6 +141,8 @@ def test_meteor_is_pycocoevalcaps(parity, monkeypatch):
     ]
     tokens, references = [t.split() for t in texts], [[r.split() for r in g] for g in known]
     score = meteor.meteor(tokens, references)
+    of_strings = meteor.meteor(texts, known)
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
     corpus, per_image = Meteor().compute_score(
         dict(enumerate(known)), {i: [text] for i, text in enumerate(texts)}
     )
@@ -145,7 +151,7 @@ def test_meteor_is_pycocoevalcaps(parity, monkeypatch):
     parity("METEOR", f"pycocoevalcap {version}", "max abs difference", difference, 0)
     assert score.per_image[0] > 0.1 > score.per_image[1] == 0
     assert "tokenizer=given tokens, images=5, references per image=1-2" in score.provenance
-    assert meteor.meteor(texts, known).corpus == pytest.approx(corpus)  # strings get our tokens
+    assert of_strings.corpus == pytest.approx(corpus)  # strings get our tokens
 
 
 def test_without_java_or_its_package_meteor_says_what_to_install(monkeypatch):
@@ -156,3 +162,32 @@ def test_without_java_or_its_package_meteor_says_what_to_install(monkeypatch):
     monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs Java; found no program java"):
         meteor.meteor(["a"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    "java, message",
+    [
+        ("echo Unable to allocate heap >&2; exit 1", "exit code 1 and 0 lines, .*allocate heap"),
+        ("cat > /dev/null; echo 1", "exit code 0 and 1 lines, expected 2; it says"),
+        ("cat > /dev/null; echo 0,5; echo 0,5; echo 0,5", "exit code 0 and 3 lines, expected 2"),
+        ("sleep 60", "has not ended within 0.2 s"),
+        (
+            "read line; cat > /dev/null; echo 0,5; echo 0,5; [ ${line%% *} = SCORE ] || echo 0,5",
+            "could not convert string to float: .*0,5.*expected numbers",
+        ),
+    ],
+)
+def test_a_meteor_that_fails_is_one_line(monkeypatch, tmp_path, java, message):
+    program = tmp_path / "java"
+    program.write_text(f"#!/bin/sh\n{java}\n")
+    program.chmod(0o755)
+    (tmp_path / "meteor").mkdir()
+    spec = importlib.machinery.ModuleSpec("pycocoevalcap", None, is_package=True)
+    spec.submodule_search_locations.append(str(tmp_path))
+    monkeypatch.setattr(meteor.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(meteor, "_START_SECONDS", 0.2 if java == "sleep 60" else 60)
+    monkeypatch.setattr(meteor, "_SECONDS_PER_LINE", 0)
+    with pytest.raises(UserError, match=f"^METEOR: .*{message}") as error:
+        meteor.meteor(["a", "b"], [["a"], ["b"]])
+    assert len(str(error.value).splitlines()) == 1

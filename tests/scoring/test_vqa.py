@@ -3,10 +3,12 @@
 import doctest
 import itertools
 import re
+import sys
 
 import numpy as np
 import pytest
 
+from synth2_jax.errors import UserError
 from synth2_jax.scoring import vqa
 
 # The rules of https://visualqa.org/evaluation.html, one after the other, on their own.
@@ -136,6 +138,35 @@ def test_the_report_says_how_it_was_made():
         "tokenizer=VQA answer normalization, questions=2, answers per question=2-10, df=none, "
         "scale=x100"
     )
+
+
+@pytest.mark.parametrize(
+    "answer, published",
+    [
+        ("riding", "ride"),
+        ("buildings", "build"),
+        ("the ponies", "poni"),
+        ("texting", "text"),
+        ("kid's toys", "kid toy"),
+        ("weddings", "wed"),
+    ],
+)
+def test_answers_of_ok_vqa_are_compared_by_their_stems(answer, published):
+    for people in ([published] * 10, [published] * 4 + ["cat"] * 6):
+        assert vqa.vqa_accuracy([answer], [people]).corpus == 0
+        if answer != "the ponies" or "cat" in people:  # articles go where people differ
+            assert vqa.vqa_accuracy([answer], [people], stem=True).corpus == 1
+        assert vqa.vqa_accuracy([published], [people], stem=True).corpus == 1
+        assert vqa.vqa_accuracy(["red"], [people], stem=True).corpus == 0
+    report = vqa.score_answers([answer], [people], stem=True)
+    assert report["vqa_accuracy"] == 100
+    assert "tokenizer=VQA answer normalization, Snowball stems, questions=1" in report["provenance"]
+
+
+def test_without_the_stemmers_package_a_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "snowballstemmer", None)
+    with pytest.raises(UserError, match=r"protocol.stem_answers: .*'synth2-jax\[okvqa\]'"):
+        vqa.load_stemmer.__wrapped__()
 
 
 @pytest.mark.parametrize(

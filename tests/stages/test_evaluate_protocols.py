@@ -134,6 +134,7 @@ def test_an_example_is_answered_as_most_people_did(support):
     [
         ({"task": "captions"}, "protocol.task: unknown 'captions'; did you mean 'caption'"),
         ({"shots": -1}, "expected 0 or more"),
+        ({"stem_answers": True}, "protocol.stem_answers: found with task caption, expected vqa"),
         ({"shots": 1, "text_shots": 1, "support": "S"}, "with images or without, not both"),
         ({"shots": 1}, "protocol.support: found none, expected a folder of pairs"),
         ({"shots": 4, "support": "S", "support_images": 4}, "found 4, expected more than the 4"),
@@ -423,7 +424,8 @@ def vqa_pairs(tokenized, picture_folder):
 def test_questions_are_asked_and_answers_scored(chain, vqa_pairs, tmp_path):
     chain.run(evaluation(chain, "vqav2.py", tmp_path, folder=vqa_pairs))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results.keys() == {"vqa_accuracy", "provenance", "vlm"}
+    told = {"provenance", "vlm", "protocol", "prompt", "pairs", "config"}
+    assert results.keys() == {"vqa_accuracy"} | told
     assert "questions=12, answers per question=10" in results["provenance"]
     predicted = json.loads((tmp_path / "predictions.json").read_text())
     assert [row["question_id"] for row in predicted] == [1000 + 10 * i for i in range(NUM_IMAGES)]
@@ -438,6 +440,8 @@ def test_right_answers_are_right(vqa_pairs, open_vlm):
     scorer = scorer_of(open_vlm, vqa_pairs, {"task": "vqa"})
     assert scorer.score(["The red"] * NUM_IMAGES)["vqa_accuracy"] == pytest.approx(100)
     assert scorer.score(["pink"] * NUM_IMAGES)["vqa_accuracy"] == 0
+    stems = scorer_of(open_vlm, vqa_pairs, {"task": "vqa", "stem_answers": True})
+    assert stems.score(["reds"] * NUM_IMAGES)["vqa_accuracy"] == pytest.approx(100)
     # One person of ten said it: left out once.
     assert scorer.score(["blue"] * NUM_IMAGES)["vqa_accuracy"] == pytest.approx(30)
 

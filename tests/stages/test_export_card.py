@@ -107,10 +107,17 @@ def test_scores_are_those_of_this_model(run, tmp_path, mistake):
     write_results(run / "evaluation" / "results.json", mine, cider=61.25, seen=None)
     write_results(run / "another" / "results.json", "0" * 16, cider=99.0)
     given = tmp_path / "elsewhere" / "results.json"
-    write_results(given, mine, domains={"near": {"cider": 40}}, **{"provenance of cider": "a=b"})
+    measured = {
+        "provenance of cider": "a=b",
+        "protocol": "4-shot: examples with their images before each image",
+        "config": {"batch_size": 77, "protocol": {"shots": 4}},
+    }
+    write_results(given, mine, domains={"near": {"cider": 40}}, **measured)
     card = card_of(run, f"--results={given}")
     assert "| cider | 61.25 |" in card and "99" not in card.split("## Scores")[1]
     assert "| domains.near.cider | 40 |" in card and "- provenance of cider: a=b" in card
+    assert "- protocol: 4-shot: examples with their images" in card  # not taken for zero-shot
+    assert "77" not in card.split("## Scores")[1].split("## ")[0]  # no setting is a score
     assert "`evaluation/results.json`" in card and "`elsewhere/results.json`" in card
     assert "seen" not in card.split("## Scores")[1].split("## ")[0]
 
