@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake in a config, path or file, as one line: the thing, the found and the expected."""
 
 
+class DamagedError(Exception):
+    """A file of ours is not as it was written; an older one may do in its place."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns the tail of an "unknown name" message: the nearest known name, then the names.
 

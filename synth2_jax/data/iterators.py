@@ -26,7 +26,7 @@ import seqio
 from synth2_jax.data import mixtures
 from synth2_jax.data.feature_converters import COMPANIONS, converter_class
 from synth2_jax.data.tensorflow_cpu import one_line, tf
-from synth2_jax.errors import UserError
+from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.files import temporary_folder
 
 _HEADER = "position.json"
@@ -282,7 +282,8 @@ class TrainIterator:
         """Goes on exactly where `get_state` was called, in this or another process.
 
         Raises:
-          UserError: not a position, or one of other data; it names what differs.
+          UserError: a position of other data; it names what differs.
+          Exception: of any other type; the position is damaged.
         """
         archive, header = self._open(state, "processes")
         restarted_at, skipped = header.get("restarted_at", 0), header.get("skipped", 0)
@@ -290,13 +291,14 @@ class TrainIterator:
             self._restarted_at, self._skipped = restarted_at, skipped
             # The seeds of epochs live outside of TensorFlow's iterator, and have moved on.
             self._iterator = self._start()
-        if header["num_batches"] > skipped:
+        # First: after damage below, the next position finds that this iterator has moved.
+        self._num_batches = header["num_batches"]
+        if self._num_batches > skipped:
             with archive, temporary_folder() as folder:
                 archive.extractall(folder)
                 restored = tf.train.Checkpoint(iterator=self._iterator).read(f"{folder}/iterator")
                 restored.assert_consumed()
         self._take_counts(header)
-        self._num_batches = header["num_batches"]
 
     def restart(self, state: bytes, step: int) -> str:
         """Goes on at step `step` after a change of the number of processes; says what holds.
@@ -324,12 +326,12 @@ class TrainIterator:
         )
 
     def _open(self, state: bytes, *and_equal: str) -> tuple[zipfile.ZipFile, Mapping[str, Any]]:
-        """The archive and its header; UserError when it is of other data."""
+        """The archive and its header; raises as `set_state` does."""
         try:
             archive = zipfile.ZipFile(io.BytesIO(state))
             header = json.loads(archive.read(_HEADER))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise UserError("data position: these bytes are not one of this pipeline") from error
+            raise DamagedError("data position: these bytes are not one of this pipeline") from error
         if header["version"] != _VERSION:
             raise UserError(f"data position: version {header['version']}, expected {_VERSION}")
         saved, now = header["identity"], json.loads(json.dumps(self._identity))

@@ -20,7 +20,7 @@ import numpy as np
 
 from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
+from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.files import read_json_lines
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
@@ -190,7 +190,7 @@ class StreamedBatches:
             values = json.loads(state)
             found = values["identity"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError("data position: these bytes are not one of a stream") from error
+            raise DamagedError("data position: these bytes are not one of a stream") from error
         expected = json.loads(json.dumps(self._identity))
         for key in expected:
             if found.get(key) != expected[key]:

@@ -6,6 +6,7 @@ WORKDIR/checkpoints/STEP/ has the items
   iterator      PROCESS-of-PROCESSES.bin, where each process's data iterator stands
   config        the resolved config, JSON
   fingerprints  of what the run depends on (tokenizer, data, ...), JSON
+and checksums.json, of the files of all items (see checksums.py).
 A step folder gets its name only when it is complete: a killed save leaves none that looks whole.
 """
 
@@ -19,8 +20,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from synth2_jax.errors import UserError
-from synth2_jax.training import train_state
+from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.training import checksums, train_state
 from synth2_jax.training.train_state import Params
 
 FOLDER = "checkpoints"
@@ -64,6 +65,8 @@ def read_arrays(
     """Yields (path, array) of the parameters named, one at a time; UserError as `saved_arrays`."""
     folder, _ = _steps(path)
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    with _readable(folder / str(step)):
+        checksums.check(folder / str(step), ["params"])
     shapes = saved_arrays(path, step)
     for name in names:
         one = train_state.unflatten({name: shapes[name]})
@@ -90,6 +93,7 @@ def read_description(
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     items = {name: ocp.args.JsonRestore() for name in ("config", "fingerprints")}
     with _readable(folder / str(step)):
+        checksums.check(folder / str(step), list(items))
         found = checkpointer.restore(folder / str(step), args=ocp.args.Composite(**items))
     return found.config, found.fingerprints
 
@@ -117,6 +121,7 @@ def restore_params(
         raise UserError(f"{folder}: found no step {step}, it has {steps}")
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     with _readable(folder / str(step)):
+        checksums.check(folder / str(step), ["params", "config", "fingerprints"], shared=True)
         if abstract is None:
             saved = _saved_tree(folder / str(step) / "params")
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
@@ -197,6 +202,9 @@ def _readable(step_folder: pathlib.Path) -> Iterator[None]:
         raise
     except Exception as error:  # Orbax and TensorStore raise many types on a damaged file.
         reason = " ".join(str(error).split())
+        if not isinstance(error, DamagedError):
+            reason = f"{type(error).__name__}: {reason}"
         raise UserError(
-            f"{step_folder}: this checkpoint cannot be read: {type(error).__name__}: {reason:.200}"
+            f"{step_folder}: this checkpoint cannot be read ({reason:.200}). The command that "
+            "trained it goes on from the one before."
         ) from error

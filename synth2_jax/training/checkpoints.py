@@ -5,21 +5,23 @@ What lies in such a folder stands at the top of checkpoint_reader.py, which read
 
 import contextlib
 import dataclasses
+import glob
+import itertools
 import logging as python_logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import FULL_DISK
+from synth2_jax.training import checksums
 from synth2_jax.training.checkpoint_reader import (
     FOLDER,
     check_shapes,
@@ -39,7 +41,14 @@ class DataIterator(Protocol):
 
     def get_state(self) -> bytes: ...
 
-    def set_state(self, state: bytes) -> None: ...
+    def set_state(self, state: bytes) -> None:
+        """Goes on where `state` was saved.
+
+        Raises:
+          UserError: it is a position of other data.
+          Exception: of any other type; the position is damaged.
+        """
+        ...
 
     def restart(self, state: bytes, step: int) -> str:
         """Goes on from step `step` after a change of the number of processes.
@@ -92,6 +101,7 @@ class _FullDiskIsToldOnce(python_logging.Filter):
 
 
 _FULL_DISK_IS_TOLD_ONCE = _FullDiskIsToldOnce()
+_READ_BACK_BYTES = 2**30  # of arrays that are read back at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +126,9 @@ class Checkpoints:
       keep: the last so many are kept.
       keep_best: and so many of the highest `best_metric`.
       best_metric: one of the metrics given to `save`.
+
+    Raises:
+      UserError: Orbax cannot read what it writes to a folder of this name.
     """
 
     def __init__(
@@ -126,6 +139,11 @@ class Checkpoints:
         best_metric: str = "",
     ):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        if glob.escape(str(self.folder)) != str(self.folder):
+            raise UserError(
+                f"--workdir={workdir}: found '*', '?' or '[' in {str(self.folder.parent)!r}, which "
+                "the checkpoint library takes for patterns. Train in a folder without them."
+            )
         kept = [managers.LatestN(keep)]
         if keep_best:
             kept.append(
@@ -136,7 +154,10 @@ class Checkpoints:
                 )
             )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=managers.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            preservation_policy=managers.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            # Called when all items are written, before the step gets its name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
         for name in ("absl", "asyncio"):
             python_logging.getLogger(name).addFilter(_FULL_DISK_IS_TOLD_ONCE)
@@ -164,11 +185,14 @@ class Checkpoints:
     ) -> None:
         """Starts saving; the state may be donated when this returns. A step is saved only once.
 
+        The first save is waited for and read back: what cannot work comes to light here.
+
         `metrics` are what was measured at this very step, if anything was.
 
         Raises:
           UserError: the disk is full, now or when an earlier save went on in the background; or
             the metrics lack `best_metric`.
+          RuntimeError: the save failed, or it does not read back as it was.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -179,6 +203,7 @@ class Checkpoints:
                 f"{nearest(self._best_metric, metrics)}"
             )
         self.wait()  # one save at a time; an earlier one's failure is told as its own
+        is_first, self._started = self._started is None, step
         with self._saving(step):
             self._manager.save(
                 step,
@@ -192,17 +217,44 @@ class Checkpoints:
                 metrics=dict(metrics) if self._best_metric and metrics is not None else None,
                 force=True,
             )
-            self._started = step
+        if is_first:
+            self.read_back(state)
+
+    def read_back(self, state: TrainState) -> None:
+        """Waits for the save of this very state, and compares what is on the disk with it.
+
+        Raises:
+          RuntimeError: they differ, or it cannot be read.
+        """
+        self.wait()
+        step = int(state.step)
+        checksums.sync_folder(self.folder)  # the step's name
+        saved = {"params": state.params, "train": _train_item(state)}
+        with self._saving(step):
+            for group in _groups(saved):
+                args = {name: restore_like(item) for name, item in group.items()}
+                found = self._manager.restore(step, args=ocp.args.Composite(**args))
+                same = jax.tree.map(_equal_on_this_process, group, dict(found.items()))
+                for path, is_same in jax.tree_util.tree_leaves_with_path(same):
+                    if not is_same:
+                        raise ValueError(f"{jax.tree_util.keystr(path)} reads back changed")
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None when there is none."""
         return self._manager.latest_step()
 
-    def restore(self, layout: TrainState) -> Restored | None:
+    def restore(
+        self, layout: TrainState, accept: Callable[[Restored], None] = lambda restored: None
+    ) -> Restored | None:
         """Restores the newest checkpoint that can be read, onto the mesh of `layout`.
 
-        An unreadable one is passed over with a warning, and set aside (renamed) once an older one
-        was read, so that its step can be saved again.
+        A damaged one is passed over with a warning, and set aside (renamed) once an older one was
+        read, so that its step can be saved again.
+
+        Args:
+          layout: the state that is expected.
+          accept: called with what was restored, to go on from it; if it raises anything but
+            UserError, the checkpoint is damaged.
 
         Returns:
           None when there is no checkpoint.
@@ -214,20 +266,26 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             restored, error = None, None
             try:
+                checksums.check(self.folder / str(step), shared=True)
                 restored = self._restore_step(step, layout)
+                accept(restored)
             except UserError:
                 raise
             except Exception as caught:  # Orbax and TensorStore raise many types on a damaged file.
-                error = caught
-            if _on_all_processes(restored is not None):
+                restored, error = None, " ".join(f"{caught}".split()) or type(caught).__name__
+            if checksums.on_all_processes(restored is not None):
                 self._set_aside(unreadable)
                 return restored
+            error = error or "another process cannot read it"
             logging.warning(
-                "%s/%d cannot be read, trying the one before: %s", self.folder, step, error
+                "%s/%d cannot be read, trying the one before: %.300s", self.folder, step, error
             )
             unreadable.append(step)
         if unreadable:
-            raise UserError(f"{self.folder}: cannot read any of the steps {sorted(unreadable)}")
+            raise UserError(
+                f"{self.folder}: cannot read any of the steps {sorted(unreadable)} ({error:.300}). "
+                "Train in another workdir, or move this folder away."
+            )
         return None
 
     def check_for_errors(self) -> None:
@@ -254,8 +312,8 @@ class Checkpoints:
             full = next((text for text in FULL_DISK if text in reason), None)
             good = [saved for saved in complete_steps(self.folder) if saved != step]
             line = (
-                f"{self.folder}: step {step} could not be saved: {full or reason:.300}; last good "
-                f"checkpoint: {f'step {good[-1]}' if good else 'none'}"
+                f"{self.folder}: step {step} could not be saved: {(full or reason)[:300]}; "
+                f"last good checkpoint: {f'step {good[-1]}' if good else 'none'}"
             )
             if full:
                 raise UserError(f"{line}; make room and give the same command") from error
@@ -278,12 +336,22 @@ class Checkpoints:
         state = layout.replace(params=found.params, **found.train)
         return Restored(state, *found.iterator, found.config, found.fingerprints)
 
+    def _write_checksums(self) -> None:
+        """Orbax calls this on the first process, in its background thread."""
+        prefix = f"{self._started}."  # of the temporary name
+        (folder,) = (path for path in self.folder.iterdir() if path.name.startswith(prefix))
+        checksums.write(folder)
+
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:
             if jax.process_index() == 0:
-                (self.folder / str(step)).rename(self.folder / f"unreadable-{step}")
+                name = f"unreadable-{step}"
+                taken = {path.name for path in self.folder.iterdir()}
+                free = (f"{name}-{n}" if n > 1 else name for n in itertools.count(1))
+                free_name = next(name for name in free if name not in taken)
+                (self.folder / str(step)).rename(self.folder / free_name)
         if steps:
-            _on_all_processes(True)
+            checksums.on_all_processes(True)
             self._manager.reload()
 
 
@@ -296,11 +364,32 @@ def _train_item(state: TrainState) -> dict[str, Any]:
     }
 
 
+def _groups(tree: Any) -> Iterator[Any]:
+    """Yields the tree with some of its arrays at a time, which do not need much memory at once."""
+    leaves, structure = jax.tree.flatten(tree)
+    start = 0
+    while start < len(leaves):
+        stop, size = start + 1, leaves[start].nbytes
+        while stop < len(leaves) and size + leaves[stop].nbytes <= _READ_BACK_BYTES:
+            size += leaves[stop].nbytes
+            stop += 1
+        here = range(start, stop)
+        chosen = [leaf if i in here else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+        yield jax.tree.unflatten(structure, chosen)
+        start = stop
+
+
+def _equal_on_this_process(left: Any, right: Any) -> bool:
+    """Returns whether all bits of two arrays are equal, as far as this process holds them."""
+
+    def bits(shard: jax.Shard) -> np.ndarray:
+        return np.ascontiguousarray(shard.data).reshape(-1).view(np.uint8)
+
+    if left is ocp.PLACEHOLDER:
+        return True
+    parts = zip(left.addressable_shards, right.addressable_shards, strict=True)
+    return all(np.array_equal(bits(a), bits(b)) for a, b in parts if a.replica_id == 0)
+
+
 def _process_file() -> str:
     return f"{jax.process_index()}-of-{jax.process_count()}.bin"
-
-
-def _on_all_processes(ok: bool) -> bool:
-    if jax.process_count() == 1:
-        return ok
-    return bool(multihost_utils.process_allgather(np.array(ok)).all())

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
 from synth2_jax.training import train_state
-from synth2_jax.training.checkpoints import Checkpoints, DataIterator
+from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
 from synth2_jax.training.metrics import Writer
 from synth2_jax.training.optimizer import Optimizer
 from synth2_jax.training.stop_signal import StopSignal
@@ -131,7 +131,7 @@ def train(
                 save()
             if stop.requested():
                 save()
-                checkpoints.wait()
+                checkpoints.read_back(state)
                 stop.exit()
             with watch.input():
                 batch = next(train_iterator, None)
@@ -158,6 +158,7 @@ def train(
                     watch.write(step, measured)
         if step > first:
             save()
+            checkpoints.read_back(state)
     return state
 
 
@@ -171,23 +172,25 @@ def _restore(
     iterator: DataIterator,
     fingerprints: Mapping[str, str],
 ) -> TrainState | None:
-    restored = checkpoints.restore(layout)
+    def go_on(restored: Restored) -> None:
+        for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
+            saved, now = restored.fingerprints.get(name), fingerprints.get(name)
+            if saved != now:
+                raise UserError(
+                    f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
+                    "another input needs another workdir"
+                )
+        if restored.num_processes == jax.process_count():
+            iterator.set_state(restored.iterator)
+        else:
+            logging.warning(
+                "%s: saved by %d processes, this run has %d: %s",
+                *(checkpoints.folder, restored.num_processes, jax.process_count()),
+                iterator.restart(restored.iterator, int(restored.state.step)),
+            )
+
+    restored = checkpoints.restore(layout, go_on)
     if restored is None:
         return None
-    for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
-        saved, now = restored.fingerprints.get(name), fingerprints.get(name)
-        if saved != now:
-            raise UserError(
-                f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
-                "another input needs another workdir"
-            )
-    if restored.num_processes == jax.process_count():
-        iterator.set_state(restored.iterator)
-    else:
-        logging.warning(
-            "%s: saved by %d processes, this run has %d: %s",
-            *(checkpoints.folder, restored.num_processes, jax.process_count()),
-            iterator.restart(restored.iterator, int(restored.state.step)),
-        )
     logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
     return restored.state

@@ -15,7 +15,7 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax.data import pipeline, records
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
+from synth2_jax.errors import DamagedError, UserError
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -400,8 +400,23 @@ def test_a_position_of_other_pairs_is_refused(both, write_folder):
     with user_error("saved with folders"):
         changed = dataclasses.replace(both, folders=folders)
         pipeline.train_iterator(changed, "vlm").set_state(state)
-    with user_error("these bytes are not one"):
+    with pytest.raises(DamagedError, match="these bytes are not one"):
         pipeline.train_iterator(both, "vlm").set_state(b"12")
+
+
+def test_a_damaged_position_leaves_an_iterator_that_takes_a_good_one(both):
+    iterator = pipeline.train_iterator(both, "vlm")
+    next(iterator)
+    early = iterator.get_state()
+    expected = next(iterator)
+    late = bytearray(iterator.get_state())
+    late[len(late) // 2] ^= 4  # inside TensorFlow's part
+    resumed = pipeline.train_iterator(both, "vlm")
+    with pytest.raises(Exception) as error:
+        resumed.set_state(bytes(late))
+    assert not isinstance(error.value, UserError)  # which would mean other data
+    resumed.set_state(early)
+    np.testing.assert_equal(next(resumed), expected)
 
 
 def test_a_position_is_small(write_folder):

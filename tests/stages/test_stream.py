@@ -7,7 +7,7 @@ import pytest
 
 from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
+from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages.model_text import vlm_text
 from synth2_jax.stages.stream import StreamConfig, StreamedBatches
@@ -69,7 +69,7 @@ def test_rows_are_the_same_on_any_number_of_processes_and_after_any_stop(chain, 
     assert_same(next(resumed), batches[4])
     assert resumed.last_keys[0] == "stream-000000032"
     assert resumed.totals == {"data/stream_examples": 40}
-    with pytest.raises(UserError, match="not one of a stream"):
+    with pytest.raises(DamagedError, match="not one of a stream"):
         stream().set_state(b"12")
     for name, value in (("seed", 4), ("generator", "another"), ("captions", 19)):
         other = json.loads(state)

@@ -1,5 +1,8 @@
 """Tests of saving, of what is found damaged, and of reading elsewhere."""
 
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +13,14 @@ from synth2_jax.errors import UserError
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
-from synth2_jax.training import train_state
-from synth2_jax.training.checkpoint_reader import latest_step, restore_params
+from synth2_jax.training import checkpoints as checkpoints_lib
+from synth2_jax.training import checksums, train_state
+from synth2_jax.training.checkpoint_reader import (
+    latest_step,
+    read_arrays,
+    read_description,
+    restore_params,
+)
 from synth2_jax.training.checkpoints import Checkpoints
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 
@@ -95,6 +104,153 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path, me
     assert (tmp_path / "checkpoints" / "unreadable-2").is_dir()
 
 
+def flip_a_bit(path):
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+
+
+def test_one_flipped_bit_in_any_file_is_found_and_the_step_before_is_used(tmp_path, mesh, caplog):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    folder = tmp_path / "checkpoints"
+    names = [path.relative_to(folder / "1") for path in (folder / "1").rglob("*/*")]
+    names = [checksums.FILE, *(str(name) for name in names if (folder / "1" / name).is_file())]
+    assert len(names) > 15
+    for step, name in enumerate(names, start=2):  # in each another one
+        shutil.copytree(folder / "1", folder / str(step))
+        flip_a_bit(folder / str(step) / name)
+        item = name.split("/")[0]
+        if item in ("params", "config", "fingerprints"):
+            with pytest.raises(UserError, match=f"checkpoints/{step}: .*damaged: {name}"):
+                restore_params(tmp_path, step)
+        if item == "params":
+            with pytest.raises(UserError, match=f"damaged: {name}"):
+                next(read_arrays(tmp_path, step, ["head/bias"]))
+        if item in ("config", "fingerprints"):
+            with pytest.raises(UserError, match=f"damaged: {name}"):
+                read_description(tmp_path, step)
+    with caplog.at_level("WARNING", "absl"), Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(layout)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(x, y + 1), restored.state.params, state.params
+    )
+    assert sorted(path.name for path in folder.iterdir() if path.name.isdecimal()) == ["1"]
+    for step, name in enumerate(names[1:], start=3):
+        assert f"{step} cannot be read, trying the one before: damaged: {name}" in caplog.text
+
+
+def test_what_is_damaged_twice_is_set_aside_twice(tmp_path, mesh):
+    layout, state = layout_and_state(mesh)
+    folder = tmp_path / "checkpoints"
+    save_steps(tmp_path, state, [1])
+    for _ in range(3):
+        save_steps(tmp_path, state, [2])
+        damage(folder / "2")
+        with Checkpoints(tmp_path) as checkpoints:
+            assert int(checkpoints.restore(layout).state.step) == 1
+    found = sorted(path.name for path in folder.iterdir())
+    assert found == ["1", "unreadable-2", "unreadable-2-2", "unreadable-2-3"]
+
+
+def test_what_cannot_be_gone_on_from_is_damaged_unless_it_is_of_other_data(tmp_path, mesh):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1, 2])
+
+    def accept(restored):
+        if restored.iterator == b"2":
+            raise KeyError("num_batches")
+
+    def refuse(restored):
+        raise UserError("data position: saved with seed 0, this run has 1")
+
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="with seed 0"):
+        checkpoints.restore(layout, refuse)
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(layout, accept).state.step) == 1
+    assert (tmp_path / "checkpoints" / "unreadable-2").is_dir()
+
+
+def test_a_checkpoint_without_checksums_still_restores_and_says_so_once(tmp_path, mesh, caplog):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    (tmp_path / "checkpoints" / "1" / checksums.FILE).unlink()
+    with caplog.at_level("WARNING", "absl"), Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(layout).state.step) == 1
+        restore_params(tmp_path)
+    assert caplog.text.count("checkpoints/1: saved by an older version without checksums") == 1
+
+
+def test_several_processes_check_each_file_once(tmp_path, mesh, monkeypatch):
+    _, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1])
+    read = []
+    monkeypatch.setattr(checksums, "_read", lambda path: read.append(path.name) or [0, 0])
+    monkeypatch.setattr(checksums, "on_all_processes", lambda ok: ok)
+    step_folder = tmp_path / "checkpoints" / "1"
+    with pytest.raises(checksums.DamagedError):
+        checksums.check(step_folder)
+    by_one, read[:] = sorted(read), []
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        with pytest.raises(checksums.DamagedError):
+            checksums.check(step_folder, shared=True)
+    assert sorted(read) == by_one and len(by_one) > 15
+
+
+def test_all_files_of_a_step_are_on_the_disk_before_it_has_its_name(tmp_path, mesh, monkeypatch):
+    _, state = layout_and_state(mesh)
+    synced, fsync = set(), os.fsync
+
+    def record(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}").replace(".orbax-checkpoint-tmp", "")
+        if not (tmp_path / "checkpoints" / "1").exists():
+            synced.add(path)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    save_steps(tmp_path, state, [1])
+    step = tmp_path / "checkpoints" / "1"
+    # Orbax writes these two of the step itself afterwards; no restore needs what is in them.
+    afterwards = {step / "_CHECKPOINT_METADATA", step / "commit_success.txt"}
+    assert {str(path) for path in [step, *step.rglob("*")] if path not in afterwards} <= synced
+
+
+@pytest.mark.parametrize("group_bytes", [1, 2**30])
+def test_what_reads_back_changed_is_no_success(tmp_path, mesh, monkeypatch, group_bytes):
+    """The first save of a run is compared before it goes on, the last before it ends."""
+    monkeypatch.setattr(checkpoints_lib, "_READ_BACK_BYTES", group_bytes)
+    layout, state = layout_and_state(mesh)
+    batches = FakeBatches(ToyObjective().batch_spec(2))
+    with Checkpoints(tmp_path / "good") as checkpoints:
+        checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
+        checkpoints.read_back(state)
+        changed = state.replace(rng=state.rng.at[0].add(1))
+        with pytest.raises(RuntimeError, match=r"\['train'\]\['rng'\] reads back changed"):
+            checkpoints.read_back(changed)
+    monkeypatch.setattr(checksums, "write", damage)  # as a folder whose files cannot be found
+    failed = pytest.raises(RuntimeError, match="step 0 could not be saved: .*checkpoint: none")
+    with Checkpoints(tmp_path / "bad") as checkpoints, failed:
+        checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "what?"])
+def test_a_folder_that_orbax_takes_for_a_pattern_is_refused_before_training(tmp_path, name):
+    with pytest.raises(UserError) as error:
+        Checkpoints(tmp_path / name)
+    assert str(error.value).startswith(f"--workdir={tmp_path / name}: found '*', '?' or '[' in ")
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_that_was_moved_under_such_a_name_can_be_read(tmp_path, mesh):
+    _, state = layout_and_state(mesh)
+    save_steps(tmp_path / "run", state, [1])
+    (tmp_path / "run").rename(tmp_path / "run[1]")
+    restore_params(tmp_path / "run[1]")
+
+
 def test_only_damaged_checkpoints_are_an_error_and_left_alone(tmp_path, mesh):
     layout, state = layout_and_state(mesh)
     save_steps(tmp_path, state, [1])
@@ -131,7 +287,8 @@ def test_a_position_saved_by_other_processes_says_so(tmp_path, mesh):
         assert checkpoints.restore(layout).num_processes == 1
     folder = tmp_path / "checkpoints" / "1" / "iterator"
     (folder / "0-of-1.bin").rename(folder / "0-of-3.bin")
-    (folder / "2-of-3.bin").write_bytes(b"another's")
+    (folder / "2-of-3.bin").write_bytes(b"that of process 2")
+    (folder.parent / checksums.FILE).unlink()
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(layout)
     assert (restored.iterator, restored.num_processes) == (b"1", 3)
@@ -198,11 +355,12 @@ def test_parameters_that_cannot_be_read_are_one_line(tmp_path, mesh, damaged, pl
     layout, state = layout_and_state(mesh)
     save_steps(tmp_path, state, [1])
     folder = tmp_path / "checkpoints" / "1"
+    (folder / checksums.FILE).unlink()  # as an older version left it
     files = [path for path in folder.rglob(damaged) if path.is_file()]
     assert files
     for path in files:
         path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(UserError) as error:
         restore_params(tmp_path, abstract=layout.params if placed else None)
-    assert str(error.value).startswith(f"{folder}: this checkpoint cannot be read: ")
+    assert str(error.value).startswith(f"{folder}: this checkpoint cannot be read (")
     assert "\n" not in str(error.value)

@@ -1,0 +1,123 @@
+"""Checksums of the files of a checkpoint: a bit that changed on the disk is found, not trained on.
+
+STEP/checksums.json is {"crc32": {"params/d/0a1b...": [checksum, bytes], ...}}, over the files of
+all items. It is the last file written before the step gets its name.
+"""
+
+import concurrent.futures
+import functools
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from synth2_jax.errors import DamagedError
+
+FILE = "checksums.json"
+_CHUNK = 2**20  # bytes; stays in a core's cache
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+def write(step_folder: pathlib.Path) -> None:
+    """Writes the checksums of all items; when it returns, every file is on the disk itself."""
+    names = sorted(
+        path.relative_to(step_folder).as_posix()
+        for path in step_folder.rglob("*")
+        if path.is_file() and path.parent != step_folder
+    )
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda name: _read(step_folder / name, sync=True), names)
+    path = step_folder / FILE
+    path.write_text(json.dumps({"crc32": dict(zip(names, found, strict=True))}))
+    _read(path, sync=True)
+    for folder in {step_folder, *(path.parent for path in step_folder.rglob("*"))}:
+        sync_folder(folder)
+
+
+def check(
+    step_folder: pathlib.Path, items: Sequence[str] | None = None, *, shared: bool = False
+) -> None:
+    """Compares files with their checksums. A checkpoint of an older version has none: a warning.
+
+    Args:
+      step_folder: of a complete checkpoint.
+      items: whose files; None for all.
+      shared: all processes call this; each reads a share of the files, and all raise if one does.
+
+    Raises:
+      DamagedError: names the files that are gone or changed.
+    """
+    damaged = _damaged(step_folder, items, jax.process_count() if shared else 1)
+    if shared and not on_all_processes(not damaged):
+        damaged = damaged or ["files that another process read"]
+    if damaged:
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        raise DamagedError(f"damaged: {', '.join(damaged[:3])}{more}")
+
+
+def on_all_processes(ok: bool) -> bool:
+    """Returns whether it is so on every process; all must call it alike."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.array(ok)).all())
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(step_folder: pathlib.Path, items: Sequence[str] | None, num_shares: int) -> list[str]:
+    path = step_folder / FILE
+    if not path.exists():
+        _warn_once(step_folder)
+        return []
+    try:
+        saved = json.loads(path.read_bytes())["crc32"]
+        expected = {str(name): [int(number) for number in pair] for name, pair in saved.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [FILE]
+    chosen = [name for name in sorted(expected) if items is None or name.split("/")[0] in items]
+    # The largest first, dealt out in turn: each process gets about as many bytes.
+    chosen.sort(key=lambda name: -expected[name][1])
+    chosen = chosen[jax.process_index() % num_shares :: num_shares]
+
+    def is_as_written(name: str) -> bool:
+        try:
+            return _read(step_folder / name) == expected[name]
+        except OSError:
+            return False
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        good = list(pool.map(is_as_written, chosen))
+    return sorted(name for name, is_good in zip(chosen, good, strict=True) if not is_good)
+
+
+@functools.cache
+def _warn_once(step_folder: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        logging.warning(
+            "%s: saved by an older version without checksums; damage may go unseen", step_folder
+        )
+
+
+def _read(path: pathlib.Path, sync: bool = False) -> list[int]:
+    """Returns [CRC-32, bytes] of a file."""
+    checksum, size, chunk = 0, 0, bytearray(_CHUNK)
+    with open(path, "rb", buffering=0) as file:
+        if sync:
+            os.fsync(file.fileno())
+        while count := file.readinto(chunk):
+            checksum = zlib.crc32(memoryview(chunk)[:count], checksum)
+            size += count
+    return [checksum, size]
