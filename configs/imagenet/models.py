@@ -16,7 +16,10 @@ _TAMING = {
 
 
 def maskgit(image_size: int = 256) -> dict:
-    """tokenizer_imagenet256_checkpoint or tokenizer_imagenet512_checkpoint (google-research)."""
+    """tokenizer_imagenet256_checkpoint or tokenizer_imagenet512_checkpoint (google-research).
+
+    Also the folder maskgit-vqgan-imagenet-f16-256 of open-muse (Hugging Face).
+    """
     return {
         **_F16,
         "image_size": image_size,
@@ -27,7 +30,7 @@ def maskgit(image_size: int = 256) -> dict:
 
 
 def taming(codebook_size: int = 16384) -> dict:
-    """last.ckpt of vqgan_imagenet_f16_16384 or of vqgan_imagenet_f16_1024 (CompVis)."""
+    """taming:last.ckpt of vqgan_imagenet_f16_16384 or of vqgan_imagenet_f16_1024 (CompVis)."""
     return {
         **_F16,
         **_TAMING,
@@ -37,6 +40,16 @@ def taming(codebook_size: int = 16384) -> dict:
         "embedding_dim": 256,
         "codebook_size": codebook_size,
     }
+
+
+def ibq(codebook_size: int = 16384) -> dict:
+    """ibq:imagenet256_16384.ckpt, or those of 8192 or 1024 codes (TencentARC)."""
+    return {**taming(codebook_size), "num_res_blocks": 4, "code_choice": "dot_product"}
+
+
+def llamagen() -> dict:
+    """vq_ds16_c2i.pt or vq_ds16_t2i.pt (FoundationVision)."""
+    return {**taming(), "embedding_dim": 8, "l2_normalize_codes": True}
 
 
 def amused(image_size: int = 256) -> dict:

@@ -28,7 +28,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, assemble, one, per_layer
 from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import recognise
-from synth2_jax.interop.tensor_files import Tensors, open_safetensors, open_torch
+from synth2_jax.interop.tensor_files import open_weights
 from synth2_jax.models.text_encoder import TextEncoderConfig, parameter_shapes
 
 _KEYS = {
@@ -67,7 +67,6 @@ _MT5 = {
 _DEFAULTS = {"t5": _T5, "mt5": _MT5, "umt5": _MT5}
 _BIAS = "SelfAttention.relative_attention_bias.weight"
 _EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one tensor
-_BIN = "pytorch_model.bin"
 
 
 def text_encoder_config(path: str | os.PathLike[str], **changes: Any) -> TextEncoderConfig:
@@ -134,11 +133,9 @@ def load_text_encoder(path: str | os.PathLike[str], config: TextEncoderConfig) -
         differs is listed), a file is missing or cut short, or tensors do not fit (all are listed).
     """
     path = pathlib.Path(path)
-    if path.is_file():
-        tensors = open_safetensors(path)
-    else:
+    if not path.is_file():
         _check_config(path, config)
-        tensors = _open_folder(path)
+    tensors = open_weights(path)
     embeddings = [name for name in _EMBEDDING if name in tensors] or [_EMBEDDING[0]]
     return assemble(
         _recipes(config, embeddings[0]),
@@ -162,25 +159,6 @@ def _check_config(path: pathlib.Path, config: TextEncoderConfig) -> None:
             f"{path}: its config.json differs from the config of the text encoder: "
             f"{'; '.join(differences)}"
         )
-
-
-def _open_folder(path: pathlib.Path) -> Tensors:
-    if any(path.glob("*.safetensors*")) or not any(path.glob(f"{_BIN}*")):
-        return open_safetensors(path)
-    index = path / f"{_BIN}.index.json"
-    if not index.is_file():
-        return open_torch(path / _BIN)
-    try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: found no index of {_BIN}: {error!r}") from error
-    if missing := [file for file in files if not (path / pathlib.PurePath(file).name).is_file()]:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(files)} files of {index.name} are not there: "
-            f"{', '.join(missing)}"
-        )
-    opened = [open_torch(path / pathlib.PurePath(file).name) for file in files]
-    return {name: tensor for tensors in opened for name, tensor in tensors.items()}
 
 
 def _recipes(config: TextEncoderConfig, embedding: str) -> dict[str, Recipe]:

@@ -42,6 +42,7 @@ _FIXED = {
     "shortcut_from_input": False,
     "norm_groups": 32,
     "l2_normalize_codes": False,
+    "code_choice": "distance",
     "pixel_range": (0.0, 1.0),
 }
 _IN_BLOCK = {
@@ -66,8 +67,8 @@ def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenize
     """
     tensors = open_flax_msgpack(path)
     needed = ("encoder/Conv_0/kernel", "encoder/ResBlock_0/Conv_0/kernel", "decoder/Conv_0/kernel")
-    names = [f"params/{name}" for name in (*needed, "quantizer/codebook")]
-    check_holds(names, tensors, path, "maskgit_tokenizer")
+    ranks = {f"params/{name}": 4 for name in needed}
+    check_holds({**ranks, "params/quantizer/codebook": 2}, tensors, path, "maskgit_tokenizer")
     # A first and a last convolution, and in the decoder one between two levels.
     num_levels = _count(tensors, "decoder/Conv") - 1
     num_blocks, rest = divmod(_count(tensors, "encoder/ResBlock"), num_levels + 1)
@@ -80,7 +81,7 @@ def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenize
     firsts = [
         f"params/encoder/ResBlock_{level * num_blocks}/Conv_0/kernel" for level in range(num_levels)
     ]
-    check_holds(firsts, tensors, path, "maskgit_tokenizer")
+    check_holds(dict.fromkeys(firsts, 4), tensors, path, "maskgit_tokenizer")
     codebook_size, embedding_dim = tensors["params/quantizer/codebook"].shape
     fields = {
         **_FIXED,
@@ -156,7 +157,8 @@ def class_conditional_config(
         "mlp": f"{first}/Mlp_0/intermediate_output/kernel",
     }
     needed = {key: f"params/{name}" for key, name in needed.items()}
-    check_holds(needed.values(), tensors, path, "maskgit_transformer")
+    ranks = {name: 3 if key == "query" else 2 for key, name in needed.items()}
+    check_holds(ranks, tensors, path, "maskgit_transformer")
     rows, embed_dim = tensors[needed["words"]].shape
     if rows < codebook_size + 2:
         raise UserError(

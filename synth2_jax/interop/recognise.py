@@ -27,6 +27,11 @@ KINDS = {
     "gemma": "a Gemma of the package gemma",
     "diffusers_vq": "a diffusers VQModel",
     "taming": "a VQGAN of taming-transformers",
+    "ibq": "a tokenizer of IBQ",
+    "open_muse_vqgan": "open-muse's VQGANModel",
+    "taming_names": "a VQGAN with the names of taming-transformers, IBQ and open-muse alike",
+    "open_muse_maskgit": "open-muse's MaskGitVQGAN",
+    "llamagen": "a VQ tokenizer of LlamaGen",
     "maskgit_tokenizer": "a VQ-GAN of google-research/maskgit",
     "maskgit_transformer": "a class-conditional transformer of google-research/maskgit",
 }
@@ -35,7 +40,9 @@ _BY_NAMES = {
     "maskgit_tokenizer": (r"^params/quantizer/codebook$", r"^params/encoder/ResBlock_0/"),
     "maskgit_transformer": (r"^params/Embed_0/word_embeddings/", r"^params/MlmLayer_0/"),
     "diffusers_vq": (r"^encoder\.down_blocks\.0\.", r"^quantize\.embedding\.weight$"),
-    "taming": (r"^encoder\.down\.0\.block\.0\.", r"^quantize\.embedding\.weight$"),
+    "open_muse_maskgit": (r"^encoder\.mid\.0\.conv1\.", r"^encoder\.down\.0\.block\.0\."),
+    "taming_names": (r"^encoder\.down\.0\.block\.0\.", r"^quantize\.embedding\.weight$"),
+    "llamagen": (r"^encoder\.conv_blocks\.0\.res\.0\.", r"^quantize\.embedding\.weight$"),
     "hugging_face_t5": (r"^encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight$",),
     "hugging_face_gemma": (
         r"^(language_model\.)?model\..*layers\.0\.pre_feedforward_layernorm\.weight$",
@@ -53,6 +60,13 @@ _HUGGING_FACE = {
     "gemma3": "hugging_face_gemma",
     "gemma3_text": "hugging_face_gemma",
 }
+_CLASS_NAMES = {
+    "VQModel": "diffusers_vq",
+    "VQGANModel": "open_muse_vqgan",
+    "MaskGitVQGAN": "open_muse_maskgit",
+}
+# What names do not tell is said in front of a path: "ibq:last.ckpt".
+PREFIXES = {"taming": "taming", "ibq": "ibq", "open_muse": "open_muse_vqgan"}
 _SHOWN = 4  # names of what is not known
 
 
@@ -64,13 +78,33 @@ class Found:
     description: str
 
 
+def split_prefix(path: str | os.PathLike[str]) -> tuple[str, pathlib.Path]:
+    """("ibq", "last.ckpt") of "ibq:last.ckpt"; "" and the path where it has no such prefix."""
+    prefix, colon, rest = str(path).partition(":")
+    if colon and prefix in PREFIXES and not os.path.lexists(path):
+        return prefix, pathlib.Path(rest)
+    return "", pathlib.Path(path)
+
+
 def recognise(path: str | os.PathLike[str]) -> Found:
     """Looks at what is there; of tensors only the names are read.
 
     Raises:
-      UserError: nothing is there, or a file of a known format that is cut short.
+      UserError: nothing is there, a file of a known format that is cut short, or something else
+        than the path's prefix says.
     """
-    path = pathlib.Path(path)
+    prefix, path = split_prefix(path)
+    found = _recognise(path)
+    if not prefix or found.kind == PREFIXES[prefix]:
+        return found
+    if found.kind != "taming_names":
+        raise UserError(
+            f"{prefix}:{path}: found {found.description}, expected {KINDS[PREFIXES[prefix]]}"
+        )
+    return _known(PREFIXES[prefix])
+
+
+def _recognise(path: pathlib.Path) -> Found:
     if path.is_dir():
         return _folder(path)
     if path.is_file():
@@ -119,7 +153,8 @@ def _by_config(config: pathlib.Path) -> Found:
         found = _HUGGING_FACE.get(kind, "")
         return Found(found, f"a Hugging Face {names[0]}")
     if "_class_name" in held:
-        return Found("diffusers_vq" if kind == "VQModel" else "", f"a diffusers {kind}")
+        known = _CLASS_NAMES.get(kind, "")
+        return _known(known) if known else Found("", f"a diffusers {kind}")
     return Found("", f"a folder with a {config.name} of keys {sorted(held)[:_SHOWN]}")
 
 

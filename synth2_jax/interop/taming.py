@@ -18,16 +18,18 @@ each with `weight` and, but for the last two, `bias`; convolutions are [out, in,
 K codebook size, C codebook width.
 """
 
+import dataclasses
+import itertools
 import os
-import pathlib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from synth2_jax.config import build
+from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, one
 from synth2_jax.interop.lazy_array import LazyArray
-from synth2_jax.interop.tensor_files import Tensors, open_safetensors, open_torch
+from synth2_jax.interop.recognise import split_prefix
+from synth2_jax.interop.tensor_files import Tensors, open_weights
 from synth2_jax.interop.vq_gan import assemble_tokenizer, check_holds
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig, parameter_shapes
 
@@ -38,8 +40,13 @@ ARCHITECTURE = {
     "use_bias": True,
     "downsampling": "conv_3x3",
 }
-FIXED = {"shortcut_from_input": True, "l2_normalize_codes": False, "activation": "swish"}
-_FIXED = {**FIXED, "norm_groups": 32, "pixel_range": (-1.0, 1.0)}
+FIXED = {
+    "shortcut_from_input": True,
+    "l2_normalize_codes": False,
+    "code_choice": "distance",
+    "activation": "swish",
+}
+AVERAGES = "model_ema."  # what Lightning's modules with an exponential moving average call it
 _IN_BLOCK = {
     "norm_0": "norm1",
     "conv_0": "conv1",
@@ -57,54 +64,111 @@ _IN_ATTENTION = {
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "codebook": "weight"}
 
 
-def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenizerConfig:
-    """The config of a checkpoint's tokenizer, from its tensors' shapes.
-
-    Args:
-      path: of the file.
-      **changes: fields that the file does not tell: image_size (default 256).
+def open_file(path: str | os.PathLike[str]) -> Tensors:
+    """The tensors of a checkpoint that holds one set of parameters.
 
     Raises:
-      UserError: no such file, one of another model, or one that holds more than tensors.
+      UserError: no such file, one that is damaged or holds more than tensors, or one that holds
+        moving averages too.
     """
-    tensors = _open(path)
-    num_levels = _count(tensors, r"encoder\.down\.(\d+)\.block\.")
-    firsts = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(num_levels)]
-    names = ("encoder.conv_in.weight", "encoder.conv_out.weight", "quantize.embedding.weight")
-    check_holds([*names, *firsts], tensors, path, "taming")
-    filters = tensors["encoder.conv_in.weight"].shape[0]
-    codebook_size, embedding_dim = tensors["quantize.embedding.weight"].shape
-    fields = {
-        **ARCHITECTURE,
-        **_FIXED,
-        "filters": filters,
-        "channel_multipliers": tuple(tensors[name].shape[0] // filters for name in firsts),
-        "num_res_blocks": _count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
-        "attention_levels": tuple(
-            level
-            for level in range(num_levels)
-            if f"encoder.down.{level}.attn.0.q.weight" in tensors
-        ),
-        "middle_attention": "encoder.mid.attn_1.q.weight" in tensors,
-        "latent_channels": tensors["encoder.conv_out.weight"].shape[0],
-        "embedding_dim": embedding_dim,
-        "codebook_size": codebook_size,
-    }
-    return build(VQTokenizerConfig, {**fields, **changes}, str(path))
+    tensors = open_weights(split_prefix(path)[1])
+    if any(name.startswith(AVERAGES) for name in tensors):
+        raise UserError(
+            f"{path}: holds averaged parameters too ({AVERAGES}*), which this kind of checkpoint "
+            "does not have. Write ibq: in front of the path if it is of IBQ, whose averages are "
+            "used; else save the parameters that you want in a file of their own"
+        )
+    return tensors
 
 
-def load_tokenizer(path: str | os.PathLike[str], config: VQTokenizerConfig) -> dict[str, Any]:
-    """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays.
+@dataclasses.dataclass(frozen=True)
+class TamingLayout:
+    """Whose VQ-GAN has this network, under names that follow from taming-transformers'.
 
-    Raises:
-      UserError: no such file, one of another model, cut short or holding more than tensors, a
-        config that cannot be its own (all that differs is listed), or tensors that do not fit (all
-        are listed).
+    Attributes:
+      kind: a key of recognise.KINDS.
+      architecture: fields of VQTokenizerConfig that all sizes share and that tensors show.
+      fixed: fields that no tensor's shape shows.
+      pixel_range: what it was trained with.
+      rename: (name, number of levels) -> the name in the file.
+      ignored: patterns of names in the file that are not read.
+      open: the tensors at a path.
     """
-    recipes, tensors = tokenizer_recipes(config), _open(path)
-    return assemble_tokenizer(
-        recipes, tensors, config, path, "taming", _FIXED, ignored=(r"^loss\.",)
-    )
+
+    kind: str
+    architecture: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+    pixel_range: tuple[float, float]
+    rename: Callable[[str, int], str] = lambda name, num_levels: name
+    ignored: tuple[str, ...] = ()
+    open: Callable[[str | os.PathLike[str]], Tensors] = open_file
+
+    def tokenizer_config(self, path: str | os.PathLike[str], **changes: Any) -> VQTokenizerConfig:
+        """The config of a checkpoint's tokenizer, from its tensors' shapes.
+
+        Args:
+          path: of the file or folder.
+          **changes: fields that the file does not tell: image_size (default 256), and pixel_range
+            where it was trained with another.
+
+        Raises:
+          UserError: no such file, one of another model, or one that holds more than tensors.
+        """
+        tensors = self.open(path)
+
+        def shape(name: str) -> tuple[int, ...]:
+            return tensors[self.rename(name, 0)].shape
+
+        def count(name: Callable[[int], str]) -> int:
+            return next(i for i in itertools.count() if self.rename(name(i), 0) not in tensors)
+
+        levels = range(count(lambda level: f"encoder.down.{level}.block.0.conv1.weight"))
+        firsts = [f"encoder.down.{level}.block.0.conv1.weight" for level in levels]
+        convolutions = ["encoder.conv_in.weight", "encoder.conv_out.weight", *firsts]
+        ranks = {self.rename(name, 0): 4 for name in convolutions}
+        check_holds({**ranks, "quantize.embedding.weight": 2}, tensors, path, self.kind)
+        filters = shape("encoder.conv_in.weight")[0]
+        codebook_size, embedding_dim = shape("quantize.embedding.weight")
+        with_bottleneck = self.rename("quant_conv.weight", 0) in tensors
+        fields = {
+            **self.architecture,
+            **self.fixed,
+            "pixel_range": self.pixel_range,
+            "norm_groups": 32,
+            "filters": filters,
+            "channel_multipliers": tuple(shape(name)[0] // filters for name in firsts),
+            "num_res_blocks": count(lambda i: f"encoder.down.0.block.{i}.conv1.weight"),
+            "attention_levels": tuple(
+                level
+                for level in levels
+                if self.rename(f"encoder.down.{level}.attn.0.q.weight", 0) in tensors
+            ),
+            "middle_attention": self.rename("encoder.mid.attn_1.q.weight", 0) in tensors,
+            "latent_channels": shape("encoder.conv_out.weight")[0] if with_bottleneck else None,
+            "embedding_dim": embedding_dim,
+            "codebook_size": codebook_size,
+        }
+        return build(VQTokenizerConfig, {**fields, **changes}, str(path))
+
+    def load_tokenizer(
+        self, path: str | os.PathLike[str], config: VQTokenizerConfig
+    ) -> dict[str, Any]:
+        """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays.
+
+        Raises:
+          UserError: no such file, one of another model, cut short or holding more than tensors, a
+            config that cannot be its own (all that differs is listed), or tensors that do not fit
+            (all are listed).
+        """
+        num_levels = len(config.channel_multipliers)
+        recipes = tokenizer_recipes(config, lambda name: self.rename(name, num_levels))
+        fixed = {**self.fixed, "norm_groups": 32}
+        return assemble_tokenizer(
+            recipes, self.open(path), config, path, self.kind, fixed, self.ignored
+        )
+
+
+TAMING = TamingLayout("taming", ARCHITECTURE, FIXED, (-1.0, 1.0), ignored=(r"^loss\.",))
 
 
 def tokenizer_recipes(
@@ -180,15 +244,3 @@ def _matrix(weight: LazyArray) -> LazyArray:
     if weight.shape[2:] == (1, 1):
         weight = weight.take(3, 0).take(2, 0)
     return weight.transpose()
-
-
-def _count(tensors: Tensors, pattern: str) -> int:
-    """How many numbers its group finds in the names."""
-    return len({match[1] for name in tensors if (match := re.match(pattern, name))})
-
-
-def _open(path: str | os.PathLike[str]) -> Tensors:
-    path = pathlib.Path(path)
-    if path.is_dir() or path.suffix == ".safetensors":
-        return open_safetensors(path)
-    return open_torch(path)

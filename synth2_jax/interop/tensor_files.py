@@ -13,7 +13,7 @@ import os
 import pathlib
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.serialization
@@ -26,6 +26,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.interop.lazy_array import Index, LazyArray, of_array
 
 Tensors = dict[str, LazyArray]
+_BIN = "pytorch_model.bin"
 
 _SAFETENSORS_DTYPES = {
     "F64": np.float64,
@@ -44,10 +45,29 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_LIGHTNING = re.compile(r"(pytorch_lightning|lightning)\.")
+# Where the tensors are in what a training saved, the first that is there: Lightning's, and
+# LlamaGen's, whose own code takes the averaged parameters where there are some.
+_INSIDE = ("state_dict", "ema", "model")
+# Objects besides tensors that trainings save: Lightning's own, and their command line.
+_UNREAD = re.compile(r"(pytorch_lightning|lightning)\.|argparse\.Namespace$")
 _INDEX = ".safetensors.index.json"
 _GAP = 512  # bytes between two pieces from which on they are read apart; a disk reads sectors
 _BLOCK = 8 * 2**20  # bytes of rows that are read together
+
+
+def open_weights(path: str | os.PathLike[str]) -> Tensors:
+    """Tensors of a file of safetensors or torch, or of a folder's; safetensors where it has both.
+
+    Raises:
+      UserError: as `open_safetensors` and `open_torch`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
+    if any(path.glob("*.safetensors*")) or not any(path.glob(f"{_BIN}*")):
+        return open_safetensors(path)
+    index = path / f"{_BIN}.index.json"
+    return _open_by_index(index, open_torch) if index.is_file() else open_torch(path / _BIN)
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> Tensors:
@@ -63,7 +83,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> Tensors:
     indexes = sorted(path.glob(f"*{_INDEX}"))
     files = sorted(path.glob("*.safetensors"))
     if len(indexes) == 1:
-        return _open_by_index(indexes[0])
+        return _open_by_index(indexes[0], _open_safetensors_file)
     if len(files) != 1 or indexes:
         raise UserError(
             f"{path}: found {[file.name for file in [*indexes, *files]] or 'no .safetensors'}, "
@@ -72,12 +92,12 @@ def open_safetensors(path: str | os.PathLike[str]) -> Tensors:
     return _open_safetensors_file(files[0])
 
 
-def _open_by_index(index: pathlib.Path) -> Tensors:
+def _open_by_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], Tensors]) -> Tensors:
     try:
         where = json.loads(index.read_text())["weight_map"]
         names = {str(name): str(file) for name, file in where.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: found no index of .safetensors files: {error!r}") from error
+        raise UserError(f"{index}: found no index of files with tensors: {error!r}") from error
     files = sorted(set(names.values()))
     if strange := [file for file in files if pathlib.PurePath(file).name != file]:
         raise UserError(f"{index}: names {strange}, expected files beside it")
@@ -86,7 +106,7 @@ def _open_by_index(index: pathlib.Path) -> Tensors:
             f"{index.parent}: {len(missing)} of {len(files)} files of {index.name} are not there: "
             f"{', '.join(missing)}"
         )
-    opened = {file: _open_safetensors_file(index.parent / file) for file in files}
+    opened = {file: open_file(index.parent / file) for file in files}
     lost = sorted(name for name, file in names.items() if name not in opened[file])
     if lost:
         raise UserError(f"{index}: names tensors that its files do not hold: {', '.join(lost)}")
@@ -197,7 +217,8 @@ def _read_whole(file: io.RawIOBase, array: np.ndarray, path: pathlib.Path) -> No
 def open_torch(path: str | os.PathLike[str]) -> Tensors:
     """Tensors of a file that `torch.save` wrote, by their names joined with dots.
 
-    Lightning's and others' {"state_dict": ...} is looked into, without Lightning.
+    What a training saved, such as Lightning's {"state_dict": ...}, is looked into (`_INSIDE`),
+    without Lightning.
 
     Raises:
       UserError: no such file, PyTorch not installed, a file cut short, or one that holds more than
@@ -222,8 +243,8 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
             f"{path}: found no file of torch.save that can be read ({reason:.200}); "
             "was its download cut short?"
         ) from error
-    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
-        held = held["state_dict"]
+    if isinstance(held, Mapping):
+        held = next((held[key] for key in _INSIDE if isinstance(held.get(key), Mapping)), held)
     if not isinstance(held, Mapping):
         raise UserError(f"{path}: holds a {type(held).__name__}, expected tensors by name")
     return {
@@ -234,7 +255,7 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
 
 
 class _Unread:
-    """In the place of Lightning's own objects, of which nothing is wanted: it does nothing."""
+    """Takes the place of objects that a training saved besides its tensors, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Unread":
         del args, kwargs
@@ -257,9 +278,7 @@ def _more_than_tensors(path: pathlib.Path, error: pickle.UnpicklingError) -> str
 
 
 def _load_torch(path: pathlib.Path) -> Any:
-    """Lightning names its callbacks by their classes; where those alone are strange, they are left
-    out: neither imported nor made.
-    """
+    """Loads a file; objects of known trainings (`_UNREAD`) are neither imported nor made."""
     import torch
 
     load = functools.partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
@@ -267,7 +286,7 @@ def _load_torch(path: pathlib.Path) -> Any:
         return load()
     except pickle.UnpicklingError:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if not names or not all(_LIGHTNING.match(name) for name in names):
+        if not names or not all(_UNREAD.match(name) for name in names):
             raise
         with torch.serialization.safe_globals([(_Unread, name) for name in names]):
             return load()

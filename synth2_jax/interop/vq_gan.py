@@ -1,7 +1,7 @@
 """What the loaders of other people's VQ-GANs share."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synth2_jax.errors import UserError
@@ -12,14 +12,27 @@ from synth2_jax.models.vq_tokenizer import VQTokenizerConfig, parameter_shapes
 
 
 def check_holds(
-    names: Iterable[str], tensors: Tensors, path: str | os.PathLike[str], kind: str
+    ranks: Mapping[str, int], tensors: Tensors, path: str | os.PathLike[str], kind: str
 ) -> None:
-    """Raises UserError, which says what is there instead, unless all of `names` are there."""
-    if missing := [name for name in names if name not in tensors]:
+    """Raises UserError, which says what is there instead, unless all tensors are there.
+
+    Args:
+      ranks: number of axes by name; no axis may be empty.
+      tensors: what the checkpoint holds.
+      path: of the checkpoint.
+      kind: a key of recognise.KINDS, what the checkpoint should be.
+    """
+    if missing := [name for name in ranks if name not in tensors]:
         raise UserError(
             f"{path}: found {recognise(path).description} without {', '.join(missing)}, "
             f"expected {KINDS[kind]}"
         )
+    for name, rank in ranks.items():
+        shape = tensors[name].shape
+        if len(shape) != rank or 0 in shape:
+            raise UserError(
+                f"{path}: {name} has shape {list(shape)}, expected {rank} axes, none of them empty"
+            )
 
 
 def check_kind(

@@ -18,21 +18,38 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
-from synth2_jax.interop import diffusers_vq, gemma, hugging_face, maskgit_weights, t5x, taming
+from synth2_jax.interop import (
+    diffusers_vq,
+    gemma,
+    hugging_face,
+    ibq,
+    llamagen,
+    maskgit_weights,
+    open_muse,
+    t5x,
+    taming,
+)
 from synth2_jax.interop.exported import CONFIG, is_exported, open_exported
 from synth2_jax.interop.lazy_array import LazyArray
-from synth2_jax.interop.recognise import KINDS, recognise
+from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.training import train_state, trained
 from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params
 from synth2_jax.training.trained import Trained
 
+# What has the functions `PART_config(path)` and `load_PART(path, config)`, t5x's the latter alone.
+Reader = ModuleType | taming.TamingLayout
 # Who reads other people's checkpoints of each part, by what `recognise` finds.
-OTHERS: Mapping[str, Mapping[str, ModuleType]] = {
+OTHERS: Mapping[str, Mapping[str, Reader]] = {
     "tokenizer": {
         "maskgit_tokenizer": maskgit_weights,
-        "taming": taming,
+        "taming": taming.TAMING,
+        "ibq": ibq.IBQ,
+        "llamagen": llamagen.LLAMAGEN,
+        "open_muse_vqgan": open_muse.VQGAN,
+        "open_muse_maskgit": open_muse.MASKGIT,
         "diffusers_vq": diffusers_vq,
     },
     "text_encoder": {"t5x": t5x, "hugging_face_t5": hugging_face},
@@ -126,13 +143,25 @@ def load_part(
     reader = others_reader(path, part)
     if reader is None:
         return load_trained(path, part, mesh=mesh, rules=rules).params[part]
+    if part == "tokenizer":
+        _check_pixel_range(reader, path, config)
     layout = _subtree(train_state.params_layout(objective, mesh, rules), prefix)
     load = getattr(reader, f"load_{part}")
     return jax.tree.map(train_state.place, load(path, config), layout)
 
 
-def others_reader(path: str, part: str) -> ModuleType | None:
-    """The module that reads the checkpoint there; None where it is a run or an export.
+def _check_pixel_range(reader: Reader, path: str, config: VQTokenizerConfig) -> None:
+    """No tensor shows it, so a config that forgets it would train on wrong ids."""
+    trained_with = reader.tokenizer_config(path).pixel_range
+    if config.pixel_range != trained_with:
+        raise UserError(
+            f"--config.model.tokenizer.pixel_range: found {config.pixel_range}, expected "
+            f"{trained_with}, which {path} was trained with"
+        )
+
+
+def others_reader(path: str, part: str) -> Reader | None:
+    """What reads the checkpoint there; None where it is a run or an export.
 
     Raises:
       UserError: nothing is there, or something else, with what it looks like.
@@ -140,6 +169,12 @@ def others_reader(path: str, part: str) -> ModuleType | None:
     found = recognise(path)
     if found.kind in ("run", "export"):
         return None
+    if found.kind == "taming_names" and part == "tokenizer":
+        choices = " or ".join(f"{prefix}:{path}" for prefix in PREFIXES)
+        raise UserError(
+            f"{path}: found the tensor names of three models (taming-transformers, IBQ, "
+            f"open-muse), which give other ids. Say which it is: {choices}"
+        )
     readers = OTHERS.get(part, {})
     if found.kind not in readers:
         expected = ", ".join([KINDS["run"], KINDS["export"], *(KINDS[kind] for kind in readers)])

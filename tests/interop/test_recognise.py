@@ -35,6 +35,8 @@ def test_what_config_json_says_counts(tmp_path):
         ({"model_type": "gemma3_text"}, "hugging_face_gemma", "gemma3_text"),
         ({"model_type": "bert", "architectures": ["BertModel"]}, "", "a Hugging Face BertModel"),
         ({"_class_name": "VQModel"}, "diffusers_vq", "a diffusers VQModel"),
+        ({"_class_name": "VQGANModel"}, "open_muse_vqgan", "open-muse's VQGANModel"),
+        ({"_class_name": "MaskGitVQGAN"}, "open_muse_maskgit", "open-muse's MaskGitVQGAN"),
         ({"_class_name": "AutoencoderKL"}, "", "a diffusers AutoencoderKL"),
         ({"format": "synth2_jax model"}, "export", KINDS["export"]),
         ({"answer": 42}, "", "a folder with a config.json of keys ['answer']"),
@@ -49,7 +51,12 @@ def test_what_config_json_says_counts(tmp_path):
 @pytest.mark.parametrize(
     "kind, names",
     [
-        ("taming", ["encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"]),
+        ("taming_names", ["encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"]),
+        (
+            "open_muse_maskgit",
+            ["encoder.mid.0.conv1.weight", "encoder.down.0.block.0.conv1.weight"],
+        ),
+        ("llamagen", ["encoder.conv_blocks.0.res.0.conv1.bias", "quantize.embedding.weight"]),
         (
             "diffusers_vq",
             ["encoder.down_blocks.0.resnets.0.conv1.weight", "quantize.embedding.weight"],

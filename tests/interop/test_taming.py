@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from synth2_jax.errors import UserError
-from synth2_jax.interop.taming import load_tokenizer, tokenizer_config
+from synth2_jax.interop.taming import TAMING
 from synth2_jax.interop.tensor_files import open_torch
 from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 
@@ -37,6 +37,7 @@ PUBLISHED = dict(
     n_embed=16384,
 )
 AGAINST = "its layout in PyTorch"
+tokenizer_config, load_tokenizer = TAMING.tokenizer_config, TAMING.load_tokenizer
 
 
 def reference(*, ch, ch_mult, num_res_blocks, attn_levels, z_channels, embed_dim, n_embed):

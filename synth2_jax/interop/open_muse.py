@@ -1,0 +1,48 @@
+"""The tokenizers of open-muse: VQGANModel and MaskGitVQGAN, from what `save_pretrained` writes.
+
+A folder has config.json, which names the class, and pytorch_model.bin. VQGANModel has the network
+and the names of taming-transformers (`interop.taming`), MaskGitVQGAN the network of
+google-research/maskgit under names like those:
+
+    {encoder,decoder}.mid.I         for mid.block_I, counted from 0
+    decoder.up.I.upsample_conv      for upsample.conv
+
+Both take pixels in [0, 1].
+"""
+
+import os
+import re
+from typing import Any
+
+from synth2_jax.errors import UserError
+from synth2_jax.interop.taming import ARCHITECTURE, FIXED, TamingLayout
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
+
+
+class _VQGANModel(TamingLayout):
+    def tokenizer_config(self, path: str | os.PathLike[str], **changes: Any) -> VQTokenizerConfig:
+        """As TamingLayout's; raises UserError also for what open-muse's code computes otherwise."""
+        config = super().tokenizer_config(path, **changes)
+        if config.num_res_blocks == 1 and config.attention_levels:
+            raise UserError(
+                f"{path}: has one residual block a level and attention at levels "
+                f"{config.attention_levels}, which open-muse leaves out in the encoder; expected 2 "
+                "blocks or more"
+            )
+        return config
+
+
+def _rename(name: str, num_levels: int) -> str:
+    del num_levels
+    name = re.sub(r"\.mid\.block_(\d+)", lambda found: f".mid.{int(found[1]) - 1}", name)
+    return name.replace(".upsample.conv.", ".upsample_conv.")
+
+
+VQGAN = _VQGANModel("open_muse_vqgan", ARCHITECTURE, FIXED, pixel_range=(0.0, 1.0))
+MASKGIT = TamingLayout(
+    "open_muse_maskgit",
+    {},
+    {**FIXED, "shortcut_from_input": False},
+    pixel_range=(0.0, 1.0),
+    rename=_rename,
+)
