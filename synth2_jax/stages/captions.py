@@ -262,7 +262,7 @@ def _read_file(
     with Progress("captions", source.num_lines(), "lines") as progress:
         for number, draft in enumerate(source.read(), start=1):
             if stop.received:
-                stop.exit()
+                stop.exit("nothing is written yet")
             selection.offer(draft)
             progress.add(1)
             if number % _SETTLE_EVERY == 0:
@@ -286,6 +286,9 @@ def _ask(
     """Asks in rounds until every class has its number, so that the set is balanced."""
     indices = {name: index for index, name in enumerate(selection.kept)}
     asked = collections.Counter()
+    kept = "nothing is written yet"
+    if cfg.server:
+        kept = "the answers are kept; the same command goes on"
     total = sum(selection.lacks().values())
     with Progress("captions", total, "captions") as progress:
         for _ in range(cfg.max_rounds):
@@ -297,7 +300,7 @@ def _ask(
             with contextlib.closing(source.write(requests)) as drafts:
                 for draft in drafts:
                     if stop.requested():
-                        stop.exit()
+                        stop.exit(kept)
                     if draft is not None and selection.offer(draft):
                         progress.add(1)
             progress.add(-selection.settle())

@@ -106,7 +106,7 @@ def run(config: Any, workdir: str) -> Manifest:
             def done(count: int) -> None:
                 progress.add(count)
                 if stop.received:
-                    stop.exit()  # finished shards stay
+                    stop.exit("finished shards are kept; the same command goes on")
 
             results = _encoded(on_device(encode, batches, clock), done)
             pair_shards.write_shards(writer, results)

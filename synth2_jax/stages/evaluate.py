@@ -194,7 +194,7 @@ class CaptionScorer:
         written: dict[int, str] = {}
         for numbers in self._batches():
             if self._stop and self._stop.requested():
-                self._stop.exit()
+                self._stop.exit("nothing is written yet")
             ids_BT = np.asarray(self._written(params, numbers))
             for number, ids in zip(numbers, ids_BT, strict=False):  # the rest fills the batch up
                 written[number] = self._vocabulary.decode(ids.tolist())

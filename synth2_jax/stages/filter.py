@@ -366,7 +366,7 @@ def _score_missing(
         def done(count: int) -> None:
             progress.add(count)
             if stop.received:
-                stop.exit()
+                stop.exit("scores of finished shards are kept; the same command goes on")
 
         for index, names in missing:
             if not names:

@@ -80,7 +80,7 @@ def watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> 
     """The results, until SIGTERM comes or too many are skipped; finished shards stay."""
     for shard, item in results:
         if stop.received:
-            stop.exit()
+            stop.exit("finished shards are kept; the same command goes on")
         if item is not None:
             budget.add(item)
         yield shard, item

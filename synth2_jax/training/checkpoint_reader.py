@@ -6,6 +6,7 @@ WORKDIR/checkpoints/STEP/ has the items
   iterator      PROCESS-of-PROCESSES.bin, where each process's data iterator stands
   config        the resolved config, JSON
   fingerprints  of what the run depends on (tokenizer, data, ...), JSON
+  sums          of the metrics since the last step that was logged, JSON
 and checksums.json, of the files of all items (see checksums.py).
 A step folder gets its name only when it is complete: a killed save leaves none that looks whole.
 """

@@ -28,6 +28,7 @@ from synth2_jax.training.checkpoint_reader import (
     complete_steps,
     restore_like,
 )
+from synth2_jax.training.metrics import Sums
 from synth2_jax.training.train_state import TrainState
 
 
@@ -109,6 +110,7 @@ class Restored:
     """What `Checkpoints.restore` brings back.
 
     `iterator` is the argument of `set_state`, or of `restart` if others than `num_processes` run.
+    `sums` is {} in a checkpoint of an older version.
     """
 
     state: TrainState
@@ -116,6 +118,7 @@ class Restored:
     num_processes: int
     config: dict[str, Any]
     fingerprints: dict[str, str]
+    sums: dict[str, list[float]]
 
 
 class Checkpoints:
@@ -182,12 +185,14 @@ class Checkpoints:
         config: Mapping[str, Any],
         fingerprints: Mapping[str, str],
         metrics: Mapping[str, float] | None = None,
+        sums: Sums | None = None,
     ) -> None:
         """Starts saving; the state may be donated when this returns. A step is saved only once.
 
         The first save is waited for and read back: what cannot work comes to light here.
 
-        `metrics` are what was measured at this very step, if anything was.
+        `metrics` are what was measured at this very step, if anything was; `sums` those of the
+        metrics since the last step that was logged, so that a run that goes on logs the same mean.
 
         Raises:
           UserError: the disk is full, now or when an earlier save went on in the background; or
@@ -213,6 +218,7 @@ class Checkpoints:
                     iterator=BytesSave(iterator.get_state()),
                     config=ocp.args.JsonSave(dict(config)),
                     fingerprints=ocp.args.JsonSave(dict(fingerprints)),
+                    sums=ocp.args.JsonSave(dict(sums or {})),
                 ),
                 metrics=dict(metrics) if self._best_metric and metrics is not None else None,
                 force=True,
@@ -323,18 +329,20 @@ class Checkpoints:
         train = _train_item(layout)
         check_shapes(self.folder / str(step) / "params", layout.params)
         check_shapes(self.folder / str(step) / "train", train)
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=restore_like(layout.params),
-                train=restore_like(train),
-                iterator=BytesRestore(),
-                config=ocp.args.JsonRestore(),
-                fingerprints=ocp.args.JsonRestore(),
-            ),
-        )
+        items = {
+            "params": restore_like(layout.params),
+            "train": restore_like(train),
+            "iterator": BytesRestore(),
+            "config": ocp.args.JsonRestore(),
+            "fingerprints": ocp.args.JsonRestore(),
+        }
+        if (self.folder / str(step) / "sums").is_dir():  # an older version saved none
+            items["sums"] = ocp.args.JsonRestore()
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = layout.replace(params=found.params, **found.train)
-        return Restored(state, *found.iterator, found.config, found.fingerprints)
+        return Restored(
+            state, *found.iterator, found.config, found.fingerprints, found.get("sums") or {}
+        )
 
     def _write_checksums(self) -> None:
         """Orbax calls this on the first process, in its background thread."""

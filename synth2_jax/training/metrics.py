@@ -14,10 +14,13 @@ from typing import Protocol, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from synth2_jax.files import finite
+from synth2_jax.progress import duration
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
+Sums = Mapping[str, Sequence[float]]  # Metrics as JSON has them: [sum, count] of each
 
 
 def mean(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -39,6 +42,16 @@ def to_scalars(metrics: Metrics) -> dict[str, float]:
         for name, (total, count) in jax.device_get(metrics).items()
         if count != 0
     }
+
+
+def to_sums(metrics: Metrics) -> Sums:
+    """Fetches metrics, undivided; `from_sums` gives the same ones again, bit by bit."""
+    return {name: [float(v) for v in pair] for name, pair in jax.device_get(metrics).items()}
+
+
+def from_sums(sums: Sums) -> Metrics:
+    """The inverse of `to_sums`."""
+    return {name: tuple(np.float32(value) for value in pair) for name, pair in sums.items()}
 
 
 class Writer(Protocol):
@@ -93,17 +106,29 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 class TensorBoardWriter:
-    """Writes TensorBoard event files, without TensorFlow."""
+    """Writes TensorBoard event files, without TensorFlow.
+
+    tensorboardX's own writer puts events in a queue for a thread, which dies of a full disk or of
+    a clock that is set back, and then holds up the training. This one writes them itself.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]):
         # Not at the top: it imports PyTorch where that is installed, which takes seconds.
-        import tensorboardX
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
 
-        self._writer = tensorboardX.SummaryWriter(os.fspath(folder))
+        self._event, self._scalar = Event, summary.scalar
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(os.fspath(folder / "events"))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, int(step))
+            summary = self._scalar(name, value)
+            self._writer.write_event(
+                self._event(step=int(step), wall_time=time.time(), summary=summary)
+            )
         self._writer.flush()
 
     def close(self) -> None:
@@ -143,7 +168,7 @@ class ProgressWriter:
         line = f"{self._label} {step}/{self._total_steps}  {values}"
         if self._rate:
             left = max(self._total_steps - step, 0) / self._rate
-            line += f"  {self._rate:.3g} steps/s  {_duration(left)} left"
+            line += f"  {self._rate:.3g} steps/s  {duration(left)} left"
         if self._is_terminal:
             done = round(20 * min(step / max(self._total_steps, 1), 1))
             # \x1b[K clears what a longer line left behind.
@@ -178,9 +203,3 @@ def make_writers(workdir: str | os.PathLike[str], total_steps: int, label: str) 
         TensorBoardWriter(workdir / "tensorboard"),
         ProgressWriter(total_steps, label),
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,6 +1,13 @@
-"""SIGTERM, which schedulers send before they take a machine away, as a flag to be polled."""
+"""Signals that ask a program to end, as a flag to be polled: what is under way is saved first.
 
+Schedulers send SIGTERM before they take a machine away, a terminal sends SIGINT at Ctrl-C and
+SIGHUP when it is closed.
+"""
+
+import contextlib
+import os
 import signal
+import sys
 import threading
 
 import jax
@@ -9,11 +16,15 @@ import numpy as np
 
 from synth2_jax import sharding
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_CODE = 128 + signal.SIGTERM  # 143: "stopped; the same command goes on"
 
 
 class StopSignal:
-    """A context manager inside which SIGTERM sets a flag instead of killing the process.
+    """A context manager inside which a signal sets a flag instead of killing the process.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. A signal that was ignored before stays so:
+    `nohup` ignores SIGHUP, and a shell SIGINT in what it runs in the background.
 
     Leaving it exits too when a signal came that nobody polled any more: what follows in the same
     process must not run on. Outside the main thread Python takes no signal handlers, and it does
@@ -21,42 +32,66 @@ class StopSignal:
     """
 
     def __init__(self):
-        self._received = False
-        self._previous = None
+        self._received = 0
+        self._previous = {}
         self._asked: jax.Array | None = None
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
+            for number in _SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, exception_type, *exception_info) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, previous in self._previous.items():
+            if previous is not None:  # None is a handler of a library in C
+                signal.signal(number, previous)
         if self._received and exception_type is None:
             self.exit()
 
     @property
     def received(self) -> bool:
-        """Whether this process was told to stop; for work that no other process waits for."""
-        return self._received
+        """Whether this process was asked to stop; for work that no other process waits for."""
+        return bool(self._received)
 
     def requested(self) -> bool:
-        """Whether any process was told to stop before the last poll; all must poll alike.
+        """Whether any process was asked to stop before the last poll; all must poll alike.
 
-        Processes hear the signal at different steps, and one that left alone would hang the others.
-        The question rides along with the steps: what is asked at one poll is read at the next, so
-        that nobody waits for the answer.
+        Processes receive the signal at different steps, and one that left alone would hang the
+        others. The question goes along with the steps: the answer to a poll is read at the next, so
+        that no process waits for it.
         """
-        if jax.process_count() == 1:
-            return self._received
-        asked, self._asked = self._asked, sharding.over_devices(jnp.any, np.bool_(self._received))
-        return asked is not None and bool(asked)
+        if jax.process_count() > 1:
+            asked = self._asked
+            self._asked = sharding.over_devices(jnp.max, np.int32(self._received))
+            if asked is None or not int(asked):
+                return False
+            self._received = self._received or int(asked)
+        return self.received
 
-    def exit(self) -> None:
-        """Leaves the program with the code by which a launcher knows to run it again."""
-        raise SystemExit(EXIT_CODE)
+    def request(self, number: int) -> None:
+        """Asks this process to stop, as the signal of this number would."""
+        self._received = self._received or number
 
-    def _receive(self, signum, frame) -> None:
-        del signum, frame
-        self._received = True
+    def exit(self, kept: str = "") -> None:
+        """Leaves the program, with 143 after SIGTERM, by which a launcher knows to run it again.
+
+        Args:
+          kept: what was saved, for the line that is printed.
+        """
+        if jax.process_index() == 0:
+            name = signal.Signals(self._received or signal.SIGTERM).name
+            kept = f"; {kept}" if kept else ""
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"stopped by {name}{kept}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + (self._received or signal.SIGTERM))
+
+    def _receive(self, number: int, frame) -> None:
+        del frame
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:  # `print` may be in the middle of a line
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping at the next step; Ctrl-C again ends at once\n")
+        self.request(number)

@@ -13,7 +13,7 @@ from synth2_jax import sharding
 from synth2_jax.errors import UserError
 from synth2_jax.training import train_state
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
-from synth2_jax.training.metrics import Writer
+from synth2_jax.training.metrics import Sums, Writer
 from synth2_jax.training.optimizer import Optimizer
 from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Objective, Params, TrainState, create_train_state
@@ -97,7 +97,7 @@ def train(
 
     Raises:
       UserError: the loss is not finite; batches or a checkpoint do not fit the model.
-      SystemExit: with code 143, after SIGTERM and a save.
+      SystemExit: after a signal and a save, with 143 after SIGTERM (see stop_signal.py).
     """
     fingerprints = dict(fingerprints or {})
     layout = train_state.state_layout(objective, tx, mesh, rules)
@@ -106,14 +106,21 @@ def train(
         Watchdog(config.watchdog_seconds) as watchdog,
         Checkpoints(workdir, config.keep, config.keep_best, config.best_metric) as checkpoints,
     ):
-        watch = Watch(writers, checkpoints, config.log_every, config.steps)
-        state = _restore(checkpoints, layout, train_iterator, fingerprints)
+        state, sums = _restore(checkpoints, layout, train_iterator, fingerprints)
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
+        watch = Watch(writers, checkpoints, stop, config.log_every, sums)
         train_step = compile_train_step(objective, tx, layout, mesh, rules, config.microbatches)
         first = step = int(state.step)
-        measured: Mapping[str, float] = {}
-        measured_at = -1
+        evaluate_every = config.eval_every if evaluate else 0
+        measured, measured_at = {}, -1
+
+        def measure() -> None:
+            nonlocal measured, measured_at
+            watch.settle()
+            with watch.aside():
+                measured, measured_at = evaluate(state), step
+                watch.write(step, measured)
 
         def save() -> None:
             watch.settle()  # A step whose loss nobody has looked at may hold NaNs.
@@ -123,6 +130,7 @@ def train(
                 resolved_config or {},
                 fingerprints,
                 measured if measured_at == step else None,
+                watch.sums(),
             )
 
         while step < config.steps:
@@ -132,7 +140,7 @@ def train(
             if stop.requested():
                 save()
                 checkpoints.read_back(state)
-                stop.exit()
+                stop.exit(f"step {step} is saved in {checkpoints.folder}; the same command goes on")
             with watch.input():
                 batch = next(train_iterator, None)
             if batch is None:
@@ -151,19 +159,15 @@ def train(
                 totals=getattr(train_iterator, "totals", {}),
             )
             watchdog.beat()
-            if evaluate and _is_due(step, config.eval_every, config.steps):
-                watch.settle()
-                with watch.aside():
-                    measured, measured_at = evaluate(state), step
-                    watch.write(step, measured)
+            if evaluate_every and step % evaluate_every == 0:
+                measure()
         if step > first:
+            watch.finish(step)
+            if evaluate_every and measured_at != step:
+                measure()  # also where the data ended early
             save()
             checkpoints.read_back(state)
     return state
-
-
-def _is_due(step: int, every: int, last: int) -> bool:
-    return every > 0 and (step % every == 0 or step == last)
 
 
 def _restore(
@@ -171,7 +175,7 @@ def _restore(
     layout: TrainState,
     iterator: DataIterator,
     fingerprints: Mapping[str, str],
-) -> TrainState | None:
+) -> tuple[TrainState | None, Sums]:
     def go_on(restored: Restored) -> None:
         for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
             saved, now = restored.fingerprints.get(name), fingerprints.get(name)
@@ -188,9 +192,7 @@ def _restore(
                 *(checkpoints.folder, restored.num_processes, jax.process_count()),
                 iterator.restart(restored.iterator, int(restored.state.step)),
             )
+        logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
 
     restored = checkpoints.restore(layout, go_on)
-    if restored is None:
-        return None
-    logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
-    return restored.state
+    return (restored.state, restored.sums) if restored else (None, {})

@@ -2,13 +2,15 @@
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from synth2_jax.errors import UserError
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import Checkpoints
-from synth2_jax.training.metrics import Metrics, Writer
+from synth2_jax.training.metrics import Metrics, Sums, Writer
+from synth2_jax.training.stop_signal import StopSignal
 
 # A finite loss can have an infinite gradient, which spoils the parameters all the same.
 WATCHED = ("loss", "grad_norm")
@@ -28,21 +30,27 @@ class Watch:
       writers: get the means of every `log_every` steps, the steps a second and the share of the
         time that was spent waiting for input.
       checkpoints: their background errors surface here, and error messages name the last good one.
+      stop: asked to stop when nothing reads what a writer writes any more.
       log_every: in steps.
-      last_step: logged in any case.
+      sums: of the steps since the last that was logged, from the checkpoint this run goes on from.
     """
 
     def __init__(
-        self, writers: Sequence[Writer], checkpoints: Checkpoints, log_every: int, last_step: int
+        self,
+        writers: Sequence[Writer],
+        checkpoints: Checkpoints,
+        stop: StopSignal,
+        log_every: int,
+        sums: Sums,
     ):
-        self._writers = writers
+        self._writers = list(writers)
+        self._stop = stop
         self._checkpoints = checkpoints
         self._log_every = log_every
-        self._last_step = last_step
         self._created = time.monotonic()
         self._is_first = True
         self._pending: tuple[int, Metrics, Sequence[str]] | None = None
-        self._merged: Metrics = {}
+        self._merged: Metrics = metrics_lib.from_sums(sums)
         self._totals: dict[str, int] = {}
         self._restart_clock()
 
@@ -101,20 +109,37 @@ class Watch:
         # The device was still at work when that input came, if the host then waited for it.
         self._waited_seconds += max(0.0, fetched - (time.monotonic() - start))
         self._steps += 1
-        if step % self._log_every == 0 or step == self._last_step:
-            seconds = time.monotonic() - self._since
-            speed = {
-                "steps_per_second": self._steps / seconds,
-                "input_wait_share": self._waited_seconds / seconds,
-            }
-            self.write(step, metrics_lib.to_scalars(self._merged) | speed | self._totals)
-            self._merged = {}
-            self._restart_clock()
+        if step % self._log_every == 0:
+            self._log(step)
+
+    def finish(self, step: int) -> None:
+        """Settles the last step and writes what is not written yet."""
+        self.settle()
+        if self._merged:
+            self._log(step)
+
+    def sums(self) -> Sums:
+        """Returns the sums since the last step that was logged, for `Checkpoints.save`."""
+        return metrics_lib.to_sums(self._merged)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Gives scalars to every writer."""
-        for writer in self._writers:
-            writer.write(step, scalars)
+        for writer in list(self._writers):
+            try:
+                writer.write(step, scalars)
+            except BrokenPipeError:
+                self._writers.remove(writer)
+                self._stop.request(signal.SIGPIPE)
+
+    def _log(self, step: int) -> None:
+        seconds = time.monotonic() - self._since
+        speed = {
+            "steps_per_second": self._steps / seconds,
+            "input_wait_share": self._waited_seconds / seconds,
+        }
+        self.write(step, metrics_lib.to_scalars(self._merged) | speed | self._totals)
+        self._merged = {}
+        self._restart_clock()
 
     def _restart_clock(self) -> None:
         self._since = time.monotonic()

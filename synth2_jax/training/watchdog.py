@@ -12,13 +12,17 @@ EXIT_CODE = 1
 class Watchdog:
     """`with Watchdog(seconds) as watchdog:`, then `watchdog.beat()` at each sign of life.
 
-    When none comes for `seconds`, it writes where every thread stands to stderr and ends the
+    When none comes for `seconds`, it prints the stack traces of all threads to stderr and ends the
     process, without waiting for anybody. 0 watches nothing.
+
+    A call into C that hangs with the interpreter's lock stops every thread of Python. Then, a tenth
+    of the time and a second later, a timer of `faulthandler` does the same, which needs no lock.
     """
 
     def __init__(self, seconds: float):
         self._seconds = seconds
         self._stopped = threading.Event()
+        self._timer_set = -float("inf")
 
     def __enter__(self) -> "Watchdog":
         self.beat()
@@ -28,10 +32,17 @@ class Watchdog:
 
     def __exit__(self, *exception_info) -> None:
         self._stopped.set()
+        if self._seconds:
+            faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
         """The run is alive."""
         self._last = time.monotonic()
+        # Setting the timer starts a thread: not at every step.
+        if self._seconds and self._last - self._timer_set > self._seconds / 20:
+            self._timer_set = self._last
+            # Not sys.stderr, which may be replaced by what is no file.
+            faulthandler.dump_traceback_later(1.1 * self._seconds + 1, exit=True, file=2)
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(1.0, self._seconds / 10)):
@@ -39,7 +50,7 @@ class Watchdog:
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)
                 print(
                     f"watchdog: no step has finished for {self._seconds:g} s "
-                    "(train.watchdog_seconds); where every thread stands is told above",
+                    "(train.watchdog_seconds); stack traces of all threads are printed above",
                     file=sys.stderr,
                     flush=True,
                 )

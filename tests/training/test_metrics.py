@@ -59,6 +59,26 @@ def test_tensorboard_files_are_written(tmp_path):
     assert b"train_loss" in events.read_bytes()
 
 
+def test_tensorboard_survives_a_clock_that_is_set_back(tmp_path, monkeypatch):
+    """tensorboardX's own writer waits for its thread, which died of it."""
+    writer = TensorBoardWriter(tmp_path)
+    now = metrics.time.time()
+    for step in range(1, 30):  # more than its queue held
+        monkeypatch.setattr("time.time", lambda step=step: now - 30 * 86400 * (step > 2))
+        writer.write(step, {"train_loss": float(step)})
+    writer.close()
+    (events,) = tmp_path.glob("events.*")
+    assert events.read_bytes().count(b"train_loss") == 29
+
+
+def test_sums_are_brought_back_bit_by_bit():
+    third = {"loss": pair(1 / 3, 7)}
+    again = metrics.from_sums(json.loads(json.dumps(metrics.to_sums(third))))
+    assert again["loss"][0].tobytes() == np.float32(1 / 3).tobytes()
+    merged = metrics.merge(again, third)
+    np.testing.assert_array_equal(merged["loss"], metrics.merge(third, third)["loss"])
+
+
 def test_the_import_of_metrics_brings_no_pytorch():
     """tensorboardX imports it where it is installed, and everything imports metrics."""
     code = (

@@ -1,4 +1,4 @@
-"""SIGTERM as a flag: whoever polls it leaves in order, and nobody misses it."""
+"""Signals as a flag: a stage that polls it leaves in order, and none is missed."""
 
 import os
 import signal
@@ -36,3 +36,29 @@ def test_an_error_is_not_hidden_by_a_signal():
     with pytest.raises(KeyError), StopSignal():
         stop_this_process()
         raise KeyError("found")
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_was_ignored_stays_ignored():
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_leaving_says_what_was_kept(capsys):
+    with pytest.raises(SystemExit), StopSignal() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        stop.exit("finished shards are kept")
+    assert capsys.readouterr().err == "stopped by SIGHUP; finished shards are kept\n"

@@ -1,6 +1,7 @@
 """Tests of the whole loop: resume, kills, signals, NaNs and meshes, on a toy objective."""
 
 import inspect
+import io
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -22,7 +24,7 @@ from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import train_loop
 from synth2_jax.training.checkpoint_reader import latest_step, restore_params
 from synth2_jax.training.fingerprint import fingerprint
-from synth2_jax.training.metrics import JsonlWriter, read_metrics
+from synth2_jax.training.metrics import JsonlWriter, ProgressWriter, read_metrics
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
 
@@ -160,6 +162,37 @@ def test_means_after_a_resume_are_of_the_steps_since_then(tmp_path):
     assert last["step"] == 8 and last["loss"] == pytest.approx((each[7] + each[8]) / 2, rel=1e-6)
 
 
+class Stopping(RecordedBatches):
+    """Batches during which, at the draw of number `stop_at`, a signal comes."""
+
+    def __init__(self, *args, stop_at, number=signal.SIGTERM):
+        super().__init__(*args)
+        self._stop_at, self._number = stop_at, number
+
+    def __next__(self):
+        if len(self.given) == self._stop_at:
+            signal.raise_signal(self._number)
+        return super().__next__()
+
+
+def test_means_are_those_of_a_straight_run_wherever_it_was_stopped(tmp_path):
+    toy = ToyObjective()
+    spec = toy.batch_spec(8)
+    run(tmp_path / "straight", 8, toy=toy, log_every=4)
+    for _ in range(2):  # after steps 3 and 6
+        with pytest.raises(SystemExit):
+            run(tmp_path / "stopped", 8, toy=toy, batches=Stopping(spec, stop_at=2), log_every=4)
+    run(tmp_path / "stopped", 8, toy=toy, log_every=4)
+    exact = ("loss", "grad_norm", "learning_rate")
+    straight, stopped = (
+        [(row["step"], *(row[name] for name in exact)) for row in rows if "loss" in row]
+        for rows in (
+            read_metrics(tmp_path / name / "metrics.jsonl") for name in ("straight", "stopped")
+        )
+    )
+    assert stopped == straight and [step for step, *_ in straight] == [4, 8]
+
+
 def test_a_finished_run_returns_its_state_and_draws_nothing(tmp_path):
     done, _ = run(tmp_path, 3)
     again, batches = run(tmp_path, 3)
@@ -190,7 +223,31 @@ def test_sigterm_saves_and_exits_with_143(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert latest_step(tmp_path) == lines[-1]["step"] >= 4
+    step = latest_step(tmp_path)
+    assert step == lines[-1]["step"] >= 4
+    said = f"step {step} is saved in {tmp_path / 'checkpoints'}; the same command goes on"
+    assert errors.decode().splitlines()[-1] == f"stopped by SIGTERM; {said}"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_every_signal_to_stop_saves_first(tmp_path, number, code):
+    toy = ToyObjective()
+    batches = Stopping(toy.batch_spec(8), stop_at=4, number=number)
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, 9, toy=toy, batches=batches)
+    assert error.value.code == code and latest_step(tmp_path) == 5
+
+
+def test_a_closed_pipe_saves_first_and_exits_with_141(tmp_path):
+    class ClosedPipe(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, 9, writers=[ProgressWriter(9, stream=ClosedPipe())])
+    assert error.value.code == 141 and latest_step(tmp_path) == 1
 
 
 def test_sigterm_while_evaluating_saves_and_exits_with_143(tmp_path):
@@ -283,6 +340,42 @@ def test_a_run_ends_with_its_data(tmp_path, caplog):
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [3, 5]
     logged = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["data/real_examples"] for line in logged if "loss" in line] == [8] * 5
+
+
+def test_data_that_ends_early_is_logged_evaluated_and_kept_as_any_last_step(tmp_path):
+    class Five(RecordedBatches):
+        def __next__(self):
+            if len(self.given) == 5:
+                raise StopIteration
+            return super().__next__()
+
+    toy, seen = ToyObjective(), []
+
+    def evaluate(state):
+        seen.append(int(state.step))
+        return {"cider": 0.5}
+
+    run(tmp_path, 20, toy=toy, batches=Five(toy.batch_spec(8)), log_every=3, evaluate=evaluate)
+    assert seen == [4, 5]
+    logged = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in logged if "loss" in line] == [3, 5]
+    assert [line["step"] for line in logged if "cider" in line] == [4, 5]
+
+
+def test_a_damaged_position_is_passed_over_for_the_step_before(tmp_path):
+    class Damaged(RecordedBatches):
+        def set_state(self, state):
+            if state == b"5":
+                raise zipfile.BadZipFile("File is not a zip file")
+            super().set_state(state)
+
+    straight, _ = run(tmp_path / "straight", 7)
+    run(tmp_path / "damaged", 5)
+    toy = ToyObjective()
+    state, given = run(tmp_path / "damaged", 7, toy=toy, batches=Damaged(toy.batch_spec(8)))
+    assert len(given) == 4  # from step 3
+    assert_bitwise_equal(state, straight)
+    assert (tmp_path / "damaged" / "checkpoints" / "unreadable-5").is_dir()
 
 
 def test_frozen_parameters_stay_and_pretrained_ones_are_used(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from synth2_jax.training import watch as watch_lib
+from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.watch import Watch
 
 
@@ -18,7 +19,7 @@ class Rig:
         checkpoints = types.SimpleNamespace(check_for_errors=lambda: None)
         monkeypatch.setattr(watch_lib, "time", types.SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(watch_lib.metrics_lib, "to_scalars", self._fetch)
-        self.watch = Watch([self], checkpoints, log_every=4, last_step=5)
+        self.watch = Watch([self], checkpoints, StopSignal(), log_every=4, sums={})
 
     def write(self, step, scalars):
         self.written.update(scalars)

@@ -31,6 +31,14 @@ def test_what_hangs_is_told_and_ended():
     assert "watchdog: no step has finished for 0.5 s (train.watchdog_seconds)" in done.stderr
 
 
+def test_a_hang_that_holds_the_lock_of_the_interpreter_is_ended_too():
+    hangs = HANGS.replace("time.sleep(60)", "__import__('ctypes').PyDLL(None).sleep(60)")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", hangs], capture_output=True, text=True)
+    assert done.returncode == 1 and time.monotonic() - start < 30
+    assert done.stdout == "alive\n" and "in a_step_that_hangs" in done.stderr
+
+
 def test_it_sleeps_when_told_to_and_afterwards():
     with Watchdog(0):
         pass
