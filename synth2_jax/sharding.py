@@ -8,6 +8,7 @@ parameters and activations.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,13 +206,82 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(dict(AXIS_RULES)["batch"]))
 
 
+@dataclasses.dataclass(frozen=True)
+class DataLayout:
+    """Which rows of every global batch this process reads: those of its own devices.
+
+    A mesh cuts a batch into equal parts, one after the other. Processes whose devices hold the same
+    parts (as those of one `tensor` group do) form one data shard: they read the same rows.
+
+    Attributes:
+      parts: numbers of this process's parts, rising; there may be gaps between them.
+      num_parts: parts of a batch: `data` times `fsdp` of the mesh.
+      shard: number of this process's data shard, below `num_shards`.
+      num_shards: different sets of parts that processes have.
+      is_first: whether this process is the first of its data shard.
+      overlaps: whether two data shards have some of their parts in common, but not all.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    num_parts: int = 1
+    shard: int = 0
+    num_shards: int = 1
+    is_first: bool = True
+    overlaps: bool = False
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Returns the numbers i64[B] of this process's rows in a batch of `batch_size`, rising."""
+        size, rest = divmod(batch_size, self.num_parts)
+        if rest:
+            raise ValueError(f"{batch_size} rows cannot be cut into {self.num_parts} equal parts")
+        return (np.array(self.parts)[:, None] * size + np.arange(size)).reshape(-1)
+
+    def batch_size(self, num_rows: int) -> int:
+        """Returns the rows of the whole batch in which this process has `num_rows`."""
+        return num_rows * self.num_parts // len(self.parts)
+
+
+ALL_ROWS = DataLayout()
+
+
+@functools.lru_cache(maxsize=8)
+def data_layout(mesh: Mesh, process_index: int | None = None) -> DataLayout:
+    """Returns the rows of a process with devices in `mesh` (default: of this process)."""
+    process_index = jax.process_index() if process_index is None else process_index
+    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts: dict[int, set[int]] = {}
+    for device, (index,) in batch_sharding(mesh).devices_indices_map((num_parts,)).items():
+        parts.setdefault(device.process_index, set()).add(index.start or 0)
+    of_process = {process: tuple(sorted(found)) for process, found in parts.items()}
+    mine = of_process[process_index]
+    shards = sorted(set(of_process.values()))
+    return DataLayout(
+        parts=mine,
+        num_parts=num_parts,
+        shard=shards.index(mine),
+        num_shards=len(shards),
+        is_first=process_index == min(p for p, found in of_process.items() if found == mine),
+        overlaps=sum(map(len, shards)) > num_parts,
+    )
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Moves this process's rows onto its devices as its part of the global batch."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
-        for name, array in batch.items()
-    }
+    """Moves this process's rows, those of `data_layout(mesh)`, into their places in the batch."""
+    where, layout = batch_sharding(mesh), data_layout(mesh)
+    if where.is_fully_addressable:
+        return jax.device_put(dict(batch), where)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(layout.parts)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start = layout.parts.index((index[0].start or 0) // size) * size
+            return rows[start : start + size]
+
+        shape = (layout.batch_size(len(rows)), *rows.shape[1:])
+        return jax.make_array_from_callback(shape, where, part)
+
+    return {name: put(np.asarray(rows)) for name, rows in batch.items()}
 
 
 def check_rows(num_rows: int, mesh: Mesh, where: str, microbatches: int = 1) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from synth2_jax import sharding
@@ -160,13 +160,13 @@ def test_the_table_of_t5x_takes_the_place_of_ours(monkeypatch):
 
 
 class FakeChip:
-    """What mesh_utils asks of a device of one of several slices."""
+    """What mesh_utils and a mesh ask of a device, by default of one of several slices."""
 
     platform, device_kind = "cpu", "fake"
 
-    def __init__(self, index, num_in_slice):
-        self.id, self.process_index = index, index
-        self.slice_index = index // num_in_slice
+    def __init__(self, index, num_in_slice, process_index=None):
+        self.id, self.slice_index = index, index // num_in_slice
+        self.process_index = index if process_index is None else process_index
 
     def __repr__(self):
         return f"chip {self.id} of slice {self.slice_index}"
@@ -179,3 +179,70 @@ def test_slices_lie_along_data():
     assert [{chip.slice_index for chip in row.flat} for row in mesh.devices] == [{0}, {1}]
     with pytest.raises(UserError, match="config.mesh.data: found 1, expected a multiple of the 2"):
         sharding.make_mesh(MeshConfig(data=1, fsdp=8), chips)
+
+
+# (data, fsdp, tensor), the process of each device in the mesh's order, and of each process: its
+# parts of the batch, its data shard of how many, and whether it is the first that reads it.
+LAYOUTS = {
+    "one process": ((2, 2, 1), [0, 0, 0, 0], [((0, 1, 2, 3), 0, 1, True)]),
+    "rows each": ((2, 1, 1), [0, 1], [((0,), 0, 2, True), ((1,), 1, 2, True)]),
+    "a tensor group over two": ((1, 1, 2), [0, 1], [((0,), 0, 1, True), ((0,), 0, 1, False)]),
+    "two tensor groups over two each": (
+        (1, 2, 2),
+        [0, 1, 2, 3],
+        [((0,), 0, 2, True), ((0,), 0, 2, False), ((1,), 1, 2, True), ((1,), 1, 2, False)],
+    ),
+    "several rows each": ((2, 2, 1), [0, 0, 1, 1], [((0, 1), 0, 2, True), ((2, 3), 1, 2, True)]),
+    "rows with gaps": ((2, 2, 1), [0, 1, 0, 1], [((0, 2), 0, 2, True), ((1, 3), 1, 2, True)]),
+    "halves of two groups each": (
+        (2, 1, 2),
+        [0, 1, 0, 1],
+        [((0, 1), 0, 1, True), ((0, 1), 0, 1, False)],
+    ),
+    "the order of processes turned round": (
+        (2, 1, 1),
+        [1, 0],
+        [((1,), 1, 2, True), ((0,), 0, 2, True)],
+    ),
+}
+
+
+def mesh_of(sizes, processes):
+    chips = [FakeChip(index, 64, process) for index, process in enumerate(processes)]
+    return Mesh(np.array(chips).reshape(sizes), sharding.MESH_AXES)
+
+
+@pytest.mark.parametrize("sizes, processes, expected", LAYOUTS.values(), ids=LAYOUTS)
+def test_each_process_reads_the_rows_of_its_devices(sizes, processes, expected):
+    mesh = mesh_of(sizes, processes)
+    layouts = [sharding.data_layout(mesh, process) for process in range(len(expected))]
+    found = [(one.parts, one.shard, one.num_shards, one.is_first) for one in layouts]
+    assert found == expected
+    assert not any(layout.overlaps for layout in layouts)
+    # Of every batch, the processes that are the first of their shards read each row once.
+    rows = np.concatenate([one.rows(8) for one in layouts if one.is_first])
+    assert sorted(rows) == list(range(8))
+    # What is read is what the batch's sharding puts on the process's devices.
+    places = sharding.batch_sharding(mesh).devices_indices_map((8,))
+    for process, layout in enumerate(layouts):
+        mine = {
+            row
+            for device, (index,) in places.items()
+            for row in range(*index.indices(8))
+            if device.process_index == process
+        }
+        assert layout.rows(8).tolist() == sorted(mine)
+        assert layout.batch_size(len(mine)) == 8
+
+
+def test_processes_that_share_only_some_rows_are_known():
+    """Three of two devices each, in two tensor groups of three."""
+    mesh = mesh_of((2, 1, 3), [0, 0, 1, 1, 2, 2])
+    layouts = [sharding.data_layout(mesh, process) for process in range(3)]
+    assert [layout.parts for layout in layouts] == [(0,), (0, 1), (1,)]
+    assert all(layout.overlaps for layout in layouts)
+
+
+def test_rows_that_the_parts_do_not_share_evenly():
+    with pytest.raises(ValueError, match="6 rows cannot be cut into 4 equal parts"):
+        sharding.DataLayout((0,), 4).rows(6)

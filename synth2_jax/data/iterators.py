@@ -3,9 +3,10 @@
 A saved position is a zip of TensorFlow's checkpoint of the iterator (the places in the shards and
 the examples that wait in shuffle buffers) and a header that says which data it belongs to.
 
-Several processes deal the data out in one of two ways. "examples": all of them go through the same
-order, and each converts its own rows of every batch, so that the batches are the same whatever the
-number of processes. "shards": each reads shards of its own, which is less to read for each of many.
+Several processes share the data in one of two ways. "examples": all of them go through the same
+order, and each converts its own rows of every batch, so that the batches are the same on any mesh
+and number of processes. "shards": each data shard of the mesh (see `sharding.DataLayout`) reads
+files of its own, which is less to read for each of many.
 
 Legend: B batch rows of this process, T text tokens, E width of stored features.
 """
@@ -22,12 +23,14 @@ from typing import Any
 
 import numpy as np
 import seqio
+from absl import logging
 
 from synth2_jax.data import mixtures
 from synth2_jax.data.feature_converters import COMPANIONS, converter_class
 from synth2_jax.data.tensorflow_cpu import one_line, tf
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.files import temporary_folder
+from synth2_jax.sharding import ALL_ROWS, DataLayout
 
 _HEADER = "position.json"
 _VERSION = 1
@@ -45,7 +48,7 @@ class Stream:
       model_name: chooses the feature converter.
       text_length: T, for models that take text.
       batch_size: rows of all processes together.
-      process_index, process_count: this process reads its part of the examples.
+      layout: which rows of every batch this process reads.
       deal: "examples" or "shards", see above.
       schedule: {task: ((step, rate), ...)} in place of a mixture's rates, see `mixtures.scheduled`.
       limits: {feature: limit}; a token that is as large or larger is of other data.
@@ -57,18 +60,22 @@ class Stream:
     model_name: str
     text_length: int
     batch_size: int
-    process_index: int = 0
-    process_count: int = 1
+    layout: DataLayout = ALL_ROWS
     deal: str = "examples"
     schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     text_width: int = 0
 
     def __post_init__(self):
-        if self.batch_size % self.process_count:
+        if self.batch_size % self.layout.num_parts:
             raise UserError(
                 f"data.batch_size: found {self.batch_size}, expected a multiple of the "
-                f"{self.process_count} processes"
+                f"{self.layout.num_parts} parts that the mesh cuts a batch into"
+            )
+        if self.deals_shards and self.layout.overlaps:
+            raise UserError(
+                "data.deal: found 'shards' on a mesh where processes share only some of their "
+                "rows. Use deal=examples, or another mesh."
             )
 
     @property
@@ -86,12 +93,24 @@ class Stream:
     @property
     def rows(self) -> int:
         """B."""
-        return self.batch_size // self.process_count
+        return len(self.layout.rows(self.batch_size))
 
     @property
     def deals_shards(self) -> bool:
-        """Whether this process has shards of its own."""
-        return self.deal == "shards" and self.process_count > 1
+        """Whether each data shard reads files of its own."""
+        return self.deal == "shards" and self.layout.num_shards > 1
+
+    @property
+    def reads(self) -> list:
+        """[shard, number of shards] where files are shared out, or else ranges of rows.
+
+        A saved position is only good for what it was saved with.
+        """
+        if self.deal == "shards":
+            return [self.layout.shard, self.layout.num_shards]
+        rows = self.layout.rows(self.batch_size)
+        ranges = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        return [[int(part[0]), int(part[-1]) + 1] for part in ranges]
 
     def task_lengths(self) -> dict[str, int]:
         """Lengths of the task features that are converted, from the first example of each task.
@@ -173,7 +192,7 @@ class TrainIterator:
             "model": stream.model_name,
             "text_length": stream.text_length,
             "batch_size": stream.batch_size,
-            "processes": [stream.process_index, stream.process_count],
+            "reads": stream.reads,
             "deal": stream.deal,
             "schedule": stream.schedule,
             "seed": seed,
@@ -194,7 +213,7 @@ class TrainIterator:
         with _one_line_errors(stream.label):
             provider, shard_info, rows = stream.provider, None, stream.batch_size
             if stream.deals_shards:
-                shard_info = seqio.ShardInfo(stream.process_index, stream.process_count)
+                shard_info = seqio.ShardInfo(stream.layout.shard, stream.layout.num_shards)
                 rows = stream.rows
             if stream.schedule:
                 provider = mixtures.scheduled(provider, stream.schedule, rows, self._restarted_at)
@@ -210,7 +229,7 @@ class TrainIterator:
             )
             if self._skipped:
                 examples = examples.skip(self._skipped * rows)
-            if stream.process_count > 1 and not stream.deals_shards:
+            if stream.rows < rows:
                 examples = _own_rows(examples, stream)
             batches = stream.convert(examples, self._lengths)
             batches = batches.batch(stream.rows, drop_remainder=True).prefetch(_PREFETCH)
@@ -281,11 +300,17 @@ class TrainIterator:
     def set_state(self, state: bytes) -> None:
         """Goes on exactly where `get_state` was called, in this or another process.
 
+        Where this process has other rows of the batches than the one that saved, it goes through
+        the order again.
+
         Raises:
           UserError: a position of other data; it names what differs.
           Exception: of any other type; the position is damaged.
         """
-        archive, header = self._open(state, "processes")
+        archive, header = self._open(state)
+        if header["identity"]["reads"] != self._identity["reads"]:
+            logging.warning("%s: %s", self._stream.label, self._go_through(header))
+            return
         restarted_at, skipped = header.get("restarted_at", 0), header.get("skipped", 0)
         if self._num_batches or (restarted_at, skipped) != (self._restarted_at, self._skipped):
             self._restarted_at, self._skipped = restarted_at, skipped
@@ -301,31 +326,36 @@ class TrainIterator:
         self._take_counts(header)
 
     def restart(self, state: bytes, step: int) -> str:
-        """Goes on at step `step` after a change of the number of processes; says what holds.
+        """Goes on at step `step` after a change of the number of data shards; says what holds.
 
-        Data that is dealt out by examples goes on exactly: the order is gone through again up to
-        here. Of shards it is not known what was read of them by others, so that an order of its own
-        begins, drawn from the seed and the step.
+        With deal "examples" the data goes on exactly: the order is gone through again up to here.
+        With "shards" nobody knows which examples the others had read, so a new order begins, drawn
+        from the seed and the step.
 
         Raises:
           UserError: as `set_state`.
         """
         _, header = self._open(state)
-        self._take_counts(header)
         if self._stream.deal == "examples":
-            self._restarted_at = header.get("restarted_at", 0)
-            self._num_batches = self._skipped = header["num_batches"]
-            self._iterator = self._start()
-            examples = self._skipped * self._stream.batch_size
-            return f"the data goes on exactly, {examples:,} examples are gone through to get there"
+            return self._go_through(header)
+        self._take_counts(header)
         self._restarted_at, self._num_batches, self._skipped = step, 0, 0
         self._iterator = self._start()
         return (
-            "the order of the data starts anew here, so examples of the epoch under way may be "
-            "seen twice in it or not at all (config.data.deal=examples goes on exactly)"
+            "a new order of the data starts here, so examples of the current epoch may be seen "
+            "twice or not at all (config.data.deal=examples goes on exactly)"
         )
 
-    def _open(self, state: bytes, *and_equal: str) -> tuple[zipfile.ZipFile, Mapping[str, Any]]:
+    def _go_through(self, header: Mapping[str, Any]) -> str:
+        """Starts the order again and skips what was read."""
+        self._take_counts(header)
+        self._restarted_at = header.get("restarted_at", 0)
+        self._num_batches = self._skipped = header["num_batches"]
+        self._iterator = self._start()
+        examples = self._skipped * self._stream.batch_size
+        return f"resuming the data exactly: skipping {examples:,} examples"
+
+    def _open(self, state: bytes) -> tuple[zipfile.ZipFile, Mapping[str, Any]]:
         """The archive and its header; raises as `set_state` does."""
         try:
             archive = zipfile.ZipFile(io.BytesIO(state))
@@ -335,12 +365,18 @@ class TrainIterator:
         if header["version"] != _VERSION:
             raise UserError(f"data position: version {header['version']}, expected {_VERSION}")
         saved, now = header["identity"], json.loads(json.dumps(self._identity))
-        # Positions from before there was a choice.
-        saved.setdefault("deal", "examples" if saved["processes"][1] == 1 else "shards")
+        # Positions from before there was a choice, and from before meshes decided who reads what.
+        index, count = saved.pop("processes", (0, 1))
+        saved.setdefault("deal", "examples" if count == 1 else "shards")
         saved.setdefault("schedule", {})
-        for key in sorted({*now, *saved}):
-            if key == "processes" and key not in and_equal:
-                continue
+        if "vocabulary" in now:
+            saved.setdefault("vocabulary", now["vocabulary"])
+        rows = saved["batch_size"] // count
+        by_examples = saved["deal"] == "examples"
+        saved.setdefault(
+            "reads", [[index * rows, (index + 1) * rows]] if by_examples else [index, count]
+        )
+        for key in sorted({*now, *saved} - {"reads"}):
             if now.get(key) != saved.get(key):
                 raise UserError(
                     f"data position: saved with {key} {saved.get(key)!r}, this run has "
@@ -357,7 +393,8 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
     """Every example once, in order, task after task.
 
     Each process reads all and takes its rows of each batch, so that all see the same number of
-    batches. Rows that fill up the last batch repeat its last example, with nothing in `loss_mask`.
+    batches and no row is counted twice. Rows that fill up the last batch repeat its last example,
+    with nothing in `loss_mask`.
 
     Args:
       stream: what to read.
@@ -383,7 +420,7 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
         for part in batches[1:]:
             examples = examples.concatenate(part)
         iterator = iter(examples.batch(stream.batch_size).prefetch(_PREFETCH))
-    mine = slice(stream.process_index * stream.rows, (stream.process_index + 1) * stream.rows)
+    mine = stream.layout.rows(stream.batch_size)
     while True:
         with _one_line_errors(stream.label):
             tensors = next(iterator, None)
@@ -392,8 +429,7 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
         batch = {name: tensor.numpy() for name, tensor in tensors.items()}
         _check_batch(batch, stream)
         num_valid = len(next(iter(batch.values())))
-        rows = np.minimum(np.arange(stream.batch_size), num_valid - 1)[mine]
-        valid = (np.arange(stream.batch_size) < num_valid)[mine]
+        rows, valid = np.minimum(mine, num_valid - 1), mine < num_valid
         keys = batch.get("key")
         batch = {name: array[rows] for name, array in batch.items() if name not in COMPANIONS}
         batch["valid"] = valid
@@ -439,11 +475,11 @@ def _first_example(task: seqio.Task, split: str) -> Mapping[str, tf.Tensor]:
 
 def _own_rows(examples: tf.data.Dataset, stream: Stream) -> tf.data.Dataset:
     """This process's rows of each batch; a last batch that is not full is left out by all."""
-    mine = slice(stream.process_index * stream.rows, (stream.process_index + 1) * stream.rows)
+    mine = stream.layout.rows(stream.batch_size)
     names = stream.converter.TASK_FEATURES  # others may not stack
     batches = examples.map(lambda example: {name: example[name] for name in names})
     batches = batches.batch(stream.batch_size, drop_remainder=True)
-    return batches.map(lambda batch: {k: rows[mine] for k, rows in batch.items()}).unbatch()
+    return batches.map(lambda batch: {k: tf.gather(v, mine) for k, v in batch.items()}).unbatch()
 
 
 def _check_batch(batch: Batch, stream: Stream) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from synth2_jax.captioners.prompts import CAPTION_PROMPT
 from synth2_jax.data import records, views
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.sharding import ALL_ROWS, DataLayout
 from synth2_jax.vocabulary import vocabulary_path
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ class DataConfig:
       vocabulary: a built-in name or the path of a SentencePiece model file; later stages that use
         the model read it, and `prompt`, from its run.
       prompt: before each caption in the text of the VLM and the language model.
-      deal: how several processes share the data. "examples": batches are the same on any number of
-        processes, and a run goes on exactly when it changes; each process reads all data. "shards":
-        each reads its own, for pods whose input would not keep up (see input_wait_share).
+      deal: how several processes share the data. "examples": batches are the same on any mesh and
+        number of processes, and a run goes on exactly when it changes; each process reads all data.
+        "shards": each data shard of the mesh reads files of its own, for pods whose input would
+        not keep up (see input_wait_share).
       text_length: T: prompt, caption and eos; longer captions are cut.
     """
 
@@ -95,8 +97,7 @@ def train_iterator(
     text_encoder: Mapping[str, Any] | None = None,
     batch_spec: Mapping[str, Any] | None = None,
     limits: Mapping[str, int] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    layout: DataLayout = ALL_ROWS,
 ) -> "TrainIterator | FakeBatches":
     """Shuffled, repeated, mixed batches with `get_state` and `set_state`; see `TrainIterator`.
 
@@ -107,12 +108,10 @@ def train_iterator(
       text_encoder: what `stored_text_encoder` returns: a generator's batches then hold the stored
         features of the captions, and captions encoded in any other way are refused; None reads no
         features.
-      batch_spec: {name: ShapeDtypeStruct} of this process's batch, for fake data.
+      batch_spec: {name: ShapeDtypeStruct} of a whole batch, for fake data.
       limits: {name: limit} of the integers: fake data is drawn below them, and a token of real data
         beyond is an error.
-      process_index: of this process, which reads its part of the shards (of the examples, where
-        there are fewer shards than processes).
-      process_count: number of processes.
+      layout: which rows of every batch this process reads.
 
     Raises:
       UserError: unknown names, no examples, pairs of another tokenizer or text encoder, missing or
@@ -123,18 +122,12 @@ def train_iterator(
 
         if batch_spec is None:
             raise UserError("data.source 'fake': needs the shapes of a batch, found none")
-        return FakeBatches(batch_spec, config.seed, limits, process_index, process_count)
+        return FakeBatches(batch_spec, config.seed, limits, layout)
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import TrainIterator
 
     stream, identity = _stream(
-        config,
-        model_name,
-        tokenizer_fingerprint,
-        text_encoder,
-        process_index,
-        process_count,
-        limits,
+        config, model_name, tokenizer_fingerprint, text_encoder, layout, limits
     )
     return TrainIterator(stream, seed=config.seed, num_epochs=config.num_epochs, identity=identity)
 
@@ -146,8 +139,7 @@ def eval_batches(
     tokenizer_fingerprint: str | None = None,
     text_encoder: Mapping[str, Any] | None = None,
     limits: Mapping[str, int] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    layout: DataLayout = ALL_ROWS,
     with_keys: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass in order, with `valid` bool[B]; see `iterators.evaluation_batches`.
@@ -160,15 +152,7 @@ def eval_batches(
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import evaluation_batches
 
-    stream, _ = _stream(
-        config,
-        model_name,
-        tokenizer_fingerprint,
-        text_encoder,
-        process_index,
-        process_count,
-        limits,
-    )
+    stream, _ = _stream(config, model_name, tokenizer_fingerprint, text_encoder, layout, limits)
     return evaluation_batches(stream, with_keys=with_keys)
 
 
@@ -242,8 +226,7 @@ def _stream(
     model_name: str,
     tokenizer_fingerprint: str | None,
     text_encoder: Mapping[str, Any] | None,
-    process_index: int,
-    process_count: int,
+    layout: DataLayout,
     limits: Mapping[str, int] | None = None,
 ) -> "tuple[Stream, dict[str, Any]]":
     """Registers what the config names; returns what to read and what identifies it."""
@@ -263,8 +246,7 @@ def _stream(
         model_name=model_name,
         text_length=config.text_length,
         batch_size=config.batch_size,
-        process_index=process_index,
-        process_count=process_count,
+        layout=layout,
         deal=config.deal,
         schedule={name: rate for name, rate in config.rates.items() if _is_schedule(rate)},
         limits=limits or {},
@@ -276,6 +258,9 @@ def _stream(
         "shuffle_buffer": config.shuffle_buffer,
         "prompt": config.prompt,
     }
+    if "caption" in stream.converter.TASK_FEATURES and config.vocabulary:
+        path = pathlib.Path(vocabulary_path(config.vocabulary))
+        identity["vocabulary"] = records.sha256_of(path)[:16]
     if text_encoder is not None:
         identity["text_encoder"] = dict(text_encoder)
     return stream, identity

@@ -212,9 +212,8 @@ class CaptionScorer:
     def _written(self, params: Params, numbers: Sequence[int]) -> jax.Array:
         """Token ids of a batch; it is filled up with its last image: one shape, one compilation."""
         size = self._config.batch_size
-        rows = size // jax.process_count()
-        filled = [*numbers, *[numbers[-1]] * (size - len(numbers))]
-        mine = filled[jax.process_index() * rows : (jax.process_index() + 1) * rows]
+        filled = np.array([*numbers, *[numbers[-1]] * (size - len(numbers))])
+        mine = filled[sharding.data_layout(self._mesh).rows(size)]
         if not self._prompts:
             tokens_BN = np.stack([self.images[number].image_tokens for number in mine])
             batch = sharding.put_batch({"image_tokens": tokens_BN}, self._mesh)

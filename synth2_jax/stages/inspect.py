@@ -83,7 +83,7 @@ def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> st
         *_tree(params, notes),
         f"{'optimizer state':<{width}}  {len(optimizer):>15,} arrays      "
         f"{_size(_total(state, optimizer)):>9}",
-        f"position of the data saved by {saved_by} process{'es' * (saved_by != 1)}",
+        f"position of the data saved by {saved_by} data shard{'s' * (saved_by != 1)}",
         *(f"trained on top of {name} {value}" for name, value in built_on.items()),
         "",
         json.dumps(config, indent=2),

@@ -10,20 +10,25 @@ Legend: B rows of this process, N image tokens, T text tokens.
 import base64
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from synth2_jax import sharding
+from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.files import read_json_lines
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.sampling.pixels import make_encode
+from synth2_jax.sharding import ALL_ROWS, DataLayout
 from synth2_jax.stages.captions import CAPTIONS
 from synth2_jax.stages.model_text import vlm_text
 from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
@@ -65,15 +70,16 @@ class StreamConfig:
 class StreamedBatches:
     """Batches of real rows and of synthetic ones that are made for them; a `DataIterator`.
 
-    Row i of the stream depends on the seed and i alone: on any number of processes, and after any
-    kill, the same pictures come.
+    Synthetic row i depends on the seed and i alone, and both kinds are spread evenly over the rows
+    of a batch: on any mesh and number of processes, and after any kill, the same batches come.
 
     Args:
       config: what to make.
       data: vocabulary, prompt, text length and batch size of the training.
       tokenizer_fingerprint: of the VLM's tokenizer; a generator of another is refused.
-      real: the other rows of each batch; None where there are none.
-      process_index, process_count: this process makes its part of the rows.
+      real: the other rows of each batch, as image tokens or as images, which the tokenizer encodes
+        here; None where there are none.
+      layout: which rows of every batch this process makes.
 
     Raises:
       UserError: no generator or captions, or a generator of another tokenizer.
@@ -85,25 +91,22 @@ class StreamedBatches:
         data: DataConfig,
         tokenizer_fingerprint: str,
         real: DataIterator | None,
-        process_index: int = 0,
-        process_count: int = 1,
+        layout: DataLayout = ALL_ROWS,
     ):
-        rows, remainder = divmod(config.num_synthetic(data.batch_size), process_count)
-        if remainder:
-            raise UserError(
-                f"config.stream.share: makes {config.num_synthetic(data.batch_size)} rows a batch, "
-                f"expected a multiple of the {process_count} processes"
-            )
-        self._rows, self._first, self._step_rows = rows, process_index * rows, process_count * rows
+        self._per_batch = config.num_synthetic(data.batch_size)
+        self._mine = layout.rows(self._per_batch)
+        # Of n rows from the first on, n * share are synthetic, rounded down.
+        made = np.arange(data.batch_size + 1) * self._per_batch // data.batch_size
+        self._is_synthetic = np.diff(made)[layout.rows(data.batch_size)].astype(bool)
+        mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
         synthesis = SynthesizeConfig(
             generator=config.generator,
             captions=config.captions,
             sampler=config.sampler,
             guidance=config.guidance,
-            batch_size=-(-rows // jax.local_device_count()) * jax.local_device_count(),
+            batch_size=_filled_up(len(self._mine), mesh),
             seed=config.seed,
         )
-        mesh = sharding.make_mesh(synthesis.mesh, jax.local_devices())
         trained = load_trained(config.generator, "generator", mesh=mesh)
         found = trained.fingerprint("tokenizer")
         if found != tokenizer_fingerprint:
@@ -119,6 +122,9 @@ class StreamedBatches:
             trained, config.text_encoder, mesh=mesh, where="config.stream.text_encoder"
         )
         self._generator = TokenGenerator(complete, synthesis)
+        encode = make_encode(trained.objective.task.tokenizer)
+        self._encode = functools.partial(jax.jit(encode), trained.params["tokenizer"])
+        self._mesh = mesh
         self._vocabulary = load_vocabulary(data.vocabulary)
         self._prompt, self._length = data.prompt, data.text_length
         self._seed, self._real = config.seed, real
@@ -127,7 +133,10 @@ class StreamedBatches:
         self._identity = {
             **settings,
             "generator": trained.fingerprint("generator"),
-            "captions": len(self._captions),
+            "captions": [len(self._captions), _sha256(self._captions)],
+            "text_length": data.text_length,
+            "prompt": data.prompt,
+            "vocabulary": records.sha256_of(pathlib.Path(self._vocabulary.path))[:16],
         }
         self._number = 0  # of rows that all processes have made
         self._pending: jax.Array | None = None
@@ -136,30 +145,32 @@ class StreamedBatches:
     def __next__(self) -> dict[str, np.ndarray]:
         numbers = self._numbers()
         pending = self._make(numbers) if self._pending is None else self._pending
+        real = {} if self._real is None else next(self._real)
+        if "image" in real:
+            real["image_tokens"] = self._tokens_of(real.pop("image"))
         captions = [self._caption(number) for number in numbers]
         prompts = [self._prompt] * len(captions)
         tokens_BT, mask_BT = vlm_text(captions, prompts, self._vocabulary, self._length)
-        batch = {
-            "image_tokens": np.asarray(pending)[: self._rows],
-            "text_tokens": tokens_BT,
-            "loss_mask": mask_BT,
-            "is_synthetic": np.ones(self._rows, bool),
-        }
-        self._number += self._step_rows
+        self._number += self._per_batch
         # Asked for now, so that the device makes them while the host prepares the next batch.
         self._pending = self._make(self._numbers())
+        batch = {
+            "image_tokens": np.asarray(pending)[: len(captions)],
+            "text_tokens": tokens_BT,
+            "loss_mask": mask_BT,
+            "is_synthetic": np.ones(len(captions), bool),
+        }
         self.last_keys = [f"stream-{number:09d}" for number in numbers]
-        if self._real is not None:
-            real = next(self._real)
-            batch = {name: np.concatenate([real[name], batch[name]]) for name in batch}
-            self.last_keys = [*getattr(self._real, "last_keys", ()), *self.last_keys]
-        return batch
+        if not real:
+            return batch
+        self.last_keys = [*getattr(self._real, "last_keys", ()), *self.last_keys]
+        return {name: self._mixed(np.asarray(real[name]), rows) for name, rows in batch.items()}
 
     @property
     def totals(self) -> dict[str, int]:
         """What was drawn so far, for the log."""
         real = getattr(self._real, "totals", {})
-        made = self._number // self._step_rows * self._rows
+        made = self._number // self._per_batch * len(self._mine)
         return {**real, "data/stream_examples": made}
 
     def get_state(self) -> bytes:
@@ -179,10 +190,10 @@ class StreamedBatches:
             self._real.set_state(base64.b64decode(values["real"]))
 
     def restart(self, state: bytes, step: int) -> str:
-        """Goes on with the rows that follow: they do not depend on the processes."""
+        """Goes on with the rows that follow: they are the same on any mesh."""
         values = self._open(state)
         if self._real is None:
-            return "the data goes on exactly"
+            return "resuming the data exactly"
         return self._real.restart(base64.b64decode(values["real"]), step)
 
     def _open(self, state: bytes) -> Mapping[str, Any]:
@@ -192,6 +203,11 @@ class StreamedBatches:
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError("data position: these bytes are not one of a stream") from error
         expected = json.loads(json.dumps(self._identity))
+        # Older positions hold the number of captions alone, and nothing of how text is read.
+        if found.get("captions") == len(self._captions):
+            found["captions"] = expected["captions"]
+        for key in ("text_length", "prompt", "vocabulary"):
+            found.setdefault(key, expected[key])
         for key in expected:
             if found.get(key) != expected[key]:
                 raise UserError(
@@ -201,16 +217,40 @@ class StreamedBatches:
         self._number, self._pending = values["number"], None
         return values
 
-    def _numbers(self) -> range:
-        start = self._number + self._first
-        return range(start, start + self._rows)
+    def _numbers(self) -> list[int]:
+        return (self._number + self._mine).tolist()
 
-    def _make(self, numbers: range) -> jax.Array:
+    def _make(self, numbers: Sequence[int]) -> jax.Array:
         return self._generator.dispatch([self._caption(number) for number in numbers], numbers)
+
+    def _tokens_of(self, images: np.ndarray) -> jax.Array:
+        """i32[B, N] of images u8[B, H, W, 3], as the training step makes them; does not wait."""
+        missing = _filled_up(len(images), self._mesh) - len(images)
+        filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+        where = sharding.batch_sharding(self._mesh)
+        return self._encode(jax.device_put(filled, where))[: len(images)]
+
+    def _mixed(self, real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
+        """Rows of both kinds, each in its place in the batch."""
+        rows = np.empty((len(self._is_synthetic), *real.shape[1:]), real.dtype)
+        rows[~self._is_synthetic], rows[self._is_synthetic] = real, synthetic
+        return rows
 
     def _caption(self, number: int) -> str:
         epoch, index = divmod(number, len(self._captions))
         return self._captions[_order(self._seed, epoch, len(self._captions))[index]]
+
+
+def _sha256(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(text).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _filled_up(num_rows: int, mesh: Mesh) -> int:
+    """Rows of the next larger batch that the devices divide."""
+    return -(-num_rows // mesh.size) * mesh.size
 
 
 @functools.lru_cache(maxsize=2)

@@ -5,6 +5,7 @@ Writes to the workdir: config.json, checkpoints/, metrics.jsonl and tensorboard/
 
 import dataclasses
 import functools
+import itertools
 import operator
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,7 @@ from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
 from synth2_jax.training.train_state import Objective, Params, TrainState
-from synth2_jax.training.train_step import step_rngs
+from synth2_jax.training.train_step import check_batch, step_rngs
 from synth2_jax.vocabulary import load_vocabulary
 
 # Where each model keeps the parts that it is built on: {part: path in its parameter tree}. A
@@ -131,11 +132,12 @@ def run(config: Any, workdir: str) -> TrainState:
     cfg, objective = build(config)
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
+    _check_rows(cfg, mesh)
     initial_params, fingerprints = _pretrained(cfg, objective, mesh, rules)
     text_encoder = _stored_text_encoder(cfg, objective)
     if text_encoder:
         fingerprints["text_encoder"] = text_encoder["fingerprint"]
-    iterator = _data(cfg, objective, fingerprints, text_encoder)
+    iterator = _data(cfg, objective, fingerprints, text_encoder, sharding.data_layout(mesh))
     evaluate = _validation(cfg, objective, fingerprints, text_encoder, mesh, rules)
     if jax.process_index() == 0:
         write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
@@ -168,6 +170,18 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     return cfg, objective
 
 
+def _check_rows(cfg: TrainConfig, mesh: Mesh) -> None:
+    """Raises UserError unless the mesh cuts every batch of this run into equal parts."""
+    batch_size, held_out = cfg.data.batch_size, cfg.validation
+    sharding.check_rows(batch_size, mesh, "config.data.batch_size", cfg.train.microbatches)
+    if cfg.stream:
+        sharding.check_rows(cfg.stream.num_synthetic(batch_size), mesh, "config.stream.share")
+    for name in ("data", "captions"):
+        if cfg.train.eval_every and (section := getattr(held_out, name)):
+            where = f"config.validation.{name}.batch_size"
+            sharding.check_rows(section.batch_size, mesh, where)
+
+
 def _stored_text_encoder(cfg: TrainConfig, objective: Objective) -> dict[str, Any] | None:
     """What made the stored features of the captions; None where the step makes them, or none is."""
     if cfg.data.source == "fake" or not getattr(objective.task, "stored_text_features", False):
@@ -180,9 +194,9 @@ def _data(
     objective: Objective,
     fingerprints: Mapping[str, str],
     text_encoder: Mapping[str, Any] | None,
+    layout: sharding.DataLayout,
 ) -> DataIterator:
     """This process's rows of every batch: those of `data`, of `stream`, or of both."""
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batch_size = cfg.data.batch_size
     if cfg.stream:
         batch_size -= cfg.stream.num_synthetic(batch_size)
@@ -193,15 +207,15 @@ def _data(
             cfg.model_name,
             tokenizer_fingerprint=fingerprints.get("tokenizer"),
             text_encoder=text_encoder,
-            batch_spec=objective.batch_spec(batch_size // jax.process_count()),
+            batch_spec=objective.batch_spec(batch_size),
             limits=_limits(cfg.model_name, objective),
-            **processes,
+            layout=layout,
         )
     if cfg.stream:
         if cfg.model_name != "vlm":
             raise UserError(f"config.stream: of a vlm alone, this is a {cfg.model_name}")
         tokenizer = fingerprints.get("tokenizer", "")
-        iterator = StreamedBatches(cfg.stream, cfg.data, tokenizer, iterator, **processes)
+        iterator = StreamedBatches(cfg.stream, cfg.data, tokenizer, iterator, layout)
     return iterator
 
 
@@ -270,8 +284,8 @@ def _validation(
         return None
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    def losses(state: TrainState, batch):
-        rngs = step_rngs(state.rng, 0)  # the same masks each time
+    def losses(state: TrainState, batch, number):
+        rngs = step_rngs(state.rng, number)  # each batch has its own masks, the same each time
         with sharding.constraints(mesh, rules):
             return objective.loss(
                 state.params, state.model_state, batch, rngs, state.step, train=False
@@ -288,27 +302,31 @@ def _validation(
             tokenizer_fingerprint=fingerprints.get("tokenizer"),
             text_encoder=text_encoder,
             limits=_limits(cfg.model_name, objective),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            layout=sharding.data_layout(mesh),
         )
 
     def is_full(batch: dict[str, np.ndarray]) -> bool:
         """Whether no process has a row that only fills the batch up; removes their marks."""
         return bool(sharding.over_devices(jnp.all, np.bool_(batch.pop("valid").all())))
 
-    if data is not None and not is_full(next(held_out())):
-        raise UserError(
-            f"config.validation.data: fewer examples than the {data.batch_size} of one batch"
-        )
+    if data is not None:
+        first = next(held_out())
+        if not is_full(first):
+            raise UserError(
+                f"config.validation.data: fewer examples than the {data.batch_size} of one batch"
+            )
+        check_batch(first, objective, mesh, where="config.validation.data")
 
     def validate(state: TrainState) -> dict[str, float]:
         scalars = {}
         if data is not None:
             merged = {}
-            for _, batch in zip(range(cfg.validation.num_batches), held_out(), strict=False):
+            for number, batch in enumerate(
+                itertools.islice(held_out(), cfg.validation.num_batches)
+            ):
                 if not is_full(batch):
                     break  # A last, partly filled batch would count its filling.
-                found = losses(state, sharding.put_batch(batch, mesh))
+                found = losses(state, sharding.put_batch(batch, mesh), np.int32(number))
                 merged = metrics_lib.merge(merged, found) if merged else found
             scalars |= metrics_lib.to_scalars(merged)
         if scorer:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from synth2_jax.sharding import ALL_ROWS, DataLayout
+
 
 class FakeBatches:
     """An endless iterator of random batches; batch i depends on (seed, i) only.
@@ -13,11 +15,10 @@ class FakeBatches:
     true half of the time, and always at the start of a row, so that no row counts nothing.
 
     Args:
-      spec: {name: ShapeDtypeStruct}, as `objective.batch_spec(batch_size)` returns it for the rows
-        of this process.
+      spec: {name: ShapeDtypeStruct} of a whole batch, from `objective.batch_spec(batch_size)`.
       seed: of the batches.
       limits: {name: limit} of the integers, such as the vocabulary size; 16 where missing.
-      process_index, process_count: all draw the same batch, of which each takes its own rows.
+      layout: which rows of each batch this process takes; all processes draw the same batch.
     """
 
     def __init__(
@@ -25,13 +26,12 @@ class FakeBatches:
         spec: Mapping[str, jax.ShapeDtypeStruct],
         seed: int = 0,
         limits: Mapping[str, int] | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        layout: DataLayout = ALL_ROWS,
     ):
         self._spec = dict(spec)
         self._seed = seed
         self._limits = dict(limits or {})
-        self._process_index, self._process_count = process_index, process_count
+        self._layout = layout
         self._index = 0
 
     def __iter__(self) -> "FakeBatches":
@@ -51,15 +51,14 @@ class FakeBatches:
         self._index = int(state)
 
     def restart(self, state: bytes, step: int) -> str:
-        """Goes on with the very batches that follow: they do not depend on the processes."""
+        """Goes on with the batches that follow: they are the same on any mesh."""
         del step
         self.set_state(state)
-        return "the data goes on exactly"
+        return "resuming the data exactly"
 
     def _random(self, rng: np.random.Generator, name: str) -> np.ndarray:
-        rows, *rest = self._spec[name].shape
-        whole = self._draw(rng, name, (rows * self._process_count, *rest))
-        return whole[rows * self._process_index :][:rows]
+        shape = self._spec[name].shape
+        return self._draw(rng, name, shape)[self._layout.rows(shape[0])]
 
     def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
         dtype = np.dtype(self._spec[name].dtype)

@@ -3,7 +3,7 @@
 WORKDIR/checkpoints/STEP/ has the items
   params        the parameter tree; opens alone, on any number of devices
   train         step, optimizer state, model state, key
-  iterator      PROCESS-of-PROCESSES.bin, where each process's data iterator stands
+  iterator      SHARD-of-SHARDS.bin, the position of each data shard (`sharding.DataLayout`)
   config        the resolved config, JSON
   fingerprints  of what the run depends on (tokenizer, data, ...), JSON
   sums          of the metrics since the last step that was logged, JSON
@@ -81,7 +81,7 @@ def read_arrays(
 
 
 def position_files(path: str | os.PathLike[str], step: int) -> list[str]:
-    """Returns the names of the files with the data's positions, one a process that saved."""
+    """Returns the names of the files with the data's positions, one a data shard."""
     folder, _ = _steps(path)
     return sorted(file.name for file in (folder / str(step) / "iterator").glob("*-of-*.bin"))
 

@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import FULL_DISK
+from synth2_jax.sharding import ALL_ROWS, DataLayout
 from synth2_jax.training import checksums
 from synth2_jax.training.checkpoint_reader import (
     FOLDER,
@@ -33,7 +34,7 @@ from synth2_jax.training.train_state import TrainState
 
 
 class DataIterator(Protocol):
-    """Batches of this process's rows, as numpy; its position can be saved.
+    """Batches of this process's rows (`sharding.DataLayout`), as numpy; it saves its position.
 
     One that has `last_keys: list[str]`, the examples of the last batch, gets them named in errors.
     """
@@ -52,7 +53,7 @@ class DataIterator(Protocol):
         ...
 
     def restart(self, state: bytes, step: int) -> str:
-        """Goes on from step `step` after a change of the number of processes.
+        """Goes on from step `step` after a change of the number of data shards.
 
         `state` is one of those saved. Returns what holds of the order of the data, for the user.
         """
@@ -60,17 +61,17 @@ class DataIterator(Protocol):
 
 
 class BytesHandler(ocp.CheckpointHandler):
-    """Saves one bytes object a process. (Orbax's JSON and array handlers save one for all.)"""
+    """Saves one bytes object a data shard. (Orbax's JSON and array handlers save one for all.)"""
 
     def save(self, directory: os.PathLike[str], args: "BytesSave") -> None:
-        (pathlib.Path(directory) / _process_file()).write_bytes(args.item)
+        if args.layout.is_first:
+            (pathlib.Path(directory) / _shard_file(args.layout)).write_bytes(args.item)
 
     def restore(self, directory: os.PathLike[str], args: "BytesRestore") -> tuple[bytes, int]:
-        """(this process's bytes, how many processes saved); the first's, where others saved."""
-        del args
-        path = pathlib.Path(directory) / _process_file()
+        """Returns this shard's bytes (shard 0's, if their number changed), and their number."""
+        path = pathlib.Path(directory) / _shard_file(args.layout)
         if path.exists():
-            return path.read_bytes(), jax.process_count()
+            return path.read_bytes(), args.layout.num_shards
         (path,) = path.parent.glob("0-of-*.bin")
         return path.read_bytes(), int(path.stem.split("-")[-1])
 
@@ -82,12 +83,13 @@ class BytesHandler(ocp.CheckpointHandler):
 @dataclasses.dataclass
 class BytesSave(ocp.args.CheckpointArgs):
     item: bytes
+    layout: DataLayout
 
 
 @ocp.args.register_with_handler(BytesHandler, for_restore=True)
 @dataclasses.dataclass
 class BytesRestore(ocp.args.CheckpointArgs):
-    pass
+    layout: DataLayout
 
 
 class _FullDiskIsToldOnce(python_logging.Filter):
@@ -109,13 +111,14 @@ _READ_BACK_BYTES = 2**30  # of arrays that are read back at a time
 class Restored:
     """What `Checkpoints.restore` brings back.
 
-    `iterator` is the argument of `set_state`, or of `restart` if others than `num_processes` run.
+    `iterator` is the argument of `set_state`, or of `restart` if the data has another number of
+    shards now.
     `sums` is {} in a checkpoint of an older version.
     """
 
     state: TrainState
     iterator: bytes
-    num_processes: int
+    num_shards: int
     config: dict[str, Any]
     fingerprints: dict[str, str]
     sums: dict[str, list[float]]
@@ -129,6 +132,7 @@ class Checkpoints:
       keep: the last so many are kept.
       keep_best: and so many of the highest `best_metric`.
       best_metric: one of the metrics given to `save`.
+      data_layout: whose position of the data is saved and restored.
 
     Raises:
       UserError: Orbax cannot read what it writes to a folder of this name.
@@ -140,6 +144,7 @@ class Checkpoints:
         keep: int = 2,
         keep_best: int = 0,
         best_metric: str = "",
+        data_layout: DataLayout = ALL_ROWS,
     ):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         if glob.escape(str(self.folder)) != str(self.folder):
@@ -166,6 +171,7 @@ class Checkpoints:
             python_logging.getLogger(name).addFilter(_FULL_DISK_IS_TOLD_ONCE)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._best_metric = best_metric
+        self.data_layout = data_layout
         self._started: int | None = None  # the step of the newest save
 
     def __enter__(self) -> "Checkpoints":
@@ -215,7 +221,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.PyTreeSave(state.params),
                     train=ocp.args.PyTreeSave(_train_item(state)),
-                    iterator=BytesSave(iterator.get_state()),
+                    iterator=BytesSave(iterator.get_state(), self.data_layout),
                     config=ocp.args.JsonSave(dict(config)),
                     fingerprints=ocp.args.JsonSave(dict(fingerprints)),
                     sums=ocp.args.JsonSave(dict(sums or {})),
@@ -332,7 +338,7 @@ class Checkpoints:
         items = {
             "params": restore_like(layout.params),
             "train": restore_like(train),
-            "iterator": BytesRestore(),
+            "iterator": BytesRestore(self.data_layout),
             "config": ocp.args.JsonRestore(),
             "fingerprints": ocp.args.JsonRestore(),
         }
@@ -399,5 +405,5 @@ def _equal_on_this_process(left: Any, right: Any) -> bool:
     return all(np.array_equal(bits(a), bits(b)) for a, b in parts if a.replica_id == 0)
 
 
-def _process_file() -> str:
-    return f"{jax.process_index()}-of-{jax.process_count()}.bin"
+def _shard_file(layout: DataLayout) -> str:
+    return f"{layout.shard}-of-{layout.num_shards}.bin"

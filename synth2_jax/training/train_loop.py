@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 
@@ -85,7 +84,8 @@ def train(
       objective: what is trained.
       tx: from `make_optimizer`.
       mesh: from `make_mesh`.
-      train_iterator: this process's rows of every batch; its position is saved and restored.
+      train_iterator: this process's rows of every batch, those of `sharding.data_layout(mesh)`;
+        its position is saved and restored.
       config: see TrainLoopConfig.
       workdir: checkpoints go to WORKDIR/checkpoints.
       writers: get the training metrics, and what `evaluate` returns.
@@ -101,10 +101,11 @@ def train(
     """
     fingerprints = dict(fingerprints or {})
     layout = train_state.state_layout(objective, tx, mesh, rules)
+    kept = (config.keep, config.keep_best, config.best_metric)
     with (
         StopSignal() as stop,
         Watchdog(config.watchdog_seconds) as watchdog,
-        Checkpoints(workdir, config.keep, config.keep_best, config.best_metric) as checkpoints,
+        Checkpoints(workdir, *kept, sharding.data_layout(mesh)) as checkpoints,
     ):
         state, sums = _restore(checkpoints, layout, train_iterator, fingerprints)
         if state is None:
@@ -184,12 +185,12 @@ def _restore(
                     f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
                     "another input needs another workdir"
                 )
-        if restored.num_processes == jax.process_count():
+        if restored.num_shards == checkpoints.data_layout.num_shards:
             iterator.set_state(restored.iterator)
         else:
             logging.warning(
-                "%s: saved by %d processes, this run has %d: %s",
-                *(checkpoints.folder, restored.num_processes, jax.process_count()),
+                "%s: saved with %d data shards, this run has %d: %s",
+                *(checkpoints.folder, restored.num_shards, checkpoints.data_layout.num_shards),
                 iterator.restart(restored.iterator, int(restored.state.step)),
             )
         logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)

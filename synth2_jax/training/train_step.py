@@ -130,9 +130,13 @@ def compile_train_step(
 
 
 def check_batch(
-    batch: Mapping[str, np.ndarray], objective: Objective, mesh: Mesh, microbatches: int = 1
+    batch: Mapping[str, np.ndarray],
+    objective: Objective,
+    mesh: Mesh,
+    microbatches: int = 1,
+    where: str = "batch",
 ) -> None:
-    """Raises UserError unless the batch is what the objective and the mesh expect."""
+    """Raises UserError, which begins with `where`, unless the rows fit the model and the mesh."""
     rows = len(next(iter(batch.values()))) if batch else 0
     spec = objective.batch_spec(rows)
     if "image" in batch and "image_tokens" in spec:
@@ -142,7 +146,8 @@ def check_batch(
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise UserError(
-                f"batch[{name!r}]: found {found.get(name, 'nothing')}, "
+                f"{where}[{name!r}]: found {found.get(name, 'nothing')}, "
                 f"expected {expected.get(name, 'nothing')}"
             )
-    sharding.check_rows(rows * jax.process_count(), mesh, "batch", microbatches)
+    whole = sharding.data_layout(mesh).batch_size(rows)
+    sharding.check_rows(whole, mesh, where, microbatches)

@@ -16,6 +16,7 @@ from synth2_jax import config as config_lib
 from synth2_jax.data import pipeline, records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.sharding import DataLayout
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -152,12 +153,14 @@ def test_a_restored_position_goes_on_exactly(both, before):
     assert resumed.source_counts == straight.source_counts
 
 
+def layouts(count):
+    """Of so many processes with a device each, none of which share rows."""
+    return [DataLayout((index,), count, index, count) for index in range(count)]
+
+
 def processes(config, count):
     """The iterators of so many processes."""
-    return [
-        pipeline.train_iterator(config, "vlm", process_index=index, process_count=count)
-        for index in range(count)
-    ]
+    return [pipeline.train_iterator(config, "vlm", layout=layout) for layout in layouts(count)]
 
 
 def together(iterators, count):
@@ -179,7 +182,7 @@ def test_after_a_change_of_processes_the_data_goes_on_exactly(both):
     four = processes(both, 4)
     for part in four:
         message = part.restart(alone.get_state(), 5)
-        assert message == ("the data goes on exactly, 40 examples are gone through to get there")
+        assert message == "resuming the data exactly: skipping 40 examples"
         assert part.source_counts == alone.source_counts
     assert_same(together(four, 3), take(alone, 3))
     # And again, from a position that was itself restarted.
@@ -298,7 +301,10 @@ def test_a_position_from_before_data_was_dealt_by_examples_opens(both):
             contents = now.read(name)
             if name == "position.json":
                 header = json.loads(contents)
-                del header["identity"]["deal"], header["identity"]["schedule"]
+                identity = header["identity"]
+                for key in ("deal", "schedule", "vocabulary", "reads"):
+                    del identity[key]
+                identity["processes"] = [0, 1]
                 del header["skipped"], header["source_tokens"]
                 contents = json.dumps(header)
             to.writestr(name, contents)
@@ -315,11 +321,11 @@ def test_shards_of_their_own_start_anew_after_a_change_of_processes(both):
     first = take(alone, 5)
 
     def of_two(index):
-        return pipeline.train_iterator(both, "vlm", process_index=index, process_count=2)
+        return pipeline.train_iterator(both, "vlm", layout=layouts(2)[index])
 
     halves = [of_two(index) for index in (0, 1)]
     for half in halves:
-        assert "the order of the data starts anew here" in half.restart(alone.get_state(), 5)
+        assert "a new order of the data starts here" in half.restart(alone.get_state(), 5)
         assert half.source_counts == alone.source_counts
     rows = [batch["image_tokens"] for half in halves for batch in take(half, 1)]
     assert [len(part) for part in rows] == [len(first[0]["image_tokens"]) // 2] * 2
@@ -440,9 +446,7 @@ def test_processes_read_disjoint_parts(both, order):
             {
                 tuple(tokens)
                 for batch in take(
-                    pipeline.train_iterator(
-                        config, "vlm", process_index=index, process_count=count
-                    ),
+                    pipeline.train_iterator(config, "vlm", layout=layouts(count)[index]),
                     4,
                 )
                 for tokens in batch["image_tokens"].tolist()
@@ -450,8 +454,8 @@ def test_processes_read_disjoint_parts(both, order):
             for index in range(count)
         ]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 24
-    with user_error("batch_size: found 6.*4 processes"):
-        pipeline.train_iterator(config, "vlm", process_count=4)
+    with user_error("batch_size: found 6.*multiple of the 4 parts"):
+        pipeline.train_iterator(config, "vlm", layout=layouts(4)[0])
 
 
 def test_evaluation_is_one_pass_in_order(both):
@@ -476,8 +480,8 @@ def test_evaluation_of_a_mixture_reads_all_its_tasks(both):
 def test_processes_evaluate_the_same_number_of_batches(both):
     config = dataclasses.replace(both, rates={}, mixture="real", batch_size=14)
     parts = [
-        list(pipeline.eval_batches(config, "vlm", process_index=i, process_count=2, with_keys=True))
-        for i in range(2)
+        list(pipeline.eval_batches(config, "vlm", layout=layout, with_keys=True))
+        for layout in layouts(2)
     ]
     assert [len(part) for part in parts] == [3, 3]
     assert [batch["valid"].sum() for batch in parts[1]] == [7, 7, 0]

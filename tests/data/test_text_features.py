@@ -16,6 +16,7 @@ import pytest
 from synth2_jax.data import pair_writer, pipeline, records, views
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.sharding import DataLayout
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -155,9 +156,8 @@ def test_a_restored_position_goes_on_exactly_on_any_number_of_processes(both):
     encoder = pipeline.stored_text_encoder(both)
 
     def iterator(index=0, count=1):
-        return pipeline.train_iterator(
-            both, "generator", text_encoder=encoder, process_index=index, process_count=count
-        )
+        layout = DataLayout((index,), count, index, count)
+        return pipeline.train_iterator(both, "generator", text_encoder=encoder, layout=layout)
 
     straight = iterator()
     next(straight)

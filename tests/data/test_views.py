@@ -15,6 +15,7 @@ import pytest
 from synth2_jax.data import pipeline, records, views
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.sharding import DataLayout
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -150,7 +151,8 @@ def test_processes_that_share_shards_read_disjoint_parts(pairs, view):
     parts = []
     for index in range(2):
         config = config_of(view, deal="shards")
-        iterator = pipeline.train_iterator(config, "vlm", process_index=index, process_count=2)
+        layout = DataLayout((index,), 2, index, 2)
+        iterator = pipeline.train_iterator(config, "vlm", layout=layout)
         parts.append({key for _ in range(20) for key in next_keys(iterator)})
     assert [len(part) for part in parts] == [7, 2]
     assert parts[0] | parts[1] == expected(pairs).keys()
@@ -159,7 +161,7 @@ def test_processes_that_share_shards_read_disjoint_parts(pairs, view):
 def test_processes_that_share_examples_make_the_batches_of_one(view):
     alone = take(pipeline.train_iterator(config_of(view), "vlm"), 8)
     halves = [
-        take(pipeline.train_iterator(config_of(view), "vlm", process_index=i, process_count=2), 8)
+        take(pipeline.train_iterator(config_of(view), "vlm", layout=DataLayout((i,), 2, i, 2)), 8)
         for i in range(2)
     ]
     together = [

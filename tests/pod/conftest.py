@@ -11,6 +11,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+SYNTH2 = ("-m", "synth2_jax.main")
 
 
 @dataclasses.dataclass
@@ -21,8 +22,8 @@ class Pod:
     devices: int
     folder: pathlib.Path
 
-    def start(self, *arguments: str, absent: int = 0, **environ: str) -> "Pod":
-        """Starts all but the last `absent` processes."""
+    def start(self, *arguments: str, absent: int = 0, program: str = "", **environ: str) -> "Pod":
+        """Starts all but the last `absent` processes of `synth2`, or of a Python program."""
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
@@ -32,7 +33,7 @@ class Pod:
             self._logs.append(self.folder / f"worker-{index}.log")
             with open(self._logs[-1], "w") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "synth2_jax.main", *arguments],
+                    [sys.executable, *(["-c", program] if program else SYNTH2), *arguments],
                     env={
                         **os.environ,
                         "JAX_PLATFORMS": "cpu",

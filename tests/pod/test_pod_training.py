@@ -138,7 +138,7 @@ def test_another_number_of_processes_goes_on_and_is_told_what_holds(straight, po
     rest = (*TRAIN, "--config.mesh.fsdp=2", f"--workdir={tmp_path}")
     with pod(2).start(*rest) as processes:
         assert processes.codes() == [0, 0], processes.log(0)[-3000:]
-        assert "saved by 1 processes, this run has 2: the data goes on exactly" in processes.log(0)
+        assert "with 1 data shards, this run has 2: resuming the data exactly" in processes.log(0)
     # The learning rate's fall ends with the run, so only the data and its effect are compared.
     assert set(losses(tmp_path)) == set(losses(straight))
 

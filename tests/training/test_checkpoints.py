@@ -1,7 +1,9 @@
 """Tests of saving, of what is found damaged, and of reading elsewhere."""
 
+import dataclasses
 import os
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
-from synth2_jax.sharding import MeshConfig
+from synth2_jax.sharding import DataLayout, MeshConfig
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import checkpoints as checkpoints_lib
@@ -280,18 +282,35 @@ def test_another_optimizer_is_an_error_of_one_line_and_loses_no_checkpoint(tmp_p
     assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
-def test_a_position_saved_by_other_processes_says_so(tmp_path, mesh):
+def test_a_position_saved_with_other_data_shards_says_so(tmp_path, mesh):
     layout, state = layout_and_state(mesh)
     save_steps(tmp_path, state, [1])
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore(layout).num_processes == 1
+        assert checkpoints.restore(layout).num_shards == 1
     folder = tmp_path / "checkpoints" / "1" / "iterator"
     (folder / "0-of-1.bin").rename(folder / "0-of-3.bin")
     (folder / "2-of-3.bin").write_bytes(b"that of process 2")
     (folder.parent / checksums.FILE).unlink()
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(layout)
-    assert (restored.iterator, restored.num_processes) == (b"1", 3)
+    assert (restored.iterator, restored.num_shards) == (b"1", 3)
+
+
+def test_the_first_process_of_a_data_shard_saves_its_position(tmp_path, mesh):
+    """Here one process after the other takes the place of all four of a mesh of two shards."""
+    layout, state = layout_and_state(mesh)
+    position = types.SimpleNamespace(get_state=lambda: b"the second half")
+    second = DataLayout(parts=(1,), num_parts=2, shard=1, num_shards=2)
+    with Checkpoints(tmp_path, data_layout=second) as checkpoints:
+        checkpoints.save(state, position, CONFIG, FINGERPRINTS)
+    folder = tmp_path / "checkpoints" / str(state.step) / "iterator"
+    assert [path.name for path in folder.glob("*.bin")] == ["1-of-2.bin"]
+    other = dataclasses.replace(second, is_first=False)
+    with Checkpoints(tmp_path, data_layout=other) as checkpoints:
+        restored = checkpoints.restore(layout)
+        checkpoints.save(state.replace(step=state.step + 1), position, CONFIG, FINGERPRINTS)
+    assert (restored.iterator, restored.num_shards) == (b"the second half", 2)
+    assert not list((folder.parents[1] / str(state.step + 1) / "iterator").glob("*.bin"))
 
 
 def test_the_best_are_kept_beside_the_newest(tmp_path, mesh):

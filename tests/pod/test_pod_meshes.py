@@ -1,0 +1,89 @@
+"""Processes whose devices share rows, by a tensor group or by parts of a batch with gaps.
+
+Every mesh over every pod trains as one device does, also after a stop and on another mesh. Each
+pod is started once and runs all of its meshes: starting costs more than twenty steps.
+"""
+
+import json
+
+import pytest
+
+from synth2_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+TRAIN = (
+    "train",
+    "--config=configs/scenes/language_model.py:tiny",
+    "--config.model.language_model.num_layers=1",
+    "--config.model.language_model.num_heads=4",  # tensor=4 divides them
+    "--config.model.language_model.head_dim=32",
+    "--config.data.source=fake",
+    "--config.data.batch_size=16",
+    "--config.optimizer.schedule=constant",  # whatever the number of steps
+    "--config.train.log_every=1",
+    "--config.train.checkpoint_every=1000",
+)
+# {(processes, devices of each): meshes (data, fsdp, tensor)}
+MESHES = {
+    (2, 1): [(1, 1, 2), (1, 2, 1)],
+    (4, 1): [(1, 1, 4), (2, 1, 2), (1, 2, 2), (1, 4, 1)],
+    (2, 2): [(1, 1, 4), (1, 2, 2), (2, 2, 1)],
+}
+# argv: a list of command lines, JSON. Runs one after the other in this process of a pod.
+RUN_ALL = """
+import json, sys
+from synth2_jax import distributed, main
+
+distributed.start(distributed.from_environment())
+codes = [main.main(["synth2", *argv]) for argv in json.loads(sys.argv[1])]
+distributed.leave(max(codes))
+"""
+
+
+def mesh_flags(mesh):
+    return [f"--config.mesh.{a}={n}" for a, n in zip(("data", "fsdp", "tensor"), mesh, strict=True)]
+
+
+def steps(number):
+    return f"--config.train.steps={number}"
+
+
+def measured(workdir, *names):
+    return {row["step"]: [row[n] for n in names] for row in read_metrics(workdir / "metrics.jsonl")}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for step, values in expected.items():
+        assert found[step] == pytest.approx(values, rel=1e-4), step
+
+
+@pytest.fixture(scope="module")
+def one_device(pod, tmp_path_factory):
+    """{step: [loss, grad norm]} of one process with one device."""
+    workdir = tmp_path_factory.mktemp("one")
+    with pod(1).start(*TRAIN, steps(STEPS), f"--workdir={workdir}") as process:
+        assert process.codes() == [0], process.log(0)[-3000:]
+    found = measured(workdir, "loss", "grad_norm")
+    assert len({loss for loss, _ in found.values()}) == STEPS
+    return found
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
+def test_every_mesh_trains_as_one_device(shape, one_device, pod, tmp_path):
+    """Straight through, and stopped after 10 steps to go on with the next mesh of the list."""
+    runs = []
+    for number, mesh in enumerate(MESHES[shape]):
+        other = MESHES[shape][(number + 1) % len(MESHES[shape])]
+        straight, stopped = (f"--workdir={tmp_path}/{name}-{number}" for name in ("a", "b"))
+        runs.append([*TRAIN, *mesh_flags(mesh), straight, steps(STEPS)])
+        runs.append([*TRAIN, *mesh_flags(mesh), stopped, steps(STEPS // 2)])
+        runs.append([*TRAIN, *mesh_flags(other), stopped, steps(STEPS)])
+    with pod(*shape).start(json.dumps(runs), program=RUN_ALL) as processes:
+        assert processes.codes(timeout=900) == [0] * shape[0], processes.log(0)[-3000:]
+    for number in range(len(MESHES[shape])):
+        for name in ("a", "b"):
+            found = measured(tmp_path / f"{name}-{number}", "loss", "grad_norm")
+            assert_same(found, one_device)
