@@ -99,7 +99,7 @@ while [ $# -gt 0 ]; do
       program=("$@")
       break
       ;;
-    --config=* | --config.* | --workdir=* | --verbose)
+    --config | --workdir | --config=* | --config.* | --workdir=* | --verbose)
       program=("$option" "$@")
       break
       ;;
@@ -107,11 +107,15 @@ while [ $# -gt 0 ]; do
   esac
 done
 for number in "$retries" "$devices"; do
-  case $number in *[!0-9]* | '') fail "found '$number', expected a whole number" ;; esac
+  case $number in *[!0-9]* | '' | 0?* | ??????????*) fail "found '$number', expected a whole number" ;; esac
 done
+[ "$devices" != 0 ] || fail "--devices-per-process: found 0, expected 1 or more"
 case ${program[0]:-} in --*) program=(train "${program[@]}") ;; esac
+before=''
 for argument in ${program[@]+"${program[@]}"}; do
-  case $argument in --workdir=gs://*) fail "$argument: expected a path that every worker sees, such as one of --mount=BUCKET:PATH" ;; esac
+  case $before in --workdir | -workdir) argument=--workdir=$argument ;; esac
+  case ${argument/#--/-} in -workdir=gs://*) fail "$argument: expected a path that every worker sees, such as one of --mount=BUCKET:PATH" ;; esac
+  before=$argument
 done
 case $command in run | local) [ ${#program[@]} -gt 0 ] || fail "$command: found nothing to run, expected -- [STAGE] ARGUMENTS" ;; esac
 logs=${logs:-$root/logs/$name}
@@ -125,12 +129,15 @@ grace=${SYNTH2_GRACE_SECONDS:-60} # for workers to end by themselves once anothe
 
 pids=()
 
+# By which the workers know each other. They read it from their input: others can see command lines.
+secret=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+
 # Starts `COMMAND...`; its output goes to worker-I.log of this try and, behind [I], to the terminal.
 start_worker() {
   local index=$1 log=$try/worker-$1.log
   shift
   if $dry_run; then "$@" && return; fi
-  "$@" > >(tee "$log" | sed -u "s/^/[$index] /") 2>&1 &
+  "$@" <<<"$secret" > >(tee "$log" | sed -u "s/^/[$index] /") 2>&1 &
   pids+=($!)
 }
 
@@ -199,7 +206,7 @@ free_port() {
 
 run_local() {
   local index port
-  case $name in *[!0-9]* | 0) fail "local: found '$name', expected how many processes" ;; esac
+  case $name in *[!0-9]* | 0* | ??????????*) fail "local: found '$name', expected how many processes" ;; esac
   if [ -z "${SYNTH2_PROGRAM:-}" ]; then "$root/launch/environment.sh"; fi
   next_try
   port=$(free_port)

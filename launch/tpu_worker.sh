@@ -4,6 +4,7 @@
 #
 #   tpu_worker.sh PROCESS_ID NUM_PROCESSES COORDINATOR LOCAL_DEVICES STAGE [ARGUMENT ...]
 #
+# Reads the secret that all processes of the run share from its standard input.
 # LOCAL_DEVICES is how many devices a process makes of this machine's processor, or 0 on a real TPU.
 set -euo pipefail
 
@@ -12,7 +13,8 @@ id=$1 number=$2 coordinator=$3 local_devices=$4
 shift 4
 
 export SYNTH2_COORDINATOR=$coordinator SYNTH2_NUM_PROCESSES=$number SYNTH2_PROCESS_ID=$id
-export PYTHONUNBUFFERED=1
+IFS= read -r SYNTH2_SECRET || true
+export SYNTH2_SECRET PYTHONUNBUFFERED=1
 if [[ $local_devices != 0 ]]; then
   export SYNTH2_NUM_DEVICES=$((number * local_devices))
   export JAX_PLATFORMS=cpu

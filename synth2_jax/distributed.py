@@ -7,18 +7,26 @@ A launcher gives each process (launch/tpu_worker.sh does):
     SYNTH2_PROCESS_ID=I            0 to N - 1
     SYNTH2_NUM_DEVICES=D           of all processes together; may be left out
     SYNTH2_START_SECONDS=300       how long a process waits for the others; may be left out
+    SYNTH2_SECRET=TEXT             the same for all processes of a launch; may be left out
 
 JAX aborts a process whose companions do not come, with a stack trace and no word on who is
 missing. So the processes first call the roll among themselves, on the coordinator's own port before
-JAX takes it, and everyone learns who was found.
+JAX takes it, and everyone learns who was found. Anyone may connect to that port: who does not prove
+to know the secret is sent away. JAX's own service on it, which follows, knows no secret: keep the
+port closed to other networks.
 """
 
 import contextlib
 import dataclasses
+import hmac
 import json
+import math
 import os
+import queue
+import secrets
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 
@@ -34,6 +42,8 @@ _PREFIX = "SYNTH2_"
 # Compiling for minutes must not look like death; who is really dead is found by the watchdog.
 _HEARTBEAT_SECONDS = 600
 _POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 5.0  # for one message of the roll call
+_MAX_LINE = 8192  # bytes of one
 _MAX_ERROR_BYTES = 4096
 
 
@@ -47,6 +57,7 @@ class Processes:
     process_id: int
     num_devices: int | None = None
     start_seconds: float = 300.0
+    secret: str = dataclasses.field(default="", repr=False)
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Processes | None:
@@ -59,15 +70,26 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Processes | Non
     if coordinator is None:
         return None
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"{_PREFIX}COORDINATOR: found {coordinator!r}, expected HOST:PORT")
+    if not host or not port.isdecimal() or not 1 <= int(port[:9]) <= 65535:
+        raise UserError(
+            f"{_PREFIX}COORDINATOR: found {coordinator!r}, expected HOST:PORT with a port from 1 "
+            "to 65535"
+        )
+    seconds = environ.get(f"{_PREFIX}START_SECONDS", "300")
+    try:
+        start_seconds = float(seconds)
+    except ValueError:
+        start_seconds = math.nan
+    if not 0 < start_seconds < math.inf:
+        raise UserError(f"{_PREFIX}START_SECONDS: found {seconds!r}, expected a number above 0")
     processes = Processes(
         host,
         int(port),
-        _whole(environ, "NUM_PROCESSES"),
-        _whole(environ, "PROCESS_ID"),
-        _whole(environ, "NUM_DEVICES") if f"{_PREFIX}NUM_DEVICES" in environ else None,
-        float(environ.get(f"{_PREFIX}START_SECONDS", 300)),
+        _whole(environ, "NUM_PROCESSES", 1),
+        _whole(environ, "PROCESS_ID", 0),
+        _whole(environ, "NUM_DEVICES", 1) if f"{_PREFIX}NUM_DEVICES" in environ else None,
+        start_seconds,
+        environ.get(f"{_PREFIX}SECRET", ""),
     )
     if not processes.process_id < processes.num_processes:
         raise UserError(
@@ -140,13 +162,27 @@ def roll_call(processes: Processes) -> None:
 def _call(processes: Processes) -> str:
     """Process 0: waits for the others, then tells all of them what was wrong, if anything."""
     deadline = time.monotonic() + processes.start_seconds
+    answers: queue.Queue[tuple[socket.socket, int, int]] = queue.Queue()
     present: dict[int, socket.socket] = {}
     error = ""
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(
-            socket.create_server(("", processes.port), backlog=processes.num_processes)
-        )
+        try:
+            listener = stack.enter_context(
+                socket.create_server(("", processes.port), backlog=processes.num_processes)
+            )
+        except OSError as caught:
+            raise UserError(
+                f"{_PREFIX}COORDINATOR: cannot listen on port {processes.port} "
+                f"({caught.strerror}). Use another port."
+            ) from caught
         listener.settimeout(_POLL_SECONDS)
+        over = threading.Event()
+        receiver = threading.Thread(
+            target=_receive, args=(listener, processes.secret, answers, over), daemon=True
+        )
+        receiver.start()
+        stack.callback(receiver.join)  # so that the port is free for JAX
+        stack.callback(over.set)
         while len(present) < processes.num_processes - 1 and not error:
             if time.monotonic() > deadline:
                 found = [0, *sorted(present)]
@@ -156,15 +192,10 @@ def _call(processes: Processes) -> str:
                 )
                 break
             try:
-                connection = stack.enter_context(listener.accept()[0])
-            except TimeoutError:
+                connection, other, expects = answers.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
                 continue
-            connection.settimeout(5.0)
-            try:
-                said = json.loads(connection.makefile("r").readline())
-                other, expects = said["process"], said["processes"]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # a stranger
+            stack.enter_context(connection)
             if expects != processes.num_processes:
                 error = (
                     f"process 0 expected {processes.num_processes} processes, found process "
@@ -175,8 +206,37 @@ def _call(processes: Processes) -> str:
             present[len(present) + processes.num_processes if error else other] = connection
         for connection in present.values():
             with contextlib.suppress(OSError):
-                connection.sendall(json.dumps({"error": error}).encode() + b"\n")
+                _send(connection, {"error": error})
     return error
+
+
+def _receive(
+    listener: socket.socket, secret: str, answers: queue.Queue, over: threading.Event
+) -> None:
+    """Hears every connection in a thread of its own, so that a silent one holds up no other."""
+    while not over.is_set():
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            connection, _ = listener.accept()
+            threading.Thread(target=_hear, args=(connection, secret, answers), daemon=True).start()
+
+
+def _hear(connection: socket.socket, secret: str, answers: queue.Queue) -> None:
+    """Puts (connection, process, processes) among the answers, or sends a stranger away."""
+    try:
+        connection.settimeout(_ANSWER_SECONDS)
+        challenge = secrets.token_hex(16)
+        _send(connection, {"challenge": challenge})
+        said = _read(connection)
+        process, processes, proof = said["process"], said["processes"], said["proof"]
+        if type(process) is not int or type(processes) is not int or type(proof) is not str:
+            raise TypeError("not of this protocol")
+        if hmac.compare_digest(proof.encode(), _proof(secret, challenge, said).encode()):
+            answers.put((connection, process, processes))
+            return
+        _send(connection, {"error": f"process 0 has another {_PREFIX}SECRET than this process"})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # a stranger, who gets no answer
+    connection.close()
 
 
 def _answer(processes: Processes) -> str:
@@ -186,12 +246,15 @@ def _answer(processes: Processes) -> str:
     reason = "nobody answers"
     while time.monotonic() < deadline:
         try:
-            with socket.create_connection((processes.host, processes.port), timeout=5.0) as link:
-                link.sendall(json.dumps(said).encode() + b"\n")
+            with socket.create_connection(
+                (processes.host, processes.port), timeout=_ANSWER_SECONDS
+            ) as link:
+                challenge = str(_read(link)["challenge"])
+                _send(link, said | {"proof": _proof(processes.secret, challenge, said)})
                 # Process 0 counts its own seconds, which may have begun later than these.
                 link.settimeout(processes.start_seconds + 30)
-                return str(json.loads(link.makefile("r").readline())["error"])
-        except (OSError, ValueError, KeyError) as error:
+                return str(_read(link)["error"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = str(error)
             time.sleep(_POLL_SECONDS)
     return (
@@ -200,16 +263,32 @@ def _answer(processes: Processes) -> str:
     )
 
 
+def _proof(secret: str, challenge: str, said: Mapping[str, int]) -> str:
+    """Returns what only those who know the secret can answer to a challenge."""
+    message = f"{challenge} {said['process']} {said['processes']}"
+    return hmac.digest(secret.encode(), message.encode(), "sha256").hex()
+
+
+def _send(connection: socket.socket, message: Mapping[str, object]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _read(connection: socket.socket) -> Mapping[str, object]:
+    """Returns one message; ValueError where it is none, or is too long."""
+    with connection.makefile("rb") as file:
+        return json.loads(file.readline(_MAX_LINE))
+
+
 def _check(what: str, found: int, expected: int) -> None:
     if found != expected:
         raise UserError(f"preflight: expected {expected} {what}, found {found}")
 
 
-def _whole(environ: Mapping[str, str], name: str) -> int:
+def _whole(environ: Mapping[str, str], name: str, least: int) -> int:
     text = environ.get(f"{_PREFIX}{name}", "")
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9 or int(text) < least:
         raise UserError(
-            f"{_PREFIX}{name}: found {text or 'nothing'!r}, expected a whole number, for "
-            f"{_PREFIX}COORDINATOR is set"
+            f"{_PREFIX}{name}: found {text or 'nothing'!r}, expected a whole number from {least} "
+            f"on, for {_PREFIX}COORDINATOR is set"
         )
     return int(text)

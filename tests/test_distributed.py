@@ -1,10 +1,13 @@
 """The roll call: who is there learns who is missing, and one line says it."""
 
+import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -57,8 +60,18 @@ def test_the_launchers_words():
     "name, text, message",
     [
         ("SYNTH2_COORDINATOR", "10.0.0.1", "found '10.0.0.1', expected HOST:PORT"),
+        ("SYNTH2_COORDINATOR", "10.0.0.1:99999", "with a port from 1 to 65535"),
+        ("SYNTH2_COORDINATOR", "10.0.0.1:0", "with a port from 1 to 65535"),
+        ("SYNTH2_COORDINATOR", f"10.0.0.1:{'1' * 5000}", "with a port from 1 to 65535"),
         ("SYNTH2_NUM_PROCESSES", "four", "found 'four', expected a whole number"),
-        ("SYNTH2_PROCESS_ID", "", "found 'nothing', expected a whole number, for SYNTH2_COORD"),
+        ("SYNTH2_NUM_PROCESSES", "0", "found '0', expected a whole number from 1 on"),
+        ("SYNTH2_NUM_DEVICES", "0", "found '0', expected a whole number from 1 on"),
+        ("SYNTH2_NUM_DEVICES", "9" * 5000, "expected a whole number from 1 on"),
+        ("SYNTH2_PROCESS_ID", "", "found 'nothing', expected a whole number from 0 on, for SYN"),
+        ("SYNTH2_START_SECONDS", "abc", "found 'abc', expected a number above 0"),
+        ("SYNTH2_START_SECONDS", "nan", "found 'nan', expected a number above 0"),
+        ("SYNTH2_START_SECONDS", "inf", "found 'inf', expected a number above 0"),
+        ("SYNTH2_START_SECONDS", "-3", "found '-3', expected a number above 0"),
         ("SYNTH2_PROCESS_ID", "4", "found 4, expected 0 to 3, of SYNTH2_NUM_PROCESSES"),
     ],
 )
@@ -109,6 +122,69 @@ def test_one_process_started_twice():
         *(Processes("127.0.0.1", port, 4, i, start_seconds=5.0) for i in (0, 1, 1))
     )
     assert told == ["preflight: expected one process 1, found two"] * 3
+
+
+SAID = {"process": 1, "processes": 2, "proof": ""}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xfe\n",
+        b"7\n",
+        b"[" * 5000 + b"\n",
+        b"x" * 10**6,
+        json.dumps(SAID).encode() + b"\n",
+        json.dumps(SAID | {"process": []}).encode() + b"\n",
+        json.dumps(SAID | {"process": "1", "proof": 3}).encode() + b"\n",
+        json.dumps(SAID | {"processes": 3}).encode() + b"\n",
+        json.dumps(SAID | {"proof": "\ud800"}).encode() + b"\n",
+    ],
+    ids=lambda said: said[:30].decode(errors="replace"),
+)
+def test_a_stranger_on_the_port_changes_nothing(said):
+    port, told = free_port(), []
+    call = threading.Thread(
+        target=lambda: told.extend(
+            call_the_roll(Processes("127.0.0.1", port, 2, 0, start_seconds=20.0, secret="s"))
+        )
+    )
+    call.start()
+    silent, stranger = connected(port), connected(port)
+    with silent, stranger, contextlib.suppress(OSError):  # which may be cut off while it speaks
+        stranger.sendall(said)
+        stranger.makefile("rb").read(2**20)  # until it is sent away
+    start = time.monotonic()
+    told += call_the_roll(Processes("127.0.0.1", port, 2, 1, start_seconds=20.0, secret="s"))
+    call.join()
+    assert told == ["", ""] and time.monotonic() - start < 4  # the silent one holds nobody up
+
+
+def connected(port):
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port), timeout=10)
+        time.sleep(0.02)
+
+
+def test_a_process_of_another_launch_hears_why_it_is_sent_away():
+    port = free_port()
+    told = call_the_roll(
+        Processes("127.0.0.1", port, 2, 0, start_seconds=1.0, secret="s"),
+        Processes("127.0.0.1", port, 2, 1, start_seconds=5.0, secret="t"),
+    )
+    assert told == [
+        "preflight: expected 2 processes, found 1 within 1 s: 0",
+        "preflight: process 0 has another SYNTH2_SECRET than this process",
+    ]
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        (told,) = call_the_roll(Processes("127.0.0.1", port, 2, 0))
+    assert told.startswith(f"SYNTH2_COORDINATOR: cannot listen on port {port} (")
 
 
 @pytest.mark.slow

@@ -113,6 +113,14 @@ def launcher(tmp_path):
             ["run", "pod", "--", "--workdir=gs://b/c"],
             "--workdir=gs://b/c: expected a path that every worker sees, such as one of --mount",
         ),
+        (
+            ["run", "pod", "--", "train", "--workdir", "gs://b/c"],
+            "--workdir=gs://b/c: expected a path that every worker sees, such as one of --mount",
+        ),
+        (["run", "pod", "--workdir", "gs://b/c"], "--workdir=gs://b/c: expected a path"),
+        (["run", "pod", "--", "-workdir=gs://b/c"], "-workdir=gs://b/c: expected a path"),
+        (["local", "2", "--devices-per-process=0", "--config=c"], "found 0, expected 1 or more"),
+        (["local", "08", "--config=c"], "local: found '08', expected how many processes"),
         (["run", "pod", *TRAIN], "pod does not exist; to create it: found no --type=TYPE"),
         (["create", "pod", "--type=a"], "to create it: found no --runtime-version=VERSION"),
         (["attach", "pod"], "pod: found no TPU VM that is ready, expected one"),
@@ -377,3 +385,13 @@ def test_local_passes_a_signal_on(launcher):
     process.communicate(timeout=30)
     assert process.returncode == 143
     assert all("saved" in log.read_text() for log in logs)
+
+
+def test_the_workers_of_a_try_share_a_secret_that_no_command_line_shows(launcher):
+    launcher.runs('echo "secret: $SYNTH2_SECRET"')
+    assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == 0
+    local(launcher, number="2").communicate(timeout=30)
+    found = [launcher.log(index, name=name) for name in ("pod", "2") for index in (0, 1)]
+    assert found[0] == found[1] != found[2] == found[3]
+    secret = found[0].removeprefix("secret: ").strip()
+    assert len(secret) == 32 and not launcher.calls(secret)
