@@ -50,6 +50,10 @@ AXIS_RULES: AxisRules = (
 )
 
 
+# Of the bytes of all parameters; more is no layout that anyone means.
+MAX_WHOLE_SHARE = 0.25
+_PARAMETERS_NAMED = 4
+
 # t5x's mesh has two axes; its rows lie over both of ours that split a batch.
 _T5X_MESH_AXES = {"data": ("data", "fsdp"), "model": ("tensor",)}
 
@@ -142,27 +146,39 @@ def partition_spec(
 ) -> PartitionSpec:
     """Returns where an array with these logical axis names and this shape goes on `mesh`.
 
-    A dimension that its mesh axes do not divide (a vocabulary of 8193 rows) stays whole.
+    A dimension that its mesh axes do not divide (a vocabulary of 8193 rows) stays whole; of
+    parameters `check_split` tells.
 
     Raises:
       ValueError: a name that the table lacks, or not one name a dimension.
     """
+    return _split(names, shape, mesh, rules)[0]
+
+
+def _split(
+    names: Sequence[str | None],
+    shape: Sequence[int],
+    mesh: Mesh | AbstractMesh,
+    rules: AxisRules,
+) -> tuple[PartitionSpec, list[str]]:
+    """Returns `partition_spec`, and in words each dimension that its mesh axes do not divide."""
     table = dict(rules)
     if len(names) != len(shape):
         raise ValueError(f"axes {tuple(names)} do not fit shape {tuple(shape)}")
     taken: set[str] = set()
     spec: list[tuple[str, ...] | None] = []
+    undivided = []
     for name, size in zip(names, shape, strict=True):
         if name is not None and name not in table:
             raise ValueError(f"unknown logical axis {name!r}; {nearest(name, table)}")
         axes = tuple(axis for axis in table.get(name, ()) if axis not in taken)
-        parts = math.prod(mesh.shape[axis] for axis in axes)
-        if size % parts:
-            logging.info("axis %r of %s stays whole: %d parts", name, tuple(shape), parts)
+        if size % math.prod(mesh.shape[axis] for axis in axes):
+            by = " times ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+            undivided.append(f"{by} does not divide {name}={size}")
             axes = ()
         taken.update(axes)
         spec.append(axes or None)
-    return PartitionSpec(*spec)
+    return PartitionSpec(*spec), undivided
 
 
 def state_shardings(abstract_boxed: Any, mesh: Mesh, rules: AxisRules = AXIS_RULES) -> Any:
@@ -199,6 +215,45 @@ def check_named(params: Mapping[str, Any]) -> None:
             raise ValueError(f"parameter {path} has no logical axis names")
         if len(leaf.names) != len(leaf.value.shape):
             raise ValueError(f"parameter {path}: axes {leaf.names} of shape {leaf.value.shape}")
+
+
+def check_split(
+    params: Mapping[str, Any], mesh: Mesh | AbstractMesh, rules: AxisRules = AXIS_RULES
+) -> None:
+    """Warns of parameters that the mesh cannot split as the table asks, so that they stay whole.
+
+    Args:
+      params: ShapeDtypeStructs in boxes, as in `state_shardings`; each has its names.
+      mesh: from `make_mesh`.
+      rules: the table, from `axis_rules`.
+
+    Raises:
+      UserError: they are more than MAX_WHOLE_SHARE of the bytes of all parameters.
+    """
+    found: dict[str, dict[str, int]] = {}
+    whole = total = 0
+    for key_path, box in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box):
+        num_bytes = math.prod(box.value.shape) * box.value.dtype.itemsize
+        total += num_bytes
+        _, undivided = _split(box.names, box.value.shape, mesh, rules)
+        if undivided:
+            whole += num_bytes
+            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+            found.setdefault(", ".join(undivided), {})[path] = num_bytes
+    lines = []
+    for reason, sizes in found.items():
+        largest = sorted(sizes, key=sizes.get, reverse=True)[:_PARAMETERS_NAMED]
+        named = ", ".join(f"{path} ({sizes[path]:,} bytes)" for path in largest)
+        more = f" and {len(sizes) - len(largest)} more" if len(sizes) > len(largest) else ""
+        lines.append(f"{reason}, so these parameters stay whole: {named}{more}")
+    if whole > MAX_WHOLE_SHARE * total:
+        raise UserError(
+            f"config.mesh: {'; '.join(lines)}. Found {whole:,} of {total:,} bytes "
+            f"({whole / total:.0%}), expected at most {MAX_WHOLE_SHARE:.0%}. Choose sizes of the "
+            "mesh that divide those of the model."
+        )
+    for line in lines:
+        logging.warning("config.mesh: %s", line)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -246,3 +246,26 @@ def test_processes_that_share_only_some_rows_are_known():
 def test_rows_that_the_parts_do_not_share_evenly():
     with pytest.raises(ValueError, match="6 rows cannot be cut into 4 equal parts"):
         sharding.DataLayout((0,), 4).rows(6)
+
+
+def test_parameters_that_stay_whole_are_named_with_their_bytes(caplog):
+    mesh = AbstractMesh((1, 2, 4), sharding.MESH_AXES)
+    heads, mlp = ("embed", "heads", "kv"), ("embed", "mlp")
+    params = {
+        "a": {"query": abstract((8, 10, 2), heads), "key": abstract((8, 10, 1), heads)},
+        "b": abstract((8, 128), mlp),
+    }
+    with caplog.at_level("WARNING", logger="absl"):
+        sharding.check_split({"b": params["b"]}, mesh)
+        assert caplog.text == ""
+        sharding.check_split(params, mesh)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "config.mesh: tensor=4 does not divide heads=10, so these parameters stay whole: a/query "
+        "(640 bytes), a/key (320 bytes)"
+    )
+    params["b"] = abstract((8, 64), mlp)
+    with pytest.raises(UserError, match="Found 960 of 3,008 bytes .32%., expected at most 25%"):
+        sharding.check_split(params, mesh)
+    # On a mesh that asks for no such split nothing is whole.
+    sharding.check_split(params, AbstractMesh((4, 2, 2), sharding.MESH_AXES))

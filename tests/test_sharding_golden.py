@@ -4,6 +4,7 @@
 """
 
 import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -43,6 +44,18 @@ def table(name):
 def test_parameters_lie_where_the_file_says(name):
     expected = (FOLDER / f"{name}.txt").read_text()
     assert table(name) == expected, "meant? python tests/test_sharding_golden.py"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_tensor_group_of_eight_splits_all_that_the_table_asks(name, caplog):
+    """But the 3 channels of an image: what stays whole is as good as nothing."""
+    _, objective = train.build(load_config(f"configs/paper/{name}.py"))
+    params = jax.eval_shape(objective.init, jax.random.key(0))["params"]
+    with caplog.at_level("WARNING", logger="absl"):
+        sharding.check_split(params, AbstractMesh((8, 4, 8), sharding.MESH_AXES))
+    sizes = re.findall(r"([\d,]+) bytes", caplog.text)
+    assert sum(int(size.replace(",", "")) for size in sizes) < 2**20, caplog.text
+    assert "heads" not in caplog.text and " more" not in caplog.text
 
 
 @pytest.mark.parametrize("name", CONFIGS)

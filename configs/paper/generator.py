@@ -20,7 +20,7 @@ MLP of 4 widths, dropout 0.1, label smoothing 0.1.
 
 Left open by the paper, and chosen:
 - layers and width of the 632M model (2nd): 24 and 1280, counted without T5 and tokenizer
-- self- and cross-attention in every layer, heads of 128
+- self- and cross-attention in every layer, 16 heads
 - captions of up to 64 tokens
 - Adafactor with optax's rising decay of second moments, and a momentum of 0.9 (Muse's beta1)
 - mesh: fsdp over 16 chips, which leaves 1.2 GB of T5's float32 parameters on each

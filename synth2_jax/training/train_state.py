@@ -121,7 +121,8 @@ def state_layout(
 
     Raises:
       ValueError: a parameter without logical axis names, or with an unknown one.
-      UserError: a pattern of `objective.frozen` or of the optimizer matches no parameter.
+      UserError: a pattern of `objective.frozen` or of the optimizer matches no parameter, or the
+        mesh splits too few of the parameters (`sharding.check_split`).
     """
 
     def boxed_state(key: jax.Array) -> TrainState:
@@ -132,6 +133,7 @@ def state_layout(
 
     boxed = jax.eval_shape(boxed_state, jax.random.key(0))
     sharding.check_named(boxed.params)
+    sharding.check_split(boxed.params, mesh, rules)
     return with_shardings(boxed, mesh, rules)
 
 
@@ -141,6 +143,7 @@ def params_layout(
     """Returns the parameters of `state_layout`, for those who do not train."""
     boxed = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
     sharding.check_named(boxed)
+    sharding.check_split(boxed, mesh, rules)
     return with_shardings(boxed, mesh, rules)
 
 

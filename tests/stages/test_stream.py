@@ -9,6 +9,8 @@ from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.sharding import ALL_ROWS, DataLayout
+from synth2_jax.stages.captions import CAPTIONS
 from synth2_jax.stages.model_text import vlm_text
 from synth2_jax.stages.stream import StreamConfig, StreamedBatches
 from synth2_jax.testing.fake_batches import FakeBatches
@@ -29,19 +31,20 @@ def test_shares():
 
 @pytest.fixture
 def stream(chain):
-    """stream(index, count, real) -> the stream of one of so many processes."""
+    """stream(layout, real) -> the stream of a process with these rows of a batch."""
     tokenizer = load_trained(str(chain.path("tokenizer")), "tokenizer")
-    config = StreamConfig(
-        str(chain.path("generator")),
-        str(chain.path("captions")),
-        sampler=ParallelDecodeConfig(num_steps=2),
-        seed=3,
-    )
-    data = DataConfig(batch_size=16, text_length=26)
+    sampler = ParallelDecodeConfig(num_steps=2)
 
-    def make(index=0, count=1, real=None, fingerprint=None):
+    def make(layout=ALL_ROWS, real=None, fingerprint=None, captions=None, **data):
+        config = StreamConfig(
+            str(chain.path("generator")),
+            str(captions or chain.path("captions")),
+            sampler=sampler,
+            seed=3,
+        )
+        data = DataConfig(batch_size=16, **{"text_length": 26, **data})
         fingerprint = fingerprint or tokenizer.fingerprint("tokenizer")
-        return StreamedBatches(config, data, fingerprint, real, index, count)
+        return StreamedBatches(config, data, fingerprint, real, layout)
 
     return make
 
@@ -56,13 +59,21 @@ def assert_same(one, other):
 def test_rows_are_the_same_on_any_number_of_processes_and_after_any_stop(chain, stream):
     alone = stream()
     batches = [next(alone) for _ in range(6)]  # 48 rows of 20 captions: more than two epochs
-    halves = [stream(index, 2) for index in (0, 1)]
+    # Two parts of the batch each, with gaps between them.
+    halves = [stream(DataLayout((index, index + 2), 4, index, 2)) for index in (0, 1)]
     for batch in batches[:3]:
-        parts = [next(half) for half in halves]
-        assert_same({name: np.concatenate([p[name] for p in parts]) for name in batch}, batch)
+        for index, half in enumerate(halves):
+            rows = next(half)
+            assert_same(
+                rows,
+                {
+                    n: a.reshape(2, 2, 2, *a.shape[1:])[:, index].reshape(rows[n].shape)
+                    for n, a in batch.items()
+                },
+            )
     state = halves[0].get_state()
     again = stream()
-    assert again.restart(state, 3) == "the data goes on exactly"
+    assert again.restart(state, 3) == "resuming the data exactly"
     assert_same(next(again), batches[3])
     resumed = stream()
     resumed.set_state(again.get_state())
@@ -91,17 +102,60 @@ def test_every_caption_comes_once_an_epoch(chain, stream):
 
 
 @pytest.mark.slow
-def test_real_rows_come_first(chain, stream):
+def test_real_and_synthetic_rows_take_turns_on_any_mesh(chain, stream):
     spec = {name: array for name, array in next(stream()).items()}
-    real = FakeBatches(spec, seed=1)
-    mixed = stream(real=real)
+    mixed = stream(real=FakeBatches(spec, seed=1))
     batch = next(mixed)
-    assert_same({name: rows[:8] for name, rows in batch.items()}, next(FakeBatches(spec, seed=1)))
-    assert_same({name: rows[8:] for name, rows in batch.items()}, next(stream()))
+    real, synthetic = next(FakeBatches(spec, seed=1)), next(stream())
+    assert_same({name: rows[0::2] for name, rows in batch.items()}, real)
+    assert_same({name: rows[1::2] for name, rows in batch.items()}, synthetic)
+    layout = DataLayout((1,), 2, 1, 2)
+    half = next(stream(layout, FakeBatches(spec, seed=1, layout=layout)))
+    assert_same(half, {name: rows[8:] for name, rows in batch.items()})
     state, expected = mixed.get_state(), next(mixed)
     again = stream(real=FakeBatches(spec, seed=1))
     again.set_state(state)
     assert_same(next(again), expected)
+
+
+@pytest.mark.slow
+def test_other_captions_of_the_same_number_are_refused(chain, stream, tmp_path):
+    state = stream().get_state()
+    lines = (chain.path("captions") / CAPTIONS).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[7]["caption"] += " and a star"
+    (tmp_path / CAPTIONS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"stream.captions \[20, '\w{16}'\], this run has \[20"):
+        stream(captions=tmp_path).set_state(state)
+    with pytest.raises(UserError, match="stream.prompt 'Output:', this run has 'Say:'"):
+        stream(prompt="Say:").set_state(state)
+    older = json.loads(state)
+    older["identity"]["captions"] = 20
+    for key in ("text_length", "prompt", "vocabulary"):
+        del older["identity"][key]
+    stream().set_state(json.dumps(older).encode())
+
+
+@pytest.mark.slow
+def test_a_stream_beside_a_folder_of_images(chain, tmp_path):
+    """Trains as it does beside the tokens of the same images."""
+    chain.run(chain.tokenization(tmp_path, splits="real", on_the_fly="true"))
+    losses = []
+    for name, folder in (("a", chain.path("pairs", "real")), ("b", tmp_path / "real")):
+        chain.run(
+            chain.training(
+                "vlm",
+                tmp_path / name,
+                data__folders__real=folder,
+                stream__generator=chain.path("generator"),
+                stream__captions=chain.path("captions"),
+                stream__sampler__num_steps=2,
+                train__steps=3,
+            )
+        )
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert len(losses[0]) == 3 and losses[0] == losses[1]
 
 
 @pytest.mark.slow
