@@ -6,8 +6,11 @@ pod is started once and runs all of its meshes: starting costs more than twenty 
 
 import json
 
+import numpy as np
 import pytest
 
+from synth2_jax.data.pair_writer import write_pairs
+from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -87,3 +90,63 @@ def test_every_mesh_trains_as_one_device(shape, one_device, pod, tmp_path):
         for name in ("a", "b"):
             found = measured(tmp_path / f"{name}-{number}", "loss", "grad_norm")
             assert_same(found, one_device)
+
+
+# argv: FOLDERS MESHES, JSON. Prints a line of JSON for each mesh: the shard and keys of one epoch.
+READ = """
+import json, sys
+import jax
+from synth2_jax import distributed, sharding
+from synth2_jax.data import pipeline
+
+distributed.start(distributed.from_environment())
+folders, meshes = map(json.loads, sys.argv[1:])
+config = pipeline.DataConfig(
+    mixture="both", folders=folders, rates=dict.fromkeys(folders, 1.0), num_epochs=1,
+    batch_size=8, text_length=24, shuffle_buffer=16,
+)
+for sizes in meshes:
+    layout = sharding.data_layout(sharding.make_mesh(sharding.MeshConfig(*sizes)))
+    iterator, keys = pipeline.train_iterator(config, "vlm", layout=layout), []
+    for _ in iterator:
+        keys += iterator.last_keys
+    held_out = pipeline.eval_batches(config, "vlm", layout=layout, with_keys=True)
+    seen = [key for batch in held_out for key in batch["key"][batch["valid"]].tolist()]
+    print("found", json.dumps([layout.shard, keys, seen]), flush=True)
+distributed.leave(0)
+"""
+
+
+def pairs(name, count):
+    rng = np.random.default_rng(len(name))
+    return [
+        Pair(f"{name}-{i:02}", rng.integers(0, 8, 4), "a red circle", name) for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
+def test_examples_are_seen_once_an_epoch_by_the_processes_of_any_mesh(shape, pod, tmp_path):
+    folders = {}
+    for name, count in (("real", 24), ("synthetic", 20)):
+        folders[name] = str(tmp_path / name)
+        write_pairs(folders[name], pairs(name, count), Provenance("tok", 4, 8), num_shards=2)
+    arguments = json.dumps(folders), json.dumps(MESHES[shape])
+    with pod(*shape).start(*arguments, program=READ) as processes:
+        assert processes.codes() == [0] * shape[0], processes.log(0)[-3000:]
+        logs = [processes.log(index) for index in range(shape[0])]
+    found = [
+        [json.loads(line[6:]) for line in log.splitlines() if line.startswith("found ")]
+        for log in logs
+    ]
+    expected = None
+    for of_mesh in zip(*found, strict=True):
+        shards = {}
+        for shard, *keys in of_mesh:  # processes of one shard read the same, in the same order
+            assert shards.setdefault(shard, keys) == keys
+        trained, seen = (sorted(sum(part, [])) for part in zip(*shards.values(), strict=True))
+        assert len(set(trained)) == len(trained) >= 20
+        assert expected in (None, trained)  # those of every mesh: the same batches
+        expected = trained
+        assert seen == [f"real-{i:02}" for i in range(24)] + [
+            f"synthetic-{i:02}" for i in range(20)
+        ]
