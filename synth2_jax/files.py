@@ -141,12 +141,49 @@ def read_json(path: pathlib.Path, left_by: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {expected}")
     try:
-        value = json.loads(path.read_bytes())
+        value = load_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); {expected}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: found {value!r:.40}; {expected}")
     return value
+
+
+def load_json(contents: bytes) -> Any:
+    """Returns the JSON value of UTF-8 text, of what every program can write again.
+
+    Raises:
+      ValueError: not JSON; or what Python reads and cannot write or count with: NaN and the
+        infinities, whole numbers of more than 64 bits, halves of surrogate pairs, deep nesting.
+    """
+    try:
+        value = _DECODER.decode(contents.decode("utf-8-sig"))
+        if b"\\ud" in contents.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError
+    except RecursionError as error:
+        raise ValueError("too deeply nested") from error
+    return value
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"found {text}, expected a finite number")
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"found the number {text:.20}..., expected one of 64 bits")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"found {text:.20}, expected a finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_no_constant, parse_int=_whole_number, parse_float=_fraction
+)
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -205,7 +242,7 @@ class JsonLinesFile:
 
 def _row(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = load_json(line)
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON: {error}") from error
     if not isinstance(row, dict):

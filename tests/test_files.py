@@ -50,6 +50,31 @@ def test_bad_lines_are_user_errors_by_number(tmp_path, content, message):
         files.read_json_lines(tmp_path / "rows.jsonl")
 
 
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        (b'{"a": NaN}', "found NaN"),
+        (b'{"a": -Infinity}', "found -Infinity"),
+        (b'{"a": 1e400}', "found 1e400"),
+        (b'{"a": 18446744073709551616}', "expected one of 64 bits"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "expected one of 64 bits"),
+        (b'{"a": "\\ud83d"}', "surrogates not allowed"),
+        (b'{"\\uDC00": 1}', "surrogates not allowed"),
+        (b"[" * 100_000, "too deeply nested"),
+        (b'{"a": "\xed\xa0\xbd"}', "invalid continuation byte"),
+    ],
+)
+def test_json_that_could_not_be_written_again_is_refused(tmp_path, contents, message):
+    (tmp_path / "value.json").write_bytes(contents)
+    with pytest.raises(UserError, match=f"not JSON .*{message}.*`synth2 demo`"):
+        files.read_json(tmp_path / "value.json", "demo")
+
+
+def test_json_of_numbers_emoji_and_a_byte_order_mark_is_read():
+    contents = '\ufeff{"a": [-9223372036854775808, 1.5e3, "\\ud83d\\ude00", true]}'
+    assert files.load_json(contents.encode()) == {"a": [-(2**63), 1500.0, "😀", True]}
+
+
 def test_a_missing_file_is_a_user_error(tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(UserError, match="no such file"):

@@ -21,7 +21,7 @@ PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 # Anyone may import these.
 LEAVES = {
     *("errors", "config", "vocabulary", "sharding", "files", "progress", "environment"),
-    *("distributed", "folder_lock"),
+    *("distributed", "folder_lock", "side_files"),
 }
 
 # What else a room may import. A room is a folder or a file right under synth2_jax.
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "vocabulary": set(),
     "sharding": set(),
     "files": set(),
+    "side_files": set(),
     "folder_lock": set(),
     "progress": set(),
     "environment": set(),

@@ -24,7 +24,8 @@ import numpy as np
 from synth2_jax.data import records
 from synth2_jax.data.records import Manifest, Pair, Provenance, Shard, Skipped
 from synth2_jax.errors import UserError
-from synth2_jax.files import FULL_DISK, write_bytes, written_whole
+from synth2_jax.files import FULL_DISK, read_json, write_bytes, written_whole
+from synth2_jax.side_files import read_as
 
 _DIGEST_BYTES = 16  # two of a billion keys share a digest with a chance of 1 in 10^21
 _KEYS_AT_A_TIME = 1 << 22  # that are compared
@@ -37,13 +38,20 @@ _DETERMINED_BY = {"generator": ("fingerprint",), "captions": ("sha256", "picture
 
 @dataclasses.dataclass(frozen=True)
 class _Sidecar:
-    """What the manifest will say of one shard; see Manifest."""
+    """What the manifest will say of one shard, see Manifest; and the sha256 of its keys' file."""
 
     shard: Shard
     counts: Mapping[str, int]
     skipped: Mapping[str, int]
-    skipped_examples: Sequence[Mapping[str, str]]
+    skipped_examples: tuple[Mapping[str, str], ...]
     captions_cut: int
+    keys_sha256: str = ""  # of runs that were begun before it was noted
+
+    def __post_init__(self):
+        if sum(self.counts.values()) != self.shard.num_pairs:
+            raise ValueError(
+                f"found {self.shard.num_pairs} pairs in the shard, expected {dict(self.counts)}"
+            )
 
 
 class PairWriter:
@@ -79,6 +87,7 @@ class PairWriter:
         self._works = [
             hashlib.sha256(f"{i} {work}".encode()).hexdigest() for i in range(num_shards)
         ]
+        self._written: set[int] = set()  # by this object
         self._check_same_work(work)
         if not self._is_finished():
             self._progress.mkdir(parents=True, exist_ok=True)
@@ -118,7 +127,7 @@ class PairWriter:
                     skipped[pair.reason] += pair.num_pairs
                     if len(examples) < _SHOWN_SKIPS:
                         shown = {"key": pair.key, "reason": pair.reason, "detail": pair.detail}
-                        examples.append(shown)
+                        examples.append({name: _writable(text) for name, text in shown.items()})
                     continue
                 digest = hashlib.blake2b(pair.key.encode(), digest_size=_DIGEST_BYTES).digest()
                 if digest in keys:
@@ -139,10 +148,19 @@ class PairWriter:
             records.sha256_of(path),
             self._works[index],
         )
-        write_bytes(self._keys(index), b"".join(sorted(keys)))
+        digests = b"".join(sorted(keys))
+        write_bytes(self._keys(index), digests)
         # Last: a shard is finished when its sidecar is there.
-        sidecar = _Sidecar(shard, dict(counts), dict(skipped), tuple(examples), captions_cut)
+        sidecar = _Sidecar(
+            shard,
+            dict(counts),
+            dict(skipped),
+            tuple(examples),
+            captions_cut,
+            hashlib.sha256(digests).hexdigest(),
+        )
         write_bytes(self._sidecar(index), records.to_json(dataclasses.asdict(sidecar)).encode())
+        self._written.add(index)
 
     def written(self) -> tuple[int, dict[str, int]]:
         """The number of pairs in the finished shards, and of those skipped by reason."""
@@ -169,6 +187,9 @@ class PairWriter:
                 f"the first is {self._names[missing[0]]}"
             )
         sidecars = [self._read_sidecar(index) for index in range(len(self._names))]
+        for index, sidecar in enumerate(sidecars):
+            if index not in self._written:
+                self._check_as_noted(index, sidecar)
         self._check_keys([sidecar.shard.num_pairs for sidecar in sidecars])
         counts = collections.Counter(dict.fromkeys(records.SOURCES, 0))
         skipped = collections.Counter()
@@ -224,14 +245,25 @@ class PairWriter:
         return self._progress / f"{self._names[index]}.keys"
 
     def _read_sidecar(self, index: int) -> _Sidecar:
-        values = json.loads(self._sidecar(index).read_text())
-        sidecar = _Sidecar(**{**values, "shard": Shard(**values["shard"])})
+        sidecar = read_as(_Sidecar, self._sidecar(index), "tokenize or synthesize")
         if sidecar.shard.work != self._works[index]:
             raise UserError(
                 f"pairs {self._folder}: shard {self._names[index]} was written by another run, "
                 "with other settings; delete the folder or choose another"
             )
         return sidecar
+
+    def _check_as_noted(self, index: int, sidecar: _Sidecar) -> None:
+        """Raises UserError unless the files of a shard that others wrote are as they noted."""
+        expected = [(self._folder / self._names[index], sidecar.shard.sha256)]
+        expected.append((self._keys(index), sidecar.keys_sha256))
+        for path, sha256 in expected:
+            found = records.sha256_of(path) if path.is_file() else "no such file"
+            if sha256 and found != sha256:
+                raise UserError(
+                    f"{path}: damaged (sha256: {found}, expected {sha256}). Delete "
+                    f"{self._sidecar(index)}, and the same command writes the shard again"
+                )
 
     def _check_keys(self, nums_pairs: Sequence[int]) -> None:
         """Raises UserError on a key of two shards; compares a part of all digests at a time."""
@@ -272,12 +304,14 @@ class PairWriter:
         if (self._folder / records.MANIFEST).exists():
             manifest = records.parse_manifest(self._folder)
             names = [shard.name for shard in manifest.shards]
-            found = records.to_json({"shards": names, **_comparable(manifest.provenance)})
+            found = json.loads(
+                records.to_json({"shards": names, **_comparable(manifest.provenance)})
+            )
         elif (self._progress / _WORK).exists():
-            found = (self._progress / _WORK).read_text()
+            found = read_json(self._progress / _WORK, "tokenize or synthesize")
         else:
             return
-        found, work = json.loads(found), json.loads(work)
+        work = json.loads(work)
         for key in sorted({*found, *work}):
             if found.get(key) != work.get(key):
                 raise UserError(
@@ -300,6 +334,11 @@ def write_pairs(
     for index in writer.missing():
         writer.write_shard(index, pairs[bounds[index] : bounds[index + 1]])
     return writer.finish()
+
+
+def _writable(text: str) -> str:
+    """A text of unknown origin, cut, with escapes for what UTF-8 does not hold."""
+    return text[:500].encode("utf-8", "backslashreplace").decode()
 
 
 def _example(pair: Pair, provenance: Provenance) -> bytes:

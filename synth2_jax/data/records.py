@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from synth2_jax.errors import UserError
+from synth2_jax.files import read_json
+from synth2_jax.side_files import parse_as
 
 FORMAT = "synth2_jax pairs"
 VERSION = 1
@@ -32,6 +34,7 @@ PROMPT = "prompt"  # of pairs that have a prompt of their own
 TEXT_FEATURES = "text_features"  # of pairs whose captions are encoded
 ENCODED_BY = ("fingerprint", "width", "text_length", "vocabulary")  # of Provenance.text_encoder
 _LATER_FIELDS = ("image_size", "text_encoder")  # which manifests may lack
+_MADE_BY = "tokenize or synthesize"
 _READ_BYTES = 1 << 20
 _READ_RECORDS = 512
 
@@ -125,6 +128,12 @@ class Shard:
     sha256: str
     work: str = ""
 
+    def __post_init__(self):
+        if self.name != os.path.basename(self.name) or self.name in ("", ".", ".."):
+            raise ValueError(f"found a shard of the name {self.name!r:.80}, expected a file's")
+        if min(self.num_pairs, self.num_bytes) < 0:
+            raise ValueError(f"found {self.num_pairs} pairs in {self.num_bytes} bytes")
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
@@ -138,8 +147,14 @@ class Manifest:
     counts: Mapping[str, int]
     shards: tuple[Shard, ...]
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    skipped_examples: Sequence[Mapping[str, str]] = ()
+    skipped_examples: tuple[Mapping[str, str], ...] = ()
     captions_cut: int = 0
+
+    def __post_init__(self):
+        if sum(self.counts.values()) != self.num_pairs:
+            raise ValueError(
+                f"found {self.num_pairs} pairs in the shards, expected {dict(self.counts)}"
+            )
 
     @property
     def num_pairs(self) -> int:
@@ -184,13 +199,30 @@ def parse_manifest(folder: pathlib.Path) -> Manifest:
     if not path.is_file():
         why = "its writing has not finished" if (folder / PROGRESS).exists() else "no pairs here"
         raise UserError(f"pairs {folder}: no {MANIFEST} ({why})")
-    try:
-        return _manifest_from_json(path.read_text())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    values = read_json(path, _MADE_BY)
+    for key, expected in (("format", FORMAT), ("version", VERSION)):
+        if values.get(key) != expected:
+            raise UserError(
+                f"{path}: not a manifest of pairs (found {key} {values.get(key)!r:.40}, expected "
+                f"{expected!r})"
+            )
+    provenance = [field.name for field in dataclasses.fields(Provenance)]
+    for name in sorted({*provenance} - {*values, *_LATER_FIELDS}):
         raise UserError(
-            f"{path}: not a manifest of pairs: {type(error).__name__}: {reason}"
-        ) from error
+            f"{path}: {name} is missing; expected what `synth2 {_MADE_BY}` leaves there"
+        )
+    rest = ("counts", "shards", "skipped", "skipped_examples", "captions_cut")
+    found = {
+        "provenance": {name: values[name] for name in provenance if name in values},
+        **{name: values[name] for name in rest if name in values},
+    }
+    manifest = parse_as(Manifest, found, path, _MADE_BY)
+    if values.get("num_pairs") != manifest.num_pairs:
+        raise UserError(
+            f"{path}: num_pairs is {values.get('num_pairs')!r:.40}, expected the "
+            f"{manifest.num_pairs} of the shards; the file was changed since `synth2` wrote it"
+        )
+    return manifest
 
 
 def check_tokenizer(
@@ -324,23 +356,6 @@ def provenance_values(provenance: Provenance) -> dict[str, Any]:
     """JSON values; a folder whose captions are not encoded says nothing of an encoder."""
     values = dataclasses.asdict(provenance)
     return {k: v for k, v in values.items() if k != "text_encoder" or v is not None}
-
-
-def _manifest_from_json(text: str) -> Manifest:
-    values = json.loads(text)
-    for key, expected in (("format", FORMAT), ("version", VERSION)):
-        if values[key] != expected:
-            raise ValueError(f"found {key} {values[key]!r}, expected {expected!r}")
-    fields = [field.name for field in dataclasses.fields(Provenance)]
-    shards = tuple(Shard(**shard) for shard in values["shards"])
-    return Manifest(
-        Provenance(**{f: values[f] for f in fields if f not in _LATER_FIELDS or f in values}),
-        values["counts"],
-        shards,
-        values.get("skipped", {}),
-        tuple(values.get("skipped_examples", ())),
-        values.get("captions_cut", 0),
-    )
 
 
 def sha256_of(path: pathlib.Path) -> str:

@@ -14,13 +14,14 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json, write_bytes, write_json
+from synth2_jax.side_files import read_as
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -40,6 +41,26 @@ class ViewShard:
     num_pairs: int
     num_repaired: int
     sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _ViewFile:
+    """The contents of VIEW."""
+
+    format: Literal[FORMAT]
+    version: Literal[VERSION]
+    pairs: str
+    fingerprint: str
+    block: int
+    num_pairs: int
+    chosen: Mapping[str, Any]
+    shards: tuple[ViewShard, ...]
+
+    def __post_init__(self):
+        if self.block < 1:
+            raise ValueError(f"found a block of {self.block} rows, expected 1 or more")
+        if self.num_pairs != sum(shard.num_pairs for shard in self.shards):
+            raise ValueError(f"num_pairs is {self.num_pairs}, expected the sum of the shards")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,32 +129,43 @@ def open_view(folder: str | os.PathLike[str]) -> View:
     path = folder / VIEW
     if not path.is_file():
         raise UserError(f"view {folder}: no {VIEW}; expected what `synth2 filter` leaves there")
-    try:
-        values = json.loads(path.read_text())
-        for key, expected in (("format", FORMAT), ("version", VERSION)):
-            if values[key] != expected:
-                raise ValueError(f"found {key} {values[key]!r}, expected {expected!r}")
-        shards = tuple(ViewShard(**shard) for shard in values["shards"])
-        pairs = pathlib.Path(os.path.normpath(folder / values["pairs"]))
-        fingerprint, block, chosen = (values[key] for key in ("fingerprint", "block", "chosen"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a view: {type(error).__name__}: {reason}") from error
+    found = read_as(_ViewFile, path, "filter")
+    pairs = pathlib.Path(os.path.normpath(folder / found.pairs))
     manifest = records.read_manifest(pairs)
-    if manifest.fingerprint != fingerprint:
+    if manifest.fingerprint != found.fingerprint:
         raise UserError(
             f"view {folder}: {pairs} has pairs of fingerprint {manifest.fingerprint}, expected "
-            f"{fingerprint}, of which the view was made; make it anew"
+            f"{found.fingerprint}, which the view was made from; make it again"
         )
-    for shard in shards:
-        rows = folder / _rows_name(shard.name)
-        found = rows.stat().st_size if rows.is_file() else 0
-        if found != shard.num_pairs * _ROW_BYTES:
-            raise UserError(
-                f"{rows}: found {found} bytes, expected {shard.num_pairs * _ROW_BYTES}; "
-                "make the view anew"
-            )
-    return View(folder, pairs, manifest, block, chosen, shards)
+    names = [shard.name for shard in manifest.shards]
+    if names != [shard.name for shard in found.shards]:
+        raise UserError(f"{path}: expected the shards {', '.join(names)}; make the view again")
+    view = View(folder, pairs, manifest, found.block, found.chosen, found.shards)
+    for shard, of_pairs in zip(view.shards, manifest.shards, strict=True):
+        _check_as_written(view, shard, of_pairs)
+    return view
+
+
+def _check_as_written(view: View, shard: ViewShard, of_pairs: records.Shard) -> None:
+    """Raises UserError unless the rows of a shard are those that `write_view` wrote."""
+    path = view.folder / _rows_name(shard.name)
+    size = path.stat().st_size if path.is_file() else 0
+    if size != shard.num_pairs * _ROW_BYTES:
+        raise UserError(
+            f"{path}: found {size} bytes, expected {shard.num_pairs * _ROW_BYTES}; make the view "
+            "again"
+        )
+    sha256 = records.sha256_of(path)
+    if sha256 != shard.sha256:
+        raise UserError(
+            f"{path}: damaged (found sha256 {sha256}, expected {shard.sha256}); make the view again"
+        )
+    rows_M2 = view.rows(shard.name)
+    _check_rows(rows_M2, of_pairs, view.block)
+    if (rows_M2[:, 0] != rows_M2[:, 1]).sum() != shard.num_repaired:
+        raise UserError(
+            f"{view.folder / VIEW}: num_repaired of {shard.name} is not that of its rows"
+        )
 
 
 def write_view(

@@ -141,7 +141,10 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     }
     folder = pathlib.Path(workdir)
     views.check_same_view(folder, manifest, chosen)
-    files = {name: _ScoreFiles(cfg.folder, name, s.settings) for name, s in scorers.items()}
+    files = {
+        name: _ScoreFiles(cfg.folder, name, scorer.settings, scorer.dtype)
+        for name, scorer in scorers.items()
+    }
     _score_missing(cfg, manifest, scorers, files)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("filter: all scores are there")
@@ -304,11 +307,13 @@ _SCORERS: dict[str, tuple[type[_Scorer], str]] = {
 class _ScoreFiles:
     """The files of one score, one a shard; their folder's name is the hash of its settings."""
 
-    def __init__(self, pairs: str, name: str, settings: Mapping[str, Any]):
+    def __init__(
+        self, pairs: str, name: str, settings: Mapping[str, Any], dtype: list[tuple[str, str]]
+    ):
         text = json.dumps(settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._folder = pathlib.Path(pairs) / SCORES / f"{name}-{digest}"
-        self._settings = settings
+        self._settings, self._dtype = settings, dtype
 
     def is_missing(self, shard: Shard) -> bool:
         return not self._path(shard).exists()
@@ -317,15 +322,38 @@ class _ScoreFiles:
         """Appears whole, or not at all."""
         if not (self._folder / "settings.json").exists():
             write_json(self._folder / "settings.json", self._settings)
-        contents = io.BytesIO()
-        np.save(contents, scores)
-        write_bytes(self._path(shard), contents.getvalue())
+        contents = _npy(scores)
+        # First: a score is there when its file is, and is trusted when it was written before these.
+        write_text(self._checksum(shard), hashlib.sha256(contents).hexdigest() + "\n")
+        write_bytes(self._path(shard), contents)
 
     def read(self, shard: Shard) -> np.ndarray:
-        return np.load(self._path(shard))
+        """The scores of a shard; UserError when they are not as they were written."""
+        path, checksum = self._path(shard), self._checksum(shard)
+        contents = path.read_bytes()
+        empty = _npy(np.zeros(shard.num_pairs, self._dtype))
+        header = len(empty) - shard.num_pairs * np.dtype(self._dtype).itemsize
+        found = hashlib.sha256(contents).hexdigest()
+        expected = checksum.read_bytes().decode("latin-1").strip() if checksum.exists() else found
+        is_whole = len(contents) == len(empty) and contents[:header] == empty[:header]
+        if found != expected or not is_whole:
+            raise UserError(
+                f"{path}: damaged (sha256 {found}, expected {expected:.64}; {len(contents)} bytes, "
+                f"expected {len(empty)}). Delete it, and the same command scores the shard again"
+            )
+        return np.frombuffer(contents, self._dtype, offset=header)
 
     def _path(self, shard: Shard) -> pathlib.Path:
         return self._folder / f"{shard.name}.npy"
+
+    def _checksum(self, shard: Shard) -> pathlib.Path:
+        return self._folder / f"{shard.name}.sha256"
+
+
+def _npy(array: np.ndarray) -> bytes:
+    contents = io.BytesIO()
+    np.save(contents, array)
+    return contents.getvalue()
 
 
 def _scorers(cfg: FilterConfig, manifest: Manifest) -> dict[str, _Scorer]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from synth2_jax.data import records, views
 from synth2_jax.errors import UserError
+from synth2_jax.files import read_json
 from synth2_jax.interop.exported import is_exported, open_exported
 from synth2_jax.stages import inspect_mixture
 from synth2_jax.stages.inert_text import inert
@@ -46,18 +47,30 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
             f"{folder}: no such folder, expected a training run, an exported model, a folder of "
             "pairs, or the name of a mixture"
         )
+    described = _describe(folder, with_fingerprints=fingerprints == "true")
+    print("\n".join(inert(line) for line in described.splitlines()))  # it may come from anywhere
+
+
+def _describe(folder: pathlib.Path, *, with_fingerprints: bool) -> str:
     if (folder / views.VIEW).exists():
-        view = views.open_view(folder)
-        print(f"a view of {view.num_pairs:,} of {view.manifest.num_pairs:,} pairs in {view.pairs}")
-        chosen = {name: value for name, value in view.chosen.items() if name != "scores"}
-        print(f"{view.num_repaired:,} with another's image; chosen: {json.dumps(chosen)}")
-    elif (folder / records.MANIFEST).exists() and (folder / "captions.jsonl").exists():
-        print((folder / records.MANIFEST).read_text())
-    elif (folder / records.MANIFEST).exists() or (folder / records.PROGRESS).exists():
-        print(describe_pairs(folder))
-    else:
-        describe = describe_export if is_exported(folder) else describe_run
-        print(describe(folder, with_fingerprints=fingerprints == "true"))
+        return describe_view(folder)
+    if (folder / records.MANIFEST).exists() and (folder / "captions.jsonl").exists():
+        found = read_json(folder / records.MANIFEST, "captions")
+        return json.dumps(found, indent=2, ensure_ascii=False)
+    if (folder / records.MANIFEST).exists() or (folder / records.PROGRESS).exists():
+        return describe_pairs(folder)
+    describe = describe_export if is_exported(folder) else describe_run
+    return describe(folder, with_fingerprints=with_fingerprints)
+
+
+def describe_view(folder: pathlib.Path) -> str:
+    """A view, in lines; UserError when its rows are not those that were written."""
+    view = views.open_view(folder)
+    chosen = {name: value for name, value in view.chosen.items() if name != "scores"}
+    return (
+        f"a view of {view.num_pairs:,} of {view.manifest.num_pairs:,} pairs in {view.pairs}\n"
+        f"{view.num_repaired:,} with another's image; chosen: {json.dumps(chosen)}"
+    )
 
 
 def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> str:
@@ -110,7 +123,7 @@ def describe_export(folder: pathlib.Path, *, with_fingerprints: bool = False) ->
         "",
         *json.dumps(told, indent=2).splitlines(),
     ]
-    return "\n".join(inert(line) for line in lines)  # it may come from anywhere
+    return "\n".join(lines)
 
 
 def _tree(arrays: Mapping[str, Any], notes: Mapping[str, str]) -> list[str]:
@@ -178,6 +191,7 @@ def describe_pairs(folder: pathlib.Path) -> str:
     if manifest.skipped:
         lines.append(f"skipped: {dict(manifest.skipped)}")
         for skip in manifest.skipped_examples[:NUM_SHOWN]:
-            lines.append(inert(f"  {skip['key']}  {skip['reason']}: {skip['detail']}", 160))
+            said = (skip.get(name, "") for name in ("key", "reason", "detail"))
+            lines.append(inert("  {}  {}: {}".format(*said), 160))
     lines += [f"  {inert(pair.key)}  {pair.caption!r}" for pair in pairs[:NUM_SHOWN]]
     return "\n".join(lines)

@@ -8,8 +8,9 @@ import pathlib
 from typing import Any
 
 from synth2_jax.errors import UserError
-from synth2_jax.files import read_json, write_text
+from synth2_jax.files import write_text
 from synth2_jax.stages import diversity_report
+from synth2_jax.stages.report_files import read_report
 from synth2_jax.stages.report_page import render_page
 
 
@@ -21,8 +22,14 @@ def run(config: Any, workdir: str, *, captions: str | None = None, **options: st
     if options:
         raise UserError(f"report: --{next(iter(options))} goes with --captions=NAME=PATH")
     folder = pathlib.Path(workdir) / "report"
-    results, material = (read_json(folder / f"{n}.json", "demo") for n in ("results", "material"))
+    results, material = read_report(folder)
     page = folder / "index.html"
-    write_text(page, render_page(results, material))
+    try:
+        text = render_page(results, material)
+    except ValueError as error:  # a picture that would be loaded from elsewhere
+        raise UserError(
+            f"{folder / 'material.json'}: {error}. Run `synth2 demo` to write it again"
+        ) from error
+    write_text(page, text)
     print(f"report: {page}")
     return str(page)

@@ -7,7 +7,6 @@ number that is missing or not finite is a dash.
 import base64
 import html
 import io
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ KICKER = (
     '<p class="kicker">synth2_jax · method of Synth² (arXiv 2403.07750) · built-in data set '
     "Scenes</p>"
 )
+_LARGEST = 1e100  # differences of such numbers are finite too
 PERCENT = "\N{NO-BREAK SPACE}%"
 NOTHING = '<p class="none">Not part of this run.</p>'
 REAL, MIXED = "real", "real_synthetic"
@@ -79,8 +79,8 @@ def lookup(tree, *path):
 
 
 def finite(value) -> float | None:
-    """The value as a float; None where it is missing, no number or not finite."""
-    if isinstance(value, (int, float, np.number)) and math.isfinite(value):
+    """The value as a float; None where it is missing, no number, or none that a chart can show."""
+    if isinstance(value, (int, float, np.number)) and abs(value) <= _LARGEST:
         return float(value)
     return None
 

@@ -77,6 +77,18 @@ class SynthesizeConfig:
         )
 
 
+def _manifest(folder: pathlib.Path, captions: JsonLinesFile) -> dict[str, Any]:
+    """Who wrote the captions; UserError unless there are as many as were written."""
+    manifest = read_json(folder / MANIFEST, "captions")
+    expected = manifest.get("num_captions", captions.num_rows)  # other people's may not say it
+    if expected != captions.num_rows:
+        raise UserError(
+            f"{captions.path}: found {captions.num_rows} captions, expected {expected!r:.40}, the "
+            f"num_captions of {MANIFEST}. Run `synth2 captions` again, or correct that number"
+        )
+    return manifest
+
+
 def run(config: Any, workdir: str) -> Manifest:
     """Synthesizes the pairs that are missing; returns the manifest."""
     cfg = config_lib.build(SynthesizeConfig, config)
@@ -102,7 +114,7 @@ def run(config: Any, workdir: str) -> Manifest:
                 "samples_per_caption": cfg.samples_per_caption,
                 "seed": cfg.seed,
             },
-            captions={**read_json(folder / MANIFEST, "captions"), "sha256": captions.sha256},
+            captions={**_manifest(folder, captions), "sha256": captions.sha256},
             config=dataclasses.asdict(cfg),
         ),
         num_shards=cfg.num_shards,

@@ -98,7 +98,7 @@ def write_untrained_run(
         **(config or {}),
     }
     state = TrainState(
-        np.int32(STEP),
+        np.array(STEP, np.int32),
         unflatten(params),
         (),
         model_state,

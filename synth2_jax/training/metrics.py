@@ -10,13 +10,14 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synth2_jax.files import finite
+from synth2_jax.errors import UserError
+from synth2_jax.files import finite, load_json
 from synth2_jax.progress import duration
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -94,15 +95,30 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
     A resumed run writes again the steps after its checkpoint; the later line holds. A torn line,
     left by a killed run, is skipped.
+
+    Raises:
+      UserError: a line that holds something else than a step and numbers.
     """
     by_step: dict[int, dict[str, float]] = {}
-    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n"), start=1):
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
+            values = load_json(line)
+        except ValueError:
             continue
+        if not _is_metrics(values):
+            raise UserError(
+                f"{path}: line {number} is {line[:40]!r}, expected a step and numbers. Delete it"
+            )
         by_step.setdefault(values["step"], {}).update(values)
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _is_metrics(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and type(values.get("step")) is int
+        and all(value is None or type(value) in (int, float) for value in values.values())
+    )
 
 
 class TensorBoardWriter:

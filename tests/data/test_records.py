@@ -192,8 +192,77 @@ def test_unfit_folders(tmp_path):
     newer = {**json.loads(whole), "version": 2}
     for text in ("{", "[]", json.dumps({"format": "x"}), json.dumps(newer)):
         path.write_text(text)
-        with raises_line(str(path), "not a manifest of pairs"):
+        with raises_line(str(path), "expected"):
             records.read_manifest(tmp_path)
+
+
+def pairs_in_two_shards(folder):
+    pairs = [dataclasses.replace(PAIR, key=f"real-{number}") for number in range(4)]
+    return pair_writer.write_pairs(folder, pairs, PROVENANCE, num_shards=2)
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (("num_pairs",), 5, "num_pairs is 5, expected the 4 of the shards"),
+        (("counts", "real"), 3, "found 4 pairs in the shards, expected {'real': 3"),
+        (("counts",), [1], "counts: found [1], expected a section"),
+        (("counts", "real"), "4", "counts.real: found '4', expected int"),
+        (("shards", 0, "num_bytes"), None, "shards[0].num_bytes: found None, expected int"),
+        (("shards", 0, "num_pairs"), -2, "found -2 pairs"),
+        (("shards", 0, "name"), "../other/a.tfrecord", "found a shard of the name '../other/"),
+        (("shards", 0, "x"), 1, "shards[0].x: unknown key"),
+        (("shards",), {}, "shards: found {}, expected a list"),
+        (("tokenizer",), 1.5, "tokenizer: found 1.5, expected str"),
+        (("codebook_size",), float("nan"), "not JSON (found NaN"),
+        (("codebook_size",), 10**30, "expected one of 64 bits"),
+        (("captions",), "x", "captions: found 'x', expected a section"),
+        (("skipped_examples",), [3], "skipped_examples[0]: found 3, expected a section"),
+    ],
+)
+def test_a_manifest_is_checked_value_by_value(tmp_path, path, value, message):
+    pairs_in_two_shards(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    values = place = json.loads(manifest.read_text())
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    manifest.write_text(json.dumps(values))
+    with raises_line(str(manifest), message):
+        records.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern, contents, message",
+    [
+        ("progress/*1-of*.json", b"{}", ".shard: missing"),
+        ("progress/*1-of*.json", b"\xff", "not JSON"),
+        ("progress/*1-of*.keys", b"\0" * 32, "damaged (sha256"),
+        ("progress/*1-of*.keys", None, "no such file"),
+        ("progress/work.json", b"[", "not JSON"),
+        ("pairs-00001*", b"x", "damaged (sha256"),
+        ("pairs-00001*", None, "no such file"),
+    ],
+)
+def test_what_an_earlier_run_has_written_is_read_back(tmp_path, pattern, contents, message):
+    first = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    for index in first.missing():
+        first.write_shard(index, [dataclasses.replace(PAIR, key=f"real-{index}")])
+    (path,) = tmp_path.glob(pattern)
+    path.unlink()
+    if contents is not None:
+        path.write_bytes(contents)
+    with raises_line(str(path), message):
+        pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=2).finish()
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_what_is_said_of_a_skipped_example_can_be_read_again(tmp_path):
+    writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    writer.write_shard(0, [PAIR, records.Skipped("caf\ud83d", "corrupt image", "\udcff" * 9999)])
+    writer.finish()
+    (shown,) = records.read_manifest(tmp_path).skipped_examples
+    assert shown["key"] == r"caf\ud83d" and len(shown["detail"]) == 3000
 
 
 def test_another_tokenizer_is_named_with_the_expected_one(tmp_path):

@@ -220,16 +220,44 @@ def test_a_view_that_is_not_whole_is_refused(pairs, view):
     path = view / "view.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "version": 9}))
-    with user_error("not a view: ValueError: found version 9, expected 1"):
+    with user_error("value.version: unknown value 9; one of: 1"):
         views.open_view(view)
     path.write_text("{")
-    with user_error("not a view"):
+    with user_error("not JSON"):
         views.open_view(view)
     path.unlink()
     with user_error("no view.json"):
         views.open_view(view)
     path.write_text(json.dumps({**values, "pairs": "../gone"}))
     with user_error("gone: no manifest.json"):
+        views.open_view(view)
+
+
+def test_a_flipped_bit_in_a_view_is_refused(view):
+    rows = sorted(view.glob("*.rows"))[0]
+    contents = bytearray(rows.read_bytes())
+    contents[4] ^= 1  # another row's image, which lies in the same block
+    rows.write_bytes(contents)
+    with user_error("damaged .found sha256"):
+        views.open_view(view)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("num_pairs", 1, "num_pairs is 1, expected the sum"),
+        ("block", 0, "a block of 0 rows"),
+        ("block", 1, "image of the same 1 rows"),
+        ("fingerprint", 3, "value.fingerprint: found 3, expected str"),
+        ("shards", [], "num_pairs is"),
+        ("pairs", None, "value.pairs: found None"),
+        ("x", 1, "value.x: unknown key"),
+    ],
+)
+def test_a_view_is_checked_value_by_value(view, key, value, message):
+    path = view / "view.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with user_error(message):
         views.open_view(view)
 
 

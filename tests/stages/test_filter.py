@@ -65,6 +65,28 @@ def filter_config(**values):
 SCORES = np.array([0.5, 2.0, -1.0, 2.0, 0.0, 2.0], np.float32)
 
 
+@pytest.mark.parametrize("dtype", [stage._SCORE, stage._RETRIEVAL])
+def test_damaged_scores_are_refused(tmp_path, dtype):
+    shard = records.Shard("pairs-0", 3, 1, "")
+    files = stage._ScoreFiles(tmp_path, "caption", {}, dtype)
+    scores = np.array([1.0, 2.0, 3.0]).astype(dtype)
+    files.write(shard, scores)
+    np.testing.assert_array_equal(files.read(shard), scores)
+    (path,) = tmp_path.glob("scores/*/pairs-0.npy")
+    (checksum,) = tmp_path.glob("scores/*/pairs-0.sha256")
+    whole = path.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 64])
+    for contents in (flipped, whole[:-1], whole[:20] + b"x" + whole[21:], b""):
+        path.write_bytes(contents)
+        with pytest.raises(UserError, match=r"pairs-0.npy: damaged .* Delete it"):
+            files.read(shard)
+    checksum.unlink()  # scores of before there were checksums
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(files.read(shard), scores)
+    with pytest.raises(UserError, match="damaged"):
+        files.read(records.Shard("pairs-0", 4, 1, ""))
+
+
 @pytest.mark.parametrize(
     ("config", "kept"),
     [

@@ -168,6 +168,12 @@ def test_pictures_from_elsewhere_are_refused():
             render_page({}, {"scenes": [{"picture": uri}]})
 
 
+def test_huge_numbers_are_dashes():
+    material = {**MATERIAL, "curves": {"real": [[0, 1e308], [1e308, -1e308], [1, 2.0]]}}
+    text = words(render_page({**RESULTS, "seconds": 1e300}, material))
+    assert "Time –" in text and not re.search(r"\b(nan|inf)\b", text)
+
+
 def test_gain_is_said_first_with_its_numbers():
     said = answer(RESULTS).replace("\N{NO-BREAK SPACE}", " ")
     assert said == (

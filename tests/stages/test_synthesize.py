@@ -10,7 +10,8 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
-from synth2_jax.files import read_json_lines, write_json, write_json_lines
+from synth2_jax.files import JsonLinesFile, read_json_lines, write_json, write_json_lines
+from synth2_jax.stages import synthesize
 from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
 from synth2_jax.training.trained import load_trained
 
@@ -195,3 +196,15 @@ def test_mistakes(chain, mistake, tmp_path):
     for key in ("samples_per_caption", "batch_size", "num_shards"):
         line = mistake(chain.synthesis(tmp_path, **{key: 0}))
         assert line.endswith(f"synthesize.{key}: found 0, expected 1 or more")
+
+
+def test_captions_that_were_cut_short_are_refused(tmp_path):
+    write_json_lines(tmp_path / "captions.jsonl", [{"caption": "a dog"}])
+    captions = JsonLinesFile(tmp_path / "captions.jsonl")
+    for number in (2, "x", None):
+        write_json(tmp_path / "manifest.json", {"num_captions": number})
+        with pytest.raises(UserError, match=r"captions.jsonl: found 1 captions, expected .*again"):
+            synthesize._manifest(tmp_path, captions)
+    for manifest in ({"num_captions": 1}, {"source": "another tool"}):
+        write_json(tmp_path / "manifest.json", manifest)
+        assert synthesize._manifest(tmp_path, captions) == manifest

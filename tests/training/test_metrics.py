@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from synth2_jax.errors import UserError
 from synth2_jax.training import metrics
 from synth2_jax.training.metrics import JsonlWriter, ProgressWriter, TensorBoardWriter
 
@@ -49,6 +50,16 @@ def test_a_line_torn_by_a_kill_spoils_no_other(tmp_path):
     writer.write(2, {"loss": 1.0})
     writer.close()
     assert [line["loss"] for line in metrics.read_metrics(path)] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "3", '{"loss": 1.0}', '{"step": "1"}', '{"step": 1, "loss": "x"}']
+)
+def test_a_line_of_something_else_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": null}\n\xff\n' + f"{line}\n".encode())
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 3 is .*expected a step"):
+        metrics.read_metrics(path)
 
 
 def test_tensorboard_files_are_written(tmp_path):

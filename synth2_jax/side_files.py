@@ -1,0 +1,32 @@
+"""What a stage leaves in a file for itself or for the next one, checked where it is read."""
+
+import pathlib
+from typing import Any, TypeVar
+
+from synth2_jax import config
+from synth2_jax.errors import UserError
+from synth2_jax.files import read_json
+
+RecordT = TypeVar("RecordT")
+
+
+def read_as(cls: type[RecordT], path: pathlib.Path, left_by: str) -> RecordT:
+    """Returns the JSON object in a file as the dataclass `cls`, whose fields it must have.
+
+    Args:
+      cls: as for `config.build`; a ValueError of its `__post_init__` says what is wrong.
+      path: of the file.
+      left_by: the stage that writes it.
+
+    Raises:
+      UserError: no such file, not JSON, or a value that is missing, unknown or of another type.
+    """
+    return parse_as(cls, read_json(path, left_by), path, left_by)
+
+
+def parse_as(cls: type[RecordT], values: Any, path: pathlib.Path, left_by: str) -> RecordT:
+    """As `read_as`, of values that were read from `path`."""
+    try:
+        return config.build(cls, values, f"{path}: value")
+    except UserError as error:
+        raise UserError(f"{error}; expected what `synth2 {left_by}` leaves there") from error
