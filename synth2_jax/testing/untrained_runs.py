@@ -98,11 +98,11 @@ def write_untrained_run(
         **(config or {}),
     }
     state = TrainState(
-        np.array(STEP, np.int32),
+        np.int32(STEP),
         unflatten(params),
         (),
         model_state,
         jax.random.key_data(jax.random.key(seed)),
     )
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state, _NoData(), resolved, {"tokenizer": "0" * 16})
+        checkpoints.save(jax.device_put(state), _NoData(), resolved, {"tokenizer": "0" * 16})
