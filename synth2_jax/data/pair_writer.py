@@ -23,6 +23,7 @@ import numpy as np
 
 from synth2_jax.data import records
 from synth2_jax.data.records import Manifest, Pair, Provenance, Shard, Skipped
+from synth2_jax.data.rejected import reasons
 from synth2_jax.errors import UserError
 from synth2_jax.files import FULL_DISK, read_json, write_bytes, written_whole
 from synth2_jax.side_files import read_as
@@ -162,22 +163,23 @@ class PairWriter:
         write_bytes(self._sidecar(index), records.to_json(dataclasses.asdict(sidecar)).encode())
         self._written.add(index)
 
-    def written(self) -> tuple[int, dict[str, int]]:
-        """The number of pairs in the finished shards, and of those skipped by reason."""
+    def written(self) -> tuple[int, dict[str, int], str]:
+        """The pairs in the finished shards, those skipped by reason, and one of these in words."""
         if self._is_finished():
             manifest = records.parse_manifest(self._folder)
-            return manifest.num_pairs, dict(manifest.skipped)
-        skipped = collections.Counter()
+            return manifest.num_pairs, dict(manifest.skipped), _shown(manifest.skipped_examples)
+        skipped, examples = collections.Counter(), []
         num_pairs = 0
         for index in range(len(self._names)):
             if self._sidecar(index).exists():
                 sidecar = self._read_sidecar(index)
                 num_pairs += sidecar.shard.num_pairs
                 skipped.update(sidecar.skipped)
-        return num_pairs, dict(skipped)
+                examples += sidecar.skipped_examples
+        return num_pairs, dict(skipped), _shown(examples)
 
     def finish(self) -> Manifest:
-        """Checks that all shards are there and no key is there twice, and writes the manifest."""
+        """Writes the manifest, when all shards are there, with a pair in one, and no key twice."""
         if self._is_finished():
             self._clean_up()
             return records.read_manifest(self._folder)
@@ -186,21 +188,25 @@ class PairWriter:
                 f"pairs {self._folder}: {len(missing)} of {len(self._names)} shards are missing, "
                 f"the first is {self._names[missing[0]]}"
             )
+        num_pairs, skipped, shown = self.written()
+        if not num_pairs:
+            lost = f"all {sum(skipped.values()):,} are skipped ({reasons(skipped)}); {shown}"
+            raise UserError(
+                f"pairs {self._folder}: no pairs, " + (lost if skipped else "the source is empty")
+            )
         sidecars = [self._read_sidecar(index) for index in range(len(self._names))]
         for index, sidecar in enumerate(sidecars):
             if index not in self._written:
                 self._check_as_noted(index, sidecar)
         self._check_keys([sidecar.shard.num_pairs for sidecar in sidecars])
         counts = collections.Counter(dict.fromkeys(records.SOURCES, 0))
-        skipped = collections.Counter()
         for sidecar in sidecars:
             counts.update(sidecar.counts)
-            skipped.update(sidecar.skipped)
         manifest = Manifest(
             self._provenance,
             dict(counts),
             tuple(sidecar.shard for sidecar in sidecars),
-            dict(skipped),
+            skipped,
             tuple(itertools.chain.from_iterable(s.skipped_examples for s in sidecars))[:100],
             sum(sidecar.captions_cut for sidecar in sidecars),
         )
@@ -245,7 +251,7 @@ class PairWriter:
         return self._progress / f"{self._names[index]}.keys"
 
     def _read_sidecar(self, index: int) -> _Sidecar:
-        sidecar = read_as(_Sidecar, self._sidecar(index), "tokenize or synthesize")
+        sidecar = read_as(_Sidecar, self._sidecar(index), records.MADE_BY)
         if sidecar.shard.work != self._works[index]:
             raise UserError(
                 f"pairs {self._folder}: shard {self._names[index]} was written by another run, "
@@ -308,16 +314,36 @@ class PairWriter:
                 records.to_json({"shards": names, **_comparable(manifest.provenance)})
             )
         elif (self._progress / _WORK).exists():
-            found = read_json(self._progress / _WORK, "tokenize or synthesize")
+            found = read_json(self._progress / _WORK, records.MADE_BY)
         else:
             return
-        work = json.loads(work)
-        for key in sorted({*found, *work}):
-            if found.get(key) != work.get(key):
-                raise UserError(
-                    f"pairs {self._folder}: found pairs of {key} {found.get(key)!r}, expected "
-                    f"{work.get(key)!r}; delete the folder or choose another"
-                )
+        difference = _difference(found, json.loads(work))
+        if difference is None:
+            return
+        if not self._is_finished() and not self._holds_pairs():
+            self._forget_others()
+            return
+        raise UserError(
+            f"pairs {self._folder}: found pairs of {difference[0]}, expected {difference[1]}; "
+            "delete the folder or choose another"
+        )
+
+    def _sidecars(self) -> list[tuple[pathlib.Path, _Sidecar]]:
+        """Those that are there, of whatever run."""
+        paths = sorted(self._progress.glob("*.tfrecord.json"))
+        return [(path, read_as(_Sidecar, path, records.MADE_BY)) for path in paths]
+
+    def _holds_pairs(self) -> bool:
+        """Whether there is a pair in a shard that was finished, by whatever run."""
+        return any(sidecar.shard.num_pairs for _, sidecar in self._sidecars())
+
+    def _forget_others(self) -> None:
+        """Removes empty shards of another run; those of this run may be there already."""
+        for path, sidecar in self._sidecars():
+            if sidecar.shard.work not in self._works:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".keys").unlink(missing_ok=True)
+                (self._folder / path.stem).unlink(missing_ok=True)
 
 
 def write_pairs(
@@ -411,3 +437,26 @@ def _comparable(provenance: Provenance) -> dict[str, Any]:
         if isinstance(found.get(names[0]), str):
             values[key] = {name: found[name] for name in names if name in found}
     return values
+
+
+def _difference(found: Any, expected: Any, key: str = "") -> tuple[str, str] | None:
+    """The first that differs in two JSON values: ("captions.fields.key_field 'id'", "'name'")."""
+    if found == expected:
+        return None
+    if isinstance(found, dict) and isinstance(expected, dict):
+        below = (
+            _difference(found.get(name), expected.get(name), f"{key}.{name}".removeprefix("."))
+            for name in sorted({*found, *expected})
+        )
+        return next(difference for difference in below if difference)
+    if isinstance(found, list) and isinstance(expected, list) and len(found) != len(expected):
+        return f"{len(found)} {key}", str(len(expected))
+    return f"{key} {found!r}", repr(expected)
+
+
+def _shown(examples: Sequence[Mapping[str, str]]) -> str:
+    """The first of what was skipped, in words."""
+    if not examples:
+        return ""
+    first = examples[0]
+    return f"the first is {first['key']}: {first['detail'] or first['reason']}"

@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from synth2_jax.data.tfrecord_lengths import record_lengths
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json
 from synth2_jax.side_files import parse_as
@@ -34,7 +35,7 @@ PROMPT = "prompt"  # of pairs that have a prompt of their own
 TEXT_FEATURES = "text_features"  # of pairs whose captions are encoded
 ENCODED_BY = ("fingerprint", "width", "text_length", "vocabulary")  # of Provenance.text_encoder
 _LATER_FIELDS = ("image_size", "text_encoder")  # which manifests may lack
-_MADE_BY = "tokenize or synthesize"
+MADE_BY = "tokenize or synthesize"
 _READ_BYTES = 1 << 20
 _READ_RECORDS = 512
 
@@ -199,7 +200,7 @@ def parse_manifest(folder: pathlib.Path) -> Manifest:
     if not path.is_file():
         why = "its writing has not finished" if (folder / PROGRESS).exists() else "no pairs here"
         raise UserError(f"pairs {folder}: no {MANIFEST} ({why})")
-    values = read_json(path, _MADE_BY)
+    values = read_json(path, MADE_BY)
     for key, expected in (("format", FORMAT), ("version", VERSION)):
         if values.get(key) != expected:
             raise UserError(
@@ -208,15 +209,13 @@ def parse_manifest(folder: pathlib.Path) -> Manifest:
             )
     provenance = [field.name for field in dataclasses.fields(Provenance)]
     for name in sorted({*provenance} - {*values, *_LATER_FIELDS}):
-        raise UserError(
-            f"{path}: {name} is missing; expected what `synth2 {_MADE_BY}` leaves there"
-        )
+        raise UserError(f"{path}: {name} is missing; expected what `synth2 {MADE_BY}` leaves there")
     rest = ("counts", "shards", "skipped", "skipped_examples", "captions_cut")
     found = {
         "provenance": {name: values[name] for name in provenance if name in values},
         **{name: values[name] for name in rest if name in values},
     }
-    manifest = parse_as(Manifest, found, path, _MADE_BY)
+    manifest = parse_as(Manifest, found, path, MADE_BY)
     if values.get("num_pairs") != manifest.num_pairs:
         raise UserError(
             f"{path}: num_pairs is {values.get('num_pairs')!r:.40}, expected the "
@@ -294,34 +293,43 @@ def read_pairs(folder: str | os.PathLike[str], *, text_features: bool = False) -
 
 
 def read_shard(path: pathlib.Path, text_width: int = 0) -> Iterator[Pair]:
-    """The pairs of one file in order; UserError where it is damaged, with the offset.
+    """The pairs of one file in order; UserError where it is damaged, with the offset if known.
 
     With `text_width`, E, their `text_features` as well.
     """
+    from google.protobuf.message import DecodeError
+
     from synth2_jax.data.tensorflow_cpu import one_line, tf
 
+    damaged = (tf.errors.DataLossError, DecodeError, ValueError, KeyError)
     try:
-        records = tf.data.TFRecordDataset(str(path), buffer_size=_READ_BYTES)
-        for block in records.batch(_READ_RECORDS):
+        for _ in record_lengths(path):
+            pass  # all of them are as long as the file allows
+        blocks = tf.data.TFRecordDataset(str(path), buffer_size=_READ_BYTES).batch(_READ_RECORDS)
+        for block in blocks:
             for record in block.numpy():
-                feature = tf.train.Example.FromString(record).features.feature
-                values = {name: b"".join(f.bytes_list.value) for name, f in feature.items()}
-                tokens = values.get(IMAGE_TOKENS)
-                yield Pair(
-                    values["key"].decode(),
-                    None if tokens is None else np.frombuffer(tokens, "<u2").astype(np.int32),
-                    values["caption"].decode(),
-                    values["source"].decode(),
-                    values.get(PROMPT, b"").decode(),
-                    values.get(IMAGE, b""),
-                    text_features=_features(values[TEXT_FEATURES], text_width)
-                    if text_width
-                    else None,
-                )
-    except tf.errors.DataLossError as error:
+                yield _pair(tf.train.Example.FromString(record), text_width)
+    except damaged as error:
         raise UserError(
             f"pairs: shard {path} is damaged, {one_line(error)}; write it again"
         ) from error
+
+
+def _pair(example: Any, text_width: int) -> Pair:
+    values = {
+        name: b"".join(feature.bytes_list.value)
+        for name, feature in example.features.feature.items()
+    }
+    tokens = values.get(IMAGE_TOKENS)
+    return Pair(
+        values["key"].decode(),
+        None if tokens is None else np.frombuffer(tokens, "<u2").astype(np.int32),
+        values["caption"].decode(),
+        values["source"].decode(),
+        values.get(PROMPT, b"").decode(),
+        values.get(IMAGE, b""),
+        text_features=_features(values[TEXT_FEATURES], text_width) if text_width else None,
+    )
 
 
 def _features(stored: bytes, width: int) -> np.ndarray:

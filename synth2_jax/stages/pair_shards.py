@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair, Skipped, read_manifest
+from synth2_jax.data.rejected import reasons
 from synth2_jax.errors import UserError
 from synth2_jax.training.stop_signal import StopSignal
 
@@ -49,12 +50,6 @@ class SkipBudget:
                 f"({reasons(skipped)}), expected at most {self._max_share:.0%}, {self._key}"
                 + (f"; {detail}" if detail else "")
             )
-
-
-def reasons(skipped: Mapping[str, int]) -> str:
-    """ "corrupt image 12, empty caption 3", the most frequent first."""
-    ordered = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "none"
 
 
 def my_shards(writer: PairWriter) -> list[int]:

@@ -16,9 +16,9 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import itertools
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,8 +33,14 @@ from synth2_jax.data.images import ImageLimits, decode_image, encode_png, middle
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair, Provenance, Skipped
 from synth2_jax.data.references import pair_key
-from synth2_jax.data.rejected import Rejected
-from synth2_jax.data.sources.source import ImageText, Source, SourceConfig, open_source
+from synth2_jax.data.rejected import Rejected, reasons
+from synth2_jax.data.sources.source import (
+    ImageText,
+    Source,
+    SourceConfig,
+    num_pairs,
+    open_source,
+)
 from synth2_jax.errors import UserError
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.batches import in_batches
@@ -141,9 +147,10 @@ def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib
         logging.info("%s: the device was busy %.1f %% of the time", label, 100 * clock.share)
     budget.check(*writer.written())
     manifest = pair_shards.finish(str(folder), writer)
+    num_skipped = sum(manifest.skipped.values())
     print(
-        f"{label}: {manifest.num_pairs:,} pairs, skipped {sum(manifest.skipped.values()):,} "
-        f"({pair_shards.reasons(manifest.skipped)})"
+        f"{label}: found {manifest.num_pairs + num_skipped:,} pairs, kept {manifest.num_pairs:,}, "
+        f"skipped {num_skipped:,} ({reasons(manifest.skipped)})"
     )
     return manifest
 
@@ -166,12 +173,41 @@ def tokenized(
     clock: BusyClock,
     progress: Progress,
 ) -> Iterator[pair_shards.Result]:
-    """The pairs of the shards, each shard ended by None; see `pair_shards.write_shards`."""
+    """The pairs of the shards, each shard ended by None; see `pair_shards.write_shards`.
+
+    Raises:
+      AssertionError: at the end of a shard, pairs were found that are neither kept nor skipped.
+    """
+    num_found, num_accounted = collections.Counter(), collections.Counter()
+
+    def found() -> Iterator[tuple[int, ImageText | Skipped | None]]:
+        for shard in shards:
+            for item in source.read(shard):
+                num_found[shard] += num_pairs(item)
+                yield shard, item
+            yield shard, None
+
+    for shard, item in _tokenized(found(), source, trained, cfg, clock, progress):
+        if item is not None:
+            num_accounted[shard] += item.num_pairs if isinstance(item, Skipped) else 1
+        elif num_accounted[shard] != num_found[shard]:
+            raise AssertionError(
+                f"shard {shard}: found {num_found[shard]:,} pairs, but {num_accounted[shard]:,} "
+                "are kept or skipped"
+            )
+        yield shard, item
+
+
+def _tokenized(
+    found: Iterable[tuple[int, ImageText | Skipped | None]],
+    source: Source,
+    trained: Trained,
+    cfg: TokenizeConfig,
+    clock: BusyClock,
+    progress: Progress,
+) -> Iterator[pair_shards.Result]:
     size = trained.objective.task.tokenizer.image_size
     prepare = functools.partial(_prepare, size=size, image=cfg.image, caption=cfg.caption)
-    found = (
-        (shard, item) for shard in shards for item in itertools.chain(source.read(shard), [None])
-    )
     with concurrent.futures.ThreadPoolExecutor(cfg.num_threads or os.cpu_count()) as pool:
         prepared = _ordered_map(pool, prepare, found, 2 * cfg.batch_size)
         if cfg.on_the_fly:
@@ -204,7 +240,7 @@ def _prepare(
             skipped.append(Skipped(pair_key(item.key, number), error.reason, error.detail))
     try:
         if isinstance(item.image, np.ndarray):
-            pixels = middle_square(Image.fromarray(item.image), size)
+            pixels = _square_of_array(item.image, size)
         elif isinstance(item.image, bytes):
             pixels = decode_image(item.image, size, image)
         else:
@@ -214,10 +250,19 @@ def _prepare(
     return _Prepared(item.key, pixels, captions, skipped)
 
 
+def _square_of_array(image: np.ndarray, size: int) -> np.ndarray:
+    if image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise Rejected("unsupported pixels", f"{image.dtype}{list(image.shape)}")
+    return middle_square(Image.fromarray(image), size)
+
+
 def _read_image(path: pathlib.Path, limits: ImageLimits) -> bytes:
     try:
-        if (num_bytes := path.stat().st_size) > limits.max_bytes:
-            raise Rejected("image file too large", f"{num_bytes:,} bytes")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a device may have no end
+            raise Rejected("image file unreadable", f"{path.name}: not a file")
+        if status.st_size > limits.max_bytes:
+            raise Rejected("image file too large", f"{status.st_size:,} bytes")
         return path.read_bytes()
     except FileNotFoundError:
         raise Rejected("image file missing", path.name) from None

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from synth2_jax.data import pair_writer, records
+from synth2_jax.data import pair_writer, records, tfrecord_lengths
 from synth2_jax.errors import UserError
 
 PROVENANCE = records.Provenance(
@@ -327,6 +327,61 @@ def test_shards_know_what_determines_them(tmp_path):
     sidecar.write_text(text.replace(json.loads(text)["shard"]["work"], intruder))
     with raises_line("pairs-00000-of-00001.tfrecord", "another run", "delete"):
         mixed.finish()
+
+
+def test_a_folder_without_a_pair_is_no_result_and_may_be_used_again(tmp_path):
+    writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=3)
+    skipped = records.Skipped("a/0", "no caption", "looked for txt, found jpg", num_pairs=2)
+    for index in range(3):
+        writer.write_shard(index, [skipped] if index else [])
+    for _ in range(2):
+        with raises_line(
+            "no pairs, all 4 are skipped (no caption 4); the first is a/0", "looked for txt"
+        ):
+            writer.finish()
+    assert not (tmp_path / "manifest.json").exists()
+    other = dataclasses.replace(PROVENANCE, sampler={"num_steps": 12})
+    assert pair_writer.write_pairs(tmp_path, [PAIR], other, num_shards=2).num_pairs == 1
+    assert len(list(tmp_path.glob("*.tfrecord"))) == 2
+    records.verify(tmp_path)
+
+
+def test_a_shard_that_another_process_has_begun_is_not_forgotten(tmp_path):
+    """Processes of a corrected run find the old one's empty shards, one after the other."""
+    old = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=2)
+    old.write_shard(0, [])
+    old.write_shard(1, [])
+    work = (tmp_path / "progress" / "work.json").read_bytes()
+    other = dataclasses.replace(PROVENANCE, sampler={"num_steps": 12})
+    pair_writer.PairWriter(tmp_path, other, num_shards=2).write_shard(0, [])
+    (tmp_path / "progress" / "work.json").write_bytes(work)  # as the second has read it
+    assert pair_writer.PairWriter(tmp_path, other, num_shards=2).missing() == [1]
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"not an Example",
+        b"",  # an Example without features
+        b"\n\x13\n\x11\n\x03key\x12\n\n\x08\n\x06\xff\xff\xff\xff\xff\xff",
+    ],
+)
+def test_records_that_are_no_pairs_are_one_line(tmp_path, contents):
+    from synth2_jax.data.tensorflow_cpu import tf
+
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as file:
+        file.write(contents)
+    with raises_line("a.tfrecord is damaged", "write it again"):
+        list(records.read_shard(tmp_path / "a.tfrecord"))
+
+
+def test_a_record_longer_than_its_shard_is_not_read(tmp_path):
+    """Its checksum is right; TensorFlow would take memory for all of it, and end the process."""
+    huge = bytes.fromhex("000000000000001000000000")
+    checksum = tfrecord_lengths._masked_crc(huge[:8]).to_bytes(4, "little")
+    (tmp_path / "a.tfrecord").write_bytes(huge[:8] + checksum + bytes(100))
+    with raises_line("a.tfrecord is damaged", "1,152,921,504,606,846,976 bytes"):
+        list(records.read_shard(tmp_path / "a.tfrecord"))
 
 
 def test_a_pair_may_have_a_prompt_of_its_own(tmp_path):

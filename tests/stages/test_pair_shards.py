@@ -5,8 +5,9 @@ import pytest
 
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Pair, Provenance, Skipped, read_pairs
+from synth2_jax.data.rejected import reasons
 from synth2_jax.errors import UserError
-from synth2_jax.stages.pair_shards import SkipBudget, finish, my_shards, reasons, write_shards
+from synth2_jax.stages.pair_shards import SkipBudget, finish, my_shards, write_shards
 
 PROVENANCE = Provenance("tok", num_image_tokens=2, codebook_size=8)
 

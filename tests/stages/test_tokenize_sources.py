@@ -72,7 +72,9 @@ def test_web_data_becomes_pairs_and_the_rest_is_counted(chain, tmp_path, web, ex
     }
     assert [shard.num_pairs for shard in manifest.shards] == [5, 0, 11]
     printed = capsys.readouterr()
-    assert "tokenize train: 16 pairs, skipped 4" in printed.out
+    assert (
+        "tokenize train: found 20 pairs, kept 16, skipped 4 (caption not UTF-8 1, " in printed.out
+    )
     # Nobody knows how many images there are before all are read.
     assert printed.err.splitlines()[-1].startswith("tokenize train 3/3 shards  ")
     shown = {skip["key"]: skip["detail"] for skip in manifest.skipped_examples}
@@ -115,17 +117,20 @@ def test_too_much_that_cannot_be_used_stops_the_run_until_it_is_accepted(
     assert records.verify(tmp_path / "pairs" / "train").num_pairs == 16
 
 
-def test_names_from_a_file_act_on_no_terminal(chain, tmp_path, mistake):
-    name = "0\x1b[31m\r\x1b]0;owned\x07"
+def test_names_from_a_file_act_on_no_terminal(chain, tmp_path, mistake, examples):
+    name, text = "0\x1b[31m\r\x1b]0;owned\x07", b"a \x1b[31mred circle"
+    members = [(f"{name}.jpg", b"\x1b[2Jnot an image"), (f"{name}.txt", text)]
+    members += [("1.png", png(examples[0].image)), ("1.txt", text)]
     with tarfile.open(tmp_path / "web.tar", "w") as tar:
-        for ending, data in (("jpg", b"\x1b[2Jnot an image"), ("txt", b"a \x1b[31mred circle")):
-            info = tarfile.TarInfo(f"{name}.{ending}")
+        for member, data in members:
+            info = tarfile.TarInfo(member)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     source = {"source__format": "webdataset", "source__path": tmp_path / "web.tar"}
     command = chain.tokenization(tmp_path / "pairs", **source, splits="train", max_images=None)
-    line = mistake([*command, "--config.max_skipped=0.5"])
-    assert line.startswith("tokenize train: 1 of 1 pairs are skipped (not an image 1)")
+    line = mistake([*command, "--config.max_skipped=0.4"])
+    assert line.startswith("tokenize train: 1 of 2 pairs are skipped (not an image 1)")
+    assert "; the first is web/0\\x1b[31m" in line
     chain.run([*command, "--config.max_skipped=1"])
     text = describe_pairs(tmp_path / "pairs" / "train")
     assert "skipped: {'not an image': 1}" in text and "\\x1b[31m" in text
@@ -179,7 +184,7 @@ def test_killed_anywhere_it_ends_with_the_same_pairs(chain, tmp_path, web):
     process.send_signal(signal.SIGKILL)
     process.wait()
     again = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
-    assert "16 pairs, skipped 4" in again.stdout
+    assert "kept 16, skipped 4" in again.stdout
     manifest = records.verify(folder)
     assert manifest.shards == whole.shards
     assert not list(folder.glob(".*.tmp"))

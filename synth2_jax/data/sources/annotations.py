@@ -4,28 +4,40 @@
     karpathy   dataset_coco.json or dataset_flickr30k.json and the images; the splits are in it,
                and several may be joined as "train+restval"
     nocaps     nocaps_val_4500_captions.json; keys begin with the domain
-    flickr30k  results_20130124.token or results.csv
+    flickr30k  results_20130124.token or results.csv; Flickr8k's captions.txt
     vqa        VQAv2 and OKVQA: a file of questions, one of answers
 
-The whole file is read: COCO's is 90 MB, VQAv2's 400 MB.
+The whole file is read: COCO's is 90 MB, VQAv2's 400 MB. A row that cannot be used, or whose image
+or question is missing, is skipped and counted; ids may be numbers in one list and text in another.
 """
 
 import collections
+import csv
+import dataclasses
+import functools
+import itertools
 import json
+import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from synth2_jax.data.caption_text import clean_caption
+from synth2_jax.data.records import Skipped
+from synth2_jax.data.rejected import Rejected
 from synth2_jax.data.sources.source import (
+    Counted,
     ImageText,
     ListSource,
     SourceConfig,
     describe_annotations,
     inside,
+    looked_for,
 )
 from synth2_jax.errors import UserError, nearest
 
 QUESTION_PROMPT = "Question: {question} Answer:"  # Flamingo, appendix C (arXiv 2204.14198)
+_BYTE_ORDER_MARK = "\ufeff".encode()
 
 
 def open_coco(
@@ -35,24 +47,45 @@ def open_coco(
     del split
     folder, path = _folder(config, "coco"), _file(config.path, "coco")
     values = _read(path, "coco", "images", "annotations")
-    captions: dict[Any, list[str]] = collections.defaultdict(list)
-    with _Shape(path, 'annotations with "image_id" and "caption"'):
-        for row in values["annotations"]:
-            captions[row["image_id"]].append(row["caption"])
-    with _Shape(path, 'images with "id" and "file_name"'):
-        examples = [
-            ImageText(
-                f"{row['domain']}/{row['id']}" if "domain" in row else str(row["id"]),
-                _image(folder, row["file_name"], path),
-                captions[row["id"]],
-            )
-            for row in values["images"]
-            if captions[row["id"]]
-        ]
-    return ListSource(examples, describe_annotations(config.format, [path]), num_shards, max_images)
+    num_found = len(values["images"]) + len(values["annotations"])
+    description = describe_annotations(config.format, [path])
+    examples = _coco_examples(values["images"], values["annotations"], folder)
+    return ListSource(examples, num_found, description, num_shards, max_images)
 
 
 open_nocaps = open_coco  # the same file format, with a domain for each image
+
+
+def _coco_examples(
+    images: Sequence[Any], annotations: Sequence[Any], folder: pathlib.Path
+) -> Iterator[Counted]:
+    captions: dict[str, list[Any]] = collections.defaultdict(list)
+    unusable: list[Counted] = []
+    for number, row in enumerate(annotations):
+        try:
+            captions[_id(row, "image_id")].append(row.get("caption", row))
+        except Rejected as error:
+            unusable.append(_skipped(f"annotations/{number}", error))
+    seen = set()
+    for number, row in enumerate(images):
+        try:
+            image_id, name = _id(row, "id"), _value(row, "file_name")
+        except Rejected as error:
+            yield _skipped(f"images/{number}", error)
+            continue
+        key = f"{row['domain']}/{image_id}" if "domain" in row else image_id
+        texts = captions.pop(image_id, [])
+        if texts:
+            yield 1 + len(texts), _example(key, folder, name, texts)
+        elif image_id in seen:
+            yield 1, Skipped(key, "duplicate key", f"images/{number}: {name!r:.80}")
+        else:
+            yield 1, Skipped(key, "no caption", f'no annotation has "image_id": {image_id}')
+        seen.add(image_id)
+    yield from unusable
+    for image_id, texts in captions.items():
+        detail = f'no usable image has "id": {image_id}'
+        yield len(texts), Skipped(image_id, "no such image", detail, len(texts))
 
 
 def open_karpathy(
@@ -60,50 +93,95 @@ def open_karpathy(
 ) -> ListSource:
     """{"images": [{"filename", "split", "sentences": [{"raw"}]}]}; "filepath" is a folder."""
     folder, path = _folder(config, "karpathy"), _file(config.path, "karpathy")
-    values = _read(path, "karpathy", "images")
-    with _Shape(path, 'images with "filename", "split" and "sentences" of "raw"'):
-        known = {row["split"] for row in values["images"]}
-        for part in split.split("+"):
-            if part not in known:
-                raise UserError(f"{path}: no split {part!r}; {nearest(part, known)}")
-        examples = [
-            ImageText(
-                str(row.get("cocoid", row.get("imgid", row["filename"]))),
-                _image(folder, str(pathlib.Path(row.get("filepath", ""), row["filename"])), path),
-                [sentence["raw"] for sentence in row["sentences"]],
-            )
-            for row in values["images"]
-            if row["split"] in split.split("+")
-        ]
+    rows = _read(path, "karpathy", "images")["images"]
+    splits = [str(row["split"]) if isinstance(row, dict) and "split" in row else "" for row in rows]
+    for part in split.split("+"):
+        if part not in splits:
+            known = {name for name in splits if name}
+            raise UserError(f"{path}: no split {part!r}; {nearest(part, known)}")
+    # A row without a split is counted in each.
+    wanted = {"", *split.split("+")}
+    chosen = [number for number, name in enumerate(splits) if name in wanted]
+    examples = (_karpathy_example(f"images/{number}", rows[number], folder) for number in chosen)
     description = {**describe_annotations("karpathy", [path]), "split": split}
-    return ListSource(examples, description, num_shards, max_images)
+    return ListSource(examples, len(chosen), description, num_shards, max_images)
+
+
+def _karpathy_example(where: str, row: Any, folder: pathlib.Path) -> Counted:
+    try:
+        _value(row, "split")
+        name, sentences = _value(row, "filename"), _value(row, "sentences")
+        if not isinstance(sentences, list):
+            raise Rejected("sentences not a list", f"found {sentences!r:.40}")
+        key = _id(row, next((field for field in ("cocoid", "imgid") if field in row), "filename"))
+    except Rejected as error:
+        return _skipped(where, error)
+    if isinstance(name, str):
+        name = os.path.join(str(row.get("filepath", "")), name)
+    captions = [text.get("raw", text) if isinstance(text, dict) else text for text in sentences]
+    return 1, _example(key, folder, name, captions)
 
 
 def open_flickr30k(
     config: SourceConfig, split: str, num_shards: int, max_images: int | None
 ) -> ListSource:
-    """Lines "NAME.jpg#0<tab>caption", or "NAME.jpg| 0| caption" under a headline."""
+    """Lines "NAME.jpg#0<tab>caption"; or, under a headline, "NAME.jpg| 0| caption" or CSV."""
     del split
     folder, path = _folder(config, "flickr30k"), _file(config.path, "flickr30k")
+    lines = path.read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    fields = _tab_fields
+    if numbered and b"\t" not in (first := numbered[0][1]):
+        between, num_fields = (b"|", 3) if b"|" in first else (b",", 2)
+        if first.startswith(b"image") and b"." not in first.partition(between)[0]:
+            num_fields = 1 + numbered.pop(0)[1].count(between)  # a headline: it names no file
+        fields = functools.partial(_fields, between=between, num_fields=num_fields)
     captions: dict[str, list[bytes]] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip() or (number == 1 and line.startswith(b"image_name")):
-            continue
-        name, tab, caption = line.partition(b"\t")
-        if tab:
-            name = name.rpartition(b"#")[0]
-        elif line.count(b"|") >= 2:
-            name, _, caption = line.split(b"|", 2)
-        if not name or not caption:
-            raise UserError(
-                f"{path}: line {number} is {line[:40]!r}, expected an image and a caption"
-            )
-        captions.setdefault(name.decode("utf-8", "replace").strip(), []).append(caption)
-    examples = [
-        ImageText(name.rpartition(".")[0], _image(folder, name, path), texts)
+    unusable: list[Counted] = []
+    for number, line in numbered:
+        try:
+            name, caption = fields(line)
+            captions.setdefault(name.decode("utf-8", "surrogateescape"), []).append(caption)
+        except Rejected as error:
+            unusable.append(_skipped(f"line {number}", error))
+    images = (
+        (len(texts), _example(os.path.splitext(name)[0], folder, name, texts))
         for name, texts in captions.items()
-    ]
-    return ListSource(examples, describe_annotations("flickr30k", [path]), num_shards, max_images)
+    )
+    description = describe_annotations("flickr30k", [path])
+    examples = itertools.chain(images, unusable)
+    return ListSource(examples, len(numbered), description, num_shards, max_images)
+
+
+def _tab_fields(line: bytes) -> tuple[bytes, bytes]:
+    """(name of the image, caption) of "NAME.jpg#0<tab>caption"."""
+    name, _, caption = line.partition(b"\t")
+    return _both(name.rpartition(b"#")[0], caption, line)
+
+
+def _fields(line: bytes, between: bytes, num_fields: int) -> tuple[bytes, bytes]:
+    """(name of the image, caption), the first and the last field of a line."""
+    fields = line.split(between, num_fields - 1)
+    if len(fields) != num_fields or num_fields < 2:
+        raise _not_both(line)
+    caption = fields[-1]
+    if between == b"," and caption.startswith(b'"'):
+        text = caption.decode("utf-8", "surrogateescape").rstrip()
+        try:
+            caption = ",".join(next(csv.reader([text]))).encode("utf-8", "surrogateescape")
+        except csv.Error:
+            raise _not_both(line) from None
+    return _both(fields[0], caption, line)
+
+
+def _both(name: bytes, caption: bytes, line: bytes) -> tuple[bytes, bytes]:
+    if not name.strip() or not caption.strip():
+        raise _not_both(line)
+    return name.strip(), caption
+
+
+def _not_both(line: bytes) -> Rejected:
+    return Rejected("line not an image and a caption", f"{line[:80]!r}")
 
 
 def open_vqa(
@@ -116,54 +194,133 @@ def open_vqa(
     del split
     questions_path = _file(config.questions, "vqa", "questions")
     path = _file(config.path, "vqa")
-    with _Shape(questions_path, 'questions with "question_id", "image_id" and "question"'):
-        rows = _read(questions_path, "vqa", "questions")["questions"]
-        questions = {row["question_id"]: (row["image_id"], row["question"]) for row in rows}
-    try:
-        images = {
-            image_id: config.images.format(image_id=image_id) for image_id, _ in questions.values()
-        }
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"vqa: source.images is {config.images!r}, expected a path with {{image_id}}, such as "
-            "images/COCO_val2014_{image_id:012d}.jpg"
-        ) from error
-    if len(images) > 1 and len(set(images.values())) == 1:
-        raise UserError(
-            f"vqa: source.images is {config.images!r}, expected a path with {{image_id}}"
-        )
-    examples = []
-    with _Shape(path, 'annotations with "question_id" and "answers" of "answer"'):
-        for row in _read(path, "vqa", "annotations")["annotations"]:
-            image_id, question = questions[row["question_id"]]
-            answers = [answer["answer"] for answer in row["answers"]]
-            if config.answers == "most_common":
-                common = collections.Counter(answers).most_common(1)
-                answers = [row.get("multiple_choice_answer") or common[0][0]]
-            prompt = QUESTION_PROMPT.format(question=" ".join(question.split()))
-            image = pathlib.Path(images[image_id]).expanduser()
-            key = f"{image_id}/{row['question_id']}"
-            examples.append(ImageText(key, image, answers, [prompt] * len(answers)))
+    questions = _read(questions_path, "vqa", "questions")["questions"]
+    annotations = _read(path, "vqa", "annotations")["annotations"]
+    images = _ImageOfId(config.images)
     description = describe_annotations("vqa", [questions_path, path])
     description["answers"] = config.answers
-    return ListSource(examples, description, num_shards, max_images)
+    return ListSource(
+        _vqa_examples(questions, annotations, images, config.answers == "all"),
+        len(questions) + len(annotations),
+        description,
+        num_shards,
+        max_images,
+    )
 
 
-class _Shape:
-    """Turns a missing key or a value of another type inside of it into one line."""
+def _vqa_examples(
+    questions: Sequence[Any], annotations: Sequence[Any], images: "_ImageOfId", all_answers: bool
+) -> Iterator[Counted]:
+    asked: dict[str, _Question] = {}
+    unusable: list[Counted] = []
+    for number, row in enumerate(questions):
+        try:
+            question_id = _id(row, "question_id")
+            if question_id in asked:
+                raise Rejected("duplicate question_id", question_id)
+            asked[question_id] = _question(row)
+        except Rejected as error:
+            unusable.append(_skipped(f"questions/{number}", error))
+    unanswered = dict.fromkeys(asked)
+    for number, row in enumerate(annotations):
+        try:
+            question_id = _id(row, "question_id")
+            if question_id not in asked:
+                detail = f'no question has "question_id": {question_id}'
+                raise Rejected("no such question", detail)
+        except Rejected as error:
+            unusable.append(_skipped(f"annotations/{number}", error))
+            continue
+        num_rows = 1 + (question_id in unanswered)
+        unanswered.pop(question_id, None)
+        yield num_rows, _vqa_example(question_id, asked[question_id], row, images, all_answers)
+    yield from unusable
+    for question_id in unanswered:
+        detail = f'no annotation has "question_id": {question_id}'
+        yield 1, Skipped(f"questions/{question_id}", "no answer", detail)
 
-    def __init__(self, path: pathlib.Path, expected: str):
-        self._path, self._expected = path, expected
 
-    def __enter__(self) -> None:
-        return None
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """`rejected` says why the question cannot be used, if so."""
 
-    def __exit__(self, exception_type, exception, traceback) -> None:
-        if isinstance(exception, KeyError | TypeError | AttributeError | IndexError):
-            found = f"{type(exception).__name__}: {exception}"
+    image_id: Any = None
+    prompt: str = ""
+    rejected: Rejected | None = None
+
+
+def _question(row: Any) -> _Question:
+    try:
+        _id(row, "image_id")
+        question = clean_caption(_value(row, "question"), what="question")
+        return _Question(row["image_id"], QUESTION_PROMPT.format(question=question))
+    except Rejected as error:
+        return _Question(rejected=error)
+
+
+def _vqa_example(
+    question_id: str, question: _Question, row: Any, images: "_ImageOfId", all_answers: bool
+) -> ImageText | Skipped:
+    key = f"{question.image_id}/{question_id}"
+    answers = []
+    try:
+        answers = _answers(row, all_answers)
+        if question.rejected:
+            raise question.rejected
+        name = images.name(question.image_id)
+    except Rejected as error:
+        return Skipped(key, error.reason, error.detail, max(len(answers), 1))
+    prompts = [question.prompt] * len(answers)
+    return _example(key, images.folder, name, answers, prompts)
+
+
+def _answers(row: Mapping[str, Any], all_answers: bool) -> list[Any]:
+    """All of them, or the one that most people gave."""
+    found = _value(row, "answers")
+    if not isinstance(found, list) or not found:
+        raise Rejected("no answer", f'"answers" is {found!r:.40}')
+    answers = [
+        answer.get("answer", answer) if isinstance(answer, dict) else answer for answer in found
+    ]
+    if all_answers:
+        return answers
+    common = collections.Counter(answer for answer in answers if isinstance(answer, str))
+    first = common.most_common(1)[0][0] if common else answers[0]
+    return [row.get("multiple_choice_answer") or first]
+
+
+class _ImageOfId:
+    """The name of each image, by a template with {image_id}; `folder` is where it leads.
+
+    Raises:
+      UserError: the template has no {image_id}, or cannot be filled in.
+    """
+
+    def __init__(self, template: str):
+        self._template = os.path.expanduser(template)
+        try:
+            same = self._template.format(image_id=1) == self._template.format(image_id=2)
+        except (KeyError, IndexError, ValueError, AttributeError):
+            same = True
+        if same:
             raise UserError(
-                f"{self._path}: expected {self._expected}, found {found}"
-            ) from exception
+                f"vqa: source.images is {template!r}, expected a path with {{image_id}}, such as "
+                "images/COCO_val2014_{image_id:012d}.jpg"
+            )
+        self.folder = pathlib.Path(os.path.dirname(self._template.partition("{")[0]))
+
+    def name(self, image_id: Any) -> str:
+        """The image's path; Rejected where the template takes no such id."""
+        for value in (image_id, _as_number(image_id)):
+            try:
+                return os.path.abspath(self._template.format(image_id=value))
+            except ValueError:  # such as text where a number is needed
+                pass
+        raise Rejected("image_id not as in source.images", f"found {image_id!r:.40}")
+
+
+def _as_number(value: Any) -> Any:
+    return int(value) if str(value).isdecimal() else value
 
 
 def _read(path: pathlib.Path, what: str, *keys: str) -> Mapping[str, Sequence[Any]]:
@@ -195,8 +352,34 @@ def _folder(config: SourceConfig, what: str) -> pathlib.Path:
     return folder
 
 
-def _image(folder: pathlib.Path, name: str, path: pathlib.Path) -> pathlib.Path:
-    found = inside(folder, name)
-    if found is None:
-        raise UserError(f"{path}: image {name!r} leads out of {folder}")
-    return found
+def _value(row: Any, name: str) -> Any:
+    """`row[name]`; Rejected where there is none."""
+    if not isinstance(row, dict):
+        raise Rejected("row not a JSON object", f"found {row!r:.40}")
+    if name not in row:
+        raise Rejected(f"no {name}", looked_for(name, row))
+    return row[name]
+
+
+def _id(row: Any, name: str) -> str:
+    """An id as text: "1", 1 and 1.0 are one."""
+    value = _value(row, name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise Rejected(f"{name} not text or a number", f"found {value!r:.40}")
+    return str(value)
+
+
+def _example(
+    key: str, folder: pathlib.Path, name: Any, captions: Sequence[Any], prompts: Sequence[str] = ()
+) -> ImageText | Skipped:
+    try:
+        return ImageText(key, inside(folder, name), captions, prompts)
+    except Rejected as error:
+        return Skipped(key, error.reason, error.detail, max(len(captions), 1))
+
+
+def _skipped(where: str, error: Rejected) -> Counted:
+    """A row from which nothing is known."""
+    return 1, Skipped(where, error.reason, error.detail)

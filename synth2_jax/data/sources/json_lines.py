@@ -1,18 +1,22 @@
 """One JSON object a line, {"image": a path in the folder of images, "caption": text or texts}."""
 
-import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from synth2_jax.data.records import Skipped
+from synth2_jax.data.rejected import Rejected
 from synth2_jax.data.sources.source import (
+    Counted,
     ImageText,
     Source,
     SourceConfig,
+    Tally,
     describe_files,
     find_files,
     inside,
+    looked_for,
     short_names,
     take,
 )
@@ -56,41 +60,46 @@ class JsonLines(Source):
         self.num_shards = num_shards
         self.description = {**describe_files("json_lines", paths), "max_images": max_images}
 
-    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
+    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
         total = sum(self._sizes)
         start, stop = (total * s // self.num_shards for s in (shard, shard + 1))
-        return itertools.islice(self._examples(start, stop), self._limit)
-
-    def _examples(self, start: int, stop: int) -> Iterator[ImageText | Skipped]:
         before = 0
         for path, name, size in zip(self._paths, self._names, self._sizes, strict=True):
             for offset, line in _lines(path, start - before, stop - before):
-                if line.strip():
-                    yield self._example(f"{name}#{offset}", line)
+                if not line.strip():
+                    continue  # an empty line holds nothing
+                tally.found += 1
+                try:
+                    yield 1, self._example(f"{name}#{offset}", line)
+                except Rejected as error:
+                    yield 1, Skipped(f"{name}#{offset}", error.reason, error.detail)
             before += size
 
     def _example(self, where: str, line: bytes) -> ImageText | Skipped:
         if len(line) > _MAX_LINE:
-            return Skipped(where, "line too long", f"{len(line):,} bytes")
+            raise Rejected("line too long", f"{len(line):,} bytes")
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a mark
         except (ValueError, RecursionError) as error:
-            return Skipped(where, "line not JSON", str(error))
+            raise Rejected("line not JSON", str(error)) from None
         if not isinstance(row, dict):
-            return Skipped(where, "line not a JSON object", f"{row!r:.40}")
-        image, captions = take(row, self._fields["image"]), take(row, self._fields["caption"])
-        if isinstance(captions, str):
-            captions = [captions]
-        if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-            return Skipped(where, "no caption", f"{self._fields['caption']} is {captions!r:.40}")
-        if not isinstance(image, str):
-            return Skipped(where, "no image", f"{self._fields['image']} is {image!r:.40}")
-        path = inside(self._folder, image)
-        if path is None:
-            return Skipped(where, "image outside of the folder", image)
+            raise Rejected("line not a JSON object", f"{row!r:.40}")
+        image, captions = (self._take(row, what) for what in ("image", "caption"))
+        captions = captions if isinstance(captions, list) else [captions]
         key = take(row, self._fields["key"])
+        if isinstance(key, bool) or not isinstance(key, int | str | None):
+            raise Rejected("key not text or a number", f"found {key!r:.40}")
         key = where if key is None else f"{key}@{where}"
-        return ImageText(key, path, captions)
+        try:
+            return ImageText(key, inside(self._folder, image), captions)
+        except Rejected as error:
+            return Skipped(key, error.reason, error.detail, max(len(captions), 1))
+
+    def _take(self, row: Mapping[str, Any], what: str) -> Any:
+        value = take(row, self._fields[what])
+        if value is None:
+            raise Rejected(f"no {what}", looked_for(self._fields[what], row))
+        return value
 
 
 def _lines(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:

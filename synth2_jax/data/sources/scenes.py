@@ -9,8 +9,6 @@ def open_scenes(
 ) -> ListSource:
     """A split of Scenes."""
     del config
-    examples = [
-        ImageText(example.key, example.image, example.captions)
-        for example in dataset.examples(split, max_images)
-    ]
-    return ListSource(examples, {"source": f"scenes/{split}"}, num_shards, max_images)
+    found = dataset.examples(split, max_images)
+    examples = ((1, ImageText(row.key, row.image, row.captions)) for row in found)
+    return ListSource(examples, len(found), {"source": f"scenes/{split}"}, num_shards, max_images)

@@ -5,16 +5,16 @@ import dataclasses
 import glob
 import hashlib
 import importlib
-import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from synth2_jax.data.records import Skipped, sha256_of
+from synth2_jax.data.rejected import Rejected
 from synth2_jax.errors import UserError, nearest
 
 
@@ -25,14 +25,24 @@ class ImageText:
     Attributes:
       key: unique in its source.
       image: bytes of an image file, a path to one, or pixels u8[H,W,3].
-      captions: text, or bytes that should be UTF-8.
+      captions: as found, at least one: `clean_caption` says which are text.
       prompts: one for each caption, such as its question; or none.
     """
 
     key: str
     image: bytes | pathlib.Path | np.ndarray
-    captions: Sequence[str | bytes]
+    captions: Sequence[Any]
     prompts: Sequence[str] = ()
+
+
+Counted = tuple[int, ImageText | Skipped]  # with the number of a source's rows that are in it
+
+
+@dataclasses.dataclass
+class Tally:
+    """`found` counts rows of a source's files: lines, records, files in an archive, captions."""
+
+    found: int = 0
 
 
 class Source(abc.ABC):
@@ -40,17 +50,32 @@ class Source(abc.ABC):
 
     Attributes:
       num_shards: the number of parts.
-      num_images: how many there are, None where nobody knows before reading.
+      num_images: how many there are, None where that is not known before reading.
       description: what the manifest says of it; it tells this source from others.
     """
 
     num_shards: int
     num_images: int | None = None
     description: Mapping[str, Any]
+    _limit: int | None = None  # examples of a part
+
+    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
+        """The examples of one part, always the same in the same order.
+
+        Raises:
+          AssertionError: rows were found that are in no example.
+        """
+        tally, accounted = Tally(), 0
+        for number, (num_rows, item) in enumerate(self._read(shard, tally), start=1):
+            accounted += num_rows
+            yield _checked(item)
+            if number == self._limit:
+                return
+        _check_sum(self.description, accounted, tally.found)
 
     @abc.abstractmethod
-    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
-        """The examples of one part, always the same in the same order."""
+    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
+        """Examples, each with how many of the rows that it adds to the tally are in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,26 +154,40 @@ def open_source(
 
 
 class ListSource(Source):
-    """Examples of which a list fits in memory, parted into ranges of about equal size."""
+    """Examples that fit in memory, parted into ranges of about equal size.
+
+    Args:
+      examples: all of them, each with how many rows of the files are in it.
+      num_found: rows of the files.
+      description: see Source.
+      num_shards: parts.
+      max_images: the first so many.
+
+    Raises:
+      AssertionError: rows were found that are in no example.
+    """
 
     def __init__(
         self,
-        examples: Sequence[ImageText],
+        examples: Iterable[Counted],
+        num_found: int,
         description: Mapping[str, Any],
         num_shards: int,
         max_images: int | None,
     ):
+        examples = list(examples)
+        _check_sum(description, sum(num_rows for num_rows, _ in examples), num_found)
         self._examples = list(_first_of_each_key(examples[:max_images]))
         self.num_shards = num_shards
         self.num_images = len(self._examples)
         # The number is part of what the shards are: with another one they hold other images.
         self.description = {**description, "images": self.num_images}
-        if not self._examples:
-            raise UserError(f"{description['source']}: found no images with captions")
 
-    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
+    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
         bounds = np.linspace(0, self.num_images, self.num_shards + 1).astype(int)
-        yield from self._examples[bounds[shard] : bounds[shard + 1]]
+        for num_rows, example in self._examples[bounds[shard] : bounds[shard + 1]]:
+            tally.found += num_rows
+            yield num_rows, example
 
 
 class FileSource(Source):
@@ -167,40 +206,76 @@ class FileSource(Source):
         self.num_shards = len(self._paths)
         self.description = {**describe_files(name, self._paths), "max_images": max_images}
 
-    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
-        examples = self._examples(self._paths[shard], self._names[shard])
-        return itertools.islice(examples, self._limit)
+    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
+        return self._examples(self._paths[shard], self._names[shard], tally)
 
     @abc.abstractmethod
-    def _examples(self, path: pathlib.Path, name: str) -> Iterator[ImageText | Skipped]:
-        """Those of one file, whose keys begin with its name."""
+    def _examples(self, path: pathlib.Path, name: str, tally: Tally) -> Iterator[Counted]:
+        """Those of one file, whose keys begin with its name; see `Source._read`."""
 
 
-def _first_of_each_key(examples: Sequence[ImageText]) -> Iterator[ImageText | Skipped]:
+def num_pairs(item: ImageText | Skipped) -> int:
+    """The number of pairs that an example gives, or that are lost with it."""
+    return len(item.captions) if isinstance(item, ImageText) else item.num_pairs
+
+
+def _checked(item: ImageText | Skipped) -> ImageText | Skipped:
+    """The example, if it has captions and a key that can be stored."""
+    # JSON, and names in archives, can hold halves of characters.
+    key = item.key.encode("utf-8", "backslashreplace").decode()
+    if isinstance(item, Skipped):
+        return dataclasses.replace(item, key=key)
+    if not item.captions:
+        return Skipped(key, "no caption")
+    return item if key == item.key else Skipped(key, "key not UTF-8", "", num_pairs(item))
+
+
+def _check_sum(description: Mapping[str, Any], accounted: int, found: int) -> None:
+    if accounted != found:
+        raise AssertionError(
+            f"{description['source']}: found {found:,} rows, but {accounted:,} are kept or skipped"
+        )
+
+
+def _first_of_each_key(examples: Iterable[Counted]) -> Iterator[Counted]:
     seen = set()
-    for example in examples:
-        if example.key in seen:
-            yield Skipped(example.key, "duplicate key", num_pairs=len(example.captions))
-        else:
-            seen.add(example.key)
-            yield example
+    for num_rows, example in examples:
+        if isinstance(example, ImageText) and example.key in seen:
+            example = Skipped(example.key, "duplicate key", "", num_pairs(example))
+        seen.add(example.key)
+        yield num_rows, example
 
 
 def find_files(pattern: str, what: str) -> list[pathlib.Path]:
     """Files of a pattern in order: `*`, `?` and `[...]` as in a shell, `{000..331}`, `{a,b}`.
+
+    What is there under the name as it stands, a file or a folder on the way, is taken first.
 
     Raises:
       UserError: there is none, or one that braces name is missing.
     """
     if not pattern:
         raise UserError(f"{what}: no path given, expected files such as data-{{000..099}}.tar")
+    folder, rest = _literal_folder(os.path.expanduser(pattern))
     paths = []
-    for name in _expand_braces(os.path.expanduser(pattern)):
-        found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
-        if not found or not os.path.isfile(found[0]):
-            raise UserError(f"{what}: no file {name}")
-        paths += [pathlib.Path(path) for path in found if os.path.isfile(path)]
-    return list(dict.fromkeys(paths))
+    for name in [rest] if os.path.isfile(os.path.join(folder, rest)) else _expand_braces(rest):
+        found = [os.path.join(folder, name)]
+        if not os.path.isfile(found[0]) and glob.has_magic(name):
+            found = sorted(glob.glob(os.path.join(glob.escape(folder), name), recursive=True))
+        files = [path for path in found if os.path.isfile(path)]
+        if not files:
+            raise UserError(f"{what}: no file {os.path.join(folder, name)}")
+        paths += files
+    return [pathlib.Path(path) for path in {os.path.abspath(path): path for path in paths}.values()]
+
+
+def _literal_folder(pattern: str) -> tuple[str, str]:
+    """(the deepest folder on the way whose name is there as it stands, the rest)."""
+    folder, rest = os.path.split(pattern)
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+        rest = os.path.join(name, rest)
+    return folder, rest
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -225,24 +300,53 @@ def describe_files(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     """What tells these files from others without reading them: their names and sizes."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
     return {"source": name, "files": len(paths), "files_sha256": digest.hexdigest()}
 
 
 def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
-    """Names that tell files apart: without their common folder and their endings."""
-    common = os.path.commonpath([path.parent for path in paths])
-    return [os.path.relpath(path, common).removesuffix(path.suffix) for path in paths]
+    """Names that tell files apart, without their common folder, and without endings if these do.
+
+    No name is another one with "/" and more after it, so that keys of two files never meet.
+    """
+    common = os.path.commonpath([path.parent.absolute() for path in paths])
+    names = [os.path.relpath(path, common) for path in paths]
+    short = [name.removesuffix(path.suffix) for name, path in zip(names, paths, strict=True)]
+    taken = set(short)
+    meet = len(taken) < len(short) or any(
+        str(folder) in taken for name in short for folder in pathlib.PurePath(name).parents
+    )
+    return names if meet else short
 
 
-def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-    """`folder/name`, or None where the name leads out of the folder."""
-    if "\0" in name or os.path.isabs(name):
-        return None
-    path = os.path.normpath(folder / name)
-    return pathlib.Path(path) if path.startswith(os.path.normpath(folder) + os.sep) else None
+def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
+    """The path of a file in the folder, from its name as a file of annotations has it.
+
+    An absolute name is taken if it leads into the folder.
+
+    Raises:
+      Rejected: not a name, or one that leads out of the folder.
+    """
+    if not isinstance(name, str) or not name:
+        raise Rejected("image name not text", f"found {name!r:.40}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise Rejected("image name not UTF-8", str(error)) from None
+    root = os.path.abspath(folder)
+    path = os.path.normpath(os.path.join(root, name))
+    if "\0" in name or path == root or os.path.commonpath([root, path]) != root:
+        raise Rejected("image outside of the folder", f"{name!r:.80} leads out of {folder}")
+    return pathlib.Path(path)
 
 
 def take(values: Mapping[str, Any], names: str) -> Any:
     """The value of the first of "a;b" that is there; None when none is."""
     return next((values[name] for name in names.split(";") if values.get(name) is not None), None)
+
+
+def looked_for(names: str, found: Iterable[str]) -> str:
+    """What to say where `take` finds nothing."""
+    shown = sorted(found)
+    more = ", ..." if len(shown) > 10 else ""
+    return f"looked for {names}, found {', '.join(shown[:10]) or 'nothing'}{more}"

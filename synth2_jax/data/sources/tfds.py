@@ -1,11 +1,19 @@
 """Data sets of TensorFlow Datasets that were prepared before, such as coco_captions."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from synth2_jax.data.records import Skipped
-from synth2_jax.data.sources.source import ImageText, Source, SourceConfig
+from synth2_jax.data.sources.source import (
+    Counted,
+    ImageText,
+    Source,
+    SourceConfig,
+    Tally,
+    looked_for,
+)
 from synth2_jax.errors import UserError, nearest
 
 _KEYS = "image/filename;image/id;image_id;filename;id"
@@ -31,6 +39,10 @@ def open_tfds(config: SourceConfig, split: str, num_shards: int, max_images: int
         )
     if split not in builder.info.splits:
         raise UserError(f"{where}: no split {split!r}; {nearest(split, builder.info.splits)}")
+    image_field = config.image_field or "image"
+    if image_field not in builder.info.features:
+        known = nearest(image_field, builder.info.features)
+        raise UserError(f"{where}: source.image_field: no feature {image_field!r}; {known}")
     return TFDS(builder, split, config, num_shards, max_images)
 
 
@@ -55,29 +67,47 @@ class TFDS(Source):
         }
         self._builder, self._split, self._config = builder, split, config
 
-    def read(self, shard: int) -> Iterator[ImageText | Skipped]:
-        import tensorflow_datasets as tfds
+    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
+        from synth2_jax.data.tensorflow_cpu import one_line, tf
+
+        import tensorflow_datasets as tfds  # isort: skip
 
         start, stop = (self.num_images * s // self.num_shards for s in (shard, shard + 1))
+        if start == stop:  # which TensorFlow Datasets refuses
+            return
+        tally.found += stop - start
         dataset = self._builder.as_dataset(
             split=f"{self._split}[{start}:{stop}]",
             shuffle_files=False,
-            decoders={"image": tfds.decode.SkipDecoding()},
+            decoders={self._config.image_field or "image": tfds.decode.SkipDecoding()},
         )
-        for number, example in zip(itertools.count(start), tfds.as_numpy(dataset)):
-            yield self._example(f"{self._split}/{number:08d}", example)
+        number = start
+        try:
+            for example in tfds.as_numpy(dataset):
+                yield 1, self._example(f"{self._split}/{number:08d}", example)
+                number += 1
+            reason = "the files end here"
+        except tf.errors.DataLossError as error:
+            reason = one_line(error)
+        if number < stop:
+            where, lost = f"{self._split}/{number:08d}", stop - number
+            yield lost, Skipped(where, "damaged TFRecord", reason, lost)
 
     def _example(self, where: str, example: dict[str, Any]) -> ImageText | Skipped:
-        image = _at(example, self._config.image_field or "image")
-        captions = _at(example, self._config.caption_field or "captions/text;caption;text")
+        fields = {
+            "image": self._config.image_field or "image",
+            "caption": self._config.caption_field or "captions/text;caption;text",
+        }
+        image, captions = (_at(example, names) for names in fields.values())
         key = _at(example, self._config.key_field or _KEYS)
         key = where if key is None else f"{where}-{_text(key)}"
         if image is None:
-            return Skipped(key, "no image", f"the example has {sorted(example)}")
+            return Skipped(key, "no image", looked_for(fields["image"], example))
         if captions is None:
-            return Skipped(key, "no caption", f"the example has {sorted(example)}")
-        captions = [captions] if isinstance(captions, bytes) else list(captions)
-        return ImageText(key, image, captions)
+            return Skipped(key, "no caption", looked_for(fields["caption"], example))
+        return ImageText(
+            key, image, [captions] if isinstance(captions, bytes) else list(np.ravel(captions))
+        )
 
 
 def _at(example: dict[str, Any], names: str) -> Any:

@@ -1,20 +1,29 @@
-"""TFRecord files of TF Examples that hold encoded images and captions."""
+"""TFRecord files, plain or gzip, of TF Examples that hold encoded images and captions."""
 
+import gzip
 import itertools
 import pathlib
+import zlib
 from collections.abc import Iterator
 
 from synth2_jax.data.records import Skipped
 from synth2_jax.data.sources.source import (
+    Counted,
     FileSource,
     ImageText,
     Source,
     SourceConfig,
+    Tally,
+    looked_for,
+    take,
 )
+from synth2_jax.data.tfrecord_lengths import is_gzip, record_lengths
+from synth2_jax.errors import UserError
 
 _IMAGES = "image/encoded;image;jpg;png"
 _CAPTIONS = "caption/text;caption;captions;text;txt;image/caption"
 _READ_BYTES = 1 << 20
+_DAMAGED = (ValueError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def open_tfrecord(
@@ -33,22 +42,33 @@ class TFRecords(FileSource):
         self._image_field = config.image_field or _IMAGES
         self._caption_field = config.caption_field or _CAPTIONS
 
-    def _examples(self, path: pathlib.Path, name: str) -> Iterator[ImageText | Skipped]:
+    def _examples(self, path: pathlib.Path, name: str, tally: Tally) -> Iterator[Counted]:
         from synth2_jax.data.tensorflow_cpu import one_line, tf
 
-        # One at a time: a block would be lost whole with the damaged record in it.
-        records = iter(tf.data.TFRecordDataset(str(path), buffer_size=_READ_BYTES))
+        # One at a time: a block would be lost whole with the damaged record in it. And none ahead
+        # of the check of its length.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.experimental_optimization.apply_default_optimizations = False
+        compression = "GZIP" if is_gzip(path) else None
+        records = tf.data.TFRecordDataset(str(path), compression, buffer_size=_READ_BYTES)
+        records = iter(records.with_options(options))
+        lengths = record_lengths(path)
         for number in itertools.count():
             key = f"{name}/{number:08d}"
             try:
+                next(lengths, None)
                 record = next(records, None)
-            except tf.errors.DataLossError as error:
+            except _DAMAGED + (tf.errors.DataLossError,) as error:
                 # What follows cannot be found: the length of each record stands before it.
-                yield Skipped(key, "damaged TFRecord", f"{path.name}: {one_line(error)}")
+                yield 0, Skipped(key, "damaged TFRecord", f"{path.name}: {one_line(error)}")
                 return
+            except (tf.errors.OpError, OSError) as error:
+                raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
             if record is None:
                 return
-            yield self._example(key, record.numpy())
+            tally.found += 1
+            yield 1, self._example(key, record.numpy())
 
     def _example(self, key: str, record: bytes) -> ImageText | Skipped:
         from google.protobuf.message import DecodeError
@@ -60,10 +80,14 @@ class TFRecords(FileSource):
         except DecodeError as error:
             return Skipped(key, "not a TF Example", str(error))
         values = {name: list(feature.bytes_list.value) for name, feature in features.items()}
-        images = next((values[f] for f in self._image_field.split(";") if values.get(f)), None)
-        if not images:
-            return Skipped(key, "no image", f"expected one of {self._image_field}")
-        captions = next((values[f] for f in self._caption_field.split(";") if values.get(f)), None)
-        if not captions:
-            return Skipped(key, "no caption", f"expected one of {self._caption_field}")
+        values = {name: value for name, value in values.items() if value}
+        images, captions = take(values, self._image_field), take(values, self._caption_field)
+        num_pairs = len(captions or [None])
+        if images is None:
+            detail = looked_for(self._image_field, features)
+            return Skipped(key, "no image", detail, num_pairs)
+        if len(images) > 1:  # the captions may belong to any of them
+            return Skipped(key, "several images", f"found {len(images)}", num_pairs)
+        if captions is None:
+            return Skipped(key, "no caption", looked_for(self._caption_field, features))
         return ImageText(key, images[0], captions)

@@ -2,28 +2,59 @@
 
     000000017.jpg  000000017.txt  000000017.json  000000018.jpg  ...
 
+The name ends at the first dot whose ending is looked for, so names may have dots. In a.b.jpg, a.jpg
+and a.txt the first file is a part of the example "a", which it extends; with a.b.txt it is another.
+
 Members are read, never unpacked: names with `..`, absolute names, links and devices do nothing.
 """
 
 import dataclasses
-import itertools
 import json
 import pathlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from synth2_jax.data.records import Skipped
 from synth2_jax.data.sources.source import (
+    Counted,
     FileSource,
     ImageText,
     Source,
     SourceConfig,
+    Tally,
+    looked_for,
+    num_pairs,
     take,
 )
+from synth2_jax.errors import UserError
 
 _IMAGES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
 _CAPTIONS = "txt;text;caption;json/caption;json/text"  # json/x: x of the JSON object
 _MAX_MEMBER = 256 << 20  # bytes
+_MAX_HEADERS = 1 << 20  # bytes before a member, long names included
+_MAX_FAMILY = 256  # members
+_DAMAGED = "truncated or damaged tar"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    """A file of a tar: `path` with its folder as far as the dot, `ending` in lower case.
+
+    `contents` are None where the ending is not looked for, or say why they are not read.
+    """
+
+    path: str
+    ending: str
+    contents: bytes | Skipped | None
+
+    @property
+    def stem(self) -> str:
+        """The path as far as the first dot of the file's name."""
+        folder, slash, name = self.path.rpartition("/")
+        return folder + slash + name.partition(".")[0]
+
+
+_Family = dict[str, dict[str, _Member]]  # members by path and ending
 
 
 def open_webdataset(
@@ -41,30 +72,40 @@ class WebDataset(FileSource):
         super().__init__(name, config, max_images)
         self._image_field = config.image_field or _IMAGES
         self._caption_field = config.caption_field or _CAPTIONS
+        self._images = frozenset(self._image_field.split(";"))
+        captions = self._caption_field.split(";")
+        self._captions = frozenset(field.partition("/")[0] for field in captions)
 
-    def _examples(self, path: pathlib.Path, tar_name: str) -> Iterator[ImageText | Skipped]:
-        names = f"{self._image_field};{self._caption_field}".split(";")
-        wanted = {name.partition("/")[0] for name in names}
+    def _examples(self, path: pathlib.Path, tar_name: str, tally: Tally) -> Iterator[Counted]:
         seen: set[str] = set()
-        for name, group in itertools.groupby(_members(path, wanted), _name):
-            key = f"{tar_name}/{name}"
-            found: dict[str, bytes] = {}
-            for member in group:
-                if isinstance(member, Skipped):
-                    yield dataclasses.replace(member, key=key)
-                else:
-                    _, ending, contents = member
-                    found.setdefault(ending, contents)
-            if found and name in seen:
-                yield Skipped(key, "duplicate key")
-            elif found:
-                yield self._example(key, found)
-            seen.add(name)
+        members = _members(path, self._images | self._captions, tally)
+        for family in _families(members, self._is_whole):
+            if isinstance(family, Skipped):  # what follows is not found
+                yield 0, dataclasses.replace(family, key=f"{tar_name}/")
+                continue
+            for name, members in _by_example(family, self._is_whole).items():
+                item = self._example(f"{tar_name}/{name}", members)
+                if name in seen:
+                    item = Skipped(item.key, "duplicate key", "", num_pairs(item))
+                seen.add(name)
+                yield len(members), item
 
-    def _example(self, key: str, found: dict[str, bytes]) -> ImageText | Skipped:
+    def _is_whole(self, endings: Iterable[str]) -> bool:
+        """Whether these have an image and a caption."""
+        return not (self._images.isdisjoint(endings) or self._captions.isdisjoint(endings))
+
+    def _example(self, key: str, members: Mapping[str, _Member]) -> ImageText | Skipped:
+        found = {ending: member.contents for ending, member in members.items()}
+        for contents in found.values():
+            if isinstance(contents, Skipped):
+                return dataclasses.replace(contents, key=key)
+        if self._images.isdisjoint(found) and self._captions.isdisjoint(found):
+            fields = f"{self._image_field};{self._caption_field}"
+            return Skipped(key, "no known ending", looked_for(fields, found))
         image = take(found, self._image_field)
         if image is None:
-            return Skipped(key, "no image", f"expected one of {self._image_field}")
+            return Skipped(key, "no image", looked_for(self._image_field, found))
+        there = set(found)
         for name in self._caption_field.split(";"):
             ending, _, field = name.partition("/")
             if ending not in found:
@@ -72,50 +113,163 @@ class WebDataset(FileSource):
             if not field:
                 return ImageText(key, image, [found[ending]])
             try:
-                row = json.loads(found[ending].decode("utf-8"))
+                row = json.loads(found[ending].decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 return Skipped(key, "caption not JSON", str(error))
-            caption = row.get(field) if isinstance(row, dict) else None
-            captions = caption if isinstance(caption, list) else [caption]
-            if captions and all(isinstance(text, str) for text in captions):
-                return ImageText(key, image, captions)
-        return Skipped(key, "no caption", f"expected one of {self._caption_field}")
+            row = row if isinstance(row, dict) else {}
+            if row.get(field) is not None:
+                captions = row[field]
+                return ImageText(key, image, captions if isinstance(captions, list) else [captions])
+            there |= {f"{ending}/{name}" for name in row}
+        return Skipped(key, "no caption", looked_for(self._caption_field, there))
 
 
-def _members(path: pathlib.Path, wanted: set[str]) -> Iterator[tuple[str, str, bytes] | Skipped]:
-    """(name, ending, contents) of the regular files with a wanted ending, and what is amiss."""
+def _families(
+    members: Iterable[_Member | Skipped], is_whole: Callable[[Iterable[str]], bool]
+) -> Iterator[_Family | Skipped]:
+    """Members that follow each other and may belong together.
+
+    A family ends where the stem changes, where a file comes a second time, and where a file comes
+    whose name does not extend that of an example that is whole.
+    """
+    family: _Family = {}
+    stem, num_members = "", 0
+    for member in members:
+        whole = [path for path, endings in family.items() if is_whole(endings)]
+        if (
+            isinstance(member, Skipped)
+            or (family and member.stem != stem)
+            or member.ending in family.get(member.path, ())
+            or (whole and not any(_extends(member.path, path) for path in whole))
+            or num_members == _MAX_FAMILY
+        ):
+            if family:
+                yield family
+            family, num_members = {}, 0
+        if isinstance(member, Skipped):
+            yield member
+            continue
+        family.setdefault(member.path, {})[member.ending] = member
+        stem, num_members = member.stem, num_members + 1
+    if family:
+        yield family
+
+
+def _by_example(
+    family: _Family, is_whole: Callable[[Iterable[str]], bool]
+) -> dict[str, dict[str, _Member]]:
+    """Members of each example by their endings, such as "b.jpg" of the file a.b.jpg of a."""
+    examples: dict[str, dict[str, _Member]] = {}
+    for path in sorted(family, key=len):  # what may be extended first
+        base = path
+        if not is_whole(family[path]):
+            base = max((name for name in examples if _extends(path, name)), key=len, default=path)
+        more = path[len(base) + 1 :] + "." if base != path else ""
+        own = examples.setdefault(base, {})
+        own |= {more + ending: member for ending, member in family[path].items()}
+    order = list(family)
+    return {path: examples[path] for path in sorted(examples, key=order.index)}
+
+
+def _extends(path: str, other: str) -> bool:
+    return path == other or path.startswith(f"{other}.")
+
+
+def _members(
+    path: pathlib.Path, wanted: frozenset[str], tally: Tally
+) -> Iterator[_Member | Skipped]:
+    """The files in a tar, and at last what is amiss with it."""
     try:
-        with tarfile.open(path, "r:*") as tar:
-            for member in tar:
-                tar.members = []  # it would keep every header
-                name, _, ending = member.name.rpartition("/")[2].partition(".")
-                folder = member.name.rpartition("/")[0]
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    yield Skipped(member.name, "tar member not a file", _kind(member))
-                elif ".." in folder.split("/") or member.name.startswith("/"):
-                    yield Skipped(member.name, "tar member outside of the archive")
-                elif ending.lower() not in wanted:
-                    continue
-                elif member.size > _MAX_MEMBER:
-                    yield Skipped(member.name, "tar member too large", f"{member.size:,} bytes")
-                else:
-                    contents = tar.extractfile(member).read()
-                    yield f"{folder}/{name}".lstrip("/"), ending.lower(), contents
+        with open(path, "rb") as file, _Tar.open(fileobj=file, mode="r:*") as tar:
+            while (member := tar.next_member()) is not None:
+                if member.isdir() or _of_macos(member.name):
+                    continue  # neither is a file of an example
+                found = _member(tar, member, wanted)
+                tally.found += 1
+                yield found
             # tarfile stops without a word at anything that is no header; an archive ends in zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                detail = f"{path.name} from byte {tar.offset}"
-                yield Skipped("", "truncated or damaged tar", detail)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        # Also what the decompressors raise.
-        yield Skipped("", "truncated or damaged tar", f"{path.name}: {error}")
+                yield Skipped("", _DAMAGED, f"{path.name} from byte {tar.offset}")
+    except OSError as error:
+        if error.errno is not None:  # of the system and not of the contents
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        yield Skipped("", _DAMAGED, f"{path.name}: {error}")
+    # tarfile and the decompressors fail in many ways on damaged files: tarfile.TarError, EOFError,
+    # ValueError, zlib.error, lzma.LZMAError, struct.error, RecursionError, KeyError.
+    except Exception as error:
+        yield Skipped("", _DAMAGED, f"{path.name}: {type(error).__name__}: {error}")
 
 
-def _name(member: tuple[str, str, bytes] | Skipped) -> str:
-    return member.key if isinstance(member, Skipped) else member[0]
+def _member(tar: "_Tar", member: tarfile.TarInfo, wanted: frozenset[str]) -> _Member:
+    folder, slash, name = member.name.rpartition("/")
+    name, ending = _split(name, wanted)
+    if ending not in wanted:
+        contents = None
+    elif not member.isreg():
+        kind = "a link" if member.issym() or member.islnk() else "a device"
+        contents = Skipped("", "tar member not a file", kind)
+    elif ".." in folder.split("/") or member.name.startswith("/"):
+        contents = Skipped("", "tar member outside of the archive", member.name)
+    elif member.size > _MAX_MEMBER:
+        contents = Skipped("", "tar member too large", f"{member.size:,} bytes")
+    else:
+        contents = tar.read_member(member)
+    return _Member(f"{folder}{slash}{name}", ending, contents)
 
 
-def _kind(member: tarfile.TarInfo) -> str:
-    return "a link" if member.issym() or member.islnk() else "a device"
+def _split(name: str, wanted: frozenset[str]) -> tuple[str, str]:
+    """(name, ending) at the first dot whose ending is wanted, or at the last of all."""
+    dots = [place for place, char in enumerate(name) if char == "."]
+    for place in dots:
+        if name[place + 1 :].lower() in wanted:
+            return name[:place], name[place + 1 :].lower()
+    head, _, ending = name.rpartition(".") if dots else (name, "", "")
+    return head, ending.lower()
+
+
+def _of_macos(name: str) -> bool:
+    """Whether it is one of the files that macOS adds to archives."""
+    folder, _, name = name.rpartition("/")
+    return name.startswith("._") or name == ".DS_Store" or "__MACOSX" in folder.split("/")
+
+
+class _Tar(tarfile.TarFile):
+    """Reads a tar file; a header of more than _MAX_HEADERS bytes, unpacked, is an error."""
+
+    def __init__(self, name=None, mode="r", fileobj=None, **options):
+        super().__init__(name, mode, _Allowance(fileobj), **options)
+
+    def next_member(self) -> tarfile.TarInfo | None:
+        """The next one, as `next`, which forgets those before it."""
+        self.members = []  # it would keep every header
+        self.fileobj.allowed = _MAX_HEADERS
+        return self.next()
+
+    def read_member(self, member: tarfile.TarInfo) -> bytes:
+        """The contents of a regular file."""
+        self.fileobj.allowed = member.size + _MAX_HEADERS
+        return self.extractfile(member).read()
+
+
+class _Allowance:
+    """A file from which no more than `allowed` bytes are read."""
+
+    def __init__(self, file):
+        self._file = file
+        self.allowed = _MAX_HEADERS
+
+    def read(self, size: int) -> bytes:
+        self.allowed -= size
+        if self.allowed < 0:
+            raise tarfile.ReadError(f"headers of more than {_MAX_HEADERS:,} bytes")
+        return self._file.read(size)
+
+    def seek(self, place: int) -> int:
+        return self._file.seek(place)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,21 +1,28 @@
 """Images with captions in the formats that people have."""
 
+import errno
+import gzip
 import io
 import json
 import pathlib
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from synth2_jax.data.records import Skipped
+from synth2_jax.data.rejected import Rejected
 from synth2_jax.data.sources.source import (
     ImageText,
+    ListSource,
+    Source,
     SourceConfig,
     find_files,
     inside,
     open_source,
+    short_names,
 )
 from synth2_jax.errors import UserError
 from synth2_jax.scenes import dataset
@@ -79,10 +86,11 @@ def test_coco(tmp_path, images):
         [{"image_id": n, "id": 9, "caption": f"caption {n}{x}"} for x in "ab" for n in (3, 2, 1)],
     )
     items, source = read(format="coco", path=path, images=str(images), num_shards=2)
-    assert [item.key for item in items] == ["1", "3", "2"]  # image 0 has no caption
+    assert [item.key for item in items] == ["1", "3", "2", "0"]
+    assert items.pop().reason == "no caption"
     assert items[1].captions == ["caption 3a", "caption 3b"]
     assert items[1].image == images / "3.jpg"
-    assert source.description["source"] == "coco" and source.num_images == 3
+    assert source.description["source"] == "coco" and source.num_images == 4
     first, _ = read(format="coco", path=path, images=str(images), max_images=2)
     assert first == items[:2]
 
@@ -122,22 +130,44 @@ def test_karpathy_splits(tmp_path, images):
     assert line.endswith("no split 'tset'; did you mean 'test'? one of: restval, test, train")
 
 
+CIRCLE = ("1.jpg", b"a red circle")
+CIRCLES = ("1.jpg", b'two, or "more"')
+RING = ("2.jpg", b"a ring")
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "expected", "unusable"),
     [
-        "1.jpg#0\ta red circle\n1.jpg#1\ttwo circles\n2.jpg#0\ta ring\n",
-        "image_name| comment_number| comment\n"
-        "1.jpg| 0| a red circle\n1.jpg| 1| two circles\n2.jpg| 0| a ring\n",
+        ("1.jpg#0\ta red circle\n2.jpg#0\ta ring\n", [CIRCLE, RING], []),
+        ("1.jpg| 0| a red circle\n2.jpg| 0| a ring", [CIRCLE, RING], []),
+        (
+            "\ufeffimage_name| comment_number| comment\r\n1.jpg| 0| a red circle\r\n"
+            "1.jpg| 4   A dog runs\r\n2.jpg| 0| a ring\r\n",
+            [CIRCLE, RING],
+            ["line 3"],
+        ),
+        (
+            'image,caption\n1.jpg,a red circle\n1.jpg,"two, or ""more"""\n\n2.jpg,a ring\n3.jpg',
+            [CIRCLE, CIRCLES, RING],
+            ["line 6"],
+        ),
+        ('image,caption\n1.jpg,two, or "more"\n', [CIRCLES], []),
+        ("image_name,comment_number,comment\n1.jpg,0,a red circle\n", [CIRCLE], []),
+        ("image_1.jpg#0\ta ring\n", [("image_1.jpg", b"a ring")], []),
+        ("1.jpg a red circle\n#0\tno name\n", [], ["line 1", "line 2"]),
     ],
 )
-def test_flickr30k(tmp_path, images, text):
+def test_flickr30k(tmp_path, images, text, expected, unusable):
     path = tmp_path / "results.token"
-    path.write_text(text)
+    path.write_text(text, newline="")
     items, _ = read(format="flickr30k", path=str(path), images=str(images))
-    assert [(item.key, len(item.captions)) for item in items] == [("1", 2), ("2", 1)]
-    assert [caption.strip() for caption in items[0].captions] == [b"a red circle", b"two circles"]
-    path.write_text("1.jpg a red circle\n")
-    assert "line 1" in refused(format="flickr30k", path=str(path), images=str(images))
+    examples, skipped = split_up(items)
+    found = [
+        (example.image.name, text.strip()) for example in examples for text in example.captions
+    ]
+    assert found == expected
+    assert skipped == [(line, "line not an image and a caption") for line in unusable]
+    assert all(example.key == example.image.stem for example in examples)
 
 
 def test_vqa(tmp_path, images):
@@ -165,7 +195,9 @@ def test_vqa(tmp_path, images):
     assert "{image_id}" in refused(**{**config, "images": str(images / "1.jpg")})
     rows[0]["question_id"] = 99
     answers.write_text(json.dumps({"annotations": rows}))
-    assert "99" in refused(**config)
+    examples, skipped = split_up(read(**config)[0])
+    assert [example.key for example in examples] == ["2/12"]
+    assert skipped == [("annotations/0", "no such question"), ("questions/11", "no answer")]
 
 
 def test_annotations_that_are_something_else(tmp_path, images):
@@ -176,13 +208,6 @@ def test_annotations_that_are_something_else(tmp_path, images):
     assert "not JSON" in refused(**config)
     path.write_text('{"info": 1, "images": []}')
     assert "with a list 'annotations', found ['images', 'info']" in refused(**config)
-    path.write_text('{"images": [{"id": 1}], "annotations": [{"caption": "a"}]}')
-    assert 'annotations with "image_id"' in refused(**config)
-    path.write_text('{"images": [], "annotations": []}')
-    assert "found no images" in refused(**config)
-    coco(tmp_path, [{"id": 1, "file_name": "../x"}], [{"image_id": 1, "caption": "a"}])
-    hostile = str(tmp_path / "captions_train2017.json")
-    assert "leads out of" in refused(**{**config, "path": hostile})
     assert "a folder of images" in refused(**{**config, "images": str(tmp_path / "no")})
 
 
@@ -212,6 +237,7 @@ def test_json_lines_come_once_however_they_are_cut(tmp_path, images, num_shards)
     assert [list(example.captions) for example in examples] == [
         ["a circle"],
         ["a ring", "größer 日本"],
+        [7],  # which is not text: see test_caption_text.py
         ["a square"],
     ]
     assert [example.key for example in examples][:2] == ["first@a#0", f"a#{len(text[0]) + 1}"]
@@ -220,7 +246,6 @@ def test_json_lines_come_once_however_they_are_cut(tmp_path, images, num_shards)
         "image outside of the folder",
         "no caption",
         "no image",
-        "no caption",
         "line not a JSON object",
         "line not JSON",
     ]
@@ -295,7 +320,8 @@ def test_incomplete_and_repeated_examples(tmp_path):
             ("4.json", b"{"),
             ("3.jpg", picture()),
             ("3.txt", b"again"),
-            ("5.mp4", b"other files do not matter"),
+            ("3.mp4", b"a further file of an example"),
+            ("5.mp4", b"no part of any example"),
         ],
     )
     examples, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
@@ -306,6 +332,7 @@ def test_incomplete_and_repeated_examples(tmp_path):
         ("a/2", "no caption"),
         ("a/4", "caption not JSON"),
         ("a/3", "duplicate key"),
+        ("a/5", "no known ending"),
     ]
 
 
@@ -362,6 +389,156 @@ def test_truncated_and_damaged_tars(tmp_path, cut):
     assert skipped == [("a/", "truncated or damaged tar")]
 
 
+def names_of(path, **config):
+    """{key: names of the example's files}, and {key: reason}."""
+    examples, skipped = split_up(read(format="webdataset", path=str(path), **config)[0])
+    return [example.key.partition("/")[2] for example in examples], dict(skipped)
+
+
+@pytest.mark.parametrize(
+    ("names", "examples", "skipped"),
+    [
+        ("v1.0_1.jpg v1.0_1.txt v1.0_2.jpg v1.0_2.txt", ["v1.0_1", "v1.0_2"], {}),
+        ("1.jpg 1.txt 1.b.jpg 1.b.txt", ["1", "1.b"], {}),
+        ("1.jpg 1.seg.png 1.txt 2.jpg 2.txt", ["1", "2"], {}),
+        ("1.a.png 1.b.png 1.jpg 1.json 1.txt 1.z.png 2.jpg 2.txt", ["1", "2"], {}),
+        ("v.1.jpg v.1.txt v.1.seg.png v.2.jpg v.2.txt", ["v.1", "v.2"], {}),
+        ("v.1.jpg v.2.jpg v.2.txt v.3.txt", ["v.2"], {"v.1": "no caption", "v.3": "no image"}),
+        ("1.txt 1.edited.jpg 1.input.jpg", [], {"1": "no image"}),
+        ("1.JPG 1.Txt", ["1"], {}),
+        ("README 1.jpg 1.txt x.y/1.jpg x.y/1.txt", ["1", "x.y/1"], {"README": "no known ending"}),
+        ("1.jpg 1.txt 1.jpg 1.txt", ["1"], {"1": "duplicate key"}),
+        ("._1.jpg ._1.txt .DS_Store __MACOSX/1.jpg 1.jpg 1.txt", ["1"], {}),
+        ("./._1.jpg ./1.jpg ./1.txt", ["./1"], {}),
+    ],
+)
+def test_files_that_are_one_example(tmp_path, names, examples, skipped):
+    write_tar(tmp_path / "a.tar", [(name, b'{"caption": "a"}') for name in names.split()])
+    found, reasons = names_of(tmp_path / "a.tar")
+    assert found == examples
+    assert {key.removeprefix("a/"): reason for key, reason in reasons.items()} == skipped
+
+
+def test_a_field_with_a_dot_is_an_ending(tmp_path):
+    names = "1.txt 1.edited.jpg 1.input.jpg 2.b.txt 2.b.edited.jpg"
+    write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names.split()])
+    assert names_of(tmp_path / "a.tar", image_field="edited.jpg") == (["1", "2.b"], {})
+
+
+def test_many_images_without_captions_are_not_kept_in_memory(tmp_path):
+    """All names have the same beginning as far as the first dot."""
+    write_tar(tmp_path / "a.tar", [(f"v1.{number}.jpg", b"") for number in range(1000)])
+    _, skipped = names_of(tmp_path / "a.tar")
+    assert set(skipped.values()) == {"no caption"} and len(skipped) == 1000
+
+
+def test_captions_in_json_are_counted_one_by_one(tmp_path):
+    rows = [b'{"caption": ["a", null]}', b'{"text": 7}', b'{"title": "a", "caption": null}']
+    members = [
+        member
+        for number, row in enumerate(rows)
+        for member in ((f"{number}.jpg", picture()), (f"{number}.json", b"\xef\xbb\xbf" + row))
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    first, second, third = read(format="webdataset", path=str(tmp_path / "a.tar"))[0]
+    assert (first.captions, second.captions) == (["a", None], [7])
+    assert third.detail.endswith("found jpg, json, json/caption, json/title")
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_damaged_compressed_tars_are_counted(tmp_path, mode, damage):
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "a.tar", mode) as tar:
+        for name in ("1.jpg", "1.txt", "2.jpg", "2.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 50_000
+            tar.addfile(info, io.BytesIO(rng.bytes(info.size)))
+    contents = bytearray((tmp_path / "a.tar").read_bytes())
+    middle = len(contents) // 2
+    if damage == "cut":
+        del contents[middle:]
+    else:
+        contents[middle : middle + 100] = bytes(100)
+    (tmp_path / "a.tar").write_bytes(contents)
+    _, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
+    assert ("a/", "truncated or damaged tar") in skipped
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_huge_header_is_not_unpacked(tmp_path, kind):
+    """A few KB of gzip for 64 MiB of a long name; it could be as many GiB."""
+    info = tarfile.TarInfo("name")
+    info.type, info.size = kind, 64 << 20
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    try:
+        _, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar.gz"))[0])
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert skipped == [("a.tar/", "truncated or damaged tar")]
+
+
+def test_a_file_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", members(1))
+
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tarfile.TarFile, "next", fails)
+    line = refused(format="webdataset", path=str(tmp_path / "a.tar"))
+    assert line == f"{tmp_path / 'a.tar'}: cannot be read (Input/output error)"
+
+
+class Losing(Source):
+    """Finds two rows and gives one."""
+
+    num_shards = 1
+    description = {"source": "losing"}
+
+    def _read(self, shard, tally):
+        tally.found += 2
+        yield 1, Skipped("a", "empty caption")
+
+
+def test_a_source_that_loses_rows_fails():
+    with pytest.raises(AssertionError, match="losing: found 2 rows, but 1 are kept or skipped"):
+        list(Losing().read(0))
+    with pytest.raises(AssertionError, match="lost: found 2 rows, but 1 are kept or skipped"):
+        ListSource([(1, Skipped("a", "no caption"))], 2, {"source": "lost"}, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clear"),
+    [("1", 1, True), (1, "1", True), (1, 1.0, True), ("1", "01", False), (1, True, False)],
+)
+def test_ids_of_coco_match_as_text_and_as_numbers(tmp_path, images, first, second, clear):
+    rows = [{"id": first, "file_name": "1.jpg"}]
+    path = coco(tmp_path, rows, [{"image_id": second, "caption": "a circle"}])
+    examples, skipped = split_up(read(format="coco", path=path, images=str(images))[0])
+    assert len(examples) == clear and bool(skipped) != clear
+
+
+def test_rows_of_coco_that_are_something_else_are_counted(tmp_path, images):
+    rows = [{"id": 1, "file_name": "1.jpg"}, {"id": 2}, "3.jpg", {"id": [4], "file_name": "3.jpg"}]
+    notes = [{"image_id": 1, "text": "a"}, {"image_id": 2, "caption": "b"}, None, {"caption": "c"}]
+    path = coco(tmp_path, rows, notes)
+    examples, skipped = split_up(read(format="coco", path=path, images=str(images))[0])
+    assert examples[0].captions == [{"image_id": 1, "text": "a"}]  # it is no text
+    assert skipped == [
+        ("images/1", "no file_name"),
+        ("images/2", "row not a JSON object"),
+        ("images/3", "id not text or a number"),
+        ("annotations/2", "row not a JSON object"),
+        ("annotations/3", "no image_id"),
+        ("2", "no such image"),
+    ]
+
+
 def test_names_of_files(tmp_path):
     for name in ("a-00.tar", "a-01.tar", "b.tar"):
         (tmp_path / name).write_bytes(b"")
@@ -375,12 +552,59 @@ def test_names_of_files(tmp_path):
         find_files("", "test")
 
 
+def test_names_with_brackets_are_taken_as_they_are_first(tmp_path):
+    names = [
+        "run[1]/a.tar",
+        "cc {a,b} [v1]/c-00.tar",
+        "cc {a,b} [v1]/c-01.tar",
+        "x[1].tar",
+        "x1.tar",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+
+    def found(pattern):
+        paths = find_files(f"{tmp_path}/{pattern}", "test")
+        return [str(path.relative_to(tmp_path)) for path in paths]
+
+    assert found("run[1]/a.tar") == found("run[1]/*.tar") == names[:1]
+    assert found("cc {a,b} [v1]/c-{00..01}.tar") == found("cc {a,b} [v1]/*") == names[1:3]
+    assert found("x[1].tar") == names[3:4]
+    assert found("x[12].tar") == names[4:]
+    assert found("{x1,x[1]}.tar") == names[4:] + names[3:4]
+    (link := tmp_path / "run[1]" / "b.tar").symlink_to(tmp_path / "x1.tar")
+    assert find_files(f"{tmp_path}/run[1]/../run[1]/{{a,b,a}}.tar", "test")[1].samefile(link)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.tar", "b.tar"], ["a", "b"]),
+        (["x/a.tar", "y/a.tar"], ["x/a", "y/a"]),
+        (["p.tfrecord-0-of-2", "p.tfrecord-1-of-2"], None),
+        (["a.tar", "a.tar.gz", "a.tgz"], None),
+        (["a.tar", "a/b.tar"], None),  # b/0 in the first and 0 in the second would meet
+    ],
+)
+def test_short_names_of_files_never_meet(names, expected):
+    paths = [pathlib.Path("data", name) for name in names]
+    assert short_names(paths) == (expected or names)
+
+
 def test_names_that_lead_out_of_a_folder():
     folder = pathlib.Path("/data/images")
     assert inside(folder, "x/1.jpg") == folder / "x" / "1.jpg"
     assert inside(folder, "x/../1.jpg") == folder / "1.jpg"
-    for name in ("../1.jpg", "/etc/passwd", "x/../../1.jpg", "", ".", "a\0b"):
-        assert inside(folder, name) is None
+    assert inside(folder, "/data/images/x/1.jpg") == folder / "x" / "1.jpg"
+    assert inside(pathlib.Path("/"), "etc/1.jpg") == pathlib.Path("/etc/1.jpg")
+    assert inside(pathlib.Path("."), "1.jpg") == pathlib.Path.cwd() / "1.jpg"
+    for name in ("../1.jpg", "/etc/passwd", "/data/images2/1.jpg", "x/../../1.jpg", ".", "a\0b"):
+        with pytest.raises(Rejected, match="outside of the folder"):
+            inside(folder, name)
+    for name in (None, "", 7, float("nan"), ["1.jpg"], "caf\ud83d.jpg"):
+        with pytest.raises(Rejected, match="image name not"):
+            inside(folder, name)
 
 
 def test_mistakes_in_the_config():

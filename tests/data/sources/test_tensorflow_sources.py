@@ -1,6 +1,9 @@
 """Images with captions in TFRecord files and in TensorFlow Datasets."""
 
+import dataclasses
+import gzip
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 from synth2_jax.data.records import Skipped
 from synth2_jax.data.sources.source import SourceConfig, open_source
 from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.data.tfrecord_lengths import _masked_crc, is_gzip, record_lengths
 from synth2_jax.errors import UserError
 
 
@@ -73,6 +77,50 @@ def test_a_flipped_byte_is_named_with_its_offset(tmp_path):
     assert items[2].detail == f"a.tfrecord: corrupted record at {third + 12}"
 
 
+@pytest.mark.parametrize("length", [0, 1, 35615, 100_000])
+def test_lengths_are_checked_by_their_own_checksum(tmp_path, length):
+    write(tmp_path / "a.tfrecord", [bytes(length), b"more"])
+    assert list(record_lengths(tmp_path / "a.tfrecord")) == [length, 4]
+    contents = (tmp_path / "a.tfrecord").read_bytes()
+    (tmp_path / "a.gz").write_bytes(gzip.compress(contents))
+    assert list(record_lengths(tmp_path / "a.gz")) == [length, 4]
+    assert is_gzip(tmp_path / "a.gz") and not is_gzip(tmp_path / "a.tfrecord")
+
+
+def test_a_plain_file_may_begin_as_gzip_does(tmp_path):
+    length = int.from_bytes(b"\x1f\x8b\x08", "little")
+    write(tmp_path / "a.tfrecord", [bytes(length)])
+    assert (tmp_path / "a.tfrecord").read_bytes()[:3] == b"\x1f\x8b\x08"
+    assert not is_gzip(tmp_path / "a.tfrecord")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_record_longer_than_its_file_is_not_read(tmp_path, compressed):
+    """TensorFlow would take memory for all of it, and end the process."""
+    write(tmp_path / "a.tfrecord", [example(image=[picture()], caption=[b"a circle"])])
+    contents = (tmp_path / "a.tfrecord").read_bytes()
+    huge = struct.pack("<Q", 1 << 60)
+    huge += struct.pack("<I", _masked_crc(huge)) + bytes(100)
+    contents += huge
+    (tmp_path / "a.tfrecord").write_bytes(gzip.compress(contents) if compressed else contents)
+    first, second = read(tmp_path / "a.tfrecord")
+    assert first.captions == [b"a circle"]
+    assert second.reason == "damaged TFRecord" and "1,152,921,504,606,846,976" in second.detail
+
+
+def test_images_are_not_left_out_of_a_record(tmp_path):
+    row = example(image=[picture(0), picture(1)], caption=[b"a", b"b", b"c"])
+    write(tmp_path / "a.tfrecord", [row])
+    (skipped,) = read(tmp_path / "a.tfrecord")
+    assert (skipped.reason, skipped.num_pairs) == ("several images", 3)
+
+
+def test_fields_that_are_not_there_are_named_with_those_that_are(tmp_path):
+    write(tmp_path / "a.tfrecord", [example(jpeg=[picture()], words=[b"a circle"])])
+    (skipped,) = read(tmp_path / "a.tfrecord", image_field="img;jpg")
+    assert skipped.detail == "looked for img;jpg, found jpeg, words"
+
+
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
     """A data set with COCO's features, prepared on disk."""
@@ -123,6 +171,10 @@ def test_tfds(tfds_folder):
     assert items[0].image.startswith(b"\x89PNG")  # not decoded yet
     assert items[0].captions[1] == b"another"
     assert list(source.read(1)) == shards[1]
+    examples = open_source(config, "val", num_shards=5)
+    assert [len(list(examples.read(shard))) for shard in range(5)] == [0, 0, 1, 0, 1]
+    with pytest.raises(UserError, match="no feature 'picture'; .*one of: captions, image"):
+        open_source(dataclasses.replace(config, image_field="picture"), "train", 1)
     with pytest.raises(UserError, match="no split 'vla'; did you mean 'val'"):
         open_source(config, "vla", 1)
     with pytest.raises(UserError, match="tfds 'tiny_caption': no such data set"):
