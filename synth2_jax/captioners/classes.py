@@ -42,6 +42,11 @@ def load_classes(
             names += read_class_list(pathlib.Path(item))
         else:
             names.append(_name(item, "classes"))
+    if not names:
+        raise UserError(
+            "classes: found none, expected class names, files with one name a line, or a built-in "
+            f"list ({', '.join((COMMON_OBJECTS, *(built_in or {})))})"
+        )
     return _merged(names)
 
 
@@ -68,7 +73,9 @@ def read_class_list(path: pathlib.Path) -> list[str]:
 
 
 def _name(text: str, where: str) -> str:
-    name = " ".join(unicodedata.normalize("NFC", text).split())
+    name = text
+    if len(text) <= 10 * _MAX_CHARACTERS:  # to normalize many combining marks takes minutes
+        name = " ".join(unicodedata.normalize("NFC", text).split())
     if not name.isprintable() or not re.search(r"\w", name) or len(name) > _MAX_CHARACTERS:
         raise UserError(
             f"{where}: found {text!r:.60}, expected a class name: letters, no control characters, "
@@ -85,8 +92,6 @@ def _merged(names: Sequence[str]) -> tuple[str, ...]:
         if key in kept:
             twice[kept[key]] = None
         kept.setdefault(key, name)
-    if not kept:
-        raise UserError("classes: found none, expected class names, a file or a built-in list")
     if len(kept) < len(names):
         logging.warning(
             "classes: %d of %d names were there before and are merged: %s",

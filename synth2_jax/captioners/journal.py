@@ -3,16 +3,19 @@
 A line is appended and synced as its answer arrives, so a kill loses no more than the line it tears.
 """
 
+import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from absl import logging
 
+from synth2_jax.captioners.answers import Answer
 from synth2_jax.errors import UserError
+
+_ROOM = 16 << 20  # bytes that answers under way may take, and more
 
 
 class Journal:
@@ -24,11 +27,12 @@ class Journal:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._answers: dict[str, Mapping[str, Any]] = {}
+        self._answers: dict[str, Answer] = {}
 
     def __enter__(self) -> "Journal":
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "ab+")
+        # Without a buffer, which would keep what a full disk refuses and write it later.
+        self._file = open(self._path, "ab+", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
@@ -46,21 +50,47 @@ class Journal:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def get(self, key: str) -> Mapping[str, Any] | None:
+    def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
 
-    def answers(self) -> list[Mapping[str, Any]]:
+    def answers(self) -> list[Answer]:
         """All of them, also those that this run has no use for."""
         return list(self._answers.values())
 
-    def append(self, key: str, answer: Mapping[str, Any]) -> None:
-        """Returns when the answer is on the disk."""
+    def check_room(self) -> None:
+        """Raises UserError when the disk is so full that an answer might find no room."""
+        found = os.fstatvfs(self._file.fileno())
+        free = found.f_bavail * found.f_frsize
+        if free < _ROOM:
+            raise UserError(
+                f"{self._path}: the disk is full (found {free >> 20} MiB, expected {_ROOM >> 20} "
+                "MiB); nothing more is asked. Make room, and run the same command again."
+            )
+
+    def append(self, key: str, answer: Answer) -> None:
+        """Returns when the answer is on the disk.
+
+        Raises:
+          UserError: it cannot be written; the file is as it was.
+        """
         # In ASCII: an answer may hold half of a surrogate pair, which has no UTF-8.
-        line = json.dumps({"key": key, **answer}) + "\n"
-        self._file.write(line.encode("ascii"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = json.dumps({"key": key, **dataclasses.asdict(answer)}) + "\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            self._write(line.encode("ascii"))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise UserError(
+                f"{self._path}: {error.strerror}; an answer that was paid for is lost, the "
+                f"{len(self)} before it are kept. Make room, and run the same command again."
+            ) from error
         self._answers[key] = answer
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            line = line[self._file.write(line) :]
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -68,20 +98,27 @@ class Journal:
         for number, line in enumerate(lines, start=1):
             try:
                 self._take(line)
-            except (ValueError, LookupError, AttributeError) as error:
+            except ValueError as error:
                 raise UserError(
                     f"{self._path}: line {number} is damaged ({error}); delete that line, and its "
-                    "caption is asked for anew"
+                    "caption is asked for again"
                 ) from error
         if not torn:
             return
         try:
             self._take(torn)
-            self._file.write(b"\n")
-        except (ValueError, LookupError, AttributeError):
+            self._write(b"\n")
+        except ValueError:
             logging.warning("%s: the last line is torn and is left out", self._path)
             self._file.truncate(sum(len(line) + 1 for line in lines))
 
     def _take(self, line: bytes) -> None:
-        answer = json.loads(line)
-        self._answers[answer.pop("key")] = answer
+        """Keeps the answer of a line; ValueError says what is wrong with it."""
+        try:
+            row = json.loads(line)
+            key, answer = row.pop("key"), Answer(**row)
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no answer under a key: {error}") from error
+        if not isinstance(key, str):
+            raise ValueError(f"key: found {key!r:.60}, expected a text")
+        self._answers[key] = answer

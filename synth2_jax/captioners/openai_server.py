@@ -1,8 +1,8 @@
 """Captions from any server that speaks OpenAI's chat API, asked by the `openai` package.
 
-Answers go to a journal before they are used, so that nothing that was paid for is asked twice. The
-API key comes from the environment and is in no file, message or log; neither is what a server
-echoes of it.
+Answers are checked and go to a journal before they are used, so that nothing that was paid for is
+asked twice. The API key comes from the environment and is in no file, message or log; neither is
+what a server echoes of it. A body is read up to a limit, whatever a server sends.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,8 +21,11 @@ from typing import Any
 from absl import logging
 
 from synth2_jax import config as config_lib
+from synth2_jax.captioners.answers import Answer, ErrorAnswer, error_in, parse_answer
+from synth2_jax.captioners.chat_text import caption_in
 from synth2_jax.captioners.drafts import Draft, Request
 from synth2_jax.captioners.journal import Journal
+from synth2_jax.captioners.secret_texts import Secrets
 from synth2_jax.errors import UserError
 
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
@@ -30,11 +34,28 @@ _POLL_SECONDS = 0.2  # how often a waiting source lets its caller look up
 _MAX_WAIT = 60.0  # seconds, of backoff and of what a server asks for
 _AHEAD = 4  # requests under way or waiting to be read, for each that may be concurrent
 _MAX_FAILED_IN_A_ROW = 16
-_FATAL = {401: "refuses the API key", 403: "refuses access", 404: "knows no such model or address"}
+_MAX_BODY = 4 << 20  # bytes of a response
+_FATAL = {
+    401: "refuses the API key",
+    402: "has no credit left",
+    403: "refuses access",
+    404: "knows no such model or address",
+}
+# What servers write into an error that says more than its status.
+_STATUS_OF_CODE = {
+    "insufficient_quota": 402,
+    "billing_hard_limit_reached": 402,
+    "billing_not_active": 402,
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "model_not_found": 404,
+}
 _PASSING = {408, 409, 425, 429}  # and 500 and more: the same request may do better later
 _UNFINISHED = {"length", "content_filter"}
 _OURS = ("messages", "model", "n", "stream")  # fields of a body that are not for the user to change
 _SECRET_CHARACTERS = 8  # what is shorter is no secret, but what a server without keys is given
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +131,13 @@ class Usage:
     without_usage: int = 0  # answers that did not say what they took
     cost: float | None = None
 
-    def add(self, answer: Mapping[str, Any]) -> None:
+    def add(self, answer: Answer) -> None:
         self.answers += 1
-        if answer["prompt_tokens"] is None or answer["completion_tokens"] is None:
+        if answer.prompt_tokens is None or answer.completion_tokens is None:
             self.without_usage += 1
         else:
-            self.prompt_tokens += answer["prompt_tokens"]
-            self.completion_tokens += answer["completion_tokens"]
+            self.prompt_tokens += answer.prompt_tokens
+            self.completion_tokens += answer.completion_tokens
 
 
 class _Passing(Exception):
@@ -140,33 +161,34 @@ class OpenAIServerSource:
       seed: every request has a seed of its own, from (seed, class name, draw).
 
     Raises:
-      UserError: no `openai` package, no OPENAI_API_KEY, or an address that holds secrets.
+      UserError: no `openai` package, no OPENAI_API_KEY, one that no header can hold, or an address
+        that holds secrets.
     """
 
     def __init__(self, config: ServerConfig, journal: Journal, *, seed: int):
         try:
+            import httpx2  # what openai speaks HTTP by
             import openai
         except ImportError as error:
             raise UserError(
                 "server: needs the package `openai`; pip install 'synth2-jax[openai]'"
             ) from error
-        self._openai = openai
+        self._openai, self._httpx = openai, httpx2
         self._config = config
         self._journal = journal
         self._seed = seed
         self._sampling = config.sampling()
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not self._key:
-            raise UserError(
-                f"{KEY_VARIABLE}: not set in the environment; a server that asks for no key takes "
-                "any text"
-            )
-        if self._is_in(config_lib.to_json(config)):
+        self._key = _checked_key(os.environ.get(KEY_VARIABLE, ""))
+        key = [self._key] if len(self._key) >= _SECRET_CHARACTERS else []
+        proxies = [_password(os.environ[name]) for name in _environment_names(_PROXIES)]
+        self._secrets = Secrets(*key)
+        self._quoted = Secrets(*key, *filter(None, proxies)).quoted
+        if self._secrets.are_in(config_lib.to_json(config)):
             raise UserError(
                 f"config.server: holds the API key, expected it in {KEY_VARIABLE} alone"
             )
         url = config.base_url or os.environ.get(URL_VARIABLE, "") or _DEFAULT_URL
-        self.base_url = _checked_url(url, holds_key=self._is_in(url))
+        self.base_url = _checked_url(url, holds_key=self._secrets.are_in(url))
         self._failed_in_a_row = 0
         self._next_slot = 0.0
         self._closing = False
@@ -230,10 +252,49 @@ class OpenAIServerSource:
         return line if total.cost is None else f"{line}; cost {total.cost:g}"
 
     def _client(self) -> Any:
+        """Raises UserError, naming the variables, where proxies or certificates are not usable."""
+        try:
+            http_client = self._openai.DefaultAsyncHttpxClient(
+                event_hooks={"response": [self._limit]}
+            )
+        except Exception as error:  # of whichever library reads the variable
+            read = _CERTIFICATES if isinstance(error, OSError) else _PROXIES
+            names = ", ".join(_environment_names(read)) or "server"
+            socks = "Install the package socksio, or " if isinstance(error, ImportError) else ""
+            raise UserError(
+                f"{names}: no client can be made ({self._quoted(str(error))}). "
+                f"{socks}{'correct' if socks else 'Correct'} or unset the variable."
+            ) from None
         # Attempts are counted here alone: each is journaled, slowed down and given up by one rule.
         return self._openai.AsyncOpenAI(
-            api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self._config.timeout
+            api_key=self._key,
+            base_url=self.base_url,
+            max_retries=0,
+            timeout=self._config.timeout,
+            http_client=http_client,
+            default_headers={"Accept-Encoding": "identity"},
         )
+
+    async def _limit(self, response: Any) -> None:
+        """Limits the body, which nobody has read yet. One that unpacks to any size is refused."""
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise _Passing(f"a body packed with {encoding!r:.40}, expected none")
+        whole = response.stream
+
+        class Limited(self._httpx.AsyncByteStream):
+            async def __aiter__(self):
+                size = 0
+                async for part in whole:
+                    size += len(part)
+                    if size > _MAX_BODY:
+                        raise _Passing(f"a body of more than {_MAX_BODY >> 20} MiB")
+                    yield part
+
+            async def aclose(self):
+                await whole.aclose()
+
+        response.stream = Limited()
 
     async def _draft(self, client: Any, semaphore: asyncio.Semaphore, request: Request) -> Draft:
         body = self._body(request)
@@ -244,12 +305,13 @@ class OpenAIServerSource:
             async with semaphore:
                 try:
                     answer, problem = await self._ask(client, body)
+                    if answer is not None:
+                        self._journal.append(key, answer)
                 except UserError as error:  # of any request, not only of the one that is waited for
                     self._fatal = self._fatal or error
                     self._closing = True
                     return Draft(request.class_name, request.draw, "", problem="not asked")
             if answer is not None:
-                self._journal.append(key, {**answer, "server": self.base_url})
                 self.answered += 1
                 self._spent.add(answer)
         if answer is None:
@@ -257,9 +319,9 @@ class OpenAIServerSource:
         return Draft(
             request.class_name,
             request.draw,
-            tidy(answer["text"]),
-            finished=answer["finish_reason"] not in _UNFINISHED,
-            model=answer["model"],
+            caption_in(answer.text),
+            finished=answer.finish_reason not in _UNFINISHED,
+            model=answer.model,
             seed=body.get("seed"),
         )
 
@@ -275,7 +337,7 @@ class OpenAIServerSource:
             body["seed"] = int.from_bytes(digest) >> 1  # servers take signed 32 bits
         return body
 
-    async def _ask(self, client: Any, body: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    async def _ask(self, client: Any, body: dict[str, Any]) -> tuple[Answer | None, str]:
         """(answer, "") or (None, the problem)."""
         why = ""
         for attempt in range(self._config.max_attempts):
@@ -283,6 +345,7 @@ class OpenAIServerSource:
             if self._closing:
                 return None, "not asked"
             self._check_cost()
+            self._journal.check_room()
             try:
                 answer = await self._attempt(client, body)
             except _Refused as error:
@@ -306,8 +369,21 @@ class OpenAIServerSource:
             )
         return None, problem
 
-    async def _attempt(self, client: Any, body: dict[str, Any]) -> dict[str, Any]:
+    async def _attempt(self, client: Any, body: dict[str, Any]) -> Answer:
         """One request: the answer, or an exception that says in clean words what went wrong."""
+        content = await self._sent(client, body)
+        try:
+            answer = parse_answer(content, body["model"])
+        except ErrorAnswer as error:
+            raise self._failure(200, error.code, str(error), {}) from None
+        except ValueError as error:
+            raise _Passing(f"malformed answer: {self._quoted(str(error))}") from None
+        texts = ("text", "model", "finish_reason")
+        clean = {name: self._secrets.without(getattr(answer, name)) for name in texts}
+        return dataclasses.replace(answer, **clean, server=self.base_url)
+
+    async def _sent(self, client: Any, body: dict[str, Any]) -> str:
+        """The body of the response; raises as `_attempt`."""
         openai = self._openai
         try:
             # The client's own limit is between two bytes; a server may drip for ever.
@@ -317,31 +393,30 @@ class OpenAIServerSource:
                     messages=body["messages"],
                     extra_body={k: v for k, v in body.items() if k not in ("model", "messages")},
                 )
-                content = response.http_response.content
+                return response.http_response.content.decode("utf-8", "replace")
+        except _Passing:
+            raise
         except (TimeoutError, openai.APITimeoutError):
             raise _Passing(f"no answer within {self._config.timeout:g} s") from None
         except openai.APIStatusError as error:
-            raise self._of_status(error) from None
+            found = error.response
+            said = error_in(found.content.decode("utf-8", "replace"))
+            raise self._failure(found.status_code, *said, found.headers) from None
         except openai.APIConnectionError as error:
-            raise _Passing(self._clean(f"{error} {error.__cause__ or ''}")) from None
-        except openai.OpenAIError as error:
-            raise _Passing(self._clean(str(error))) from None
-        try:
-            answer = _parsed(content.decode("utf-8", "replace"), body["model"])
-        except ValueError as error:
-            raise _Passing(f"malformed answer: {error}") from None
-        texts = ("text", "model", "finish_reason")
-        return {**answer, **{name: self._without_key(answer[name]) for name in texts}}
+            raise _Passing(self._quoted(f"{error} {error.__cause__ or ''}")) from None
+        except Exception as error:  # whatever a library makes of what a server sends
+            raise _Passing(f"{type(error).__name__}: {self._quoted(str(error))}") from None
 
-    def _of_status(self, error: Any) -> Exception:
-        status = error.status_code
-        said = f"status {status}: {self._clean(str(error))}"
-        quota = error.code == "insufficient_quota"
-        if status in _FATAL or quota:
-            why = "has no credit left" if quota else _FATAL[status]
-            return UserError(f"server {self.base_url}: {why}; {said}")
-        if status in _PASSING or status >= 500:
-            return _Passing(said, _retry_after(error.response.headers))
+    def _failure(self, status: int, code: str, said: str, headers: Mapping[str, str]) -> Exception:
+        """What a response without an answer means; an error may come with the status 200."""
+        said = f"status {status}: {self._quoted(said)}"
+        status = _STATUS_OF_CODE.get(code, status)
+        if status == 200 and re.fullmatch(r"[45]\d\d", code):
+            status = int(code)
+        if status in _FATAL:
+            return UserError(f"server {self.base_url}: {_FATAL[status]}; {said}")
+        if status in _PASSING or status >= 500 or status == 200:
+            return _Passing(said, _retry_after(headers))
         return _Refused(said)
 
     async def _slot(self) -> None:
@@ -375,7 +450,7 @@ class OpenAIServerSource:
         with contextlib.suppress(Exception):
             await client.close()
 
-    def _counted(self, answers: Sequence[Mapping[str, Any]]) -> Usage:
+    def _counted(self, answers: Sequence[Answer]) -> Usage:
         usage = Usage()
         for answer in answers:
             usage.add(answer)
@@ -397,57 +472,31 @@ class OpenAIServerSource:
                 "they are kept, and with a higher limit the same command goes on"
             )
 
-    def _is_in(self, text: str) -> bool:
-        return len(self._key) >= _SECRET_CHARACTERS and self._key in text
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._is_in(text) else text
-
-    def _clean(self, text: str) -> str:
-        """One short line without the key, and with nothing that a terminal would obey."""
-        line = " ".join(self._without_key(text).split())
-        return repr(line[:300])[1:-1]
-
-
-def tidy(text: str) -> str:
-    """An answer on one line, without quotes around it.
-
-    >>> tidy(' "A dog\\n on  grass." ')
-    'A dog on grass.'
-    """
-    line = " ".join(text.split())
-    for opening, closing in ('""', "''", "“”", "‘’", "«»"):
-        if len(line) > 1 and line[0] == opening and line[-1] == closing:
-            inside = line[1:-1]
-            if opening not in inside and closing not in inside:
-                return inside.strip()
-    return line
+def _checked_key(text: str) -> str:
+    """The API key without spaces around it; the messages do not repeat it."""
+    key = text.strip()
+    if not key:
+        raise UserError(
+            f"{KEY_VARIABLE}: not set in the environment; a server that asks for no key takes "
+            "any text"
+        )
+    if unfit := re.search(r"[^!-~]", key):
+        raise UserError(
+            f"{KEY_VARIABLE}: character {unfit.start() + 1} of {len(key)} is a space, a line break "
+            "or no ASCII, which no header can hold. Copy the key again."
+        )
+    return key
 
 
-def _parsed(content: str, model: str) -> dict[str, Any]:
-    """What is kept of an answer; ValueError says what is wrong with it."""
-    try:
-        answer = json.loads(content)
-        choice = answer["choices"][0]
-        text = choice["message"].get("content")
-        usage = answer.get("usage") or {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        written_by, finish_reason = answer.get("model"), choice.get("finish_reason")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError("no choices[0].message in it") from error
-    if not isinstance(text, str | None):
-        raise ValueError(f"found {type(text).__name__} as content, expected a text")
-    is_count = [isinstance(count, int) and count >= 0 for count in counts]
-    prompt_tokens, completion_tokens = counts if all(is_count) else (None, None)
-    return {
-        "text": text or "",
-        "finish_reason": finish_reason if isinstance(finish_reason, str) else "",
-        "model": written_by if isinstance(written_by, str) and written_by else model,
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-    }
+def _environment_names(names: Sequence[str]) -> list[str]:
+    """Those that are set; each is read in lower case too."""
+    return [name for n in names for name in (n, n.lower()) if os.environ.get(name)]
+
+
+def _password(url: str) -> str:
+    """What a proxy's address holds of a user and a password; "" for nothing."""
+    return url.rpartition("@")[0].rpartition("/")[2].partition(":")[2]
 
 
 def _checked_url(url: str, *, holds_key: bool) -> str:

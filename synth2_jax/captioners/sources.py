@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from synth2_jax.captioners.chat_text import caption_in
 from synth2_jax.captioners.drafts import Draft, Request
 from synth2_jax.models.gemma import GemmaConfig
 from synth2_jax.models.language_model import LanguageModelConfig
@@ -74,6 +75,6 @@ class LanguageModelSource:
         prompts_BP = np.array([prompt for _, prompt in filled], np.int32)
         ids_BT = np.asarray(self._write(end_id)(self._params, prompts_BP, keys_B)[0])
         for (request, _), ids in zip(rows, ids_BT[: len(rows)], strict=True):
-            text = self._vocabulary.decode(ids.tolist())
+            text = caption_in(self._vocabulary.decode(ids.tolist()))
             finished = bool(np.isin(ids, (EOS_ID, end_id)).any())
             yield Draft(request.class_name, request.draw, text, finished)

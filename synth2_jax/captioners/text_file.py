@@ -14,6 +14,7 @@ from synth2_jax.captioners.words import words
 from synth2_jax.errors import UserError
 
 _READ_BYTES = 1 << 20
+_MOST_SEARCHED = 10_000  # characters of a caption; to normalize combining marks takes long
 
 
 class TextFileSource:
@@ -98,7 +99,7 @@ class _ClassFinder:
         self._lengths = sorted({len(key) for key in self._by_words}, reverse=True)
 
     def __call__(self, caption: str) -> str | None:
-        found = words(caption)
+        found = words(caption[:_MOST_SEARCHED])
         for length in self._lengths:
             for start in range(len(found) - length + 1):
                 if name := self._by_words.get(tuple(found[start : start + length])):

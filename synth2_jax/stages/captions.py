@@ -44,8 +44,10 @@ from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Params
 from synth2_jax.vocabulary import Vocabulary, load_vocabulary
 
+SCENES = "scenes"  # the class list of the built-in data set
 CAPTIONS, MANIFEST, ANSWERS = "captions.jsonl", "manifest.json", "answers.jsonl"
 _SETTLE_EVERY = 1 << 18  # lines of a file
+_HOPELESS = 1000  # drafts of one round, none of them usable: more would not be either
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class CaptionsConfig:
     captions_per_class: to end with, after drafts were dropped; None, of a text file, for all.
     max_rounds: a class is asked this many times for what it lacks before it is given up.
     classes: class names, files with one a line, "common_objects", or "scenes" for every colour and
-      shape; a text file's captions need none.
+      shape. A text file's captions need none; a language model trained on Scenes has that list.
     decode: of the language model; nucleus sampling.
     batch_size: of the language model.
     server: model and address of a server.
@@ -75,7 +77,7 @@ class CaptionsConfig:
     vocabulary: str = ""
     captions_per_class: int | None = None
     max_rounds: int = 8
-    classes: tuple[str, ...] | str = ("scenes",)
+    classes: tuple[str, ...] | str = ()
     decode: TextDecodeConfig = TextDecodeConfig(method="nucleus", max_length=34)
     batch_size: int = 256
     seed: int = 0
@@ -120,25 +122,29 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """Writes the captions; returns the rows of captions.jsonl."""
     cfg = config_lib.build(CaptionsConfig, config)
     folder = pathlib.Path(workdir)
-    classes = None
-    if any(cfg.classes) or not cfg.text_file:
-        classes = load_classes(cfg.classes, {"scenes": dataset.CLASSES})
-    quotas = _quotas(classes, cfg)
-    selection = Selection(quotas, cfg.filter, cfg.max_dropped_share)
     prompts = None
     if not cfg.text_file:
         template = load_template(cfg.template or _template(cfg))
         prompts = Prompts(template, cfg.styles, cfg.lengths)
+    model = None if cfg.text_file or cfg.server else _load_language_model(cfg)
+    classes = _classes(cfg, model)
+    quotas = _quotas(classes, cfg)
+    selection = Selection(quotas, cfg.filter, cfg.max_dropped_share)
     with StopSignal() as stop:
         if cfg.text_file:
             origin = _read_file(selection, classes, cfg, stop)
         elif cfg.server:
             origin = _ask_server(selection, prompts, cfg, stop, folder / ANSWERS)
         else:
-            origin = _ask_language_model(selection, prompts, cfg, stop)
+            origin = _ask_language_model(model, selection, prompts, cfg, stop)
     dropped = dict(selection.dropped)
     if not any(selection.kept.values()):
-        advice = "" if cfg.server or cfg.text_file else "; train the language model for longer"
+        advice = ""
+        if model:
+            advice = (
+                "; train the language model for longer, or give classes that its training data "
+                f"names (config.classes), not such as {classes[0]!r}"
+            )
         raise UserError(
             f"captions: none of {sum(dropped.values())} drafts is usable, dropped {dropped}{advice}"
         )
@@ -177,18 +183,47 @@ def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | No
     return {name: cfg.quotas.get(name, cfg.captions_per_class) for name in names}
 
 
+def _classes(cfg: CaptionsConfig, model: "_LanguageModel | None") -> tuple[str, ...] | None:
+    """Class names; None for a text file whose captions need none."""
+    given = cfg.classes
+    if not any(given):
+        if cfg.text_file:
+            return None
+        if model and model.mixture.startswith(f"{SCENES}_"):
+            given = (SCENES,)
+    return load_classes(given, {SCENES: dataset.CLASSES})
+
+
+@dataclasses.dataclass(frozen=True)
+class _LanguageModel:
+    """`mixture` is what a run was trained on, "" where nothing says it; `provenance` goes into the
+    manifest.
+    """
+
+    config: LanguageModelConfig | GemmaConfig
+    params: Params
+    vocabulary: Vocabulary
+    provenance: Mapping[str, Any]
+    mixture: str = ""
+
+
 def _ask_language_model(
-    selection: Selection, prompts: Prompts, cfg: CaptionsConfig, stop: StopSignal
+    model: _LanguageModel,
+    selection: Selection,
+    prompts: Prompts,
+    cfg: CaptionsConfig,
+    stop: StopSignal,
 ) -> Origin:
-    writer, params, vocabulary, model = _load_language_model(cfg)
     source = LanguageModelSource(
-        writer, params, vocabulary, cfg.decode, seed=cfg.seed, batch_size=cfg.batch_size
+        *(model.config, model.params, model.vocabulary, cfg.decode),
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
     )
     _ask(source, selection, prompts, cfg, stop)
     sampling = dataclasses.asdict(cfg.decode)
     return Origin(
-        row={"model": model["fingerprint"], "seed": cfg.seed, "sampling": sampling},
-        manifest={"source": "language_model", **model, "sampling": sampling},
+        row={"model": model.provenance["fingerprint"], "seed": cfg.seed, "sampling": sampling},
+        manifest={"source": "language_model", **model.provenance, "sampling": sampling},
     )
 
 
@@ -200,10 +235,7 @@ def _template(cfg: CaptionsConfig) -> str:
     return "chat" if path and others_reader(path, "language_model") else "class"
 
 
-def _load_language_model(
-    cfg: CaptionsConfig,
-) -> tuple[LanguageModelConfig | GemmaConfig, Params, Vocabulary, dict[str, Any]]:
-    """(what it is, its parameters, its vocabulary, what a manifest says of it)."""
+def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
     path = cfg.language_model
     reader = others_reader(path, "language_model") if path else None
     if reader is None:
@@ -214,15 +246,19 @@ def _load_language_model(
                 "own"
             )
         data = config_lib.build(DataConfig, trained.config["data"])
-        config, params = trained.objective.task.language_model, trained.params["language_model"]
-        provenance = trained.provenance("language_model")
-        return config, params, load_vocabulary(data.vocabulary), provenance
+        return _LanguageModel(
+            trained.objective.task.language_model,
+            trained.params["language_model"],
+            load_vocabulary(data.vocabulary),
+            trained.provenance("language_model"),
+            data.mixture,
+        )
     if not cfg.vocabulary:
         raise UserError(f"captions.vocabulary: empty, expected the SentencePiece model of {path}")
     config = reader.language_model_config(path)
     params = jax.tree.map(np.asarray, reader.load_language_model(path, config))
     provenance = {"checkpoint": pathlib.Path(path).name, "fingerprint": fingerprint(params)}
-    return config, params, load_vocabulary(cfg.vocabulary), provenance
+    return _LanguageModel(config, params, load_vocabulary(cfg.vocabulary), provenance)
 
 
 def _ask_server(
@@ -293,6 +329,7 @@ def _ask(
     with Progress("captions", total, "captions") as progress:
         for _ in range(cfg.max_rounds):
             requests = []
+            num_dropped = selection.dropped.total()
             for name, number in selection.lacks().items():
                 for draw in range(asked[name], asked[name] + number):
                     requests.append(Request(indices[name], name, draw, prompts.prompt(name, draw)))
@@ -304,7 +341,8 @@ def _ask(
                     if draft is not None and selection.offer(draft):
                         progress.add(1)
             progress.add(-selection.settle())
-            if selection.is_full():
+            num_dropped = selection.dropped.total() - num_dropped
+            if selection.is_full() or _HOPELESS <= num_dropped == len(requests):
                 break
 
 

@@ -14,8 +14,9 @@ class ChatServer:
     """Counts what it is asked; `act(body, number)` says what to do with a prompt's number-th try.
 
     An action is a dict: `status`, `headers`, `raw` (the body's bytes), `text`, `finish_reason`,
-    `usage`, `delay` and `drip` (seconds, before the answer and between its bytes), `cut` (bytes
-    that are promised and not sent), `drop` (hang up).
+    `usage`, `model`, `delay` and `drip` (seconds, before the answer and between its bytes), `cut`
+    (bytes that are promised and not sent), `endless` (bytes that are sent until nobody reads them),
+    `drop` (hang up).
     """
 
     def __init__(self):
@@ -25,6 +26,7 @@ class ChatServer:
         self.answered = collections.Counter()  # by prompt and seed
         self.tries = collections.Counter()
         self.under_way = self.most_under_way = 0
+        self.sent = 0  # bytes of endless answers
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         server = self
@@ -84,7 +86,7 @@ class ChatServer:
             text = action.get("text", f"a picture for {what[0]}")
             choice = {"index": 0, "message": {"role": "assistant", "content": text}}
             answer = {
-                "model": f"{body['model']}-0613",
+                "model": action.get("model", f"{body['model']}-0613"),
                 "choices": [choice | {"finish_reason": action.get("finish_reason", "stop")}],
                 "usage": action.get("usage", {"prompt_tokens": 10, "completion_tokens": 4}),
             }
@@ -93,6 +95,13 @@ class ChatServer:
         headers = {"Content-Type": "application/json", **action.get("headers", {})}
         for name, value in headers.items():
             handler.send_header(name, value)
+        if "endless" in action:
+            handler.close_connection = True
+            handler.end_headers()
+            while not self.stopping.is_set():
+                handler.wfile.write(action["endless"])
+                self.sent += len(action["endless"])
+            return
         handler.send_header("Content-Length", str(len(raw) + action.get("cut", 0)))
         handler.end_headers()
         if "drip" in action:

@@ -14,6 +14,9 @@ import pytest
 
 from synth2_jax import main
 from synth2_jax.files import read_json_lines
+from synth2_jax.scenes import dataset
+from synth2_jax.stages import captions
+from synth2_jax.testing.untrained_runs import write_untrained_run
 
 KEY = "sk-planted-0123456789"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -346,6 +349,29 @@ def test_several_processes_would_each_pay(server, tmp_path, run, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     assert "found 2 processes, expected one: each would pay" in run(from_server(tmp_path), code=2)
     assert not server.bodies
+
+
+@pytest.mark.parametrize("mixture", ["scenes_text", "my_task", ""])
+def test_classes_are_given_or_those_of_the_training_data(tmp_path, run, monkeypatch, mixture):
+    data = {"mixture": mixture, "text_length": 12}
+    write_untrained_run(tmp_path / "model", "language_model", config={"data": data})
+    asked = []
+    # No caption of a model that is not trained is usable: the classes are what is looked at.
+    monkeypatch.setattr(captions, "_ask", lambda source, selection, *_: asked.append(selection))
+    line = run(arguments(SCENES, tmp_path, language_model=tmp_path / "model"), code=2)
+    if mixture == "scenes_text":
+        assert tuple(asked[0].kept) == dataset.CLASSES
+        assert "none of 0 drafts is usable" in line and "such as 'red circle'" in line
+    else:
+        assert "classes: found none, expected class names" in line and not asked
+
+
+def test_a_round_without_anything_usable_is_the_last(server, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(captions, "_HOPELESS", 20)
+    server.act = lambda body, number: {"text": f"nothing of the kind {body['seed']}"}
+    many = {"captions_per_class": 10, "max_dropped_share": 1.0, "max_rounds": 4}
+    assert "none of 20 drafts is usable" in run(from_server(tmp_path, **many), code=2)
+    assert len(server.bodies) == 20
 
 
 def test_nothing_given_is_a_missing_language_model(tmp_path, run):

@@ -46,6 +46,7 @@ def test_duplicates_are_merged_and_a_line_says_so(caplog):
         (b"dog\n\x1b[31mcat\n", r"line 2: found '\x1b[31mcat', expected a class name"),
         (b"dog\n---\n", "line 2: found '---', expected a class name"),
         (b"x" * 101, "at most 100 characters"),
+        ("\u0344\u0315".encode() * 120_000, "at most 100 characters"),  # a minute to normalize
         (b"# nothing\n\n", "found no class names, expected one a line"),
     ],
 )
@@ -60,7 +61,7 @@ def test_a_file_that_is_no_class_list(tmp_path, contents, text):
 @pytest.mark.parametrize(
     "given, text",
     [
-        ("", "classes: found none"),
+        ("", "classes: found none, expected class names, files with one name a line"),
         ((), "classes: found none"),
         (("", " "), "classes: found none"),
         ("dog,!", "classes: found '!', expected a class name"),

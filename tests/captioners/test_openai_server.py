@@ -1,7 +1,10 @@
 """A server that answers, fails, stalls and answers nonsense: real requests to a real server."""
 
+import base64
 import contextlib
+import gzip
 import json
+import resource
 import sys
 import time
 
@@ -9,9 +12,10 @@ import pytest
 
 from synth2_jax import config as config_lib
 from synth2_jax.captioners import openai_server
+from synth2_jax.captioners.chat_text import caption_in
 from synth2_jax.captioners.drafts import Draft, Request
 from synth2_jax.captioners.journal import Journal
-from synth2_jax.captioners.openai_server import OpenAIServerSource, ServerConfig, tidy
+from synth2_jax.captioners.openai_server import OpenAIServerSource, ServerConfig
 from synth2_jax.errors import UserError
 
 KEY = "sk-planted-0123456789"
@@ -98,6 +102,12 @@ FAILURES = {
     "not UTF-8": {"raw": b"\xff\xfe"},
     "deep": {"raw": b"[" * 100_000},
     "empty": {"raw": b""},
+    "error": {"raw": b'{"error": {"message": "upstream is busy", "code": 503}}'},
+    "error in words": {"raw": b'{"error": "try again"}'},
+    "nowhere": {"status": 302, "raw": b"", "headers": {"Location": "http://["}},
+    "packed": {"raw": gzip.compress(bytes(1 << 20)), "headers": {"Content-Encoding": "gzip"}},
+    "too long": {"raw": b'"' + b"x" * (5 << 20) + b'"'},
+    "long error": {"status": 500, "raw": b"x" * (5 << 20)},
 }
 STALLS = {"stalls": {"delay": 5}, "drips": {"drip": 0.1}}
 
@@ -169,23 +179,9 @@ def test_odd_answers_are_kept_for_the_filter_to_judge(server, ask):
     texts = [None, "", "\ud83d", "犬 " * 5000, "\x1b[31m\0"]
     server.act = lambda body, number: {"text": texts[int(body["messages"][0]["content"][-1])]}
     drafts, _ = ask(requests(5))
-    assert [draft.caption for draft in drafts] == [tidy(text or "") for text in texts]
+    assert [draft.caption for draft in drafts] == [caption_in(text or "") for text in texts]
     assert {draft.problem for draft in drafts} == {""}
     assert ask(requests(5))[0] == drafts and len(server.bodies) == 5
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        (' "A dog\n on\tgrass." ', "A dog on grass."),
-        ("“A dog.”", "A dog."),
-        ('"A dog" and "a cat"', '"A dog" and "a cat"'),
-        ('"', '"'),
-        ("it's a dog'", "it's a dog'"),
-    ],
-)
-def test_tidy(text, expected):
-    assert tidy(text) == expected
 
 
 def test_what_is_in_the_journal_is_not_asked_again(server, ask):
@@ -227,22 +223,47 @@ def test_a_caller_that_waits_is_woken(server, ask, tmp_path):
     assert len(found) > 2 and set(found[:-1]) == {None}
 
 
+@pytest.mark.parametrize("endless", [{}, {"status": 500}], ids=["answer", "error"])
+def test_an_endless_body_is_left(server, ask, endless):
+    server.act = lambda body, number: {**endless, "endless": b" " * (1 << 16)} if number < 2 else {}
+    drafts, source = ask(requests(1))
+    assert drafts[0].caption == "a picture for dog 0" and source.retries == 1
+    assert 4 << 20 < server.sent < 64 << 20  # the rest fills buffers on the way
+
+
 @pytest.mark.parametrize(
-    "status, code, text",
+    "status, error, text",
     [
-        (401, "invalid_api_key", "refuses the API key; status 401"),
-        (403, "forbidden", "refuses access; status 403"),
-        (404, "model_not_found", "knows no such model or address; status 404"),
-        (429, "insufficient_quota", "has no credit left; status 429"),
+        (401, {"code": "invalid_api_key"}, "refuses the API key; status 401"),
+        (402, {}, "has no credit left; status 402"),
+        (403, {"code": "forbidden"}, "refuses access; status 403"),
+        (404, {"code": "model_not_found"}, "knows no such model or address; status 404"),
+        (429, {"code": "insufficient_quota"}, "has no credit left; status 429"),
+        (429, {"type": "insufficient_quota", "code": None}, "has no credit left; status 429"),
+        (200, {"code": "insufficient_quota"}, "has no credit left; status 200"),
+        (200, {"code": 402}, "has no credit left; status 200"),
+        (200, {"code": "401"}, "refuses the API key; status 200"),
     ],
 )
-def test_what_waiting_does_not_mend_stops_the_run_at_once(server, ask, status, code, text):
-    said = {"error": {"code": code, "message": f"\x1b[31m<b>No</b> {KEY} \u202e\n"}}
+def test_what_waiting_does_not_mend_stops_the_run_at_once(server, ask, status, error, text):
+    said = {"error": {"message": f"\x1b[31m<b>No</b> {KEY} \u202e\n", **error}}
     server.act = lambda body, number: {"status": status, "raw": json.dumps(said).encode()}
     line = error_of(ask, requests(50), concurrency=2)
-    assert line.startswith(f"server {server.url}: {text}")
-    assert line.isprintable() and "***" in line
+    assert line.startswith(f"server {server.url}: {text}: \\x1b[31m<b>No</b> ***")
+    assert line.isprintable()
     assert len(server.bodies) <= 4
+
+
+PAGE = b"""<!DOCTYPE html><html><head><style>p {color: red}</style><title>Blocked</title></head>
+<body><p>Ask&nbsp;the proxy's <b>owner</b>.</body></html>"""
+
+
+@pytest.mark.parametrize("status", [200, 403, 407, 502])
+def test_a_proxys_page_is_quoted_without_its_tags(server, ask, status):
+    server.act = lambda body, number: {"status": status, "raw": PAGE}
+    line = error_of(ask, requests(50), max_attempts=1)
+    assert "an HTML page, as proxies send: Blocked Ask the proxy's owner ." in line
+    assert "color" not in line and "refuses access" in line or status != 403
 
 
 def test_a_request_that_the_server_does_not_take_is_dropped_alone(server, ask):
@@ -291,25 +312,85 @@ def test_cost_is_counted_and_limited_over_all_runs(server, ask):
 def test_answers_that_do_not_say_what_they_took_are_counted(server, ask):
     usages = [
         *(None, {}, {"prompt_tokens": "10"}, {"prompt_tokens": 1, "completion_tokens": -1}),
+        *({"prompt_tokens": count, "completion_tokens": 1} for count in (10**400, True, 1.5)),
         {"prompt_tokens": 1, "completion_tokens": 2},
     ]
     server.act = lambda body, number: {"usage": usages[int(body["messages"][0]["content"][-1])]}
-    _, source = ask(requests(5))
+    _, source = ask(requests(8), input_price=1.0)
     found = source.usage()
-    assert (found["answers"], found["without_usage"], found["prompt_tokens"]) == (5, 4, 1)
+    assert (found["answers"], found["without_usage"], found["prompt_tokens"]) == (8, 7, 1)
+    assert "8 in all, 1 prompt and 2 completion tokens, 7 answers did not say" in source.summary()
+
+
+@pytest.mark.parametrize("name", [None, 3, "", "\ud83d", "m\n", "\x1b[31m", "m" * 1000, ["m"]])
+def test_a_model_that_cannot_be_printed_is_the_one_that_was_asked(server, ask, tmp_path, name):
+    server.act = lambda body, number: {"model": name, "finish_reason": name}
+    (draft,), _ = ask(requests(1))
+    assert draft.model == "m" and draft.finished
+    (row,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert (row["model"], row["finish_reason"]) == ("m", "")
+
+
+def test_answers_that_find_no_room_stop_the_run(server, ask, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    ask(requests(3))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large; an answer that was paid for is lost"):
+            ask(requests(50), concurrency=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(server.bodies) <= 3 + 4  # no more than were under way
+    drafts, source = ask(requests(50))
+    assert source.answered == 47 and not any(draft.problem for draft in drafts)
 
 
 def test_the_key_is_kept_out_of_what_a_server_echoes(server, ask, tmp_path, caplog):
     escaped = KEY.replace("s", "\\u0073")
+    header = base64.b64encode(f"Bearer {KEY}".encode()).decode()
+    percents = "".join(f"%{ord(character):02X}" for character in KEY)
+    echo = f"{KEY} {escaped} {header} {percents}"
     server.act = lambda body, number: {
-        1: {"raw": f'{{"choices": [{{"message": {{"content": "{escaped} {KEY}"}}}}]}}'.encode()},
-        0: {"status": 500, "raw": json.dumps({"error": KEY}).encode()},
+        1: {"raw": f'{{"choices": [{{"message": {{"content": "{echo}"}}}}]}}'.encode()},
+        0: {"status": 500, "raw": json.dumps({"error": echo}).encode()},
     }[len(body["messages"][0]["content"]) % 2]
     drafts, _ = ask([*requests(1), Request(0, "dog", 1, "dog  1")], max_attempts=2)
     assert len(server.bodies) == 3
     texts = [caplog.text, repr(drafts), (tmp_path / "answers.jsonl").read_text()]
     assert "***" in texts[1] and "status 500" in texts[0]
-    assert not any(KEY in text for text in texts)
+    for spelling in (KEY, escaped, header[8:], percents):
+        assert not any(spelling in text for text in texts)
+
+
+@pytest.mark.parametrize("unfit", ["\n", "\r\nX-Header: 1", " ", "\x1b", "é", "\u202e", "犬"])
+def test_a_key_that_no_header_can_hold_is_not_sent(server, ask, monkeypatch, caplog, unfit):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}{unfit}{KEY}\n")
+    line = error_of(ask, requests(1))
+    assert line.startswith(f"OPENAI_API_KEY: character {len(KEY) + 1} of ")
+    assert not server.bodies and "planted" not in line + caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("ALL_PROXY", "socks5://user:hunter2@localhost:1", "socksio"),
+        ("https_proxy", "gopher://user:hunter2@localhost:1", "Unknown scheme"),
+        ("SSL_CERT_FILE", "/no/such/file.pem", "No such file"),
+        ("SSL_CERT_FILE", __file__, "no certificate"),
+    ],
+)
+def test_a_proxy_or_certificates_that_are_not_usable_are_named(
+    server, ask, monkeypatch, name, value, reason
+):
+    for other in ("SSL_CERT_FILE", "SSL_CERT_DIR", "ALL_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    line = error_of(ask, requests(1))
+    assert line.startswith(f"{name}: no client can be made (") and reason in line
+    assert "orrect or unset the variable." in line and "hunter2" not in line
+    assert not server.bodies
 
 
 def test_a_key_must_be_in_the_environment(server, ask, monkeypatch):

@@ -31,6 +31,12 @@ def test_each_line_is_a_caption_of_the_class_it_names(tmp_path):
     ]
 
 
+def test_a_class_is_looked_for_at_the_beginning_of_a_long_line(tmp_path):
+    marks = "\u0344\u0315" * 120_000  # a minute to normalize
+    first, second = read(tmp_path, "captions.txt", f"a dog {marks}\n{marks} a dog".encode())
+    assert (first.class_name, second.problem) == ("dog", "class not named")
+
+
 def test_without_classes_every_line_is_taken(tmp_path):
     found = read(tmp_path, "captions.txt", b"a dog\nanything\n", classes=None)
     assert found == [Draft(None, 1, "a dog"), Draft(None, 2, "anything")]

@@ -97,6 +97,7 @@ def test_a_class_that_is_never_named_is_reported(chain, tmp_path, mistake):
     assert manifest["num_captions"] == 1
     line = mistake(chain.writing(tmp_path, classes="('zebra',)", max_rounds=1))
     assert "none of 10 drafts is usable" in line and "train the language model" in line
+    assert "(config.classes), not such as 'zebra'" in line
 
 
 def test_a_template_file_and_a_quota(chain, tmp_path):

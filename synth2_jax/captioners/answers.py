@@ -1,0 +1,122 @@
+"""Answers of a chat API, checked before anything is stored or used."""
+
+import dataclasses
+import html
+import json
+import re
+from typing import Any
+
+_MOST_TOKENS = 10**9  # of one answer; more is no count
+_MOST_NAME = 200  # characters of a model's name
+_MOST_SAID = 10_000  # characters of an error that are looked at
+_HTML = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype|html|head|body)\b", re.IGNORECASE)
+_TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, as it is kept.
+
+    Attributes:
+      text: as it was written.
+      finish_reason: such as "stop"; "" where the server does not say.
+      model: who wrote it.
+      prompt_tokens, completion_tokens: what it took; None where the server does not say.
+      server: the address that gave it.
+
+    Raises ValueError on a value of another type, a count below 0 or above 10^9, and a name that
+    cannot be printed.
+    """
+
+    text: str
+    finish_reason: str
+    model: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    server: str = ""
+
+    def __post_init__(self):
+        if not isinstance(self.text, str):
+            raise ValueError(f"text: found {type(self.text).__name__}, expected a text")
+        for name in ("finish_reason", "model", "server"):
+            if not _is_name(getattr(self, name)):
+                raise ValueError(f"{name}: found {getattr(self, name)!r:.60}, expected a name")
+        for name in ("prompt_tokens", "completion_tokens"):
+            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
+                raise ValueError(f"{name}: found {getattr(self, name)!r:.60}, expected a count")
+
+
+class ErrorAnswer(Exception):
+    """An error in the place of an answer: `code` as the server has it, "" for none."""
+
+    def __init__(self, code: str, said: str):
+        super().__init__(said)
+        self.code = code
+
+
+def parse_answer(content: str, model: str) -> Answer:
+    """The answer in the body of a response; what it says amiss besides the text is left out.
+
+    Args:
+      content: JSON.
+      model: what was asked, for an answer that does not name who wrote it.
+
+    Raises:
+      ErrorAnswer: an error is in it.
+      ValueError: something else is in it.
+    """
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({_plain(content) or error})") from error
+    if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):
+        raise ErrorAnswer(*error_in(content))
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"].get("content")
+        written_by, finish_reason = answer.get("model"), choice.get("finish_reason")
+        usage = answer.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError("no choices[0].message in it") from error
+    if not isinstance(text, str | None):
+        raise ValueError(f"found {type(text).__name__} as content, expected a text")
+    prompt_tokens, completion_tokens = counts if all(map(_is_count, counts)) else (None, None)
+    return Answer(
+        text or "",
+        finish_reason if _is_name(finish_reason) else "",
+        written_by if written_by and _is_name(written_by) else model,
+        prompt_tokens,
+        completion_tokens,
+    )
+
+
+def error_in(content: str) -> tuple[str, str]:
+    """(code, message) of the body of a response that says why there is no answer."""
+    try:
+        found = json.loads(content)
+        error = found.get("error") or found
+    except (ValueError, RecursionError, AttributeError):
+        return "", _plain(content) or content[:_MOST_SAID]
+    if not isinstance(error, dict):
+        return "", str(error)[:_MOST_SAID]
+    codes = [error.get(name) for name in ("code", "type")]
+    code = next((str(code) for code in codes if code and isinstance(code, str | int)), "")
+    said = error.get("message") or error.get("detail") or content
+    return code[:_MOST_NAME], str(said)[:_MOST_SAID]
+
+
+def _plain(content: str) -> str:
+    """The text of an HTML page, which a proxy sends; "" where it is something else."""
+    if not _HTML.match(content[:_MOST_SAID]):
+        return ""
+    text = html.unescape(_TAGS.sub(" ", content[:_MOST_SAID]))
+    return f"an HTML page, as proxies send: {' '.join(text.split())}"
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= _MOST_NAME
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS  # no bool
