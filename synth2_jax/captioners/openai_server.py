@@ -211,7 +211,8 @@ class OpenAIServerSource:
         waiting: collections.deque[asyncio.Task] = collections.deque()
         pending = iter(requests)
         self._closing, self._fatal = False, None
-        with asyncio.Runner() as runner:
+        logs = self._secrets.kept_from_logs("openai", "httpx2", "httpcore2")
+        with logs, asyncio.Runner() as runner:
             loop = runner.get_loop()
             client = self._client()
             semaphore = asyncio.Semaphore(self._config.concurrency)

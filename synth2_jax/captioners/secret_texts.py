@@ -1,8 +1,11 @@
 """Secrets, such as an API key, in every spelling that a message may have them in."""
 
 import base64
+import contextlib
 import html
+import logging
 import re
+from collections.abc import Iterator
 
 _MOST_READ, _MOST_QUOTED = 10_000, 300  # characters of a message
 _MOST_PER_CHARACTER = 16  # of a secret, as it is spelled in a message
@@ -27,6 +30,27 @@ class Secrets:
     def without(self, text: str) -> str:
         """`text` with *** in their place."""
         return self._pattern.sub("***", text)
+
+    @contextlib.contextmanager
+    def kept_from_logs(self, *packages: str) -> Iterator[None]:
+        """Meanwhile the loggers of these packages, which are imported, log *** in their place."""
+
+        def without_secrets(record: logging.LogRecord) -> bool:
+            record.msg, record.args, record.exc_info = self.without(record.getMessage()), (), None
+            return True
+
+        known = [
+            logging.getLogger(name)
+            for name in list(logging.root.manager.loggerDict)
+            if name.partition(".")[0] in packages
+        ]
+        for logger in known:
+            logger.addFilter(without_secrets)
+        try:
+            yield
+        finally:
+            for logger in known:
+                logger.removeFilter(without_secrets)
 
     def quoted(self, text: str) -> str:
         """The beginning of `text` on one line, without secrets and what a terminal would obey."""

@@ -5,6 +5,7 @@ of answers (https://visualqa.org/evaluation.html).
 """
 
 import collections
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,5 +61,5 @@ def _ids(images: Sequence[ReferencedImage]) -> list[int | str]:
     names = [key.rpartition("/")[2] for key in keys]
     if max(collections.Counter(names).values()) > 1:
         names = keys
-    numbers = all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
+    numbers = all(re.fullmatch(r"0|[1-9]\d{0,17}", name, re.ASCII) for name in names)
     return [int(name) for name in names] if numbers else names

@@ -13,10 +13,10 @@ KEY = "sk-planted-0123456789"
 class ChatServer:
     """Counts what it is asked; `act(body, number)` says what to do with a prompt's number-th try.
 
-    An action is a dict: `status`, `headers`, `raw` (the body's bytes), `text`, `finish_reason`,
-    `usage`, `model`, `delay` and `drip` (seconds, before the answer and between its bytes), `cut`
-    (bytes that are promised and not sent), `endless` (bytes that are sent until nobody reads them),
-    `drop` (hang up).
+    An action is a dict: `status`, `reason`, `headers`, `raw` (the body's bytes), `text`,
+    `finish_reason`, `usage`, `model`, `delay` and `drip` (seconds, before the answer and between
+    its bytes), `cut` (bytes that are promised and not sent), `endless` (bytes that are sent until
+    nobody reads them), `drop` (hang up).
     """
 
     def __init__(self):
@@ -91,7 +91,7 @@ class ChatServer:
                 "usage": action.get("usage", {"prompt_tokens": 10, "completion_tokens": 4}),
             }
             raw = json.dumps(answer).encode()
-        handler.send_response(status)
+        handler.send_response(status, action.get("reason"))
         headers = {"Content-Type": "application/json", **action.get("headers", {})}
         for name, value in headers.items():
             handler.send_header(name, value)

@@ -218,6 +218,8 @@ LEAKS = [
     lambda body, number: {"status": 400, "raw": SAID.encode()},
     lambda body, number: {"status": 401, "raw": SAID.encode()},
     lambda body, number: {"raw": f"<html>{KEY}".encode()},
+    lambda body, number: {"status": 500, "raw": b"", "headers": {"X-Echo": f"Bearer {KEY}"}},
+    lambda body, number: {"status": 500, "raw": b"", "reason": f"Not {KEY}"},
 ]
 FEW = {"captions_per_class": 2, "max_rounds": 1, "server__max_attempts": 1}
 

@@ -164,6 +164,9 @@ def test_ids_are_the_data_sets_own():
     assert [row["image_id"] for row in caption_results(named, ["", ""])] == ["a/1", "b/1"]
     padded = [ReferencedImage(key, None, ("a",)) for key in ("0012", "13")]
     assert [row["image_id"] for row in caption_results(padded, ["", ""])] == ["0012", "13"]
+    long = [ReferencedImage("9" * size, None, ("a",)) for size in (18, 5000)]
+    assert caption_results(long[:1], [""])[0]["image_id"] == 10**18 - 1
+    assert caption_results(long, ["", ""])[1]["image_id"] == "9" * 5000
 
 
 def test_annotations_hold_every_reference_under_its_image():
