@@ -5,11 +5,13 @@ What lies in such a folder stands at the top of checkpoint_reader.py, which read
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import itertools
 import logging as python_logging
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -103,7 +105,24 @@ class _FullDiskIsToldOnce(python_logging.Filter):
         return not any(text in told for text in FULL_DISK)
 
 
-_FULL_DISK_IS_TOLD_ONCE = _FullDiskIsToldOnce()
+@functools.cache
+def _report_failed_saves_once() -> None:
+    """Silences what libraries print in the background of a save that fails; we raise its error.
+
+    After the first failed write Orbax closes its event loop; each further one that TensorStore
+    reports there is then a traceback of its own.
+    """
+    for name in ("absl", "asyncio"):
+        python_logging.getLogger(name).addFilter(_FullDiskIsToldOnce())
+    print_error = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            print_error(unraisable)
+
+    sys.unraisablehook = hook
+
+
 _READ_BACK_BYTES = 2**30  # of arrays that are read back at a time
 
 
@@ -167,8 +186,7 @@ class Checkpoints:
             # Called when all items are written, before the step gets its name.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
-        for name in ("absl", "asyncio"):
-            python_logging.getLogger(name).addFilter(_FULL_DISK_IS_TOLD_ONCE)
+        _report_failed_saves_once()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._best_metric = best_metric
         self.data_layout = data_layout

@@ -204,6 +204,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     assert f"step {good}; make room and give the same command" in line
     assert done.stderr.endswith(f"{line}\n")
     assert "ERROR:absl" not in done.stderr  # Orbax's threads, with a traceback each
+    assert "Traceback" not in done.stderr
 
 
 def test_a_process_that_does_not_come_is_missed_by_all(pod, tmp_path):

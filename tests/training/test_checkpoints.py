@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import sys
 import types
 
 import jax
@@ -236,6 +237,21 @@ def test_what_reads_back_changed_is_no_success(tmp_path, mesh, monkeypatch, grou
     failed = pytest.raises(RuntimeError, match="step 0 could not be saved: .*checkpoint: none")
     with Checkpoints(tmp_path / "bad") as checkpoints, failed:
         checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
+
+
+def test_a_failed_save_prints_nothing_of_its_own(tmp_path, monkeypatch):
+    """TensorStore reports every further write to an event loop that is closed by then."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    checkpoints_lib._report_failed_saves_once.cache_clear()
+    Checkpoints(tmp_path)
+    echo, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(text))
+        for text in ("Event loop is closed", "of another kind")
+    )
+    sys.unraisablehook(echo)
+    sys.unraisablehook(other)
+    assert printed == [other]
 
 
 @pytest.mark.parametrize("name", ["run[1]", "run*", "what?"])
