@@ -7,7 +7,6 @@ nor anything else in it is the image's size. `scaling_factor`, `force_upcast` an
 model's latents are scaled, that float16 is too coarse, and what `decode` takes.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from synth2_jax.config import build
 from synth2_jax.errors import UserError
 from synth2_jax.interop import taming
+from synth2_jax.interop.json_file import check_layers, check_types, read_object
 from synth2_jax.interop.recognise import KINDS, recognise
 from synth2_jax.interop.tensor_files import Tensors, open_safetensors, open_torch
 from synth2_jax.interop.vq_gan import assemble_tokenizer
@@ -39,6 +39,10 @@ _DEFAULTS = {
     "norm_type": "group",
     "mid_block_add_attention": True,
     "lookup_from_codebook": False,
+}
+_TYPES = {
+    key: list if isinstance(value, tuple) else (int, type(None)) if value is None else type(value)
+    for key, value in _DEFAULTS.items()
 }
 # What this network can be: "spatial" norms look at the codes too (MoVQ).
 _KNOWN = {
@@ -92,7 +96,11 @@ def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenize
         for key, known in _KNOWN.items()
         if not {*(held[key] if isinstance(held[key], list | tuple) else [held[key]])} <= {*known}
     ]
-    if not len(widths) == len(down) == len(up) or any(width % widths[0] for width in widths):
+    if (
+        not 0 < len(widths) == len(down) == len(up)
+        or min(widths) < 1
+        or any(width % widths[0] for width in widths)
+    ):
         strange.append(
             f"block_out_channels is {widths}, expected one for each of {len(down)} blocks down and "
             f"{len(up)} up, and multiples of the first"
@@ -158,7 +166,14 @@ def _config_json(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: found {found.description}, expected a folder with the config.json of "
             f"{KINDS['diffusers_vq']}"
         )
-    return json.loads((path / "config.json").read_text())
+    held = read_object(path / "config.json")
+    check_types(held, _TYPES, path / "config.json")
+    check_layers(held.get("layers_per_block", 1), f"{path / 'config.json'}: layers_per_block")
+    for key in ("block_out_channels", "down_block_types", "up_block_types"):
+        kind = int if key == "block_out_channels" else str
+        for value in held.get(key, ()):
+            check_types({key: value}, {key: kind}, path / "config.json")
+    return held
 
 
 def _open(path: pathlib.Path) -> Tensors:

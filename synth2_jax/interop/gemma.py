@@ -30,7 +30,6 @@ V vocabulary, D width, H heads, G heads of keys and values, K head dim, M hidden
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
@@ -39,6 +38,7 @@ from typing import Any
 
 from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, assemble, one
+from synth2_jax.interop.json_file import check_layers, check_types, read_object
 from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.orbax_folder import open_orbax
 from synth2_jax.interop.recognise import recognise
@@ -54,6 +54,7 @@ _NORMS = {
     "attn/_query_norm": "self_attn.q_norm",
     "attn/_key_norm": "self_attn.k_norm",
 }
+_ROPE_OF_ALL = ("default", "linear")
 _VISION = r"vision_(encoder|tower)|SigLiP|embedder/mm_|multi_modal_projector"
 
 _SIZES = {
@@ -80,6 +81,17 @@ _DEFAULTS = {
     "sliding_window": 4096,
     "query_pre_attn_scalar": 256,
     "bos_token_id": 2,
+}
+_NUMBER, _OPTIONAL = (int, float), (dict, type(None))
+_TYPES = {
+    **dict.fromkeys(_SIZES.values(), int),
+    "rope_parameters": _OPTIONAL,
+    "rope_scaling": _OPTIONAL,
+    "rope_theta": _NUMBER,
+    "rope_local_base_freq": _NUMBER,
+    "sliding_window_pattern": int,
+    "_sliding_window_pattern": int,
+    "layer_types": (list, type(None)),
 }
 # What must be as it is in every Gemma 3.
 _FIXED = {
@@ -218,11 +230,11 @@ def _hugging_face(config: GemmaConfig) -> dict[str, Recipe]:
 
 
 def _sizes_of_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        held = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    held = read_object(path)
+    check_types(held, {"text_config": dict}, path)
     held = {**_DEFAULTS, **held.get("text_config", held)}
+    check_types(held, _TYPES, path)
+    check_layers(held["num_hidden_layers"], f"{path}: num_hidden_layers")
     for key, expected in _FIXED.items():
         if held.get(key, expected) != expected:
             raise UserError(f"{path}: {key}: found {held[key]!r}, expected {expected!r}")
@@ -242,12 +254,20 @@ def _positions(held: Mapping[str, Any], path: pathlib.Path) -> dict[str, float]:
             **(held.get("rope_scaling") or {}),
         },
     }
-    local, all_tokens = told["sliding_attention"], told["full_attention"]
-    for kind, known in ((local, ("default",)), (all_tokens, ("default", "linear"))):
+    parts = []
+    for part, known in (("sliding_attention", ("default",)), ("full_attention", _ROPE_OF_ALL)):
+        kind = told.get(part)
+        if not isinstance(kind, dict) or "rope_theta" not in kind:
+            raise UserError(
+                f"{path}: {part}: found {kind!r:.60}, expected an object with rope_theta"
+            )
+        check_types(kind, {"rope_theta": _NUMBER, "rope_type": str, "factor": _NUMBER}, path)
         if kind.get("rope_type", "default") not in known:
             raise UserError(
                 f"{path}: rope_type: found {kind['rope_type']!r}, expected {' or '.join(known)}"
             )
+        parts.append(kind)
+    local, all_tokens = parts
     return {
         "local_rope_max_wavelength": float(local["rope_theta"]),
         "global_rope_max_wavelength": float(all_tokens["rope_theta"]),

@@ -19,13 +19,13 @@ V vocabulary, D width, H heads, K head dim, M hidden width, I layers. T5 and mT5
 block 0 alone, for all layers.
 """
 
-import json
 import os
 import pathlib
 from typing import Any
 
 from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, assemble, one, per_layer
+from synth2_jax.interop.json_file import check_layers, check_types, read_object
 from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import recognise
 from synth2_jax.interop.tensor_files import open_weights
@@ -83,13 +83,15 @@ def text_encoder_config(path: str | os.PathLike[str], **changes: Any) -> TextEnc
     path = pathlib.Path(path)
     held = _config_json(path)
     kind = held.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise UserError(
             f"{path}: found {recognise(path).description}, expected a Hugging Face folder of "
             f"T5, mT5 or umT5 (model_type {', '.join(_DEFAULTS)}; found {kind!r})"
         )
     held = {**_DEFAULTS[kind], **held}
     where = path / "config.json"
+    check_types(held, dict.fromkeys(_KEYS, int) | {"feed_forward_proj": str}, where)
+    check_layers(held["num_layers"], f"{where}: num_layers")
     if held["feed_forward_proj"] not in _ACTIVATIONS:
         raise UserError(
             f"{where}: feed_forward_proj: found {held['feed_forward_proj']!r}, expected one of "
@@ -99,9 +101,6 @@ def text_encoder_config(path: str | os.PathLike[str], **changes: Any) -> TextEnc
         raise UserError(
             f"{where}: layer_norm_epsilon: found {held['layer_norm_epsilon']}, expected 1e-06"
         )
-    for key in _KEYS.keys() - {"feed_forward_proj"}:
-        if type(held[key]) is not int:
-            raise UserError(f"{where}: {key}: found {held[key]!r}, expected an integer")
     fields = {field: held[key] for key, field in _KEYS.items()}
     fields["mlp_activation"] = _ACTIVATIONS[held["feed_forward_proj"]]
     return TextEncoderConfig(**{**fields, "relpos_per_layer": kind == "umt5", **changes})
@@ -113,11 +112,7 @@ def _config_json(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: found {recognise(path).description}, expected a Hugging Face folder with a "
             "config.json"
         )
-    try:
-        held = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{path / 'config.json'}: is not JSON: {error}") from error
-    return held if isinstance(held, dict) else {}
+    return read_object(path / "config.json")
 
 
 def load_text_encoder(path: str | os.PathLike[str], config: TextEncoderConfig) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What lies at a path, told from its files alone: whose checkpoint, and of which model."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -11,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from synth2_jax.errors import UserError
+from synth2_jax.interop.json_file import read_object
 from synth2_jax.interop.tensor_files import (
     open_flax_msgpack,
     open_torch,
@@ -142,16 +142,16 @@ def _folder(path: pathlib.Path) -> Found:
 
 def _by_config(config: pathlib.Path) -> Found:
     try:
-        held = json.loads(config.read_text())
-        kind = held.get("model_type") or held.get("_class_name")
-    except (ValueError, AttributeError):
+        held = read_object(config)
+    except UserError:
         return Found("", f"a folder whose {config.name} is not a JSON object")
-    if "format" in held and str(held["format"]).startswith("synth2_jax"):
+    if str(held.get("format")).startswith("synth2_jax"):
         return _known("export")
+    kind = str(held.get("model_type") or held.get("_class_name"))
     if "model_type" in held:
-        names = held.get("architectures") or [kind]
-        found = _HUGGING_FACE.get(kind, "")
-        return Found(found, f"a Hugging Face {names[0]}")
+        names = held.get("architectures")
+        name = names[0] if isinstance(names, list) and names else kind
+        return Found(_HUGGING_FACE.get(kind, ""), f"a Hugging Face {name}")
     if "_class_name" in held:
         known = _CLASS_NAMES.get(kind, "")
         return _known(known) if known else Found("", f"a diffusers {kind}")

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json, written_whole
+from synth2_jax.interop.tensor_files import open_safetensors
 
 FORMAT = "synth2_jax parameters"
 # Hugging Face's tools refuse files with metadata that does not say so.
@@ -40,13 +40,8 @@ def read_tensors(path: str, prefix: str = "") -> dict[str, np.ndarray]:
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file, expected a .safetensors file")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
-    except safetensors.SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: found no .safetensors file, but {reason!r}") from error
+    tensors = open_safetensors(path)
+    return {name: np.asarray(found) for name, found in tensors.items() if name.startswith(prefix)}
 
 
 def write_tensors(

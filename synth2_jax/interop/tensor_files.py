@@ -7,12 +7,12 @@ object.
 import functools
 import importlib.util
 import io
-import json
 import math
 import os
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from flax import traverse_util
 
 from synth2_jax.errors import UserError
+from synth2_jax.interop.json_file import parse_object, read_object
 from synth2_jax.interop.lazy_array import Index, LazyArray, of_array
 
 Tensors = dict[str, LazyArray]
@@ -51,6 +52,8 @@ _INSIDE = ("state_dict", "ema", "model")
 # Objects besides tensors that trainings save: Lightning's own, and their command line.
 _UNREAD = re.compile(r"(pytorch_lightning|lightning)\.|argparse\.Namespace$")
 _INDEX = ".safetensors.index.json"
+_MAX_HEADER = 100_000_000  # bytes, the format's own limit
+_MAX_AXES = 32
 _GAP = 512  # bytes between two pieces from which on they are read apart; a disk reads sectors
 _BLOCK = 8 * 2**20  # bytes of rows that are read together
 
@@ -93,11 +96,10 @@ def open_safetensors(path: str | os.PathLike[str]) -> Tensors:
 
 
 def _open_by_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], Tensors]) -> Tensors:
-    try:
-        where = json.loads(index.read_text())["weight_map"]
-        names = {str(name): str(file) for name, file in where.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: found no index of files with tensors: {error!r}") from error
+    held = read_object(index)
+    names = held.get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise UserError(f"{index}: weight_map: found {names!r:.60}, expected file names by tensor")
     files = sorted(set(names.values()))
     if strange := [file for file in files if pathlib.PurePath(file).name != file]:
         raise UserError(f"{index}: names {strange}, expected files beside it")
@@ -125,23 +127,48 @@ def safetensors_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
+        if length > min(size - 8, _MAX_HEADER):
             raise UserError(
                 f"{path}: found {size:,} bytes whose header would need {length + 8:,}, expected a "
                 ".safetensors file; it is none, or its download was cut short"
             )
-        try:
-            header = json.loads(file.read(length))
-            ends = [header[name]["data_offsets"][1] for name in header if name != "__metadata__"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{path}: found no .safetensors file, but {error!r}") from error
-    expected = 8 + length + max(ends, default=0)
+        header = parse_object(file.read(length), path)
+    entries = {name: told for name, told in header.items() if name != "__metadata__"}
+    for name, told in entries.items():
+        _check_entry(told, f"{path}: {name}")
+    expected = 8 + length + max((told["data_offsets"][1] for told in entries.values()), default=0)
     if size != expected:
         raise UserError(
             f"{path}: found {size:,} bytes, expected {expected:,} by its header; "
             "was its download cut short?"
         )
     return header
+
+
+def _check_entry(told: Any, where: str) -> None:
+    """Raises UserError unless a tensor has as many bytes as its shape and dtype say."""
+    if not isinstance(told, dict):
+        raise UserError(f"{where}: found {told!r:.60}, expected dtype, shape and data_offsets")
+    dtype, shape, offsets = (told.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(offsets):
+        raise UserError(
+            f"{where}: found dtype {dtype!r:.40}, shape {shape!r:.60} and data_offsets "
+            f"{offsets!r:.60}, expected a text and two lists of integers, 0 or more"
+        )
+    if dtype not in _SAFETENSORS_DTYPES:
+        raise UserError(f"{where}: has dtype {dtype!r:.40}, which is not known here")
+    num_bytes = math.prod(shape) * np.dtype(_SAFETENSORS_DTYPES[dtype]).itemsize
+    if len(offsets) != 2 or offsets[1] - offsets[0] != num_bytes:
+        raise UserError(
+            f"{where}: found data_offsets {offsets!r:.60}, expected a start and an end that fit "
+            f"dtype {dtype} and shape {shape!r:.60}; is the file damaged?"
+        )
+
+
+def _are_counts(values: Any) -> bool:
+    if not isinstance(values, list) or len(values) > _MAX_AXES:
+        return False
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def _open_safetensors_file(path: pathlib.Path) -> Tensors:
@@ -152,8 +179,6 @@ def _open_safetensors_file(path: pathlib.Path) -> Tensors:
     for name, told in header.items():
         if name == "__metadata__":
             continue
-        if told["dtype"] not in _SAFETENSORS_DTYPES:
-            raise UserError(f"{path}: {name} has dtype {told['dtype']}, which is not known here")
         dtype = np.dtype(_SAFETENSORS_DTYPES[told["dtype"]])
         tensors[name] = _in_file(path, start + told["data_offsets"][0], told["shape"], dtype)
     return tensors
@@ -232,26 +257,28 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
 
     try:
         held = _load_torch(path)
+        if isinstance(held, Mapping):
+            held = next((held[key] for key in _INSIDE if isinstance(held.get(key), Mapping)), held)
+        if not isinstance(held, Mapping):
+            raise UserError(f"{path}: holds a {type(held).__name__}, expected tensors by name")
+        return {
+            str(name): _of_torch(tensor, path)
+            for name, tensor in held.items()
+            if isinstance(tensor, torch.Tensor)
+        }
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: refused, since it holds more than tensors and loading it would run its code: "
             f"{_more_than_tensors(path, error)}"
         ) from error
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # torch raises many types on damaged bytes
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise UserError(
-            f"{path}: found no file of torch.save that can be read ({reason:.200}); "
+            f"{path}: found no file of torch.save that can be read ({reason}); "
             "was its download cut short?"
         ) from error
-    if isinstance(held, Mapping):
-        held = next((held[key] for key in _INSIDE if isinstance(held.get(key), Mapping)), held)
-    if not isinstance(held, Mapping):
-        raise UserError(f"{path}: holds a {type(held).__name__}, expected tensors by name")
-    return {
-        str(name): _of_torch(tensor)
-        for name, tensor in held.items()
-        if isinstance(tensor, torch.Tensor)
-    }
 
 
 class _Unread:
@@ -281,6 +308,9 @@ def _load_torch(path: pathlib.Path) -> Any:
     """Loads a file; objects of known trainings (`_UNREAD`) are neither imported nor made."""
     import torch
 
+    with zipfile.ZipFile(path) as archive:  # torch.save compresses nothing: a bomb would be
+        if packed := [one.filename for one in archive.infolist() if one.compress_type]:
+            raise UserError(f"{path}: found {packed[0]!r} compressed, which torch.save never does")
     load = functools.partial(torch.load, path, map_location="cpu", weights_only=True, mmap=True)
     try:
         return load()
@@ -292,10 +322,13 @@ def _load_torch(path: pathlib.Path) -> Any:
             return load()
 
 
-def _of_torch(tensor: Any) -> LazyArray:
+def _of_torch(tensor: Any, path: pathlib.Path) -> LazyArray:
     import torch
 
     tensor = tensor.detach()
+    num_bytes = tensor.numel() * tensor.element_size()
+    if num_bytes > path.stat().st_size:  # one number, expanded
+        raise UserError(f"{path}: a tensor of {num_bytes:,} bytes is larger than the file")
     if tensor.dtype == torch.bfloat16:  # which numpy lacks
         return of_array(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return of_array(tensor.numpy())
@@ -312,20 +345,21 @@ def open_flax_msgpack(path: str | os.PathLike[str]) -> Tensors:
         raise UserError(f"{path}: no such file, expected one that flax.serialization wrote")
     try:
         held = flax.serialization.msgpack_restore(path.read_bytes())
+        if not isinstance(held, Mapping):
+            raise UserError(f"{path}: holds a {type(held).__name__}, expected arrays by name")
+        return {
+            name: of_array(np.asarray(array))
+            for name, array in traverse_util.flatten_dict(held, sep="/").items()
+            if isinstance(array, np.ndarray | np.generic | jax.Array)
+        }
+    except UserError:
+        raise
     except Exception as error:  # msgpack raises many types on other bytes
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise UserError(
             f"{path}: found no msgpack of Flax that can be read ({reason}); "
             "was its download cut short?"
         ) from error
-    if not isinstance(held, Mapping):
-        raise UserError(f"{path}: holds a {type(held).__name__}, expected arrays by name")
-    flat = traverse_util.flatten_dict(held, sep="/")
-    return {
-        name: of_array(np.asarray(array))
-        for name, array in flat.items()
-        if isinstance(array, np.ndarray | np.generic | jax.Array)
-    }
 
 
 def require(package: str, purpose: str, extra: str = "interop") -> None:

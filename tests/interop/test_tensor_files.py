@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import pickle
+import zipfile
 
 import flax.serialization
 import ml_dtypes
@@ -100,7 +101,7 @@ def test_an_index_names_files_beside_it_alone(tmp_path):
     with pytest.raises(UserError, match="expected files beside it"):
         open_safetensors(tmp_path)
     index.write_text("[]")
-    with pytest.raises(UserError, match="found no index"):
+    with pytest.raises(UserError, match="found .., expected a JSON object"):
         open_safetensors(tmp_path)
 
 
@@ -138,6 +139,75 @@ def test_a_folder_without_a_choice_is_told(tmp_path):
         open_safetensors(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         open_safetensors(tmp_path / "none.safetensors")
+
+
+def with_header(path, header, num_bytes):
+    """A .safetensors file with any header in front of zeros."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(num_bytes))
+    return path
+
+
+def entry(**changes):
+    return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
+
+
+@pytest.mark.parametrize(
+    "header, told",
+    [
+        ({"a": entry(shape=None)}, "a: found dtype 'F32', shape None and data_offsets"),
+        ({"a": entry(shape=[2.0])}, "a: found dtype"),
+        ({"a": entry(shape=[True, 2])}, "a: found dtype"),
+        ({"a": entry(shape=[-1, -2])}, "a: found dtype"),
+        ({"a": entry(shape="2")}, "a: found dtype"),
+        ({"a": entry(shape={"2": 2})}, "a: found dtype"),
+        ({"a": entry(dtype=["F32"])}, "a: found dtype"),
+        ({"a": entry(dtype="F31")}, "a: has dtype 'F31'"),
+        ({"a": entry(data_offsets=["0", "8"])}, "a: found dtype"),
+        ({"a": entry(data_offsets=[-8, 0])}, "a: found dtype"),
+        ({"a": entry(data_offsets=[8])}, "a: found data_offsets .8., expected a start"),
+        ({"a": entry(data_offsets=[8, 0])}, "a: found data_offsets"),
+        ({"a": entry(shape=[10**15])}, "a: found data_offsets .0, 8., expected a start and an end"),
+        ({"a": entry(shape=[2, 10**400])}, "a: found dtype"),
+        ({"a": entry(shape=[1] * 1000 + [2])}, "a: found dtype"),
+        ({"a": entry(shape=[10**15], data_offsets=[0, 4 * 10**15])}, "cut short"),
+        ({"a": entry(data_offsets=[8, 16])}, "cut short"),
+        ({"a": [1, 2]}, "a: found .1, 2., expected dtype, shape and data_offsets"),
+        ({"a": None}, "a: found None"),
+        ([1, 2], "found .1, 2., expected a JSON object"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"a": \xff}', "is not JSON"),
+    ],
+)
+def test_a_header_that_lies_is_one_line(tmp_path, header, told):
+    path = with_header(tmp_path / "model.safetensors", header, 8)
+    with pytest.raises(UserError, match=told) as caught:
+        open_safetensors(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 400
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"a": 3}, {"a": ["b"]}, "a"])
+def test_an_index_of_other_types_is_one_line(tmp_path, weight_map):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match="index.json: weight_map: found .*, expected file names"):
+        open_safetensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"a": {1: np.zeros(1)}},
+        {"a": {"__msgpack_chunked_array__": True}},
+        {"a": {"__msgpack_chunked_array__": True, "shape": {"0": 4}, "chunks": {}}},
+    ],
+)
+def test_msgpack_of_other_types_is_one_line(tmp_path, held):
+    file = tmp_path / "checkpoint"
+    file.write_bytes(flax.serialization.msgpack_serialize(held))
+    with pytest.raises(UserError, match="checkpoint: found no msgpack of Flax"):
+        open_flax_msgpack(file)
 
 
 def test_flax_msgpack_is_read_by_paths(tmp_path):
@@ -206,3 +276,41 @@ def test_torch_files_are_read_and_never_unpickled(tmp_path):
     torch.save([torch.zeros(2)], file)
     with pytest.raises(UserError, match="holds a list, expected tensors by name"):
         open_torch(file)
+
+
+@pytest.mark.interop
+def test_torch_files_that_claim_more_than_they_hold_are_refused(tmp_path):
+    import torch
+
+    file = tmp_path / "model.ckpt"
+    torch.save({"a": torch.zeros(1).expand(10**12)}, file)
+    with pytest.raises(UserError, match="a tensor of 4,000,000,000,000 bytes is larger than the f"):
+        open_torch(file)
+    torch.save({"a": torch.zeros(3, device="meta")}, file)
+    with pytest.raises(UserError, match=r"model\.ckpt: found no file of torch.save"):
+        open_torch(file)
+    torch.save({"a": torch.zeros(10**6)}, file)
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w") as bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="compressed, which torch.save never does"):
+        open_torch(tmp_path / "bomb.ckpt")
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("seed", range(3))
+def test_torch_files_with_changed_bytes_are_one_line_or_read(tmp_path, seed):
+    import torch
+
+    file, rng = tmp_path / "model.ckpt", np.random.default_rng(seed)
+    torch.save({"state_dict": {"a": torch.zeros(3), "b": torch.ones(2, 2)}, "epoch": 3}, file)
+    whole = np.frombuffer(file.read_bytes(), np.uint8)
+    for _ in range(100):
+        changed = whole.copy()
+        changed[rng.integers(len(whole), size=4)] = rng.integers(256, size=4)
+        file.write_bytes(changed.tobytes())
+        try:
+            for tensor in open_torch(file).values():
+                np.asarray(tensor)
+        except UserError as error:
+            assert "\n" not in str(error)

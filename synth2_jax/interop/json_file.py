@@ -1,0 +1,56 @@
+"""JSON that came with third-party checkpoints: an object whose values have the types expected."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from synth2_jax.errors import UserError
+
+Types = type | tuple[type, ...]
+_MAX_INT = 2**31 - 1  # no size in a config is larger
+_MAX_LAYERS = 1000
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object in a file; UserError where there is something else."""
+    return parse_object(path.read_bytes(), path)
+
+
+def parse_object(text: bytes, path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object in a part of a file, `text`; UserError as `read_object`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: is not JSON ({error!s:.200}); was its download cut short?"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: found {value!r:.40}, expected a JSON object")
+    return value
+
+
+def check_types(held: Mapping[str, Any], types: Mapping[str, Types], where: object) -> None:
+    """Raises UserError unless the values of the keys that are there have these types.
+
+    A bool is no int here, and an int is at most 2**31 - 1, be it alone or in a list.
+    """
+    for key, expected in types.items():
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        if key in held and not _fits(held[key], kinds):
+            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise UserError(f"{where}: {key}: found {held[key]!r:.60}, expected {names}")
+
+
+def check_layers(count: int, name: str) -> None:
+    """Raises UserError for more layers than any model has: each costs time and memory to set up."""
+    if count > _MAX_LAYERS:
+        raise UserError(f"{name}: found {count}, expected at most {_MAX_LAYERS}")
+
+
+def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        return False
+    return isinstance(value, kinds)
