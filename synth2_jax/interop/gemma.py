@@ -266,6 +266,8 @@ def _positions(held: Mapping[str, Any], path: pathlib.Path) -> dict[str, float]:
             raise UserError(
                 f"{path}: rope_type: found {kind['rope_type']!r}, expected {' or '.join(known)}"
             )
+        if not kind.get("factor", 1.0) >= 1:
+            raise UserError(f"{path}: factor: found {kind['factor']}, expected 1 or more")
         parts.append(kind)
     local, all_tokens = parts
     return {

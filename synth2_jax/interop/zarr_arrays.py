@@ -38,7 +38,8 @@ def open_zarr_arrays(path: str | os.PathLike[str], wanted: str = "") -> Tensors:
         keys = tensorstore.KvStore.open(kvstore).result().list().result()
     except (ValueError, OSError) as error:
         raise UserError(f"{folder}: cannot be read: {_reason(error)}") from error
-    files = [pathlib.PurePosixPath(key.decode()) for key in keys]
+    names = [key.decode(errors="backslashreplace") for key in keys]
+    files = [pathlib.PurePosixPath(name) for name in names]
     files = [file for file in files if len(file.parts) > 1 and re.match(wanted, str(file))]
     drivers = {str(file.parent): _DRIVERS[file.name] for file in files if file.name in _DRIVERS}
     if wanted:

@@ -7,6 +7,7 @@ and the same of its `scalable_t5` (umT5's network), scanned and looped.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import shutil
 
@@ -354,6 +355,15 @@ def test_a_shape_that_cannot_be_read_is_named(tmp_path):
     folder = write_own(tmp_path / "checkpoint_7", t5x_target())
     (folder / "target.encoder.encoder_norm.scale" / ".zarray").write_text('{"chunks": [8')
     with pytest.raises(UserError, match=r"1 arrays \(target\.encoder\.encoder_norm\.scale: "):
+        load_text_encoder(folder, CONFIG)
+
+
+def test_a_name_that_is_not_utf_8_is_named(tmp_path):
+    folder = write_own(tmp_path / "checkpoint_7", t5x_target())
+    (folder / "target.encoder.layers_0.mlp.wo.kernel").rename(
+        os.fsdecode(os.fsencode(folder) + b"/target.encoder.\xff")
+    )
+    with pytest.raises(UserError, match=r"checkpoint_7: is not whole: 1 arrays .*encoder.\\xff"):
         load_text_encoder(folder, CONFIG)
 
 
