@@ -34,6 +34,7 @@ from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
+from synth2_jax.models.vq_tokenizer import VQTokenizer  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
@@ -108,11 +109,12 @@ def make_step(way: Way, objective: Objective, tx: Optimizer, generator: Generato
     if way.sampler is None:
         return lambda state, params, batch: train_step(state, batch)
     generate = make_generate(generator, way.sampler, way.guidance)
+    tokenizer = VQTokenizer(objective.task.tokenizer)
 
     def step(state, params, batch):
         image_tokens_BN = generate(
             params,
-            state.params["tokenizer"]["quantizer"]["codebook"],
+            tokenizer.apply({"params": state.params["tokenizer"]}, method="codes"),
             batch["caption_tokens"],
             batch["caption_mask"],
             row_keys(step_rngs(state.rng, state.step)["noise"], len(batch["caption_tokens"])),

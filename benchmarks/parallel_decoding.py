@@ -22,6 +22,7 @@ from benchmarks import device_limits  # noqa: E402
 from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
+from synth2_jax.models.vq_tokenizer import VQTokenizer  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
@@ -34,6 +35,7 @@ def measure(config, batch_size: int, numbers_of_steps: list[int], scale: float) 
     """One row for each number of steps."""
     objective = make_objective("generator", config.model.to_dict())
     params = jax.jit(lambda key: nn.unbox(objective.init(key)["params"]))(jax.random.key(0))
+    tokenizer = VQTokenizer(objective.task.tokenizer)
     batch = next(FakeBatches(objective.batch_spec(batch_size)))
     keys_B = row_keys(jax.random.key(1), batch_size)
     guidance = GuidanceConfig(scale=scale)
@@ -44,7 +46,7 @@ def measure(config, batch_size: int, numbers_of_steps: list[int], scale: float) 
         generate = jax.jit(make_generate(Generator(objective.task.generator), sampler, guidance))
         arguments = (
             params["generator"],
-            params["tokenizer"]["quantizer"]["codebook"],
+            tokenizer.apply({"params": params["tokenizer"]}, method="codes"),
             batch["text_tokens"],
             batch["text_mask"],
             keys_B,

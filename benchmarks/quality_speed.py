@@ -41,6 +41,7 @@ from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.files import write_text  # noqa: E402
 from synth2_jax.models.mask_schedule import masked_counts  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
+from synth2_jax.models.vq_tokenizer import VQTokenizer  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
@@ -148,12 +149,13 @@ class Judge:
     def _sampler(self, setting: Setting):
         """(text_BT, seed, number of the first caption) -> ids_BN; a row knows its own number."""
         generate = make_generate(Generator(self.task.generator), setting.sampler, setting.guidance)
+        tokenizer = VQTokenizer(self.task.tokenizer)
 
         @jax.jit
         def sample(params, text_BT, seed, first):
             numbers_B = first + jnp.arange(len(text_BT))
             keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers_B)
-            codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+            codebook_KC = tokenizer.apply({"params": params["tokenizer"]}, method="codes")
             return generate(params["generator"], codebook_KC, text_BT, text_BT != 0, keys_B)
 
         return lambda text_BT, seed, first: sample(self._params, text_BT, seed, first)

@@ -225,16 +225,17 @@ class ImageGenerator:
         self._vocabulary, _ = _text_of(trained)
         generate = make_generate(Generator(task.generator), sampler, guidance)
         decode = make_decode(task.tokenizer)
+        tokenizer = VQTokenizer(task.tokenizer)
 
         def image_tokens(params, text_BT, seeds_B, numbers_B):
             key = lambda seed, number: jax.random.fold_in(jax.random.key(seed), number)  # noqa: E731
             keys_B = jax.vmap(key)(seeds_B, numbers_B)
-            codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+            codebook_KC = tokenizer.apply({"params": params["tokenizer"]}, method="codes")
             return generate(params["generator"], codebook_KC, text_BT, text_BT != 0, keys_B)
 
         def embed(params, ids_BN):
             variables = {"params": params["tokenizer"]}
-            return VQTokenizer(task.tokenizer).apply(variables, ids_BN, method="embed")
+            return tokenizer.apply(variables, ids_BN, method="embed")
 
         def pixels(params, ids_BN):
             return decode(params["tokenizer"], ids_BN)

@@ -83,7 +83,7 @@ def test_one_program_does_what_sampling_and_then_training_do(benchmark, vlm, gen
 
     image_tokens_BN = jax.jit(make_generate(model, way.sampler, way.guidance))(
         params,
-        state.params["tokenizer"]["quantizer"]["codebook"],
+        state.params["tokenizer"]["quantizer"]["codebook"],  # its codes are not normalized
         text["text_tokens"],
         text["text_mask"],
         row_keys(step_rngs(state.rng, state.step)["noise"], ROWS),

@@ -43,8 +43,8 @@ class MaskGITConfig:
       codebook_size: V; image token ids are 0 .. V - 1, and V itself is the mask id.
       num_tokens: N.
       token_embedding: "learned", a table of the generator's own; or "codebook": inputs and logits
-        are learned functions of the tokenizer's codebook vectors, so that a code that is rare in
-        the pairs inherits what was learned for similar codes.
+        are learned functions of the tokenizer's codes (`VQTokenizer.codes`, what a VLM embeds), so
+        that a code that is rare in the pairs inherits what was learned for similar codes.
       codebook_noise: with "codebook", standard deviation of the noise on the output's codebook
         vectors in training (their own is 1 over all): the head must then treat similar codes alike.
       tied_head: with "learned", the table gives the logits too; "codebook" has no table to tie and
@@ -267,8 +267,8 @@ class MaskGIT(nn.Module):
         Args:
           ids_BN: i32, `config.mask_id` where masked.
           text_keys_values: of as many rows.
-          codebook_KC: the tokenizer's codebook; needed with token_embedding="codebook", else
-            unused.
+          codebook_KC: the tokenizer's codes, from `VQTokenizer.codes`; needed with
+            token_embedding="codebook", else unused.
           deterministic: whether dropout is off.
         """
         cfg = self.config

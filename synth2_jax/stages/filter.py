@@ -31,6 +31,7 @@ from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import read_json, write_bytes, write_json, write_text
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vlm import VLM
+from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
 from synth2_jax.scoring.alignment import (
     LikelihoodRatioConfig,
@@ -236,9 +237,10 @@ class _LikelihoodRatio(_Scorer):
         settings = dataclasses.asdict(cfg.likelihood_ratio)
         super().__init__(trained, "generator", cfg, settings, ("batch_size", cfg.batch_size))
         score = make_likelihood_ratio(Generator(self._task.generator), cfg.likelihood_ratio)
+        tokenizer = VQTokenizer(self._task.tokenizer)
 
         def on_params(params, *arrays):
-            codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+            codebook_KC = tokenizer.apply({"params": params["tokenizer"]}, method="codes")
             return score(params["generator"], codebook_KC, *arrays)
 
         self._score = self._jit(on_params)

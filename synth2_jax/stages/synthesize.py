@@ -25,6 +25,7 @@ from synth2_jax.data.records import Manifest, Pair, Provenance, Skipped
 from synth2_jax.errors import UserError
 from synth2_jax.files import JsonLinesFile, read_json
 from synth2_jax.models.maskgit import Generator
+from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.image_tokens import make_generate
@@ -170,11 +171,12 @@ def make_generate_numbered(task: GeneratorTask, config: SynthesizeConfig) -> Cal
     A row depends on its caption and its number alone; `params` are those of a generator's run.
     """
     generate = make_generate(Generator(task.generator), config.sampler, config.guidance)
+    tokenizer = VQTokenizer(task.tokenizer)
 
     def generate_numbered(params: Params, text_tokens_BT: jax.Array, numbers_B: jax.Array):
         key = jax.random.key(config.seed)
         keys_B = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers_B)
-        codebook_KC = params["tokenizer"]["quantizer"]["codebook"]
+        codebook_KC = tokenizer.apply({"params": params["tokenizer"]}, method="codes")
         return generate(
             params["generator"], codebook_KC, text_tokens_BT, text_tokens_BT != 0, keys_B
         )

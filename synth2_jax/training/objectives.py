@@ -282,7 +282,7 @@ class GeneratorObjective(_Unchanged):
         tokenizer = _init_tokenizer(self._tokenizer, keys[0])
         ids = jnp.zeros((1, self.task.tokenizer.num_tokens), jnp.int32)
         text = jnp.zeros((1, self.task.text_length), jnp.int32)
-        codebook_KC = nn.unbox(tokenizer)["quantizer"]["codebook"]
+        codebook_KC = self._tokenizer.apply({"params": nn.unbox(tokenizer)}, method="codes")
         features = self.batch_spec(1).get("text_features")
         variables = self._model.init(
             keys[1],
@@ -308,7 +308,7 @@ class GeneratorObjective(_Unchanged):
             batch["text_tokens"],
             batch["text_mask"],
             drop_B,
-            params["tokenizer"]["quantizer"]["codebook"],
+            self._tokenizer.apply({"params": params["tokenizer"]}, method="codes"),
             batch["text_features"] if task.stored_text_features else None,
             deterministic=not train,
             rngs={"dropout": rngs["dropout"]},

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ def test_every_variable_has_logical_names_of_its_rank(name):
     assert variables["params"]["quantizer"]["codebook"].names == ("codebook", "embed")
 
 
-@pytest.mark.parametrize("name", ["tiny", "normalized", "taming"])
+@pytest.mark.parametrize("name", ["tiny", "normalized", "taming", "bfloat16"])
 def test_ids_embeddings_and_images_agree(name):
     model, params, image = _build(CONFIGS[name][0])
     reconstruction, out = _apply(model, params, image)
@@ -192,6 +193,53 @@ def test_an_image_does_not_depend_on_its_batch(tiny):
     whole, _ = _apply(model, params, image)
     alone, _ = _apply(model, params, image[1:2])
     np.testing.assert_allclose(whole[1:2], alone, atol=1e-5)
+
+
+def test_ids_do_not_depend_on_the_batch():
+    """Of bfloat16 encoders they did: compilers add up a batch of one in another order."""
+    model, params, image = _build(
+        dataclasses.replace(CONFIGS["bfloat16"][0], codebook_size=256), batch=128
+    )
+    encoded_BNC = _apply(model, params, image)[1]["encoded_BNC"]
+    params["quantizer"]["codebook"] = 1.01 * encoded_BNC.reshape(-1, 6)[::2]
+    encode = jax.jit(lambda image: model.apply({"params": params}, image, method="encode"))
+    whole_BN = encode(image)
+    assert len(np.unique(whole_BN)) > 100
+    np.testing.assert_array_equal([encode(one[None])[0] for one in image], whole_BN)
+
+
+def test_only_the_models_read_the_codebook_as_it_is_stored():
+    """All others take `codes`, which are normalized where the config says so."""
+    root = pathlib.Path(__file__).parents[2]
+    files = [path for room in ("synth2_jax", "benchmarks") for path in (root / room).rglob("*.py")]
+    readers = {path.name for path in files if '["quantizer"]["codebook"]' in path.read_text()}
+    # start_up.py compiles for the shape alone.
+    assert readers == {"vq_tokenizer.py", "start_up.py"}
+
+
+@pytest.mark.parametrize("name", ["taming", "conv", "bfloat16"])
+def test_all_products_that_decide_ids_are_float32_at_the_highest_precision(name):
+    """A TPU's default of one pass in bfloat16 changes up to 1 % of the ids."""
+    model, params, image = _build(CONFIGS[name][0])
+    jaxpr = jax.make_jaxpr(lambda image: model.apply({"params": params}, image, method="encode"))
+    products = list(_products(jaxpr(image).jaxpr))
+    assert {eqn.primitive.name for eqn in products} == {"conv_general_dilated", "dot_general"}
+    kernels = [p for path, p in parameter_shapes(model.config).items() if path.endswith("kernel")]
+    assert len(products) > len(kernels) / 3
+    for eqn in products:
+        assert eqn.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, eqn
+        assert {var.aval.dtype for var in eqn.invars} == {jnp.dtype("float32")}, eqn
+
+
+def _products(jaxpr):
+    """Equations of convolutions and of matrix products, those of inner functions too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("conv_general_dilated", "dot_general"):
+            yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _products(inner)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

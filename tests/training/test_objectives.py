@@ -498,6 +498,23 @@ def test_pixel_space_is_embedding_space_where_decoding_and_encoding_undo_each_ot
     )
 
 
+# --- both ---
+
+
+@pytest.mark.parametrize("name", ["generator", "vlm"])
+def test_of_normalized_codes_only_the_directions_count(name):
+    """The generator must see what the tokenizer compares and the VLM embeds."""
+    section = {**SECTIONS[name], "tokenizer": {**TOKENIZER, "l2_normalize_codes": True}}
+    case = Case(name, section)
+    tokenizer = case.params["tokenizer"]
+    stretched_KC = tokenizer["quantizer"]["codebook"] * np.linspace(0.5, 2, K)[:, None]
+    quantizer = {"codebook": stretched_KC.astype(np.float32)}
+    params = {**case.opened(), "tokenizer": {**tokenizer, "quantizer": quantizer}}
+    assert case.loss(params) == pytest.approx(case.loss(case.opened()), rel=1e-6)
+    plain = Case(name)
+    assert plain.loss(params) != pytest.approx(plain.loss(case.opened()), rel=1e-6)
+
+
 # --- mistakes ---
 
 
