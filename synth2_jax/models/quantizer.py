@@ -5,7 +5,7 @@ X candidate vectors, M any number of vectors.
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from synth2_jax.sharding import constrain
-
-STATS = "codebook_stats"
 
 
 def squared_distances(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
@@ -50,27 +48,18 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 class Quantizer(nn.Module):
     """Nearest-code quantizer (VQ-VAE, van den Oord et al. 2017).
 
-    The collection "codebook_stats" holds `usage` f32[K], a moving average of how often each code is
-    chosen in a batch, and `reservoir` f32[R,C], recent vectors from before quantization:
-    `revive_dead_codes` takes its candidates there. Both change only when the collection is mutable
-    and `deterministic` is false, so inference needs the parameters alone.
-
     Attributes:
       codebook_size: K.
       embedding_dim: C.
       l2_normalize_codes: compare directions only; codes and inputs are put on the unit sphere.
       code_choice: "distance" for the nearest code (VQ-VAE), "dot_product" for the code with the
         largest dot product (IBQ, Shi et al. 2024).
-      usage_decay: decay of the moving average, per batch.
-      reservoir_size: R.
     """
 
     codebook_size: int
     embedding_dim: int
     l2_normalize_codes: bool = False
     code_choice: Literal["distance", "dot_product"] = "distance"
-    usage_decay: float = 0.99
-    reservoir_size: int = 1024
 
     def setup(self):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -90,18 +79,16 @@ class Quantizer(nn.Module):
         x_BNC = jnp.take(self.codes(), ids_BN, axis=0, mode="fill")
         return constrain(x_BNC, "batch", "image_tokens", None)
 
-    @nn.compact
     def __call__(
-        self, encoded_BNC: jax.Array, *, deterministic: bool, quantize: jax.Array | bool = True
+        self, encoded_BNC: jax.Array, *, quantize: jax.Array | bool = True
     ) -> dict[str, jax.Array]:
         """Quantizes.
 
         Args:
           encoded_BNC: vectors to quantize.
-          deterministic: false in training, where the statistics take in the batch.
           quantize: bool[], false in the first steps of training, in which vectors pass as they are
-            and the statistics stay empty (Lancucki et al. 2020: codes drawn from an encoder that
-            has learned something need far fewer steps than codes that learn along with it).
+            (Lancucki et al. 2020: codes drawn from an encoder that has learned something need far
+            fewer steps than codes that learn along with it).
 
         Returns: a dict of
           ids_BN: i32, the chosen code; the lowest id among equally near ones.
@@ -124,7 +111,6 @@ class Quantizer(nn.Module):
         quantized_BNC = jax.lax.stop_gradient(codes_BNC) + offset_BNC
         quantized_BNC = jnp.where(quantize, quantized_BNC, encoded_BNC)
         codes_BNC = jnp.where(quantize, codes_BNC, jax.lax.stop_gradient(encoded_BNC))
-        self._update_stats(ids_BN, jax.lax.stop_gradient(flat_MC), deterministic, quantize)
         return {
             "ids_BN": ids_BN,
             "encoded_BNC": encoded_BNC,
@@ -133,37 +119,68 @@ class Quantizer(nn.Module):
             "distances_BNK": distances_MK.reshape(*ids_BN.shape, self.codebook_size),
         }
 
-    def _update_stats(
-        self,
-        ids_BN: jax.Array,
-        flat_MC: jax.Array,
-        deterministic: bool,
-        quantize: jax.Array | bool,
-    ) -> None:
-        if not self.is_mutable_collection(STATS):
-            return
 
-        def zeros(name: str, names: tuple[str | None, ...], shape: tuple[int, ...]) -> Any:
-            # Boxed by `init` only: a training step whose state lacks the collection starts it
-            # plain, as the rest of its state is.
-            boxed = nn.with_logical_partitioning(jnp.zeros, names)
-            init = boxed if self.is_initializing() else jnp.zeros
-            return self.variable(STATS, name, init, shape, jnp.float32)
+def initial_statistics(
+    codebook_size: int, embedding_dim: int, reservoir_size: int
+) -> dict[str, nn.LogicallyPartitioned]:
+    """Returns the statistics of a codebook that has seen nothing, with their logical axis names.
 
-        usage = zeros("usage", ("codebook",), (self.codebook_size,))
-        reservoir = zeros("reservoir", (None, "embed"), (self.reservoir_size, self.embedding_dim))
-        if deterministic or self.is_initializing():
-            return
-        counts_K = count_codes(ids_BN, self.codebook_size)
-        # The first batch sets the averages instead of entering them with weight 1 - decay, so codes
-        # that it does not use are dead at once: this is what starts the codebook from the data.
-        first = jnp.sum(usage.value) == 0
-        mixed_K = self.usage_decay * usage.value + (1.0 - self.usage_decay) * counts_K
-        usage.value = jnp.where(quantize, jnp.where(first, counts_K, mixed_K), usage.value)
-        rows_RC = _spread_rows(flat_MC, self.reservoir_size)
-        num_new = min(flat_MC.shape[0], self.reservoir_size)
-        kept_RC = jnp.concatenate([rows_RC[:num_new], reservoir.value])[: self.reservoir_size]
-        reservoir.value = jnp.where(first, rows_RC, kept_RC)
+    They are `usage` f32[K], a moving average of how often each code is chosen in a batch, and
+    `reservoir` f32[R,C], recent vectors from before quantization, where `revive_dead_codes` takes
+    its candidates.
+    """
+    reservoir_RC = jnp.zeros((reservoir_size, embedding_dim))
+    return {
+        "usage": nn.LogicallyPartitioned(jnp.zeros(codebook_size), ("codebook",)),
+        "reservoir": nn.LogicallyPartitioned(reservoir_RC, (None, "embed")),
+    }
+
+
+def seen_codes(
+    quantized: dict[str, jax.Array], quantize: jax.Array | bool, reservoir_size: int
+) -> dict[str, jax.Array]:
+    """Returns what `update_statistics` needs of a microbatch.
+
+    Args:
+      quantized: what `Quantizer` returned.
+      quantize: bool[], as `Quantizer` got it; without, no code is counted.
+      reservoir_size: R, the most vectors to keep.
+    """
+    *_, codebook_size = quantized["distances_BNK"].shape
+    counts_K = count_codes(quantized["ids_BN"], codebook_size)
+    encoded_BNC = jax.lax.stop_gradient(quantized["encoded_BNC"])
+    flat_MC = encoded_BNC.reshape(-1, encoded_BNC.shape[-1])
+    return {
+        "counts_K": jnp.where(quantize, counts_K, 0.0),
+        "vectors_XC": _spread_rows(flat_MC, min(flat_MC.shape[0], reservoir_size)),
+    }
+
+
+def update_statistics(
+    stats: dict[str, jax.Array], seen: dict[str, jax.Array], usage_decay: float
+) -> dict[str, jax.Array]:
+    """Returns the statistics after one batch, however many microbatches it went in.
+
+    Args:
+      stats: `usage` and `reservoir`.
+      seen: of each microbatch, stacked: counts_PK and vectors_PXC.
+      usage_decay: decay of the moving average, per batch.
+    """
+    counts_K = jnp.sum(seen["counts_K"], axis=0)
+    vectors_MC = seen["vectors_XC"].reshape(-1, stats["reservoir"].shape[1])
+    # The first batch sets the averages instead of entering them with weight 1 - decay, so codes
+    # that it does not use are dead at once: this is what starts the codebook from the data.
+    first = jnp.sum(stats["usage"]) == 0
+    mixed_K = usage_decay * stats["usage"] + (1.0 - usage_decay) * counts_K
+    usage_K = jnp.where(first, counts_K, mixed_K)
+    reservoir_size = stats["reservoir"].shape[0]
+    rows_RC = _spread_rows(vectors_MC, reservoir_size)
+    num_new = min(vectors_MC.shape[0], reservoir_size)
+    kept_RC = jnp.concatenate([rows_RC[:num_new], stats["reservoir"]])[:reservoir_size]
+    return {
+        "usage": jnp.where(jnp.any(counts_K > 0), usage_K, stats["usage"]),
+        "reservoir": jnp.where(first, rows_RC, kept_RC),
+    }
 
 
 def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
@@ -188,6 +205,8 @@ def revive_dead_codes(
     encoded_XC: jax.Array,
     key: jax.Array,
     threshold: jax.Array | float,
+    *,
+    l2_normalize_codes: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Replaces every code whose usage is below `threshold` by a random candidate; pure.
 
@@ -202,13 +221,15 @@ def revive_dead_codes(
       encoded_XC: f32 candidates, outputs of the encoder.
       key: PRNG key.
       threshold: in the unit of `usage_K`; a code exactly at it lives.
+      l2_normalize_codes: candidates are unit vectors; only the directions of codes count.
 
     Returns:
       the codebook, the usage, and i32[] how many codes were replaced; unchanged when none is dead.
     """
     num_candidates = encoded_XC.shape[0]
     dead_K = usage_K < threshold
-    distances_XK = squared_distances(encoded_XC, codebook_KC)
+    codes_KC = l2_normalize(codebook_KC) if l2_normalize_codes else codebook_KC
+    distances_XK = squared_distances(encoded_XC, codes_KC)
     nearest_X = jnp.min(jnp.where(dead_K, jnp.inf, distances_XK), axis=-1)
     log_weights_X = jnp.log(jnp.clip(nearest_X, 1e-12, 1e12))
     # Gumbel top-k: sampling without replacement, in proportion to the weights.

@@ -25,7 +25,10 @@ from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import MultiHeadAttention
-from synth2_jax.models.quantizer import CODE_CHOICES, STATS, Quantizer, revive_dead_codes
+from synth2_jax.models import quantizer
+from synth2_jax.models.quantizer import CODE_CHOICES, Quantizer
+
+STATS = "codebook_stats"
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": nn.swish,
@@ -71,7 +74,8 @@ class VQTokenizerConfig:
       l2_normalize_codes: compare directions only, on the unit sphere.
       code_choice: "distance" chooses the nearest code, "dot_product" the code with the largest dot
         product (IBQ).
-      usage_decay: decay per batch of the moving average of how often codes are used.
+      usage_decay: decay per batch of the moving average of how often codes are used; a batch in
+        microbatches is one batch.
       reservoir_size: recent encoder outputs kept as candidates for revival.
       revive_share: a code used less than this share of uniform use is dead; 0 revives none.
       dtype: of the decoder's activations, and in training of the encoder's. Parameters, distances
@@ -366,8 +370,6 @@ class VQTokenizer(nn.Module):
             embedding_dim=cfg.embedding_dim,
             l2_normalize_codes=cfg.l2_normalize_codes,
             code_choice=cfg.code_choice,
-            usage_decay=cfg.usage_decay,
-            reservoir_size=cfg.reservoir_size,
         )
         self.decoder = Decoder(cfg)
 
@@ -378,8 +380,7 @@ class VQTokenizer(nn.Module):
 
         Args:
           image_BHWD: f32[B,H,W,3] in [-1, 1].
-          deterministic: false in training, where the collection "codebook_stats", if mutable,
-            takes in the batch.
+          deterministic: false in training, where the encoder's activations have the config's dtype.
           quantize: see `Quantizer`.
 
         Returns:
@@ -387,7 +388,7 @@ class VQTokenizer(nn.Module):
           `codes_BNC`, `quantized_BNC`, `distances_BNK`.
         """
         encoded_BNC = self._encode(image_BHWD, exact=deterministic)
-        intermediates = self.quantizer(encoded_BNC, deterministic=deterministic, quantize=quantize)
+        intermediates = self.quantizer(encoded_BNC, quantize=quantize)
         return self._decode(intermediates["quantized_BNC"]), intermediates
 
     def encode(self, image_BHWD: jax.Array) -> jax.Array:
@@ -398,7 +399,7 @@ class VQTokenizer(nn.Module):
         2.5 % differ between batches of 1 and 256), nor on the accelerator.
         """
         encoded_BNC = self._encode(image_BHWD, exact=True)
-        return self.quantizer(encoded_BNC, deterministic=True)["ids_BN"]
+        return self.quantizer(encoded_BNC)["ids_BN"]
 
     def codes(self) -> jax.Array:
         """f32[K,C], the codes as `embed` looks them up: unit vectors with `l2_normalize_codes`."""
@@ -441,31 +442,41 @@ def parameter_shapes(config: VQTokenizerConfig) -> dict[str, jax.ShapeDtypeStruc
     return traverse_util.flatten_dict(variables["params"], sep="/")
 
 
-def revive_tokenizer_codes(
-    params: dict, model_state: dict, key: jax.Array, config: VQTokenizerConfig
+def initial_model_state(config: VQTokenizerConfig) -> dict:
+    """{"codebook_stats": ...} of a tokenizer that has seen nothing, boxed."""
+    stats = quantizer.initial_statistics(
+        config.codebook_size, config.embedding_dim, config.reservoir_size
+    )
+    return {STATS: {"quantizer": stats}}
+
+
+def update_codebook(
+    params: dict, model_state: dict, seen: dict, key: jax.Array, config: VQTokenizerConfig
 ) -> tuple[dict, dict, jax.Array]:
-    """Revives the dead codes of a tokenizer; to be called after the optimizer's update.
+    """Counts a batch and revives the dead codes; to be called after the optimizer's update.
 
     Args:
       params: the tokenizer's parameters (unboxed); not changed in place.
-      model_state: {"codebook_stats": ...} as the step's forward pass left it; not changed in place.
+      model_state: {"codebook_stats": ...}; not changed in place.
+      seen: of each of the batch's microbatches, stacked; see `quantizer.seen_codes`.
       key: PRNG key, a fresh one each step.
       config: the tokenizer's; a code is dead below `revive_share` of the mean usage.
 
     Returns:
       params, model_state, and i32[] how many codes were revived.
     """
-    stats = model_state[STATS]["quantizer"]
-    codebook_KC, usage_K, num_revived = revive_dead_codes(
+    stats = quantizer.update_statistics(model_state[STATS]["quantizer"], seen, config.usage_decay)
+    codebook_KC, usage_K, num_revived = quantizer.revive_dead_codes(
         params["quantizer"]["codebook"],
         stats["usage"],
         stats["reservoir"],
         key,
         config.revive_share * jnp.mean(stats["usage"]),
+        l2_normalize_codes=config.l2_normalize_codes,
     )
     params = {**params, "quantizer": {**params["quantizer"], "codebook": codebook_KC}}
-    stats = {**model_state[STATS], "quantizer": {**stats, "usage": usage_K}}
-    return params, {**model_state, STATS: stats}, num_revived
+    stats = {**stats, "usage": usage_K}
+    return params, {**model_state, STATS: {"quantizer": stats}}, num_revived
 
 
 _NORMALIZED = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1

@@ -287,9 +287,7 @@ def _validation(
     def losses(state: TrainState, batch, number):
         rngs = step_rngs(state.rng, number)  # each batch has its own masks, the same each time
         with sharding.constraints(mesh, rules):
-            return objective.loss(
-                state.params, state.model_state, batch, rngs, state.step, train=False
-            )[0]
+            return objective.loss(state.params, batch, rngs, state.step, train=False)[0]
 
     scorer = None
     if captions:

@@ -57,7 +57,6 @@ class ToyObjective:
     def loss(
         self,
         params: Params,
-        model_state: dict[str, Any],
         batch: Mapping[str, jax.Array],
         rngs: Mapping[str, jax.Array],
         step: jax.Array,
@@ -71,15 +70,15 @@ class ToyObjective:
             noise_BI = jax.random.uniform(rngs["noise"], x_BI.shape, minval=-width, maxval=width)
             x_BI = x_BI + noise_BI
         error_BO = self._model.apply({"params": params}, x_BI) - y_BO
-        target_sum = model_state["usage"]["target_sum"] + jnp.sum(y_BO, axis=0)
         metrics = {"loss": (jnp.sum(error_BO**2), jnp.float32(y_BO.size))}
-        return metrics, {"usage": {"target_sum": target_sum}}
+        return metrics, {"target_sum": jnp.sum(y_BO, axis=0)}
 
     def after_update(
-        self, params: Params, model_state: dict[str, Any], rng: jax.Array
+        self, params: Params, model_state: dict[str, Any], seen: dict[str, Any], rng: jax.Array
     ) -> tuple[Params, dict[str, Any]]:
         del rng
-        return params, model_state
+        target_sum = model_state["usage"]["target_sum"] + jnp.sum(seen["target_sum"], axis=0)
+        return params, {"usage": {"target_sum": target_sum}}
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {

@@ -29,14 +29,15 @@ from synth2_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig, shift_right
 from synth2_jax.models.mask_schedule import mask_ratio
 from synth2_jax.models.maskgit import Generator, GeneratorConfig
-from synth2_jax.models.quantizer import STATS
+from synth2_jax.models.quantizer import seen_codes
 from synth2_jax.models.vgg import VGG, VGGConfig
 from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.models.vq_tokenizer import (
     VQTokenizer,
     VQTokenizerConfig,
+    initial_model_state,
     normalized,
-    revive_tokenizer_codes,
+    update_codebook,
 )
 from synth2_jax.training.train_state import Objective, Params
 
@@ -158,18 +159,16 @@ class TokenizerObjective:
         keys = jax.random.split(key, 3)
         size = self.task.tokenizer.image_size
         image = jnp.zeros((1, size, size, 3))
-        variables = dict(self._model.init(keys[0], image, deterministic=False))
-        params = {"tokenizer": variables.pop("params")}
+        params = {"tokenizer": self._model.init(keys[0], image, deterministic=False)["params"]}
         if self._discriminator:
             params["discriminator"] = self._discriminator.init(keys[1], image)["params"]
         if self._perceptual:
             params["perceptual"] = self._perceptual.init(keys[2], image)["params"]
-        return {"params": params, **variables}
+        return {"params": params, **initial_model_state(self.task.tokenizer)}
 
     def loss(
         self,
         params: Params,
-        model_state: dict[str, Any],
         batch: Mapping[str, jax.Array],
         rngs: Mapping[str, jax.Array],
         step: jax.Array,
@@ -177,14 +176,12 @@ class TokenizerObjective:
         train: bool,
     ) -> LossResult:
         del rngs
-        variables = {"params": params["tokenizer"], **model_state}
-        mutable = [STATS] if train else []
-        (reconstruction, intermediates), changed = self._model.apply(
-            variables,
+        quantize = (step >= self.task.quantize_start) | (not train)
+        reconstruction, intermediates = self._model.apply(
+            {"params": params["tokenizer"]},
             batch["image"],
             deterministic=not train,
-            quantize=(step >= self.task.quantize_start) | (not train),
-            mutable=mutable,
+            quantize=quantize,
         )
         features = None
         if self._perceptual:
@@ -199,13 +196,13 @@ class TokenizerObjective:
             discriminator_params=params.get("discriminator"),
             features=features,
         )
-        return metrics, {**model_state, **changed}
+        return metrics, seen_codes(intermediates, quantize, self.task.tokenizer.reservoir_size)
 
     def after_update(
-        self, params: Params, model_state: dict[str, Any], rng: jax.Array
+        self, params: Params, model_state: dict[str, Any], seen: dict[str, Any], rng: jax.Array
     ) -> tuple[Params, dict[str, Any]]:
-        tokenizer, model_state, _ = revive_tokenizer_codes(
-            params["tokenizer"], model_state, rng, self.task.tokenizer
+        tokenizer, model_state, _ = update_codebook(
+            params["tokenizer"], model_state, seen, rng, self.task.tokenizer
         )
         return {**params, "tokenizer": tokenizer}, model_state
 
@@ -221,9 +218,9 @@ class _Unchanged:
     """Models without mutable state: nothing happens after an update."""
 
     def after_update(
-        self, params: Params, model_state: dict[str, Any], rng: jax.Array
+        self, params: Params, model_state: dict[str, Any], seen: dict[str, Any], rng: jax.Array
     ) -> tuple[Params, dict[str, Any]]:
-        del rng
+        del seen, rng
         return params, model_state
 
 
@@ -241,7 +238,7 @@ class LanguageModelObjective(_Unchanged):
         variables = self._model.init(key, tokens, deterministic=True)
         return {"params": {"language_model": variables["params"]}}
 
-    def loss(self, params, model_state, batch, rngs, step, *, train: bool) -> LossResult:
+    def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del step
         logits_BTV = self._model.apply(
             {"params": params["language_model"]},
@@ -249,7 +246,7 @@ class LanguageModelObjective(_Unchanged):
             deterministic=not train,
             rngs={"dropout": rngs["dropout"]},
         )
-        return vlm_loss(logits_BTV, batch["text_tokens"], batch["loss_mask"]), model_state
+        return vlm_loss(logits_BTV, batch["text_tokens"], batch["loss_mask"]), {}
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         text = (batch_size, self.task.text_length)
@@ -296,7 +293,7 @@ class GeneratorObjective(_Unchanged):
         )
         return {"params": {"generator": variables["params"], "tokenizer": tokenizer}}
 
-    def loss(self, params, model_state, batch, rngs, step, *, train: bool) -> LossResult:
+    def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del step
         task = self.task
         ids_BN = _image_tokens(batch, params, self._tokenizer)
@@ -320,7 +317,7 @@ class GeneratorObjective(_Unchanged):
             label_smoothing=task.label_smoothing if train else 0.0,
             absent_code_weight=task.absent_code_weight if train else 1.0,
         )
-        return metrics, model_state
+        return metrics, {}
 
     def batch_spec(
         self, batch_size: int, *, from_images: bool = False
@@ -363,7 +360,7 @@ class VLMObjective(_Unchanged):
         tokenizer = _init_tokenizer(self._tokenizer, keys[0])
         return {"params": {"vlm": variables["params"], "tokenizer": tokenizer}}
 
-    def loss(self, params, model_state, batch, rngs, step, *, train: bool) -> LossResult:
+    def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del step
         logits_BTV = self._model.apply(
             {"params": params["vlm"]},
@@ -375,7 +372,7 @@ class VLMObjective(_Unchanged):
         metrics = vlm_loss(
             logits_BTV, batch["text_tokens"], batch["loss_mask"], batch["is_synthetic"]
         )
-        return metrics, model_state
+        return metrics, {}
 
     def image_embeddings(self, params: Params, image_tokens_BN: jax.Array) -> jax.Array:
         """f32[B, N, C], the VLM's input; the codebook is frozen, so no gradient goes further."""

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, from one config section."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ class OptimizerConfig:
     averaged by `momentum`. Each RMS and each factored moment is that of one layer, whether a stack
     of layers is scanned or looped.
 
+    A network is a top-level part of the parameters. A tokenizer and its discriminator are two: each
+    has its own norm to clip and its own count of updates, from its first gradient on.
+
     Attributes that are not plain from their names:
 
     learning_rate: the highest of the schedule, reached by a linear climb of `warmup_steps`.
@@ -39,8 +43,7 @@ class OptimizerConfig:
       T5 has it (0.001 to 0.01). With False it is an absolute step size, as Adam's (Muse: 1e-4).
     weight_decay: only "adamw" and "adafactor" have it.
     weight_decay_skip: regular expressions; a parameter with one of them in its path does not decay.
-    clip_norm: the gradients of each network are scaled down to this global norm; 0 does not clip. A
-      network is a top-level part of the parameters: a tokenizer and its discriminator are two.
+    clip_norm: the gradients of each network are scaled down to this global norm; 0 does not clip.
     """
 
     name: str = "adamw"
@@ -97,7 +100,7 @@ def make_optimizer(
     """
     rate = learning_rate_schedule(config, num_steps, where)
     decay = config.weight_decay
-    parts = [_clip_each_network(config.clip_norm)] if config.clip_norm else []
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "adafactor":
         of_one_array = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
         if config.multiply_by_parameter_scale:
@@ -107,6 +110,7 @@ def make_optimizer(
             parts += [optax.ema(config.momentum, debias=False)]
     else:
         parts += [optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)]
+    parts = [_each_network(part) for part in parts]
     if decay:
 
         def decays(params: Mapping[str, Any]) -> dict[str, bool]:
@@ -143,21 +147,42 @@ def _each_layer(of_one_array: optax.GradientTransformation) -> optax.GradientTra
     return optax.GradientTransformation(lambda params: each(of_one_array.init, params), update)
 
 
-def _clip_each_network(max_norm: float) -> optax.GradientTransformation:
-    """Clips by the global norm of each network's gradients, so that none shrinks another's."""
-    clip = optax.clip_by_global_norm(max_norm)
+def _each_network(of_one_network: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs a transformation on each network alone, as an optimizer of its own would.
+
+    A network whose gradients are all 0, as a discriminator's are until it starts, waits: its state
+    stays as it is, and the first gradient finds Adam's bias correction at its beginning. The state
+    is that of the transformation for one network, {network: state} for several.
+    """
+
+    def parts(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for path, leaf in params.items():
+            found.setdefault(path.split("/")[0], {})[path] = leaf
+        return found
+
+    def init(params: Mapping[str, Any]) -> optax.OptState:
+        if len(parts(params)) == 1:
+            return of_one_network.init(params)
+        return {network: of_one_network.init(part) for network, part in parts(params).items()}
 
     def update(
-        updates: Mapping[str, Any], state: optax.OptState, params: Any = None
+        updates: Mapping[str, Any], state: optax.OptState, params: Mapping[str, Any]
     ) -> tuple[dict[str, Any], optax.OptState]:
-        del params
-        clipped: dict[str, Any] = {}
-        for network in {path.split("/")[0] for path in updates}:
-            part = {path: leaf for path, leaf in updates.items() if path.split("/")[0] == network}
-            clipped |= clip.update(part, state)[0]
-        return clipped, state
+        if len(parts(updates)) == 1:
+            return of_one_network.update(updates, state, params)
+        joined, states = {}, {}
+        for network, part in parts(updates).items():
+            own = {path: params[path] for path in part}
+            changed = of_one_network.update(part, state[network], own)
+            waiting = ({path: jnp.zeros_like(leaf) for path, leaf in part.items()}, state[network])
+            starts = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in part.values()]))
+            pick = functools.partial(jnp.where, starts)
+            found, states[network] = jax.tree.map(pick, changed, waiting)
+            joined |= found
+        return joined, states
 
-    return optax.GradientTransformation(clip.init, update)
+    return optax.GradientTransformation(init, update)
 
 
 def learning_rate_schedule(

@@ -30,7 +30,7 @@ class TrainState(struct.PyTreeNode):
       step: i32[], the number of updates made.
       params: the whole parameter tree, frozen parameters included.
       opt_state: of the trainable parameters only.
-      model_state: mutable collections other than params; {} for most models.
+      model_state: what a step changes besides parameters; {} for most models.
       rng: u32[2], data of the key that every step's streams are folded from; never changes.
     """
 
@@ -52,19 +52,24 @@ class Objective(Protocol):
     def loss(
         self,
         params: Params,
-        model_state: dict[str, Any],
         batch: Mapping[str, jax.Array],
         rngs: Mapping[str, jax.Array],
         step: jax.Array,
         *,
         train: bool,
     ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Any]]:
-        """Returns {name: (sum, count)}, of which "loss" is minimized, and the new model_state."""
+        """Returns {name: (sum, count)}, of which "loss" is minimized, and what was seen.
+
+        The second is what `after_update` needs of these rows; {} for most models.
+        """
 
     def after_update(
-        self, params: Params, model_state: dict[str, Any], rng: jax.Array
+        self, params: Params, model_state: dict[str, Any], seen: dict[str, Any], rng: jax.Array
     ) -> tuple[Params, dict[str, Any]]:
-        """Returns parameters and model_state as they leave the step; mostly unchanged."""
+        """Returns parameters and model_state as they leave the step; mostly unchanged.
+
+        It is called once a batch: `seen` has a leading axis, the batch's microbatches.
+        """
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the arrays that a batch of `batch_size` rows must hold."""

@@ -43,44 +43,43 @@ def make_train_step(objective: Objective, tx: Optimizer, microbatches: int = 1) 
     The metrics are the objective's, of the parameters before the update, with "grad_norm" (before
     clipping, trainable parameters only) and "learning_rate". The gradient is that of the whole
     batch's sum / count however many microbatches there are, as far as the sum is one over rows (a
-    tokenizer's entropy and a generator's `absent_code_weight` look at a microbatch each); their
-    random numbers differ.
+    tokenizer's entropy and a generator's `absent_code_weight` look at a microbatch each, and so do
+    the metrics `perplexity` and `codes_used`); their random numbers differ. `after_update` changes
+    the model's state once a batch.
     """
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         trainable, frozen = train_state.split_params(state.params, objective.frozen)
         rngs = step_rngs(state.rng, state.step)
 
-        def loss_sum(trainable: FlatParams, model_state, batch, rngs):
+        def loss_sum(trainable: FlatParams, batch, rngs):
             params = train_state.join_params(trainable, frozen)
-            metrics, model_state = objective.loss(
-                params, model_state, batch, rngs, state.step, train=True
-            )
-            return metrics["loss"][0], (metrics, model_state)
+            metrics, seen = objective.loss(params, batch, rngs, state.step, train=True)
+            return metrics["loss"][0], (metrics, seen)
 
         gradient = jax.grad(loss_sum, has_aux=True)
 
-        def add_one(carry, numbered):
-            grads, model_state = carry
+        def add_one(grads, numbered):
             number, rows = numbered
             keys = {name: jax.random.fold_in(key, number) for name, key in rngs.items()}
-            more, (metrics, model_state) = gradient(trainable, model_state, rows, keys)
-            return (jax.tree.map(jnp.add, grads, more), model_state), metrics
+            more, found = gradient(trainable, rows, keys)
+            return jax.tree.map(jnp.add, grads, more), found
 
         if microbatches == 1:
-            grads, (metrics, model_state) = gradient(trainable, state.model_state, batch, rngs)
+            grads, (metrics, seen) = gradient(trainable, batch, rngs)
+            seen = jax.tree.map(lambda one: one[None], seen)
         else:
             nothing = jax.tree.map(jnp.zeros_like, trainable)
             numbered = (jnp.arange(microbatches), _split_rows(batch, microbatches))
-            (grads, model_state), each = jax.lax.scan(
-                add_one, (nothing, state.model_state), numbered
-            )
+            grads, (each, seen) = jax.lax.scan(add_one, nothing, numbered)
             metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), each)
         count = metrics["loss"][1]
         grads = jax.tree.map(lambda total: mean((total, count)), grads)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
         params = train_state.join_params(optax.apply_updates(trainable, updates), frozen)
-        params, model_state = objective.after_update(params, model_state, rngs["after_update"])
+        params, model_state = objective.after_update(
+            params, state.model_state, seen, rngs["after_update"]
+        )
         metrics = metrics | {
             "grad_norm": (optax.tree.norm(grads), jnp.float32(1)),
             "learning_rate": (tx.learning_rate(state.step), jnp.float32(1)),

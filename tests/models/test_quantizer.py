@@ -8,8 +8,11 @@ from synth2_jax.models.quantizer import (
     Quantizer,
     codebook_statistics,
     count_codes,
+    initial_statistics,
     revive_dead_codes,
+    seen_codes,
     squared_distances,
+    update_statistics,
 )
 
 K, C = 12, 5
@@ -18,34 +21,33 @@ K, C = 12, 5
 def _quantizer(**kwargs):
     quantizer = Quantizer(codebook_size=K, embedding_dim=C, **kwargs)
     encoded = jax.random.normal(jax.random.key(1), (3, 4, C))
-    variables = nn.unbox(quantizer.init(jax.random.key(0), encoded, deterministic=True))
+    variables = nn.unbox(quantizer.init(jax.random.key(0), encoded))
     variables["params"]["codebook"] = jax.random.normal(jax.random.key(2), (K, C))
     return quantizer, variables, encoded
 
 
-def _literal(codebook, usage=None, **kwargs):
+def _literal(codebook, usage_decay=0.99, **kwargs):
     """A quantizer with these codes, and a function that shows it one batch in training."""
     codebook = jnp.asarray(codebook, jnp.float32)
     size, width = codebook.shape
-    quantizer = Quantizer(codebook_size=size, embedding_dim=width, reservoir_size=4, **kwargs)
-    stats = {
-        "usage": jnp.zeros(size) if usage is None else jnp.asarray(usage, jnp.float32),
-        "reservoir": jnp.zeros((4, width)),
-    }
+    quantizer = Quantizer(codebook_size=size, embedding_dim=width, **kwargs)
+    start = nn.unbox(initial_statistics(size, width, reservoir_size=4))
 
-    def train(encoded, stats=stats):
-        variables = {"params": {"codebook": codebook}, "codebook_stats": stats}
-        out, updated = quantizer.apply(
-            variables, encoded, deterministic=False, mutable=["codebook_stats"]
-        )
-        return out, updated["codebook_stats"]
+    def train(encoded, stats=start, microbatches=1):
+        out = quantizer.apply({"params": {"codebook": codebook}}, encoded)
+        parts = [
+            seen_codes(quantizer.apply({"params": {"codebook": codebook}}, part), True, 4)
+            for part in jnp.split(encoded, microbatches)
+        ]
+        seen = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        return out, update_statistics(stats, seen, usage_decay)
 
     return train
 
 
 def test_ids_are_the_nearest_codes_of_numpy():
     quantizer, variables, encoded = _quantizer()
-    out = quantizer.apply(variables, encoded, deterministic=True)
+    out = quantizer.apply(variables, encoded)
     codebook = np.asarray(variables["params"]["codebook"])
     distances = ((np.asarray(encoded)[:, :, None] - codebook) ** 2).sum(-1)
     assert out["ids_BN"].dtype == jnp.int32
@@ -56,14 +58,14 @@ def test_ids_are_the_nearest_codes_of_numpy():
 
 def test_normalized_codes_compare_directions_only():
     quantizer, variables, encoded = _quantizer(l2_normalize_codes=True)
-    out = quantizer.apply(variables, encoded, deterministic=True)
+    out = quantizer.apply(variables, encoded)
     codebook = np.asarray(variables["params"]["codebook"])
     codebook = codebook / np.linalg.norm(codebook, axis=-1, keepdims=True)
     cosines = np.asarray(encoded) @ codebook.T
     np.testing.assert_array_equal(out["ids_BN"], cosines.argmax(-1))
     np.testing.assert_allclose(np.linalg.norm(out["encoded_BNC"], axis=-1), 1.0, atol=1e-6)
     np.testing.assert_allclose(out["codes_BNC"], codebook[out["ids_BN"]], atol=1e-6)
-    rescaled = quantizer.apply(variables, 7.0 * encoded, deterministic=True)
+    rescaled = quantizer.apply(variables, 7.0 * encoded)
     np.testing.assert_array_equal(rescaled["ids_BN"], out["ids_BN"])
 
 
@@ -95,7 +97,7 @@ def test_straight_through_gradient_is_the_identity():
     weights = jax.random.normal(jax.random.key(3), encoded.shape)
 
     def output(params, encoded):
-        out = quantizer.apply({"params": params}, encoded, deterministic=True)
+        out = quantizer.apply({"params": params}, encoded)
         return jnp.sum(weights * out["quantized_BNC"])
 
     to_codebook, to_encoded = jax.grad(output, argnums=(0, 1))(variables["params"], encoded)
@@ -132,38 +134,36 @@ def test_reservoir_holds_the_latest_vectors():
     assert len(set((kept // 4).tolist())) > 1  # nor one image
 
 
-@pytest.mark.parametrize("deterministic, mutable", [(True, ["codebook_stats"]), (False, False)])
-def test_statistics_stay_unless_mutable_and_training(deterministic, mutable):
-    quantizer, variables, encoded = _quantizer()
-    stats = {"usage": jnp.arange(1.0, K + 1), "reservoir": jnp.ones((1024, C))}
-    result = quantizer.apply(
-        {**variables, "codebook_stats": stats},
-        encoded,
-        deterministic=deterministic,
-        mutable=mutable,
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_are_counted_as_the_one_batch_they_are(microbatches):
+    """The average decays once, and candidates for revival come from every microbatch."""
+    train = _literal([[0.0], [10.0], [20.0]], usage_decay=0.75)
+    first, second = jnp.array([0.0, 1.0, 11.0, 0.0]), jnp.array([19.0, 0.0, 1.0, 12.0])
+    _, stats = train(first.reshape(4, 1, 1), microbatches=microbatches)
+    np.testing.assert_array_equal(stats["usage"], [3, 1, 0])
+    assert sorted(stats["reservoir"].ravel().tolist()) == [0, 0, 1, 11]
+    _, stats = train(second.reshape(4, 1, 1), stats, microbatches)
+    np.testing.assert_array_equal(
+        stats["usage"], [0.75 * 3 + 0.25 * 2, 0.75 * 1 + 0.25 * 1, 0.25 * 1]
     )
-    if mutable:
-        jax.tree.map(np.testing.assert_array_equal, result[1]["codebook_stats"], stats)
-    else:
-        assert "ids_BN" in result  # no updates came back
+    assert sorted(stats["reservoir"].ravel().tolist()) == [0, 1, 12, 19]
+    _, stats = train(jnp.arange(100.0, 164.0).reshape(64, 1, 1), stats, microbatches)
+    kept = (stats["reservoir"].ravel() - 100) // (64 // microbatches)
+    assert len(set(kept.tolist())) > 1
 
 
 def test_without_quantization_vectors_pass_and_nothing_is_counted():
     quantizer, variables, encoded = _quantizer()
     weights = jax.random.normal(jax.random.key(3), encoded.shape)
 
-    @jax.jit
-    def run(variables, encoded, quantize):
-        return quantizer.apply(
-            variables,
-            encoded,
-            deterministic=False,
-            quantize=quantize,
-            mutable=["codebook_stats"],
-        )
+    def run(params, encoded, quantize):
+        out = quantizer.apply({"params": params}, encoded, quantize=quantize)
+        seen = jax.tree.map(lambda one: one[None], seen_codes(out, quantize, 1024))
+        return out, seen
 
-    out, updated = run(variables, encoded, False)
-    stats = updated["codebook_stats"]
+    params, stats = variables["params"], nn.unbox(initial_statistics(K, C, 1024))
+    out, seen = run(params, encoded, False)
+    stats = update_statistics(stats, seen, 0.99)
     np.testing.assert_array_equal(out["quantized_BNC"], encoded)
     np.testing.assert_array_equal(out["codes_BNC"], encoded)
     np.testing.assert_array_equal(stats["usage"], 0.0)
@@ -171,25 +171,18 @@ def test_without_quantization_vectors_pass_and_nothing_is_counted():
     rows = {tuple(row) for row in encoded.reshape(-1, C).tolist()}
     assert {tuple(row) for row in stats["reservoir"].tolist()} == rows
     # Ids are told as ever, and the first batch that is quantized is the first to be counted.
-    variables = {**variables, "codebook_stats": stats}
-    again, updated = run(variables, encoded, True)
+    again, seen = run(params, encoded, True)
     np.testing.assert_array_equal(out["ids_BN"], again["ids_BN"])
     expected = np.bincount(np.ravel(again["ids_BN"]), minlength=K)
-    np.testing.assert_array_equal(updated["codebook_stats"]["usage"], expected)
+    np.testing.assert_array_equal(update_statistics(stats, seen, 0.99)["usage"], expected)
 
     def output(params, encoded):
-        out, _ = run({**variables, "params": params}, encoded, False)
+        out, _ = run(params, encoded, False)
         return jnp.sum(weights * (out["quantized_BNC"] + out["codes_BNC"]))
 
     to_codebook, to_encoded = jax.grad(output, argnums=(0, 1))(variables["params"], encoded)
     np.testing.assert_array_equal(to_encoded, weights)  # none through the codes
     np.testing.assert_array_equal(to_codebook["codebook"], 0.0)
-
-
-def test_init_counts_nothing():
-    _, variables, _ = _quantizer()
-    np.testing.assert_array_equal(variables["codebook_stats"]["usage"], np.zeros(K))
-    assert variables["codebook_stats"]["reservoir"].shape == (1024, C)
 
 
 def test_codebook_statistics():
@@ -238,6 +231,20 @@ def test_revival_prefers_what_no_living_code_covers():
         codebook, jnp.array([9.0, 0.0]), candidates, jax.random.key(0), 1.0
     )
     np.testing.assert_array_equal(revived, [[0.0], [10.0]])
+
+
+def test_revival_of_normalized_codes_compares_directions():
+    """The short code covers the direction of the many candidates."""
+    candidates = jnp.concatenate([jnp.tile(jnp.eye(2)[:1], (99, 1)), jnp.eye(2)[1:]])
+    revived, _, _ = revive_dead_codes(
+        jnp.array([[0.001, 0.0], [9.0, 9.0]]),
+        jnp.array([9.0, 0.0]),
+        candidates,
+        jax.random.key(0),
+        1.0,
+        l2_normalize_codes=True,
+    )
+    np.testing.assert_allclose(revived, [[0.001, 0.0], [0.0, 1.0]])
 
 
 def test_revival_of_a_wholly_dead_codebook_and_with_few_candidates():

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from synth2_jax.errors import UserError
 from synth2_jax.losses.vq_loss import VQLossConfig, vq_loss
+from synth2_jax.models.quantizer import seen_codes
 from synth2_jax.models.vq_tokenizer import (
     AttentionBlock,
     ResBlock,
@@ -18,10 +19,11 @@ from synth2_jax.models.vq_tokenizer import (
     average_pool,
     convolution,
     depth_to_space,
+    initial_model_state,
     normalized,
     parameter_shapes,
-    revive_tokenizer_codes,
     space_to_depth,
+    update_codebook,
     upsample,
 )
 
@@ -157,7 +159,10 @@ def test_the_default_is_the_256_pixel_tokenizer_with_16x16_tokens():
 def test_every_variable_has_logical_names_of_its_rank(name):
     model = VQTokenizer(CONFIGS[name][0])
     variables = jax.eval_shape(
-        lambda key: model.init(key, jnp.zeros((1, 16, 16, 3)), deterministic=True),
+        lambda key: {
+            **model.init(key, jnp.zeros((1, 16, 16, 3)), deterministic=True),
+            **initial_model_state(model.config),
+        },
         jax.random.key(0),
     )
     boxes = jax.tree.leaves(variables, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -420,15 +425,11 @@ def test_an_image_of_another_size_is_refused(tiny):
 def test_revival_after_the_first_batch_starts_the_codebook_from_the_data(tiny):
     model, params, image = tiny
 
-    @jax.jit
-    def train(image):
-        variables = {"params": params}
-        return model.apply(variables, image, deterministic=False, mutable=["codebook_stats"])
-
-    (_, out), state = train(image)
+    _, out = _apply(model, params, image)
     used = np.unique(out["ids_BN"])
     unused = np.setdiff1d(np.arange(20), used)
-    revived, new_state, count = revive_tokenizer_codes(params, state, jax.random.key(5), TINY)
+    state, seen = nn.unbox(initial_model_state(TINY)), _seen(out, TINY)
+    revived, new_state, count = update_codebook(params, state, seen, jax.random.key(5), TINY)
     codebook = revived["quantizer"]["codebook"]
     assert int(count) == len(unused) > 0
     np.testing.assert_array_equal(codebook[used], params["quantizer"]["codebook"][used])
@@ -437,8 +438,14 @@ def test_revival_after_the_first_batch_starts_the_codebook_from_the_data(tiny):
     np.testing.assert_array_equal(nearest, 0.0)
     for part in ("encoder", "decoder"):
         assert revived[part] is params[part]
-    again = revive_tokenizer_codes(revived, new_state, jax.random.key(6), TINY)
+    again = update_codebook(revived, new_state, seen, jax.random.key(6), TINY)
     assert int(again[2]) == 0
+
+
+def _seen(out, config):
+    """Of a batch in one microbatch."""
+    seen = seen_codes(out, True, config.reservoir_size)
+    return jax.tree.map(lambda one: one[None], seen)
 
 
 @pytest.mark.slow
@@ -455,20 +462,17 @@ def test_it_overfits_eight_images():
     @jax.jit
     def step(params, state, opt_state, key):
         def loss(params):
-            variables = {"params": params, **state}
-            (reconstruction, out), updated = model.apply(
-                variables, image, deterministic=False, mutable=["codebook_stats"]
-            )
+            reconstruction, out = model.apply({"params": params}, image, deterministic=False)
             losses = vq_loss(image, reconstruction, out, 0, weights)
-            return losses["loss"][0] / losses["loss"][1], (losses, updated)
+            return losses["loss"][0] / losses["loss"][1], (losses, _seen(out, config))
 
-        gradient, (losses, state) = jax.grad(loss, has_aux=True)(params)
+        gradient, (losses, seen) = jax.grad(loss, has_aux=True)(params)
         updates, opt_state = tx.update(gradient, opt_state)
         params = optax.apply_updates(params, updates)
-        params, state, _ = revive_tokenizer_codes(params, state, key, config)
+        params, state, _ = update_codebook(params, state, seen, key, config)
         return params, state, opt_state, losses["reconstruction"][0] / 8
 
-    state, opt_state, history = {}, tx.init(params), []
+    state, opt_state, history = nn.unbox(initial_model_state(config)), tx.init(params), []
     for i in range(60):
         key = jax.random.fold_in(jax.random.key(2), i)
         params, state, opt_state, reconstruction = step(params, state, opt_state, key)

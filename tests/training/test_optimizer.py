@@ -176,12 +176,12 @@ def test_the_layer_axis_is_never_factored():
     """Of 128 layers a vector each is an array that optax alone takes for a matrix."""
     tx = make_optimizer(OptimizerConfig(name="adafactor", clip_norm=0.0))
     params = {
-        "decoder/layers/norm/scale": jnp.ones((128, 130)),
-        "head/kernel": jnp.ones((128, 130)),
+        "net/layers/norm/scale": jnp.ones((128, 130)),
+        "net/head/kernel": jnp.ones((128, 130)),
     }
     state = tx.init(params)[0]
-    assert state["decoder/layers/norm/scale"][0].v.shape == (128, 130)
-    assert state["head/kernel"][0].v_row.shape == (128,)
+    assert state["net/layers/norm/scale"][0].v.shape == (128, 130)
+    assert state["net/head/kernel"][0].v_row.shape == (128,)
 
 
 @pytest.mark.parametrize("name", ["language_model", "generator", "vlm"])
@@ -221,8 +221,29 @@ def test_gradients_are_clipped_by_the_global_norm_of_their_network():
     for clip_norm, scale in [(5.0, 0.1), (100.0, 1.0), (0.0, 1.0)]:
         tx = make_optimizer(OptimizerConfig(beta1=0.0, beta2=0.5, clip_norm=clip_norm))
         _, state = tx.update(grads, tx.init(grads), grads)
-        adam = next(part for part in state if hasattr(part, "nu"))
+        adam = next(part for part in state if part and hasattr(part.get("net"), "nu"))["net"]
         np.testing.assert_allclose(adam.nu["net/b"], 0.5 * (40 * scale) ** 2, rtol=1e-5)
+
+
+def test_a_network_that_starts_late_starts_as_if_alone():
+    """Adam's count of a discriminator begins with its first gradient: its steps are not 1 / (1 -
+    beta2)^0.5 times as large."""
+    tx = make_optimizer(OptimizerConfig(learning_rate=0.1, beta1=0.0, beta2=0.99))
+    params = {"net/a": jnp.ones(2), "judge/a": jnp.ones(2)}
+
+    def step(judge, state):
+        grads = {"net/a": jnp.full(2, 0.1), "judge/a": jnp.full(2, judge)}
+        return tx.update(grads, state, params)
+
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = step(0.0, state)
+        np.testing.assert_array_equal(updates["judge/a"], [0, 0])
+        np.testing.assert_allclose(updates["net/a"], [-0.1, -0.1], rtol=1e-5)
+    updates, state = step(0.5, state)
+    np.testing.assert_allclose(updates["judge/a"], [-0.1, -0.1], rtol=1e-5)
+    updates, _ = step(0.0, state)  # not moved on by what came before
+    np.testing.assert_array_equal(updates["judge/a"], [0, 0])
 
 
 @pytest.mark.parametrize(

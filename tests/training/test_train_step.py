@@ -66,8 +66,8 @@ def test_frozen_parameters_do_not_move_nor_count_in_the_gradient_norm():
 def test_nothing_counted_is_a_zero_gradient_not_a_nan():
     class Nothing(ToyObjective):
         def loss(self, *args, **kwargs):
-            metrics, model_state = super().loss(*args, **kwargs)
-            return jax.tree.map(jnp.zeros_like, metrics), model_state
+            metrics, seen = super().loss(*args, **kwargs)
+            return jax.tree.map(jnp.zeros_like, metrics), seen
 
     before, _, after, _ = one_step(Nothing())
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
@@ -75,7 +75,7 @@ def test_nothing_counted_is_a_zero_gradient_not_a_nan():
 
 def test_after_update_has_the_last_word():
     class Revived(ToyObjective):
-        def after_update(self, params, model_state, rng):
+        def after_update(self, params, model_state, seen, rng):
             noise = jax.random.normal(rng, (4,))
             return params | {"head": params["head"] | {"bias": noise}}, {"usage": {}}
 
@@ -108,10 +108,10 @@ def test_the_noise_stream_reaches_the_loss():
 class Weighted(ToyObjective):
     """Rows count differently, as captions of different lengths do."""
 
-    def loss(self, params, model_state, batch, *args, **kwargs):
-        metrics, model_state = super().loss(params, model_state, batch, *args, **kwargs)
+    def loss(self, params, batch, *args, **kwargs):
+        metrics, seen = super().loss(params, batch, *args, **kwargs)
         total, _ = metrics["loss"]
-        return {"loss": (total, jnp.sum(jnp.abs(batch["x"])))}, model_state
+        return {"loss": (total, jnp.sum(jnp.abs(batch["x"])))}, seen
 
 
 @pytest.mark.parametrize("microbatches", [2, 3, 6])
@@ -127,11 +127,11 @@ def test_microbatches_make_the_update_of_the_whole_batch(microbatches):
 
 def test_each_microbatch_has_random_numbers_of_its_own():
     class Drawing(ToyObjective):
-        def loss(self, params, model_state, batch, rngs, *args, **kwargs):
-            metrics, model_state = super().loss(params, model_state, batch, rngs, *args, **kwargs)
+        def loss(self, params, batch, rngs, *args, **kwargs):
+            metrics, seen = super().loss(params, batch, rngs, *args, **kwargs)
             drawn = jax.random.uniform(rngs["noise"])
             # The sum of squares tells two equal numbers from two different ones.
-            return metrics | {"drawn": (drawn, drawn**2)}, model_state
+            return metrics | {"drawn": (drawn, drawn**2)}, seen
 
     total, squares = one_step(Drawing(), rows=4, microbatches=2)[3]["drawn"]
     assert 2 * squares > total**2 + 1e-3
