@@ -89,7 +89,7 @@ def _decode(contents: bytes, size: int, limits: ImageLimits) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(contents: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
-    """A picture within the limits; Rejected also for what its decoder raises inside."""
+    """Gives a picture within the limits; Rejected also for what its decoder raises inside."""
     with warnings.catch_warnings(), _one_kind_of_error(contents[:8]):
         warnings.simplefilter("ignore")  # of sizes, which are checked here
         with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
@@ -122,7 +122,7 @@ def _one_line(error: Exception) -> str:
 
 
 def middle_square(image: Image.Image, size: int) -> np.ndarray:
-    """As `decode_image` of a picture that is opened already.
+    """Returns what `decode_image` does, of a picture that is opened already.
 
     Raises:
       Rejected: a damaged picture, one without pixels or with floating-point pixels.
@@ -144,7 +144,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _repaired(contents: bytes, limits: ImageLimits) -> bytes | None:
-    """The file without its damage, where that is not in the pixels."""
+    """Returns the file without its damage; None where the pixels are damaged."""
     if contents.startswith(_PNG):
         return _png_of_pixels(contents)
     if not contents.startswith(_JPEG):
@@ -173,7 +173,7 @@ def _png_of_pixels(contents: bytes) -> bytes:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How EXIF says that the picture is to be turned; not at all where it is damaged."""
+    """Returns the turn that EXIF asks for; None where EXIF is damaged."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # as of the pixels' decoders
@@ -195,7 +195,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _by_strips(
     image: Image.Image, mode: str, function: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """`function` of the picture, some rows at a time: what is between takes many times as much."""
+    """Applies `function` to some rows at a time: what is in between takes many times as much."""
     made = Image.new(mode, image.size)
     for top in range(0, image.height, _ROWS):
         bottom = min(top + _ROWS, image.height)

@@ -329,12 +329,12 @@ class PairWriter:
         )
 
     def _sidecars(self) -> list[tuple[pathlib.Path, _Sidecar]]:
-        """Those that are there, of whatever run."""
+        """Lists the sidecars that are there, of any run."""
         paths = sorted(self._progress.glob("*.tfrecord.json"))
         return [(path, read_as(_Sidecar, path, records.MADE_BY)) for path in paths]
 
     def _holds_pairs(self) -> bool:
-        """Whether there is a pair in a shard that was finished, by whatever run."""
+        """Tells whether a finished shard, of any run, has a pair."""
         return any(sidecar.shard.num_pairs for _, sidecar in self._sidecars())
 
     def _forget_others(self) -> None:

@@ -19,7 +19,7 @@ _GZIP = b"\x1f\x8b\x08"
 
 
 def is_gzip(path: str | os.PathLike[str]) -> bool:
-    """Whether a TFRecord file is compressed; a plain one may begin with the same three bytes."""
+    """Tells whether a TFRecord file is compressed; a plain one may begin with the same bytes."""
     with open(path, "rb") as file:
         header = file.read(_HEADER.size)
     if not header.startswith(_GZIP):

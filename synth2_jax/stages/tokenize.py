@@ -52,6 +52,7 @@ from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.trained import Trained
 
 _BATCHES_AHEAD = 2
+_MAX_HELD = 1 << 30  # bytes of files that wait to be decoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,15 +274,28 @@ def _read_image(path: pathlib.Path, limits: ImageLimits) -> bytes:
 def _ordered_map(
     pool: concurrent.futures.Executor, function: Callable, items: Iterable, window: int
 ) -> Iterator[tuple[int, Any]]:
-    """(shard, function(item)) of each (shard, item) in order; `window` of them are under way."""
+    """(shard, function(item)) of each (shard, item) in order.
+
+    Up to `window` of them are under way, fewer where their files take more than _MAX_HELD bytes.
+    """
     futures: collections.deque = collections.deque()
+    held = 0
     for shard, item in items:
-        futures.append((shard, pool.submit(function, item)))
-        if len(futures) > window:
-            shard, future = futures.popleft()
+        futures.append((shard, pool.submit(function, item), _num_bytes(item)))
+        held += futures[-1][2]
+        while len(futures) > window or held > _MAX_HELD:
+            shard, future, num_bytes = futures.popleft()
             yield shard, future.result()
-    for shard, future in futures:
+            held -= num_bytes
+    for shard, future, _ in futures:
         yield shard, future.result()
+
+
+def _num_bytes(item: ImageText | Skipped | None) -> int:
+    """Returns the size of the files that an example holds in memory."""
+    if not isinstance(item, ImageText):
+        return 0
+    return sum(len(part) for part in (item.image, *item.captions) if isinstance(part, bytes))
 
 
 def _batches(

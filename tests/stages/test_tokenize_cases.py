@@ -1,5 +1,6 @@
 """`synth2 tokenize` of inputs as people have them: every pair that is found is kept or counted."""
 
+import concurrent.futures
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ from PIL import Image
 from synth2_jax import main
 from synth2_jax.data import records
 from synth2_jax.data.rejected import reasons
+from synth2_jax.data.sources.source import ImageText
 from synth2_jax.stages import tokenize
 from synth2_jax.testing.untrained_runs import write_untrained_run
 from synth2_jax.training.trained import load_trained
@@ -415,3 +417,19 @@ def test_a_stage_that_loses_a_pair_fails(run, written, monkeypatch, tmp_path):
     with pytest.raises(AssertionError, match="shard 0: found 6 pairs, but 5 are kept or skipped"):
         run(tmp_path, "webdataset", "dots.tar")
     assert not list((tmp_path / "train").glob("*.tfrecord"))
+
+
+def test_large_files_do_not_wait_in_memory(monkeypatch):
+    monkeypatch.setattr(tokenize, "_MAX_HELD", 100)
+    begun = []
+
+    def items():
+        for number in range(10):
+            begun.append(number)
+            yield 0, ImageText(str(number), bytes(60), [b"a circle"])
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = tokenize._ordered_map(pool, lambda item: item.key, items(), window=8)
+        for number, result in enumerate(results):
+            assert result == (0, str(number))
+            assert len(begun) <= number + 2

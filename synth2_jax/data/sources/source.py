@@ -220,7 +220,7 @@ def num_pairs(item: ImageText | Skipped) -> int:
 
 
 def _checked(item: ImageText | Skipped) -> ImageText | Skipped:
-    """The example, if it has captions and a key that can be stored."""
+    """Returns the example if it has captions and a key that can be stored."""
     # JSON, and names in archives, can hold halves of characters.
     key = item.key.encode("utf-8", "backslashreplace").decode()
     if isinstance(item, Skipped):
@@ -346,7 +346,7 @@ def take(values: Mapping[str, Any], names: str) -> Any:
 
 
 def looked_for(names: str, found: Iterable[str]) -> str:
-    """What to say where `take` finds nothing."""
+    """Says what was looked for and what is there, where `take` finds nothing."""
     shown = sorted(found)
     more = ", ..." if len(shown) > 10 else ""
     return f"looked for {names}, found {', '.join(shown[:10]) or 'nothing'}{more}"

@@ -91,7 +91,7 @@ class WebDataset(FileSource):
                 yield len(members), item
 
     def _is_whole(self, endings: Iterable[str]) -> bool:
-        """Whether these have an image and a caption."""
+        """Tells whether these have an image and a caption."""
         return not (self._images.isdisjoint(endings) or self._captions.isdisjoint(endings))
 
     def _example(self, key: str, members: Mapping[str, _Member]) -> ImageText | Skipped:
@@ -133,7 +133,7 @@ def _families(
     whose name does not extend that of an example that is whole.
     """
     family: _Family = {}
-    stem, num_members = "", 0
+    stem, num_members, num_bytes = "", 0, 0
     for member in members:
         whole = [path for path, endings in family.items() if is_whole(endings)]
         if (
@@ -142,15 +142,17 @@ def _families(
             or member.ending in family.get(member.path, ())
             or (whole and not any(_extends(member.path, path) for path in whole))
             or num_members == _MAX_FAMILY
+            or num_bytes > _MAX_MEMBER
         ):
             if family:
                 yield family
-            family, num_members = {}, 0
+            family, num_members, num_bytes = {}, 0, 0
         if isinstance(member, Skipped):
             yield member
             continue
         family.setdefault(member.path, {})[member.ending] = member
         stem, num_members = member.stem, num_members + 1
+        num_bytes += len(member.contents) if isinstance(member.contents, bytes) else 0
     if family:
         yield family
 
@@ -229,7 +231,7 @@ def _split(name: str, wanted: frozenset[str]) -> tuple[str, str]:
 
 
 def _of_macos(name: str) -> bool:
-    """Whether it is one of the files that macOS adds to archives."""
+    """Tells whether a file is one that macOS adds to archives."""
     folder, _, name = name.rpartition("/")
     return name.startswith("._") or name == ".DS_Store" or "__MACOSX" in folder.split("/")
 
@@ -241,7 +243,7 @@ class _Tar(tarfile.TarFile):
         super().__init__(name, mode, _Allowance(fileobj), **options)
 
     def next_member(self) -> tarfile.TarInfo | None:
-        """The next one, as `next`, which forgets those before it."""
+        """Returns the next member and forgets those before it."""
         self.members = []  # it would keep every header
         self.fileobj.allowed = _MAX_HEADERS
         return self.next()
