@@ -125,10 +125,19 @@ def make_optimizer(
 
 
 def _each_layer(of_one_array: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Runs a transformation with statistics of a whole array on every layer's arrays alone.
+    """Runs a transformation with statistics of a whole array on every layer's matrices alone.
 
-    Parameters of a scanned stack hold all layers in one array, whose first axis is the layer.
+    Parameters of a scanned stack hold all layers in one array, whose first axis is the layer. An
+    array of more than two axes is taken for the matrix of its longest axis and all others, as t5x
+    takes a kernel [embed, heads, kv]: what is factored does not depend on the number of heads.
     """
+
+    def init(param: Any) -> optax.OptState:
+        return of_one_array.init(jax.tree.map(_matrix, param))  # a box in the layout of the state
+
+    def update(grad: jax.Array, state: optax.OptState, param: jax.Array) -> tuple:
+        found, state = of_one_array.update(_matrix(grad), state, _matrix(param))
+        return _matrix(found, grad.shape), state
 
     def each(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -138,13 +147,28 @@ def _each_layer(of_one_array: optax.GradientTransformation) -> optax.GradientTra
             for path in trees[0]
         }
 
-    def update(
+    def update_each(
         updates: Mapping[str, Any], state: Mapping[str, Any], params: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        both = each(of_one_array.update, updates, state, params)
+        both = each(update, updates, state, params)
         return tuple({path: pair[i] for path, pair in both.items()} for i in (0, 1))
 
-    return optax.GradientTransformation(lambda params: each(of_one_array.init, params), update)
+    return optax.GradientTransformation(lambda params: each(init, params), update_each)
+
+
+def _matrix(x: jax.Array, back: tuple[int, ...] | None = None) -> jax.Array:
+    """x [..., longest axis, ...] -> [longest axis, all others]; with `back`, a shape, the inverse.
+
+    Arrays of two axes and fewer stay as they are.
+    """
+    shape = x.shape if back is None else back
+    if len(shape) <= 2:
+        return x
+    axis = shape.index(max(shape))
+    others = shape[:axis] + shape[axis + 1 :]
+    if back is None:
+        return jnp.moveaxis(x, axis, 0).reshape(shape[axis], -1)
+    return jnp.moveaxis(x.reshape(shape[axis], *others), 0, axis)
 
 
 def _each_network(of_one_network: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -184,6 +184,22 @@ def test_the_layer_axis_is_never_factored():
     assert state["net/head/kernel"][0].v_row.shape == (128,)
 
 
+@pytest.mark.parametrize("shape", [(256, 2, 128), (256, 16, 16), (8, 32, 256)])
+def test_a_kernel_of_several_heads_trains_as_the_matrix_it_is(shape):
+    tx = make_optimizer(OptimizerConfig(name="adafactor", clip_norm=0.0))
+    draws = np.random.default_rng(0).normal(size=(4, 256, 256)).astype(np.float32)
+    kernels = [{"net/kernel": jnp.asarray(draws[0]).reshape(s)} for s in ((256, 256), shape)]
+    states = [tx.init(params) for params in kernels]
+    assert states[1][0]["net/kernel"][0].v_row.size == 256
+    for draw in draws[1:]:
+        grads = [{"net/kernel": draw.reshape(kernel["net/kernel"].shape)} for kernel in kernels]
+        (matrix, states[0]), (heads, states[1]) = (
+            tx.update(*args) for args in zip(grads, states, kernels, strict=True)
+        )
+        found = heads["net/kernel"].reshape(256, 256)
+        np.testing.assert_allclose(found, matrix["net/kernel"], rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["language_model", "generator", "vlm"])
 def test_stacked_parameters_are_those_with_a_layer_axis(name):
     width = {"num_layers": 2, "embed_dim": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 8}
