@@ -53,7 +53,7 @@ from synth2_jax.training.trained import Trained
 from synth2_jax.vocabulary import Vocabulary, load_vocabulary
 
 Path = str | os.PathLike[str]
-Picture = Path | Image.Image | np.ndarray
+Picture = Path | bytes | Image.Image | np.ndarray
 
 _ANY_SIZE = ImageLimits(min_side=1)
 _ALL_DEVICES = sharding.MeshConfig()
@@ -156,19 +156,19 @@ class Captioner:
         """One caption an image, which depends on that image alone.
 
         Args:
-          images: one or many: paths of picture files or PIL images, of any size, of which the
-            middle square is scaled to S x S; or u8[B, S, S, 3] or u8[S, S, 3] as they are. Files
-            are read a batch at a time.
+          images: one or many: picture files, by path or as bytes, or PIL images. Their middle
+            square is scaled to S x S. Or u8[B, S, S, 3] or u8[S, S, 3] as they are. Files are
+            read a batch at a time.
 
         Returns:
-          a list, or a str when `images` is one path, PIL image or u8[S, S, 3].
+          a list, or a str when `images` is one file, PIL image or u8[S, S, 3].
 
         Raises:
           UserError: what is no picture, or an array of another shape or dtype.
         """
         if isinstance(images, jax.Array):
             images = np.asarray(images)
-        one = isinstance(images, str | os.PathLike | Image.Image)
+        one = isinstance(images, str | os.PathLike | bytes | Image.Image)
         one = one or (isinstance(images, np.ndarray) and images.ndim == 3)
         images = [images] if one else images
 
@@ -185,10 +185,12 @@ class Captioner:
         try:
             if isinstance(image, str | os.PathLike):
                 where = os.fspath(image)
-                return decode_image(pathlib.Path(image).read_bytes(), size, _ANY_SIZE)
+                image = pathlib.Path(image).read_bytes()
+            if isinstance(image, bytes):
+                return decode_image(image, size, _ANY_SIZE)
             if isinstance(image, Image.Image):
                 return middle_square(image, size)
-        except (Rejected, OSError) as error:
+        except (Rejected, OSError, ValueError) as error:
             raise UserError(f"{where}: expected a picture, found {_line(error)}") from error
         array = np.asarray(image)
         if array.dtype != np.uint8 or array.shape != (size, size, 3):

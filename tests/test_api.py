@@ -71,6 +71,10 @@ def test_pictures_of_all_kinds(vlm, images, tmp_path):
     ]
     assert vlm.caption(str(path)) == vlm.caption(path) == captions[0]  # one gives one
     assert vlm.caption(Image.fromarray(images[0])) == captions[0]
+    assert vlm.caption(path.read_bytes()) == captions[0]
+    # EXIF that cannot be read does not cost the pixels.
+    Image.fromarray(images[0]).save(path, exif=b"\0\x08\0\x02\x01\x12")
+    assert vlm.caption(Image.open(path)) == vlm.caption(path) == captions[0]
 
 
 def test_pictures_of_other_sizes_are_cut_and_scaled(vlm, images, tmp_path):
@@ -91,7 +95,10 @@ def test_what_is_no_picture_is_named(vlm, images, tmp_path):
         ([images[0], images[1][:8]], r"images\[1\]: found uint8\[8, 16, 3\], expected uint8\[16, "),
         (tmp_path / "none.png", "none.png: expected a picture, found .*No such file"),
         (tmp_path / "text.png", "text.png: expected a picture, found not an image"),
+        (tmp_path / "a\0.png", "expected a picture, found embedded null"),
         (Image.new("F", (16, 16)), r"images\[0\]: .* found unsupported pixels"),
+        (Image.new("RGB", (0, 0)), r"images\[0\]: .* found image too small: 0x0 pixels"),
+        ([b"GIF", images[0]], r"images\[0\]: .* found not an image: begins with b'GIF'"),
     ):
         with pytest.raises(UserError, match=message):
             vlm.caption(given)
