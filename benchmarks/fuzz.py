@@ -54,7 +54,11 @@ class Worker:
         self._process.stdin.flush()
         line = self._line(self._given.timeout)
         if line:
-            return json.loads(line)
+            answer = json.loads(line)
+            if answer["last"]:
+                self.close()
+                self._start()
+            return answer
         code = self._process.poll()
         hangs = code is None and not self._ended
         self.close()

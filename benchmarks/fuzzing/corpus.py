@@ -5,15 +5,19 @@ FOLDER/filter/pairs       pairs with scores, and FOLDER/filter/view, a view of t
 FOLDER/unfinished         the same pairs before their manifest is written
 FOLDER/exports/NAME       of two of the runs
 FOLDER/sources/FORMAT     eight images with captions in each format of annotations
-FOLDER/captions, FOLDER/report, FOLDER/vocabulary
+FOLDER/captions, FOLDER/server, FOLDER/report, FOLDER/vocabulary
 """
 
+import contextlib
 import csv
+import http.server
 import io
 import json
+import os
 import pathlib
 import shutil
 import tarfile
+import threading
 from unittest import mock
 
 import numpy as np
@@ -59,6 +63,7 @@ def build(folder: pathlib.Path) -> None:
     run("train", *TRAINING, f"--workdir={folder}/runs/trained", "--config.train.steps=2")
     _pairs(folder)
     _captions(folder)
+    _server(folder / "server")
     for name in ("tokenizer", "vlm"):
         run("export", f"{folder}/runs/{name}", f"--output={folder}/exports/{name}")
     for write in (_annotations, _json_lines, _tars, _tf_records, _pictures):
@@ -167,6 +172,57 @@ def writing(folder: pathlib.Path) -> list[str]:
         f"--config.text_file={folder}/drafts.jsonl",
         *("--config.captions_per_class=None", "--config.classes=red,blue,green,white"),
     ]
+
+
+def _server(folder: pathlib.Path) -> None:
+    """What a server of captions answers, and a journal of it."""
+    folder.mkdir()
+    choice = {"index": 0, "message": {"role": "assistant", "content": "a dog in the snow"}}
+    answer = {
+        "model": "m-0613",
+        "choices": [choice | {"finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 4},
+    }
+    write_json(folder / "answer.json", answer)
+    with contextlib.chdir(folder):
+        run("captions", *asking(folder))
+
+
+def asking(folder: pathlib.Path) -> list[str]:
+    """`synth2 captions` from a server, once."""
+    return [
+        f"--config={ROOT / 'configs' / 'paper' / 'captions.py'}",
+        f"--workdir={folder}",
+        *("--config.classes=dog", "--config.captions_per_class=1", "--config.max_rounds=1"),
+        *("--config.server.model=m", "--config.server.max_attempts=1"),
+        "--config.server.timeout=5",
+    ]
+
+
+class _AnswerFromFile(http.server.BaseHTTPRequestHandler):
+    """Sends answer.json of the folder that the process is in, whatever is asked."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        path = pathlib.Path("answer.json")
+        contents = path.read_bytes() if path.is_file() else b""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(contents)))
+        self.end_headers()
+        self.wfile.write(contents)
+
+    def log_message(self, *arguments) -> None:
+        del arguments
+
+
+def start_server() -> None:
+    """A server on this machine, whose address is in the environment from now on."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _AnswerFromFile)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ["OPENAI_BASE_URL"] = f"http://127.0.0.1:{server.server_port}/v1"
+    os.environ["OPENAI_API_KEY"] = "sk-fuzz"
 
 
 def _image_files(folder: pathlib.Path) -> list[str]:

@@ -247,9 +247,55 @@ def inspect(folder: str, *more: str) -> Command:
     return lambda case, built: ["inspect", f"{case}/{folder}", *more]
 
 
+def ask(case: pathlib.Path, built: pathlib.Path) -> list[str]:
+    return ["captions", *corpus.asking(case)]
+
+
+def synthesize(case: pathlib.Path, built: pathlib.Path) -> list[str]:
+    return [
+        "synthesize",
+        f"--config={corpus.CONFIGS / 'synthesize.py'}",
+        f"--workdir={case}/out",
+        f"--config.generator={built}/runs/generator",
+        f"--config.captions={case}",
+        *("--config.sampler.num_steps=1", "--config.batch_size=8", "--config.num_shards=1"),
+    ]
+
+
+def number_of_pairs(case: pathlib.Path, printed: str) -> Any:
+    del printed
+    return records.verify(case / "out").num_pairs
+
+
 _SUMMARY = r"[\d,]+ pairs|sources|  \S+-\d"
 
 TARGETS = (
+    Target(
+        "synthesize",
+        2,
+        "captions",
+        synthesize,
+        ("captions.jsonl", "captions.jsonl", "manifest.json"),
+        number_of_pairs,
+    ),
+    Target(
+        "journal",
+        4,
+        "server",
+        ask,
+        ("answers.jsonl",),
+        lambda case, printed: (case / "captions.jsonl").read_text("utf-8"),
+        anything,
+    ),
+    Target(
+        "server",
+        4,
+        "server",
+        lambda case, built: [*ask(case, built), "--config.seed=1"],
+        ("answer.json",),
+        lambda case, printed: (case / "captions.jsonl").read_text("utf-8"),
+        anything,
+    ),
     source("coco", 6, "a.json"),
     source("nocaps", 2, "a.json"),
     source("karpathy", 4, "a.json"),
@@ -361,7 +407,7 @@ TARGETS = (
     ),
     Target(
         "checkpoint",
-        10,
+        6,
         "runs/vlm",
         lambda case, built: ["export", f"{case}", f"--output={case}/out.safetensors"],
         ("checkpoints/**/*",),
@@ -369,14 +415,14 @@ TARGETS = (
     ),
     Target(
         "inspect-run",
-        5,
+        3,
         "runs/vlm",
         inspect("", "--fingerprints=true"),
         ("checkpoints/**/*",),
         lines_that("(?! )"),
     ),
     Target(
-        "resume", 3, "runs/trained", train, ("checkpoints/**/*", "checkpoints/*/*"), last_parameters
+        "resume", 2, "runs/trained", train, ("checkpoints/**/*", "checkpoints/*/*"), last_parameters
     ),
     Target(
         "metrics",
@@ -402,11 +448,11 @@ TARGETS = (
     configured("tokenize", 8, "sources/json_lines", tokenize("json_lines", "a.jsonl")),
     configured("filter", 5, "filter", filtering),
     configured("captions", 6, "captions", writing),
-    configured("train", 8, "runs/trained", train),
+    configured("train", 3, "runs/trained", train),
     configured("mixture", 3, "filter", mixture("pairs")),
     with_options("report", 3, "captions", compare),
     with_options("inspect", 3, "filter", inspect("pairs")),
     with_options(
-        "export", 4, "runs/vlm", lambda case, built: ["export", f"{case}", f"--output={case}/out"]
+        "export", 2, "runs/vlm", lambda case, built: ["export", f"{case}", f"--output={case}/out"]
     ),
 )
