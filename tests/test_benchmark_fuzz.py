@@ -48,6 +48,8 @@ def judged(tmp_path, monkeypatch):
 
     def run(stage):
         monkeypatch.setattr(worker, "MAX_GROWTH", 64 << 20)
+        for number, name in ((1, "stdout"), (2, "stderr")):  # pytest's own are no files
+            monkeypatch.setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
         monkeypatch.setattr(main, "main", lambda argv: stage())
         case, built = tmp_path / "case", tmp_path / "corpus"
         return worker.run_case(target, random.Random(1), case, built, "as before\n")["outcome"]
@@ -55,8 +57,8 @@ def judged(tmp_path, monkeypatch):
     return run
 
 
-def say(text, code=0, file=None):
-    print(text, file=file or sys.stdout)
+def say(text, code=0):
+    print(text, file=sys.stderr if code == 2 else sys.stdout)
     return code
 
 
@@ -73,7 +75,7 @@ def fail():
     [
         (lambda: say("as before"), "same"),
         (lambda: say("otherwise"), "silent"),
-        (lambda: say("synth2: x: no such file", 2, sys.stderr), "refused"),
+        (lambda: say("synth2: x: no such file", 2), "refused"),
         (lambda: say("synth2: x\nsynth2: y", 2), "message"),
         (lambda: say("x: no such file", 2), "message"),
         (lambda: say("synth2: x\nand more", 2), "message"),

@@ -41,7 +41,7 @@ def damage_bytes(contents: bytes, rng: random.Random) -> bytes:
 
 def damage_json(contents: bytes, rng: random.Random) -> bytes:
     """A value, key or element of JSON, of the whole file or of one of its lines; or its bytes."""
-    if rng.random() < 0.25:
+    if not contents or rng.random() < 0.25:
         return damage_bytes(contents, rng)
     lines = [contents]
     try:

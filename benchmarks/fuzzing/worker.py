@@ -126,11 +126,19 @@ def _captured(path: pathlib.Path, folder: pathlib.Path) -> Iterator[Any]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
-    try:
-        yield lambda: path.read_bytes().decode("utf-8", "backslashreplace")
-    finally:
+
+    def flush() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+
+    def printed() -> str:
+        flush()
+        return path.read_bytes().decode("utf-8", "backslashreplace")
+
+    try:
+        yield printed
+    finally:
+        flush()
         os.chdir(here)
         for number, stream in enumerate(streams, start=1):
             os.dup2(stream, number)

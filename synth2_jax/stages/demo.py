@@ -6,7 +6,6 @@ Writes WORKDIR/report/index.html and WORKDIR/report/results.json; stopped and st
 on.
 """
 
-import json
 import pathlib
 import time
 from typing import Any
@@ -21,7 +20,7 @@ from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.scoring.diversity import balance
 from synth2_jax.stages import report
 from synth2_jax.stages.evaluate import EvaluateConfig
-from synth2_jax.stages.experiment import Experiment, ExperimentConfig
+from synth2_jax.stages.experiment import SCORES, Experiment, ExperimentConfig
 from synth2_jax.stages.image_space import speed_by_space
 from synth2_jax.stages.report_html import number, picture
 from synth2_jax.stages.tokenize import decode_images, encode_images
@@ -59,7 +58,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     caption_sets = _caption_sets(experiment)
     vlm = vlms["real_synthetic"].config
     speed = speed_by_space(vlm["model"], vlm["data"]["batch_size"])
-    times = json.loads((experiment.workdir / "seconds.json").read_text())
+    times = experiment.times()
     results = {
         "arms": {arm: _scores(arms[arm]) for arm in COMPARED},
         "tokenizer": {"objects_right": tokenizer_right},
@@ -151,8 +150,7 @@ def steps_to_baseline(
 
 
 def _scores(results: dict[str, Any]) -> dict[str, float]:
-    names = ("cider", "bleu4", "rouge_l", "objects_right", "cider_seen", "cider_unseen")
-    return {name: results[name] for name in names}
+    return {name: results[name] for name in SCORES}
 
 
 def _real_scenes() -> list[dict[str, Any]]:

@@ -22,8 +22,9 @@ from synth2_jax import environment, folder_lock
 from synth2_jax.data import pair_writer, records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
-from synth2_jax.files import read_json_lines, write_json
+from synth2_jax.files import read_json, read_json_lines, write_json
 from synth2_jax.scenes import language, oracle, renderer
+from synth2_jax.side_files import parse_as
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages.captions import CaptionsConfig
 from synth2_jax.stages.evaluate import EvaluateConfig
@@ -92,6 +93,48 @@ class ExperimentConfig:
     vlm: TrainConfig
     evaluate: EvaluateConfig
     tiny: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scores:
+    """The scores of an evaluation that demo and study compare; None of no pictures."""
+
+    cider: float | None
+    cider_seen: float | None
+    cider_unseen: float | None
+    bleu4: float | None
+    rouge_l: float | None
+    objects_right: float | None
+
+
+SCORES = tuple(field.name for field in dataclasses.fields(_Scores))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Times:
+    """The contents of seconds.json."""
+
+    seconds: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _PeakMemory:
+    """The contents of peak_memory.json."""
+
+    gib: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    commit: str
+    config: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _MadeWith:
+    """The contents of MADE_WITH."""
+
+    steps: Mapping[str, _Made]
 
 
 class Experiment:
@@ -278,7 +321,10 @@ class Experiment:
             self._step(
                 step, self.config.evaluate, folder, lambda: evaluate.run(section, str(folder))
             )
-        return json.loads((folder / "results.json").read_text())
+        results = read_json(folder / "results.json", "evaluate")
+        scores = {name: results[name] for name in SCORES if name in results}
+        parse_as(_Scores, scores, folder / "results.json", "evaluate")
+        return results
 
     def written_captions(self) -> list[dict[str, Any]]:
         return read_json_lines(pathlib.Path(self.path("captions", captions.CAPTIONS)))
@@ -317,15 +363,21 @@ class Experiment:
         finally:  # A step that is stopped has cost its time too.
             seconds = time.monotonic() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-            known = _read_json(self.workdir / "seconds.json")
+            known = self.times()
             times = {**known, name: known.get(name, 0.0) + seconds}
             write_json(self.workdir / "seconds.json", times)
             self.peak_memory_gib()
 
+    def times(self) -> dict[str, float]:
+        """{step: seconds} of all runs in this workdir."""
+        path = self.workdir / "seconds.json"
+        return _read(_Times, path, read_json(path, "demo"), "seconds") if path.exists() else {}
+
     def peak_memory_gib(self) -> float:
         """The most that any process in this workdir had resident, this one included."""
         path = self.workdir / "peak_memory.json"
-        peak = max(_peak_memory_gib(), _read_json(path).get("gib", 0.0))
+        known = _read(_PeakMemory, path, read_json(path, "demo")) if path.exists() else {}
+        peak = max(_peak_memory_gib(), known.get("gib", 0.0))
         write_json(path, {"gib": peak})
         return peak
 
@@ -334,7 +386,8 @@ class Experiment:
         return sorted({made["commit"] for made in self._made_with().values() if made["commit"]})
 
     def _made_with(self) -> dict[str, Any]:
-        return _read_json(self.workdir / MADE_WITH)
+        path = self.workdir / MADE_WITH
+        return _read(_MadeWith, path, read_json(path, "demo"), "steps") if path.exists() else {}
 
     def _note_once(self, name: str, given: ml_collections.ConfigDict) -> None:
         made_with = self._made_with()
@@ -377,8 +430,10 @@ def _peak_memory_gib() -> float:
     return max(resource.getrusage(who).ru_maxrss for who in usages) * unit / 2**30
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _read(cls: type, path: pathlib.Path, values: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """The values, which must be those of the dataclass `cls`, or of its field `key`."""
+    parse_as(cls, {key: values} if key else values, path, "demo")
+    return values
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

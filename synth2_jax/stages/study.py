@@ -7,8 +7,8 @@ started again, it goes on.
 """
 
 import dataclasses
-import json
 import pathlib
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,15 +16,16 @@ from typing import Any
 from synth2_jax import config as config_lib
 from synth2_jax import environment
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.files import write_json, write_text
+from synth2_jax.files import read_json, write_json, write_text
 from synth2_jax.scenes import scores as scenes_scores
+from synth2_jax.side_files import parse_as
 from synth2_jax.stages.demo import curve, steps_to_baseline
-from synth2_jax.stages.experiment import ARMS, Experiment, ExperimentConfig
+from synth2_jax.stages.experiment import ARMS, SCORES, Experiment, ExperimentConfig
+from synth2_jax.stages.report_files import Curve
 from synth2_jax.stages.report_html import DASH, finite, lookup
 from synth2_jax.stages.study_page import render_study
 
 RESULTS = "study.json"
-SCORES = ("cider", "cider_seen", "cider_unseen", "bleu4", "rouge_l", "objects_right")
 TITLES = {
     "real": "real only",
     "real_synthetic": "real + synthetic",
@@ -62,6 +63,24 @@ class StudyExperimentConfig(ExperimentConfig):
     study: StudyConfig = StudyConfig()
 
 
+@dataclasses.dataclass(frozen=True)
+class _StudyFile:
+    """The part of study.json that a study goes on with."""
+
+    runs: Mapping[str, Mapping[str, float | Curve]]
+
+    def __post_init__(self):
+        for name in self.runs:
+            if not re.fullmatch(r"\w+/\d+", name, re.ASCII):
+                raise ValueError(f"runs: found {name!r:.40}, expected ARM/SEED")
+
+
+def _known_runs(path: pathlib.Path) -> dict[str, Any]:
+    runs = read_json(path, "study").get("runs")
+    parse_as(_StudyFile, {"runs": runs}, path, "study")
+    return runs
+
+
 def run(config: Any, workdir: str) -> dict[str, Any]:
     """Runs every arm that is missing; returns what study.json holds."""
     cfg = config_lib.build(StudyConfig, config.get("study"), "config.study")
@@ -73,7 +92,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     experiment.pairs()
     experiment.captions()
     known = pathlib.Path(workdir) / RESULTS
-    study: dict[str, Any] = json.loads(known.read_text())["runs"] if known.exists() else {}
+    study = _known_runs(known) if known.exists() else {}
     for seed in cfg.seeds:
         for arm in cfg.arms:
             if arm != "real" and f"generator/{seed}" not in study:

@@ -1,0 +1,76 @@
+"""Damaged files with which a demo or a study goes on: one line each."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from synth2_jax.errors import UserError
+from synth2_jax.stages import study
+from synth2_jax.stages.experiment import SCORES, Experiment
+
+GOOD = dict.fromkeys(SCORES, 1.0)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """An Experiment of which every step is done."""
+    made = Experiment.__new__(Experiment)
+    made.workdir, made.config, made.seconds = tmp_path, SimpleNamespace(evaluate=None), {}
+    return made
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"cider": "60"}, "value.cider: found '60'"),
+        ({"cider_seen": [1]}, "value.cider_seen: found"),
+        ({"objects_right": ...}, "value.objects_right: missing"),
+    ],
+)
+def test_results_of_an_evaluation(experiment, tmp_path, change, message):
+    path = tmp_path / "evaluation" / "vlm_real" / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**GOOD, "more": "text", "cider_unseen": None}))
+    assert experiment.evaluate("real")["more"] == "text"
+    values = {name: value for name, value in {**GOOD, **change}.items() if value is not ...}
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"results.json: {message}.*`synth2 evaluate`"):
+        experiment.evaluate("real")
+
+
+@pytest.mark.parametrize(
+    "name, read, contents, message",
+    [
+        ("seconds.json", Experiment.times, {"tokenize": "1"}, "seconds.tokenize: found '1'"),
+        ("seconds.json", Experiment.times, [], "found []"),
+        ("peak_memory.json", Experiment.peak_memory_gib, {"gib": None}, "gib: found None"),
+        ("made_with.json", Experiment.commits, {"tokenize": 3}, "tokenize: found 3"),
+        ("made_with.json", Experiment.commits, {"a": {"config": {}}}, "a.commit: missing"),
+    ],
+)
+def test_notes_of_steps(experiment, tmp_path, name, read, contents, message):
+    (tmp_path / name).write_text(json.dumps(contents))
+    with pytest.raises(UserError) as error:
+        read(experiment)
+    assert message in str(error.value) and str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        ({}, "value.runs: found None"),
+        ({"runs": {"real": {}}}, "found 'real', expected ARM/SEED"),
+        ({"runs": {"real/0": {"cider": "x"}}}, "runs.real/0.cider: found 'x'"),
+        ({"runs": {"real/0": {"curve": [[1]]}}}, "runs.real/0.curve: found"),
+    ],
+)
+def test_runs_of_a_study(tmp_path, contents, message):
+    path = tmp_path / "study.json"
+    good = {"real/0": {"cider": 1.0, "cider_seen": None, "curve": [[1, 2.0], [2, None]]}}
+    path.write_text(json.dumps({"runs": good, "commit": "x"}))
+    assert study._known_runs(path) == good
+    path.write_text(json.dumps(contents))
+    with pytest.raises(UserError) as error:
+        study._known_runs(path)
+    assert message in str(error.value)
