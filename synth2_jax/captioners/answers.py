@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 _MOST_TOKENS = 10**9  # of one answer; more is no count
-_MOST_NAME = 200  # characters of a model's name
+MOST_NAME = 1000  # characters of a model's name or a server's address
 _MOST_SAID = 10_000  # characters of an error that are looked at
 _HTML = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype|html|head|body)\b", re.IGNORECASE)
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
@@ -39,7 +39,7 @@ class Answer:
         if not isinstance(self.text, str):
             raise ValueError(f"text: found {type(self.text).__name__}, expected a text")
         for name in ("finish_reason", "model", "server"):
-            if not _is_name(getattr(self, name)):
+            if not is_name(getattr(self, name)):
                 raise ValueError(f"{name}: found {getattr(self, name)!r:.60}, expected a name")
         for name in ("prompt_tokens", "completion_tokens"):
             if getattr(self, name) is not None and not _is_count(getattr(self, name)):
@@ -84,8 +84,8 @@ def parse_answer(content: str, model: str) -> Answer:
     prompt_tokens, completion_tokens = counts if all(map(_is_count, counts)) else (None, None)
     return Answer(
         text or "",
-        finish_reason if _is_name(finish_reason) else "",
-        written_by if written_by and _is_name(written_by) else model,
+        finish_reason if is_name(finish_reason) else "",
+        written_by if written_by and is_name(written_by) else model,
         prompt_tokens,
         completion_tokens,
     )
@@ -103,7 +103,7 @@ def error_in(content: str) -> tuple[str, str]:
     codes = [error.get(name) for name in ("code", "type")]
     code = next((str(code) for code in codes if code and isinstance(code, str | int)), "")
     said = error.get("message") or error.get("detail") or content
-    return code[:_MOST_NAME], str(said)[:_MOST_SAID]
+    return code[:MOST_NAME], str(said)[:_MOST_SAID]
 
 
 def _plain(content: str) -> str:
@@ -114,8 +114,9 @@ def _plain(content: str) -> str:
     return f"an HTML page, as proxies send: {' '.join(text.split())}"
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) <= _MOST_NAME
+def is_name(value: Any) -> bool:
+    """Whether a value can be the name of a model: a short text on one line."""
+    return isinstance(value, str) and value.isprintable() and len(value) <= MOST_NAME
 
 
 def _is_count(value: Any) -> bool:

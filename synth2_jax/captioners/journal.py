@@ -9,12 +9,16 @@ import fcntl
 import json
 import os
 import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
 
 from absl import logging
 
 from synth2_jax.captioners.answers import Answer
 from synth2_jax.errors import UserError
 
+_CHECKSUM = "crc32"
 _ROOM = 16 << 20  # bytes that answers under way may take, and more
 
 
@@ -73,8 +77,9 @@ class Journal:
         Raises:
           UserError: it cannot be written; the file is as it was.
         """
+        row = {"key": key, **dataclasses.asdict(answer)}
         # In ASCII: an answer may hold half of a surrogate pair, which has no UTF-8.
-        line = json.dumps({"key": key, **dataclasses.asdict(answer)}) + "\n"
+        line = json.dumps({**row, _CHECKSUM: _checksum(row)}) + "\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
             self._write(line.encode("ascii"))
@@ -116,9 +121,16 @@ class Journal:
         """Keeps the answer of a line; ValueError says what is wrong with it."""
         try:
             row = json.loads(line)
+            checksum = row.pop(_CHECKSUM, None)  # which lines of earlier versions do not have
+            if checksum not in (None, _checksum(row)):
+                raise ValueError(f"{_CHECKSUM} differs")
             key, answer = row.pop("key"), Answer(**row)
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"no answer under a key: {error}") from error
         if not isinstance(key, str):
             raise ValueError(f"key: found {key!r:.60}, expected a text")
         self._answers[key] = answer
+
+
+def _checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())

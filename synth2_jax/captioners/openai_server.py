@@ -21,7 +21,7 @@ from typing import Any
 from absl import logging
 
 from synth2_jax import config as config_lib
-from synth2_jax.captioners.answers import Answer, ErrorAnswer, error_in, parse_answer
+from synth2_jax.captioners.answers import Answer, ErrorAnswer, error_in, is_name, parse_answer
 from synth2_jax.captioners.chat_text import caption_in
 from synth2_jax.captioners.drafts import Draft, Request
 from synth2_jax.captioners.journal import Journal
@@ -96,8 +96,11 @@ class ServerConfig:
         for name in _OURS:
             if name in self.extra_body:
                 raise UserError(f"server.extra_body: found {name!r}, expected other fields")
-        if not self.model:
-            raise UserError("server.model: found none, expected a model of the server's")
+        if not self.model or not is_name(self.model):
+            raise UserError(
+                f"server.model: found {self.model!r:.40}, expected the name of a model of the "
+                "server's"
+            )
         for name in ("requests_per_minute", "timeout", "max_cost"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -507,7 +510,7 @@ def _checked_url(url: str, *, holds_key: bool) -> str:
         host = parts.hostname
     except ValueError:
         parts, host = None, None
-    if not host or parts.scheme not in ("http", "https"):
+    if not host or not is_name(url) or parts.scheme not in ("http", "https"):
         raise UserError("config.server.base_url: no address, expected http://HOST/v1 or https://")
     if "@" in parts.netloc or parts.query or parts.fragment or holds_key:
         raise UserError(

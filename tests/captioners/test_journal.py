@@ -63,7 +63,7 @@ def test_cut_at_any_byte_it_loses_no_more_than_the_last_line(tmp_path):
                 row_of(3),
                 row_of("b", text=None),
                 row_of("b", model="\ud83d"),
-                row_of("b", model="m" * 1000),
+                row_of("b", model="m" * 1001),
                 row_of("b", finish_reason=["stop"]),
                 row_of("b", server="\x1b[31m"),
                 row_of("b", prompt_tokens=10**400),
@@ -89,6 +89,21 @@ def test_damage_before_the_last_line_is_named(tmp_path, line):
     with Journal(path) as journal:
         assert len(journal) == 1
     assert path.read_bytes() == good + b"\n"
+
+
+def test_no_changed_answer_is_used(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    with Journal(path) as journal:
+        journal.append("a", answer_of("a dog"))
+        journal.append("b", answer_of("a cat"))
+    whole = path.read_bytes()
+    for place in range(whole.index(b"\n")):
+        for bit in (0, 5):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match="line [12] is damaged"):
+                Journal(path).__enter__()
 
 
 def test_two_runs_cannot_share_it(tmp_path):

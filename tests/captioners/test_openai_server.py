@@ -322,7 +322,7 @@ def test_answers_that_do_not_say_what_they_took_are_counted(server, ask):
     assert "8 in all, 1 prompt and 2 completion tokens, 7 answers did not say" in source.summary()
 
 
-@pytest.mark.parametrize("name", [None, 3, "", "\ud83d", "m\n", "\x1b[31m", "m" * 1000, ["m"]])
+@pytest.mark.parametrize("name", [None, 3, "", "\ud83d", "m\n", "\x1b[31m", "m" * 1001, ["m"]])
 def test_a_model_that_cannot_be_printed_is_the_one_that_was_asked(server, ask, tmp_path, name):
     server.act = lambda body, number: {"model": name, "finish_reason": name}
     (draft,), _ = ask(requests(1))
@@ -409,6 +409,8 @@ def test_a_key_must_be_in_the_environment(server, ask, monkeypatch):
         ("http://host/v1?api-key=hunter2", "holds a user, password, query or key"),
         ("ftp://hunter2/v1", "no address"),
         ("hunter2", "no address"),
+        ("http://host\n/hunter2", "no address"),
+        ("http://host/hunter2" + "x" * 1000, "no address"),
         ("http://[hunter2/v1", "no address"),
     ],
 )
@@ -439,7 +441,8 @@ def test_without_the_package_a_line_says_how_to_install_it(ask, monkeypatch):
 @pytest.mark.parametrize(
     "settings, text",
     [
-        ({"model": ""}, "server.model: found none"),
+        ({"model": ""}, "server.model: found '', expected the name of a model"),
+        ({"model": "m\n"}, r"server.model: found 'm\n', expected the name of a model"),
         ({"concurrency": 0}, "server.concurrency: found 0, expected 1 or more"),
         ({"max_tokens": 0}, "server.max_tokens: found 0"),
         ({"timeout": 0.0}, "server.timeout: found 0.0, expected more than 0"),
