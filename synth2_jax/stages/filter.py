@@ -188,7 +188,7 @@ class _Scorer(abc.ABC):
             "tokenizer": trained.fingerprint("tokenizer"),
             part: trained.fingerprint(part),
             "model": trained.config["model"],
-            "vocabulary": data.vocabulary,
+            "vocabulary": records.sha256_of(pathlib.Path(self._vocabulary.path)),
             "prompt": data.prompt,
         }
 

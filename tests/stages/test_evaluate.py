@@ -7,14 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from synth2_jax import main, sharding
+from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import read_references
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.scoring.captions import score_captions
-from synth2_jax.stages import evaluate
 from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
 from synth2_jax.training import train_state
 from synth2_jax.training.trained import load_trained
@@ -114,25 +113,6 @@ def test_a_caption_depends_on_its_own_image_and_no_other(chain, vlm):
     assert after[0] == before[1]
     captioner.images = images[::-1]
     assert captioner.captions(params) == before[::-1]
-
-
-def test_captions_are_asked_for_as_in_training(chain, vlm, tmp_path, monkeypatch):
-    asked = []
-
-    def stop(objective, config, data, *others):
-        asked.append((data.prompt, data.vocabulary))
-        raise UserError("enough")
-
-    monkeypatch.setattr(evaluate, "CaptionScorer", stop)
-    model = shutil.copytree(chain.path("vlm_real"), tmp_path / "vlm")
-    (saved,) = model.glob("checkpoints/*/config/metadata")
-    config = json.loads(saved.read_text())
-    config["data"] |= {"prompt": "Picture:", "vocabulary": "mine.model"}
-    saved.write_text(json.dumps(config))
-    assert main.main(chain.evaluation(tmp_path / "results", vlm=model)) == 2
-    assert asked == [("Picture:", "mine.model")]
-    with pytest.raises(UserError, match="vocabulary 'mine.model': no such file"):
-        scorer(chain, vlm, DataConfig(vocabulary="mine.model"))
 
 
 def test_a_truncated_checkpoint_is_one_line(chain, tmp_path, mistake):

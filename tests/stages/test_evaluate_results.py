@@ -22,6 +22,7 @@ from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
 from synth2_jax.stages.trained import load_trained
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
+SCENES = DataConfig()
 CAPTIONS = (("a red circle", "the circle is red"), ("a blue star",), ("two rings", "rings"))
 
 
@@ -87,6 +88,23 @@ def test_results_say_how_they_were_measured(folder, tmp_path, capsys):
     assert (told["decode"]["method"], told["decode"]["max_length"]) == ("greedy", 4)
 
 
+def test_captions_are_asked_for_as_in_training(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def stop(objective, config, data, *others):
+        asked.append((data.prompt, data.vocabulary))
+        raise UserError("enough")
+
+    data = {"prompt": "Picture:", "vocabulary": "mine.model", "text_length": 12}
+    write_untrained_run(tmp_path / "vlm", "vlm", config={"data": data})
+    with pytest.raises(UserError, match="vocabulary 'mine.model': no such file"):
+        scorer_of(folder, data=DataConfig(vocabulary="mine.model"))
+    monkeypatch.setattr(evaluate, "CaptionScorer", stop)
+    with pytest.raises(UserError, match="enough"):
+        evaluate.run(config_of(folder, vlm=str(tmp_path / "vlm")), str(tmp_path / "results"))
+    assert asked == [("Picture:", "mine.model")]
+
+
 def failing(*arguments, **options):
     raise ValueError("could not convert\nstring to float: '0,5'")
 
@@ -131,12 +149,12 @@ def test_a_score_that_fails_does_not_end_a_training(folder, monkeypatch, caplog)
     assert "evaluate.more_scores=meteor failed (ValueError" in caplog.text
 
 
-def scorer_of(folder, **changes):
+def scorer_of(folder, data=SCENES, **changes):
     vlm = load_trained(folder / "vlm", "vlm")
     config = EvaluateConfig(str(folder / "pairs"), batch_size=3, **changes)
     fingerprints = {"tokenizer": vlm.fingerprint("tokenizer")}
     mesh = sharding.make_mesh(sharding.MeshConfig())
-    return CaptionScorer(vlm.objective, config, DataConfig(), fingerprints, mesh), vlm.params
+    return CaptionScorer(vlm.objective, config, data, fingerprints, mesh), vlm.params
 
 
 def test_frequencies_of_a_corpus_are_those_of_every_cider(folder, written, tmp_path):

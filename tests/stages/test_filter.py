@@ -12,6 +12,9 @@ from synth2_jax.data.records import Pair
 from synth2_jax.errors import UserError
 from synth2_jax.stages import filter as stage
 from synth2_jax.stages.filter import FilterConfig, choose
+from synth2_jax.stages.trained import load_trained
+from synth2_jax.testing.untrained_runs import write_untrained_run
+from synth2_jax.vocabulary import BUILT_IN
 
 ALL_SCORES = "likelihood_ratio,caption,cycle"
 
@@ -60,6 +63,25 @@ def files_of(folder):
 
 def filter_config(**values):
     return config_lib.build(FilterConfig, {"folder": "pairs", **values}, "config")
+
+
+@pytest.mark.slow
+def test_a_vocabulary_is_known_by_its_contents(tmp_path):
+    """A run whose vocabulary lies elsewhere has the same scores."""
+    moved = shutil.copy(BUILT_IN["scenes"], tmp_path / "moved.model")
+    settings = []
+    for name, vocabulary in (("a", "scenes"), ("b", str(moved))):
+        data = {"vocabulary": vocabulary, "text_length": 12}
+        write_untrained_run(tmp_path / name, "vlm", config={"data": data})
+        if not settings:
+            tokenizer = load_trained(tmp_path / name, "vlm").fingerprint("tokenizer")
+            pair = Pair("a-0", np.zeros(4, int), "a star", "synthetic")
+            provenance = records.Provenance(tokenizer, 4, 64)
+            manifest = pair_writer.write_pairs(tmp_path / "pairs", [pair], provenance)
+        given = {"folder": str(tmp_path / "pairs"), "vlm": str(tmp_path / name), "batch_size": 1}
+        cfg = filter_config(scores=("caption",), by="caption", **given)
+        settings.append(stage._scorers(cfg, manifest)["caption"].settings)
+    assert settings[0] == settings[1]
 
 
 SCORES = np.array([0.5, 2.0, -1.0, 2.0, 0.0, 2.0], np.float32)
