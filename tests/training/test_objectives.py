@@ -19,7 +19,7 @@ from synth2_jax.training import train_state
 from synth2_jax.training.metrics import mean
 from synth2_jax.training.objectives import OBJECTIVES, make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
-from synth2_jax.training.train_step import RNG_STREAMS
+from synth2_jax.training.train_step import RNG_STREAMS, make_train_step
 
 B, K = 4, 16
 WIDTH = {
@@ -260,6 +260,23 @@ def test_before_quantize_start_the_tokenizer_is_an_autoencoder(cases):
     assert (revived["tokenizer"]["quantizer"]["codebook"] != codebook).any()
     # Evaluation always quantizes.
     assert float(late.metrics(train=False, step=0)["codebook"][0]) > 0
+
+
+def test_a_batch_in_microbatches_is_counted_once():
+    section = {"tokenizer": {**TOKENIZER, "revive_share": 0.0, "usage_decay": 0.75}}
+    case = Case("tokenizer", section)
+    tx = make_optimizer(OptimizerConfig(learning_rate=1e-9))
+    opt_state = tx.init(train_state.split_params(case.params, ())[0])
+    rng = jax.random.key_data(jax.random.key(0))
+    state = train_state.TrainState(jnp.int32(0), case.params, opt_state, case.model_state, rng)
+    step = jax.jit(make_train_step(case.objective, tx, microbatches=2))
+    images = (case.batch["image"], 0.5 * case.batch["image"][:, ::-1])
+    counts = [case.step(train=True, image=image)[1]["counts_K"] for image in images]
+    usage, expected = [], [counts[0], 0.75 * counts[0] + 0.25 * counts[1]]
+    for image in images:
+        state, _ = step(state, {"image": image})
+        usage.append(state.model_state["codebook_stats"]["quantizer"]["usage"])
+    np.testing.assert_allclose(usage, expected, rtol=1e-6)
 
 
 def test_the_perceptual_loss_is_one_more_term_in_the_features_of_its_network(cases):
