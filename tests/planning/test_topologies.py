@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from synth2_jax import sharding
 from synth2_jax.planning import topologies
 
 
@@ -48,3 +49,25 @@ def test_nothing_is_said_otherwise():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
+@pytest.mark.parametrize(
+    "name, sizes, num_shards, of_host_1",
+    [
+        ("v5e:16x16", (16, 16, 1), 64, (2, 3, 18, 19)),  # a host is 2 x 2 of the 16 x 16 chips
+        ("v5e:16x16", (16, 4, 4), 32, (0, 4)),
+        ("v4:4x4x4", (4, 4, 4), 8, (0, 1)),
+        ("v4:4x4x4", (2, 4, 8), 8, (0,)),
+        ("v6e:8x8", (2, 4, 8), 4, (0, 1)),
+    ],
+)
+def test_hosts_of_real_pods_read_the_rows_of_their_chips(name, sizes, num_shards, of_host_1):
+    """Those of a tensor group share rows, and rows have gaps between them."""
+    devices = topologies.devices(name)
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), devices)
+    hosts = sorted({device.process_index for device in devices})
+    layouts = [sharding.data_layout(mesh, host) for host in hosts]
+    assert layouts[1].parts == of_host_1
+    assert {layout.num_shards for layout in layouts} == {num_shards}
+    read = [part for layout in layouts if layout.is_first for part in layout.parts]
+    assert sorted(read) == list(range(sizes[0] * sizes[1]))

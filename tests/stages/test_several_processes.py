@@ -1,8 +1,11 @@
 """Stages in several real processes leave what one process leaves."""
 
+import functools
 import json
 
 import pytest
+
+from synth2_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
@@ -24,21 +27,31 @@ def test_synthesis_deals_out_the_shards(chain, tmp_path, run_in_processes):
     assert sum(map(int, done)) == chain.num_captions and "0" not in done  # both had work
 
 
-def test_evaluation_gathers_every_caption_once(chain, tmp_path, run_in_processes):
-    """Ten images in batches of eight over four devices: six rows only fill up, and are dropped."""
+# Devices of each of two processes, and the mesh: rows of their own, or one tensor group.
+PODS = pytest.mark.parametrize("devices, mesh", [(2, {}), (1, {"mesh__tensor": 2})])
+
+
+@PODS
+def test_evaluation_gathers_every_caption_once(chain, tmp_path, run_in_processes, devices, mesh):
+    """Ten images in batches of eight: six rows only fill up, and are dropped."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     chain.run(chain.evaluation(alone))
-    run_in_processes(chain.evaluation(together))
+    run_in_processes(chain.evaluation(together, **mesh), devices=devices)
     captions = [(folder / "captions.jsonl").read_text() for folder in (alone, together)]
     assert captions[0] == captions[1] and len(captions[0].splitlines()) == 10
     results = [json.loads((folder / "results.json").read_text()) for folder in (alone, together)]
     assert results[0] == results[1]
 
 
-def test_training_validates_on_rows_of_every_process(chain, tmp_path, run_in_processes):
+@PODS
+def test_training_validates_on_rows_of_every_process(
+    chain, tmp_path, run_in_processes, devices, mesh
+):
     """Losses on held-out data and captions of images, from parameters that lie on all devices."""
     losses = []
-    for folder, run in ((tmp_path / "a", chain.run), (tmp_path / "b", run_in_processes)):
+    in_processes = functools.partial(run_in_processes, devices=devices)
+    for folder, run, over in (("a", chain.run, {}), ("b", in_processes, mesh)):
+        folder = tmp_path / folder
         argv = chain.training(
             "vlm",
             folder,
@@ -54,6 +67,7 @@ def test_training_validates_on_rows_of_every_process(chain, tmp_path, run_in_pro
             validation__captions__batch_size=8,
             validation__captions__max_images=10,
             validation__captions__decode__max_length=8,
+            **over,
         )
         run(argv)
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -74,6 +88,30 @@ def test_tokenization_deals_out_the_shards(chain, tmp_path, run_in_processes):
         if name.endswith(".tfrecord"):
             found = (tmp_path / "test" / name).read_bytes()
             assert found == (expected / name).read_bytes()
+
+
+@PODS
+def test_a_stream_is_the_same_on_rows_of_every_process(
+    chain, tmp_path, run_in_processes, devices, mesh
+):
+    losses = []
+    in_processes = functools.partial(run_in_processes, devices=devices)
+    for folder, run, over in (("a", chain.run, {}), ("b", in_processes, mesh)):
+        run(
+            chain.training(
+                "vlm",
+                tmp_path / folder,
+                stream__generator=chain.path("generator"),
+                stream__captions=chain.path("captions"),
+                stream__sampler__num_steps=2,
+                train__steps=3,
+                train__watchdog_seconds=60,
+                **over,
+            )
+        )
+        rows = read_metrics(tmp_path / folder / "metrics.jsonl")
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert len(set(losses[0])) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_training_on_pairs_goes_on_exactly_with_fewer_processes(chain, tmp_path, run_in_processes):
