@@ -243,7 +243,7 @@ def _answer(processes: Processes) -> str:
     """Another process: reports to process 0 and hears from it."""
     deadline = time.monotonic() + processes.start_seconds
     said = {"process": processes.process_id, "processes": processes.num_processes}
-    reason = "nobody answers"
+    reason = "no answer"
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(

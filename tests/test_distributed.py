@@ -158,7 +158,7 @@ def test_a_stranger_on_the_port_changes_nothing(said):
     start = time.monotonic()
     told += call_the_roll(Processes("127.0.0.1", port, 2, 1, start_seconds=20.0, secret="s"))
     call.join()
-    assert told == ["", ""] and time.monotonic() - start < 4  # the silent one holds nobody up
+    assert told == ["", ""] and time.monotonic() - start < 4  # the silent one holds up no other
 
 
 def connected(port):

@@ -329,7 +329,7 @@ class TrainIterator:
         """Goes on at step `step` after a change of the number of data shards; says what holds.
 
         With deal "examples" the data goes on exactly: the order is gone through again up to here.
-        With "shards" nobody knows which examples the others had read, so a new order begins, drawn
+        With "shards" it is unknown what the others had read, so that a new order begins, drawn
         from the seed and the step.
 
         Raises:

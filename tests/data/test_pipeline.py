@@ -154,7 +154,7 @@ def test_a_restored_position_goes_on_exactly(both, before):
 
 
 def layouts(count):
-    """Of so many processes with a device each, none of which share rows."""
+    """Layouts for so many processes of one device each, which share no rows."""
     return [DataLayout((index,), count, index, count) for index in range(count)]
 
 
