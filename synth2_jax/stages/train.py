@@ -166,6 +166,10 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     """Returns the config and the objective; what needs no files is checked (UserError)."""
     cfg = config_lib.build(TrainConfig, section, where)
     objective = make_objective(cfg.model_name, cfg.model, where)
+    if cfg.stream and cfg.model_name != "vlm":
+        raise UserError(
+            f"{where}.stream: only works for model_name=vlm (this config trains a {cfg.model_name})"
+        )
     _check_text(cfg, objective, where)
     return cfg, objective
 
@@ -212,8 +216,6 @@ def _data(
             layout=layout,
         )
     if cfg.stream:
-        if cfg.model_name != "vlm":
-            raise UserError(f"config.stream: of a vlm alone, this is a {cfg.model_name}")
         tokenizer = fingerprints.get("tokenizer", "")
         iterator = StreamedBatches(cfg.stream, cfg.data, tokenizer, iterator, layout)
     return iterator
