@@ -17,6 +17,7 @@ from synth2_jax.data import pipeline, records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.sharding import DataLayout
+from synth2_jax.vocabulary import train_vocabulary, vocabulary_path
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -292,8 +293,11 @@ def test_tokens_beyond_the_models_are_named(both):
         list(pipeline.eval_batches(both, "vlm", limits={"image_tokens": 300}))
 
 
-def test_a_position_from_before_data_was_dealt_by_examples_opens(both):
-    iterator = pipeline.train_iterator(both, "vlm")
+@pytest.mark.parametrize("count, missing", [(1, ("deal", "schedule", "vocabulary")), (2, ())])
+def test_a_position_of_an_older_version_opens(both, count, missing):
+    """From before there was a choice, and from when numbers of processes decided who reads what."""
+    layout = layouts(count)[-1]
+    iterator = pipeline.train_iterator(both, "vlm", layout=layout)
     take(iterator, 3)
     old = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(iterator.get_state())) as now, zipfile.ZipFile(old, "w") as to:
@@ -301,14 +305,13 @@ def test_a_position_from_before_data_was_dealt_by_examples_opens(both):
             contents = now.read(name)
             if name == "position.json":
                 header = json.loads(contents)
-                identity = header["identity"]
-                for key in ("deal", "schedule", "vocabulary", "reads"):
-                    del identity[key]
-                identity["processes"] = [0, 1]
+                for key in ("reads", *missing):
+                    del header["identity"][key]
+                header["identity"]["processes"] = [count - 1, count]
                 del header["skipped"], header["source_tokens"]
                 contents = json.dumps(header)
             to.writestr(name, contents)
-    resumed = pipeline.train_iterator(both, "vlm")
+    resumed = pipeline.train_iterator(both, "vlm", layout=layout)
     resumed.set_state(old.getvalue())
     assert_same(take(resumed, 5), take(iterator, 5))
 
@@ -575,6 +578,33 @@ def test_a_damaged_shard_is_one_line(both):
         path.write_bytes(contents)
     with user_error("a shard is damaged or gone"):
         take(pipeline.train_iterator(both, "vlm"), 30)
+
+
+def test_a_position_knows_the_vocabulary_whatever_its_path(both, tmp_path):
+    state = pipeline.train_iterator(both, "vlm").get_state()
+    (tmp_path / "moved.model").write_bytes(pathlib.Path(vocabulary_path("scenes")).read_bytes())
+    (tmp_path / "other.model").write_bytes(train_vocabulary(["a red circle", "blue"] * 9, 290))
+    moved, other = (
+        pipeline.train_iterator(dataclasses.replace(both, vocabulary=str(path)), "vlm")
+        for path in (tmp_path / "moved.model", tmp_path / "other.model")
+    )
+    moved.set_state(state)
+    with user_error("saved with vocabulary '.{16}', this run has"):
+        other.set_state(state)
+
+
+def test_other_rows_of_the_same_number_of_shards_go_on_exactly(both, caplog):
+    """Two processes with two parts of the batch each, which then lie between each other's."""
+    straight = take(pipeline.train_iterator(both, "vlm"), 6)
+    halves = [DataLayout((0, 1), 4, 0, 2), DataLayout((0, 2), 4, 0, 2)]
+    first = pipeline.train_iterator(both, "vlm", layout=halves[0])
+    assert_same(take(first, 3), [{k: v[:4] for k, v in batch.items()} for batch in straight[:3]])
+    again = pipeline.train_iterator(both, "vlm", layout=halves[1])
+    with caplog.at_level("WARNING", logger="absl"):
+        again.set_state(first.get_state())
+    assert "resuming the data exactly: skipping 24 examples" in caplog.text
+    expected = [{k: v[[0, 1, 4, 5]] for k, v in batch.items()} for batch in straight[3:]]
+    assert_same(take(again, 3), expected)
 
 
 def test_the_config_is_checked():
