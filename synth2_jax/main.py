@@ -33,6 +33,7 @@ from synth2_jax.stages.inert_text import inert
 
 # As a shell says it of a process that a signal ended: 128 and the signal's number.
 _INTERRUPTED = 128 + signal.SIGINT
+_LONGEST_HALF = 1000  # characters of an error
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
@@ -180,7 +181,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _tell(line: str) -> None:
-    """Prints an error; names and captions in it may come from anywhere."""
+    """Prints an error; names and captions in it may come from anywhere, and be of any length."""
+    if len(line) > 2 * _LONGEST_HALF:
+        line = f"{line[:_LONGEST_HALF]} ... {line[-_LONGEST_HALF:]}"  # ends in what to do
     with contextlib.suppress(OSError):
         print(f"synth2: {inert(line)}", file=sys.stderr, flush=True)
 

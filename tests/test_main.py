@@ -31,6 +31,12 @@ def mistake(capfd, *arguments):
 # --- mistakes ---
 
 
+def test_a_long_value_does_not_hide_what_to_do(capfd):
+    line = mistake(capfd, "x" * 100_000)
+    assert line.startswith("stage 'xxx") and " ... " in line and len(line) < 2100
+    assert line.endswith("synthesize, tokenize, train")
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [

@@ -23,7 +23,7 @@ from synth2_jax import main
 
 MAX_MEMORY = 8 << 30  # bytes a process may take; more is a MemoryError or an abort
 MAX_GROWTH = 3 << 29  # bytes that one case may take beyond what the process held before
-MAX_LINE = 4000  # characters of an error
+MAX_LINE = 2100  # characters of an error
 FINE = ("same", "refused", "differs")
 FINDINGS = ("traceback", "silent", "hang", "crash", "message", "memory", "escape")
 
