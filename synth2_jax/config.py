@@ -39,12 +39,12 @@ def dtype(name: str, where: str = "config.dtype") -> Any:
     return DTYPES[name]
 
 
-def check_counts(config: Any, where: str, *names: str) -> None:
-    """Raises UserError unless these fields of a dataclass are 1 or more; None is let be."""
+def check_counts(config: Any, *names: str) -> None:
+    """Raises UserError unless these fields of a dataclass are 1 or more; None is allowed."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise UserError(f"{where}.{name}: found {value}, expected 1 or more")
+            raise UserError(f"{name}: found {value}, expected 1 or more")
 
 
 def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
@@ -62,8 +62,9 @@ def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
       where: how the user would write this section, such as "config.model"; for the error message.
 
     Raises:
-      UserError: an unknown key, a missing one, a value of the wrong type, or a `ValueError` of the
-        dataclass's own `__post_init__`.
+      UserError: an unknown key, a missing one, a value of the wrong type, or what the dataclass's
+        own `__post_init__` raises: UserError or ValueError, "FIELD: problem" or "problem". The path
+        to the field is added here.
     """
     if isinstance(section, cls):
         return section
@@ -84,8 +85,11 @@ def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
     }
     try:
         return cls(**values)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+    except (UserError, ValueError) as error:
+        # A dataclass names its field, and knows no more of the path to it.
+        of_field = re.match(r"(\w+)[.:\[]", str(error))
+        joint = "." if of_field and of_field[1] in fields else ": "
+        raise UserError(f"{where}{joint}{error}") from error
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:

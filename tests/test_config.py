@@ -1,6 +1,9 @@
 """Tests of the border between configs and dataclasses."""
 
+import ast
 import dataclasses
+import pathlib
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -110,10 +113,66 @@ def test_values_under_any_keys_are_built_too():
 
 
 def test_counts_are_1_or_more_or_none():
-    config.check_counts(Inner(depth=1), "inner", "depth")
-    config.check_counts(Inner(depth=None), "inner", "depth")
-    with pytest.raises(UserError, match=r"\Ainner.depth: found 0, expected 1 or more\Z"):
-        config.check_counts(Inner(depth=0), "inner", "depth")
+    config.check_counts(Inner(depth=1), "depth")
+    config.check_counts(Inner(depth=None), "depth")
+    with pytest.raises(UserError, match=r"\Adepth: found 0, expected 1 or more\Z"):
+        config.check_counts(Inner(depth=0), "depth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    depth: int = 1
+    says: str = ""
+
+    def __post_init__(self):
+        config.check_counts(self, "depth")
+        if self.says:
+            raise ValueError(self.says)
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    part: Checked = Checked()
+    parts: tuple[Checked, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"part": {"depth": 0}}, "config.model.part.depth: found 0, expected 1 or more"),
+        ({"parts": [{}, {"depth": 0}]}, "config.model.parts[1].depth: found 0, expected 1 or more"),
+        ({"part": {"says": "says.x: no"}}, "config.model.part.says.x: no"),
+        ({"part": {"says": "says nothing"}}, "config.model.part: says nothing"),
+        ({"part": {"says": "other: no"}}, "config.model.part: other: no"),
+    ],
+)
+def test_what_a_dataclass_raises_gets_the_full_path(section, message):
+    with pytest.raises(UserError) as error:
+        config.build(Around, section, "config.model")
+    assert str(error.value) == message
+
+
+def test_no_dataclass_guesses_the_path_to_its_fields():
+    """`build` knows the path; what a `__post_init__` writes in its place may be no key at all."""
+    guessed = []
+    for path in pathlib.Path(config.__file__).parent.rglob("*.py"):
+        for cls in (
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)
+        ):
+            fields = {n.target.id for n in cls.body if isinstance(n, ast.AnnAssign)}
+            checks = (n for n in cls.body if getattr(n, "name", "") == "__post_init__")
+            texts = (
+                n.value for check in checks for n in ast.walk(check) if isinstance(n, ast.Constant)
+            )
+            heads = (
+                re.match(r"(?!config\.)(\w+)\.\S*:", text)
+                for text in texts
+                if isinstance(text, str)
+            )
+            guessed += [
+                f"{cls.name}: {head[0]}" for head in heads if head and head[1] not in fields
+            ]
+    assert guessed == []
 
 
 def test_no_section_is_the_defaults_and_an_instance_is_itself():

@@ -113,11 +113,11 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
         ),
         (
             ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_heads=0"],
-            "resampler.num_heads: found 0, expected 1 or more",
+            "config.model.vlm.resampler.num_heads: found 0, expected 1 or more",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.validation.num_batches=0"],
-            "validation.num_batches: found 0, expected 1 or more",
+            "config.validation.num_batches: found 0, expected 1 or more",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.validation.data.text_length=7"],
@@ -126,22 +126,22 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
         (
             ["train", VLM, "--workdir=w", "--config.validation.captions.folder=f"]
             + ["--config.validation.captions.batch_size=0"],
-            "evaluate.batch_size: found 0, expected 1 or more",
+            "config.validation.captions.batch_size: found 0, expected 1 or more",
         ),
         (
             ["captions", "--config=configs/scenes/captions.py", "--workdir=w"]
             + ["--config.batch_size=-1"],
-            "captions.batch_size: found -1, expected 1 or more",
+            "config.batch_size: found -1, expected 1 or more",
         ),
         (
             ["synthesize", "--config=configs/scenes/synthesize.py", "--workdir=w"]
             + ["--config.batch_size=0"],
-            "synthesize.batch_size: found 0, expected 1 or more",
+            "config.batch_size: found 0, expected 1 or more",
         ),
         (
             ["tokenize", "--config=configs/scenes/tokenize.py", "--workdir=w"]
             + ["--config.batch_size=0"],
-            "tokenize.batch_size: found 0, expected 1 or more",
+            "config.batch_size: found 0, expected 1 or more",
         ),
         (["inspect", "--workdir=/no/where"], "/no/where: no such folder"),
         (["inspect", "/no/where"], "/no/where: no such folder"),

@@ -59,21 +59,19 @@ class FilterConfig:
     similarity: float = 0.8
 
     def __post_init__(self):
-        config_lib.check_counts(self, "filter", "min_words", "max_words", "max_characters")
+        config_lib.check_counts(self, "min_words", "max_words", "max_characters")
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(
-                f"filter.max_words: found {self.max_words}, expected min_words={self.min_words} "
-                "or more"
+                f"max_words: found {self.max_words}, expected min_words={self.min_words} or more"
             )
         if self.language:
-            check_language(self.language, "filter.language")
+            check_language(self.language, "language")
         if self.duplicates not in DUPLICATES:
             raise UserError(
-                f"filter.duplicates: unknown {self.duplicates!r}; "
-                f"{nearest(self.duplicates, DUPLICATES)}"
+                f"duplicates: unknown {self.duplicates!r}; {nearest(self.duplicates, DUPLICATES)}"
             )
         if not 0.3 <= self.similarity <= 1:
-            raise UserError(f"filter.similarity: found {self.similarity}, expected 0.3 to 1")
+            raise UserError(f"similarity: found {self.similarity}, expected 0.3 to 1")
 
     def describe(self) -> dict[str, object]:
         """For a manifest: the settings, with the sha256 of the blocklist in the place of its path.

@@ -92,25 +92,24 @@ class ServerConfig:
     max_cost: float | None = None
 
     def __post_init__(self):
-        config_lib.check_counts(self, "server", "max_tokens", "concurrency", "max_attempts")
+        config_lib.check_counts(self, "max_tokens", "concurrency", "max_attempts")
         for name in _OURS:
             if name in self.extra_body:
-                raise UserError(f"server.extra_body: found {name!r}, expected other fields")
+                raise UserError(f"extra_body: found {name!r}, expected other fields")
         if not self.model or not is_name(self.model):
             raise UserError(
-                f"server.model: found {self.model!r:.40}, expected the name of a model of the "
-                "server's"
+                f"model: found {self.model!r:.40}, expected the name of a model of the server's"
             )
         for name in ("requests_per_minute", "timeout", "max_cost"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UserError(f"server.{name}: found {value}, expected more than 0")
+                raise UserError(f"{name}: found {value}, expected more than 0")
         if min(self.input_price, self.output_price, self.temperature) < 0:
-            raise UserError("server: found a negative price or temperature, expected 0 or more")
+            raise UserError("found a negative price or temperature, expected 0 or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"server.top_p: found {self.top_p}, expected more than 0, at most 1")
+            raise UserError(f"top_p: found {self.top_p}, expected more than 0, at most 1")
         if self.max_cost is not None and not self.input_price + self.output_price:
-            raise UserError("server.max_cost: needs input_price or output_price, found neither")
+            raise UserError("max_cost: needs input_price or output_price, found neither")
 
     def sampling(self) -> dict[str, Any]:
         """The fields of a request's body that shape an answer, in JSON's types."""

@@ -69,12 +69,12 @@ class Stream:
     def __post_init__(self):
         if self.batch_size % self.layout.num_parts:
             raise UserError(
-                f"data.batch_size: found {self.batch_size}, expected a multiple of the "
+                f"config.data.batch_size: found {self.batch_size}, expected a multiple of the "
                 f"{self.layout.num_parts} parts that the mesh cuts a batch into"
             )
         if self.deals_shards and self.layout.overlaps:
             raise UserError(
-                "data.deal: found 'shards' on a mesh where processes share only some of their "
+                "config.data.deal: found 'shards' on a mesh where processes share only some of their "
                 "rows. Use deal=examples, or another mesh."
             )
 

@@ -89,15 +89,19 @@ def scheduled(
       UserError: not a mixture, or a schedule of a task that is not in it.
     """
     if not isinstance(mixture, seqio.Mixture):
-        raise UserError(f"data.rates: a schedule needs a mixture, {mixture.name!r} is a task")
+        raise UserError(
+            f"config.data.rates: a schedule needs a mixture, {mixture.name!r} is a task"
+        )
     names = [task.name for task in mixture.tasks]
     for name in schedule:
         if name not in names:
-            raise UserError(f"data.rates: no task {name!r} in it; {nearest(name, names)}")
+            raise UserError(f"config.data.rates: no task {name!r} in it; {nearest(name, names)}")
     if all(name in schedule for name in names):
         for step in {step for points in schedule.values() for step, _ in points}:
             if not any(np.interp(step, *zip(*schedule[name], strict=True)) for name in names):
-                raise UserError(f"data.rates: found a rate of 0 for every task at step {step}")
+                raise UserError(
+                    f"config.data.rates: found a rate of 0 for every task at step {step}"
+                )
 
     def sample(datasets, rates, seed=None):
         points = [schedule.get(n, ((0, rate),)) for n, rate in zip(names, rates, strict=True)]
@@ -118,12 +122,16 @@ def check_schedule(task: str, points: Sequence[Sequence[float]]) -> None:
         steps, rates = zip(*((int(step), float(rate)) for step, rate in points), strict=True)
     except (TypeError, ValueError):
         raise UserError(
-            f"data.rates.{task}: found {points!r}, expected a rate or ((step, rate), ...)"
+            f"config.data.rates.{task}: found {points!r}, expected a rate or ((step, rate), ...)"
         ) from None
     if list(steps) != sorted(set(steps)) or steps[0] < 0:
-        raise UserError(f"data.rates.{task}: found steps {steps}, expected rising ones from 0 on")
+        raise UserError(
+            f"config.data.rates.{task}: found steps {steps}, expected rising ones from 0 on"
+        )
     if not all(0 <= rate < math.inf for rate in rates):
-        raise UserError(f"data.rates.{task}: found rates {rates}, expected numbers of 0 or more")
+        raise UserError(
+            f"config.data.rates.{task}: found rates {rates}, expected numbers of 0 or more"
+        )
 
 
 def _interpolate(points: Sequence[tuple[int, float]], steps_D: tf.Tensor) -> tf.Tensor:

@@ -121,7 +121,7 @@ def train_iterator(
         from synth2_jax.testing.fake_batches import FakeBatches
 
         if batch_spec is None:
-            raise UserError("data.source 'fake': needs the shapes of a batch, found none")
+            raise UserError("config.data.source=fake: needs the shapes of a batch, found none")
         return FakeBatches(batch_spec, config.seed, limits, layout)
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import TrainIterator
@@ -148,7 +148,7 @@ def eval_batches(
     `train_iterator`; `with_keys` adds the examples' keys, an array of str.
     """
     if config.source == "fake":
-        raise UserError("data.source 'fake': has no end, so there is nothing to evaluate")
+        raise UserError("config.data.source=fake: has no end, so there is nothing to evaluate")
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import evaluation_batches
 
@@ -175,8 +175,8 @@ def stored_text_encoder(config: DataConfig) -> dict[str, Any]:
             _check_encoded(config, text_encoder, str(folder))
             return text_encoder
     raise UserError(
-        f"data.folders: found captions without features in {sorted(encoders)}, expected what "
-        "`synth2 encode_captions` writes"
+        f"config.data.folders: found captions without features in {sorted(encoders)}, expected "
+        "what `synth2 encode_captions` writes"
     )
 
 
@@ -279,8 +279,8 @@ def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: s
     for key, (value, of) in expected.items():
         if text_encoder[key] != value:
             raise UserError(
-                f"data.{key}: found {value}{of}, expected {text_encoder[key]} as the captions of "
-                f"{as_in or sorted(config.folders.values())} were encoded"
+                f"config.data.{key}: found {value}{of}, expected {text_encoder[key]} as the "
+                f"captions of {as_in or sorted(config.folders.values())} were encoded"
             )
 
 
@@ -304,7 +304,7 @@ def _provider(config: DataConfig, *, encoded: bool = False) -> "seqio.Task | seq
     if not name:
         if len(config.folders) != 1 or config.rates:
             raise UserError(
-                f"data.mixture: none given, with {len(config.folders)} folders and "
+                f"config.data.mixture: none given, with {len(config.folders)} folders and "
                 f"{len(config.rates)} rates; expected the name of a task or mixture"
             )
         (name,) = config.folders

@@ -52,13 +52,12 @@ class ClassConditionalMaskGITConfig:
     scan_layers: bool = True
 
     def __post_init__(self):
-        where = "class_conditional_maskgit"
-        dtype_of(self.dtype, f"{where}.dtype")
+        dtype_of(self.dtype, "dtype")
         sizes = ("num_tokens", "num_layers", "embed_dim", "num_heads", "mlp_dim")
-        check_counts(self, where, "codebook_size", "num_classes", *sizes)
+        check_counts(self, "codebook_size", "num_classes", *sizes)
         if self.embed_dim % self.num_heads:
             raise UserError(
-                f"{where}.num_heads: found {self.num_heads}, expected a divisor of embed_dim, "
+                f"num_heads: found {self.num_heads}, expected a divisor of embed_dim, "
                 f"which is {self.embed_dim}"
             )
 

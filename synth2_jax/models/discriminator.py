@@ -44,7 +44,7 @@ class DiscriminatorConfig:
 
     def __post_init__(self):
         dtype_of(self.dtype, "discriminator dtype")
-        check_counts(self, "discriminator", "filters")
+        check_counts(self, "filters")
         check_levels(self.image_size, self.patch_size, self.channel_multipliers)
 
     @property
@@ -68,8 +68,8 @@ class Discriminator(nn.Module):
         cfg = self.config
         if image_BHWD.shape[1:] != (cfg.image_size, cfg.image_size, 3):
             raise UserError(
-                f"discriminator.image_size: found {cfg.image_size}, expected that of the images, "
-                f"which are {image_BHWD.shape[1:]}"
+                f"config.model.discriminator.image_size: found {cfg.image_size}, expected that "
+                f"of the images, which are {image_BHWD.shape[1:]}"
             )
         x = space_to_depth(image_BHWD.astype(dtype_of(cfg.dtype)), cfg.patch_size)
         filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]

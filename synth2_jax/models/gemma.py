@@ -81,26 +81,23 @@ class GemmaConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        config_lib.dtype(self.dtype, "language_model.dtype")
+        config_lib.dtype(self.dtype, "dtype")
         check_remat(self.remat)
         config_lib.check_counts(
             self,
-            "language_model",
             *("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim"),
             *("mlp_dim", "sliding_window", "query_dim", "bos_id"),
         )
         if self.local_layers < 0:
-            raise UserError(
-                f"language_model.local_layers: found {self.local_layers}, expected 0 or more"
-            )
+            raise UserError(f"local_layers: found {self.local_layers}, expected 0 or more")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"language_model.num_kv_heads: found {self.num_kv_heads}, expected a divisor of "
+                f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of "
                 f"num_heads, {self.num_heads}"
             )
         if self.head_dim % 2:
             raise UserError(
-                f"language_model.head_dim: found {self.head_dim}, expected an even number: rotary "
+                f"head_dim: found {self.head_dim}, expected an even number: rotary "
                 "positions turn pairs"
             )
 

@@ -45,13 +45,13 @@ class LanguageModelConfig:
     rope_max_wavelength: float = 10_000.0
 
     def __post_init__(self):
-        config_lib.dtype(self.dtype, "language_model.dtype")
+        config_lib.dtype(self.dtype, "dtype")
         check_remat(self.remat)
         sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
-        config_lib.check_counts(self, "language_model", *sizes)
+        config_lib.check_counts(self, *sizes)
         if self.head_dim % 2:
             raise UserError(
-                f"language_model.head_dim: found {self.head_dim}, expected an even number: rotary "
+                f"head_dim: found {self.head_dim}, expected an even number: rotary "
                 "positions turn pairs"
             )
 

@@ -70,16 +70,16 @@ class MaskGITConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        dtype_of(self.dtype, "maskgit.dtype")
+        dtype_of(self.dtype, "dtype")
         check_remat(self.remat)
         sizes = ("num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
-        check_counts(self, "maskgit", "codebook_size", "num_tokens", *sizes)
+        check_counts(self, "codebook_size", "num_tokens", *sizes)
         if self.token_embedding not in TOKEN_EMBEDDINGS:
             known = nearest(self.token_embedding, TOKEN_EMBEDDINGS)
-            raise UserError(f"maskgit.token_embedding: found {self.token_embedding!r}; {known}")
+            raise UserError(f"token_embedding: found {self.token_embedding!r}; {known}")
         if self.codebook_noise and self.token_embedding != "codebook":
             raise UserError(
-                f"maskgit.codebook_noise: found {self.codebook_noise}, expected 0 without "
+                f"codebook_noise: found {self.codebook_noise}, expected 0 without "
                 'token_embedding="codebook"'
             )
 

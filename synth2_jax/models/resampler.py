@@ -35,10 +35,10 @@ class ResamplerConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        config_lib.dtype(self.dtype, "resampler.dtype")
+        config_lib.dtype(self.dtype, "dtype")
         check_remat(self.remat)
         sizes = ("num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim", "num_latents")
-        config_lib.check_counts(self, "resampler", *sizes)
+        config_lib.check_counts(self, *sizes)
 
 
 class ResamplerBlock(nn.Module):

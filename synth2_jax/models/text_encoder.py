@@ -70,23 +70,21 @@ class TextEncoderConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        dtype_of(self.dtype, "text_encoder.dtype")
+        dtype_of(self.dtype, "dtype")
         check_remat(self.remat)
         sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
-        check_counts(self, "text_encoder", *sizes)
+        check_counts(self, *sizes)
         if self.mlp_activation not in _MLPS:
             raise UserError(
-                f"text_encoder.mlp_activation: unknown value {self.mlp_activation!r}; "
+                f"mlp_activation: unknown value {self.mlp_activation!r}; "
                 f"{nearest(self.mlp_activation, _MLPS)}"
             )
         # A quarter of the buckets hold one distance each, the next quarter the rest.
         if self.relpos_buckets < 4:
-            raise UserError(
-                f"text_encoder.relpos_buckets: found {self.relpos_buckets}, expected 4 or more"
-            )
+            raise UserError(f"relpos_buckets: found {self.relpos_buckets}, expected 4 or more")
         if self.relpos_max_distance <= self.relpos_buckets // 4:
             raise UserError(
-                f"text_encoder.relpos_max_distance: found {self.relpos_max_distance}, expected "
+                f"relpos_max_distance: found {self.relpos_max_distance}, expected "
                 f"more than {self.relpos_buckets // 4}, a quarter of relpos_buckets"
             )
 

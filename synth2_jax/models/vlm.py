@@ -48,7 +48,7 @@ class VLMConfig:
     dropout_rate: float = 0.0  # of the cross-attention blocks
 
     def __post_init__(self):
-        config_lib.check_counts(self, "vlm", "image_embedding_dim", "num_image_tokens")
+        config_lib.check_counts(self, "image_embedding_dim", "num_image_tokens")
         every, num_layers = self.cross_attention_every, self.language_model.num_layers
         if every < 1 or num_layers % every:
             raise UserError(

@@ -111,8 +111,8 @@ class VQTokenizerConfig:
     def __post_init__(self):
         dtype_of(self.dtype, "tokenizer dtype")
         sizes = ("filters", "kernel_size", "embedding_dim", "norm_groups", "reservoir_size")
-        check_counts(self, "tokenizer", *sizes)
-        check_counts(self, "tokenizer", "num_middle_blocks", "latent_channels")
+        check_counts(self, *sizes)
+        check_counts(self, "num_middle_blocks", "latent_channels")
         if self.extra_decoder_blocks < 0:
             raise UserError(
                 f"extra_decoder_blocks: found {self.extra_decoder_blocks}, expected 0 or more"

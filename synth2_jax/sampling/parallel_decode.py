@@ -54,7 +54,7 @@ class ParallelDecodeConfig:
     def __post_init__(self):
         mask_ratio(self.schedule, 0.0)  # raises on an unknown name
         if self.order not in ORDERS:
-            raise UserError(f"sampler order: found {self.order!r}; {nearest(self.order, ORDERS)}")
+            raise UserError(f"order: found {self.order!r}; {nearest(self.order, ORDERS)}")
         for name in ("choice_temperature", "sample_temperature"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected 0 or more")

@@ -39,11 +39,10 @@ class LikelihoodRatioConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check_counts(self, "likelihood_ratio", "draws_per_ratio")
+        check_counts(self, "draws_per_ratio")
         if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
             raise UserError(
-                f"likelihood_ratio.mask_ratios: found {self.mask_ratios}, expected shares above 0 "
-                "and up to 1"
+                f"mask_ratios: found {self.mask_ratios}, expected shares above 0 and up to 1"
             )
 
 

@@ -91,23 +91,21 @@ class CaptionsConfig:
     max_dropped_share: float = 1.0
 
     def __post_init__(self):
-        config_lib.check_counts(self, "captions", "captions_per_class", "max_rounds", "batch_size")
+        config_lib.check_counts(self, "captions_per_class", "max_rounds", "batch_size")
         if not 0 <= self.max_dropped_share <= 1:
-            raise UserError(
-                f"captions.max_dropped_share: found {self.max_dropped_share}, expected 0 to 1"
-            )
+            raise UserError(f"max_dropped_share: found {self.max_dropped_share}, expected 0 to 1")
         for kind, values in (("lengths", self.lengths), ("quotas", self.quotas.values())):
             if any(value < 1 for value in values):
-                raise UserError(f"captions.{kind}: found {min(values)}, expected 1 or more")
+                raise UserError(f"{kind}: found {min(values)}, expected 1 or more")
         given = [name for name in ("language_model", "server", "text_file") if getattr(self, name)]
         if len(given) > 1:
-            raise UserError(f"captions: found {' and '.join(given)}, expected one source")
+            raise UserError(f"found {' and '.join(given)}, expected one source")
         if self.text_file:
             for name in ("template", "styles", "lengths"):
                 if getattr(self, name):
-                    raise UserError(f"captions.{name}: found with text_file, which is not prompted")
+                    raise UserError(f"{name}: found with text_file, which is not prompted")
         elif self.captions_per_class is None:
-            raise UserError("captions.captions_per_class: missing, expected a number")
+            raise UserError("captions_per_class: missing, expected a number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +177,7 @@ def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | No
     names: Sequence[str | None] = (None,) if classes is None else classes
     for name in cfg.quotas:
         if name not in names:
-            raise UserError(f"captions.quotas: no class {name!r}; {nearest(name, classes or ())}")
+            raise UserError(f"config.quotas: no class {name!r}; {nearest(name, classes or ())}")
     return {name: cfg.quotas.get(name, cfg.captions_per_class) for name in names}
 
 
@@ -242,8 +240,7 @@ def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
         trained = load_trained(path, "language_model")
         if cfg.vocabulary:
             raise UserError(
-                f"captions.vocabulary: found {cfg.vocabulary!r}, expected nothing: {path} has its "
-                "own"
+                f"config.vocabulary: found {cfg.vocabulary!r}, expected nothing: {path} has its own"
             )
         data = config_lib.build(DataConfig, trained.config["data"])
         return _LanguageModel(
@@ -254,7 +251,7 @@ def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
             data.mixture,
         )
     if not cfg.vocabulary:
-        raise UserError(f"captions.vocabulary: empty, expected the SentencePiece model of {path}")
+        raise UserError(f"config.vocabulary: empty, expected the SentencePiece model of {path}")
     config = reader.language_model_config(path)
     params = jax.tree.map(np.asarray, reader.load_language_model(path, config))
     provenance = {"checkpoint": pathlib.Path(path).name, "fingerprint": fingerprint(params)}

@@ -65,7 +65,7 @@ class EncodeCaptionsConfig:
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
-        config_lib.check_counts(self, "encode_captions", "batch_size", "text_length")
+        config_lib.check_counts(self, "batch_size", "text_length")
 
 
 def run(config: Any, workdir: str) -> Manifest:
@@ -75,7 +75,7 @@ def run(config: Any, workdir: str) -> Manifest:
     if pathlib.Path(workdir).resolve() == pathlib.Path(cfg.pairs).resolve():
         raise UserError(f"--workdir={workdir}: the pairs lie there, expected another folder")
     mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())
-    sharding.check_rows(cfg.batch_size, mesh, "encode_captions.batch_size")
+    sharding.check_rows(cfg.batch_size, mesh, "config.batch_size")
     encoder = load_text_encoder(
         cfg.text_encoder, cfg.model, mesh=mesh, rules=sharding.axis_rules(cfg.mesh)
     )

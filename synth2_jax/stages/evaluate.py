@@ -89,21 +89,17 @@ class EvaluateConfig:
     def __post_init__(self):
         if self.scenes_split:
             dataset.split_size(self.scenes_split)  # raises on an unknown name
-        config_lib.check_counts(self, "evaluate", "batch_size", "max_images")
+        config_lib.check_counts(self, "batch_size", "max_images")
         for name in self.more_scores:
             if name not in MORE_SCORES:
-                raise UserError(
-                    f"evaluate.more_scores: unknown {name!r}; {nearest(name, MORE_SCORES)}"
-                )
+                raise UserError(f"more_scores: unknown {name!r}; {nearest(name, MORE_SCORES)}")
         if "meteor" in self.more_scores:
             check_meteor()  # now, not after an hour of captions
         of_captions = (
             self.scenes_split or self.document_frequencies or self.more_scores or self.feature_model
         )
         if self.protocol.task == "vqa" and of_captions:
-            raise UserError(
-                f"evaluate: found {of_captions!r}, a score of captions, with protocol.task vqa"
-            )
+            raise UserError(f"found {of_captions!r}, a score of captions, with protocol.task vqa")
 
 
 class CaptionScorer:
@@ -140,7 +136,7 @@ class CaptionScorer:
         split, first = config.scenes_split, self.images[0].key
         if split and not first.startswith(f"{split}-"):
             raise UserError(
-                f"evaluate.scenes_split: found {split!r}, but the first image is {first!r}"
+                f"config.scenes_split: found {split!r}, but the first image is {first!r}"
             )
         if config.protocol.task == "vqa":
             _check_questions(config.folder, self.images)
@@ -295,7 +291,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     if cfg.feature_model:
         feature_model.load(cfg.feature_model)  # a mistake in it comes to light now
         if jax.process_count() > 1:
-            raise UserError("evaluate.feature_model: found several processes, expected one")
+            raise UserError("config.feature_model: found several processes, expected one")
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     trained = load_trained(cfg.vlm, "vlm", mesh=mesh, rules=rules)
     with StopSignal() as stop:

@@ -77,7 +77,7 @@ class CycleConfig:
     pool_size: int = 64
 
     def __post_init__(self):
-        config_lib.check_counts(self, "filter.cycle", "pool_size")
+        config_lib.check_counts(self, "pool_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +113,17 @@ class FilterConfig:
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
-        config_lib.check_counts(self, "filter", "batch_size")
+        config_lib.check_counts(self, "batch_size")
         for name in self.scores:
             if name not in _SCORERS:
-                raise UserError(f"filter.scores: found {name!r}; {nearest(name, _SCORERS)}")
+                raise UserError(f"scores: found {name!r}; {nearest(name, _SCORERS)}")
         if self.by not in self.scores:
-            raise UserError(f"filter.by: found {self.by!r}; {nearest(self.by, self.scores)}")
+            raise UserError(f"by: found {self.by!r}; {nearest(self.by, self.scores)}")
         if not 0 < self.keep <= 1:
-            raise UserError(f"filter.keep: found {self.keep}, expected a share above 0, up to 1")
+            raise UserError(f"keep: found {self.keep}, expected a share above 0, up to 1")
         if self.action == "repair" and "cycle" not in self.scores:
             raise UserError(
-                f"filter.action: found 'repair' with scores {self.scores}, expected 'cycle' among "
+                f"action: found 'repair' with scores {self.scores}, expected 'cycle' among "
                 "them: it finds the image that a caption takes"
             )
 
@@ -176,7 +176,7 @@ class _Scorer(abc.ABC):
     ):
         where, self._rows = rows
         self._mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())
-        sharding.check_rows(self._rows, self._mesh, f"filter.{where}")
+        sharding.check_rows(self._rows, self._mesh, f"config.{where}")
         self._rules = sharding.axis_rules(cfg.mesh)
         self._params = trained.params
         data = config_lib.build(DataConfig, trained.config["data"])

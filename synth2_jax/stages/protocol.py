@@ -53,24 +53,21 @@ class ProtocolConfig:
 
     def __post_init__(self):
         if self.task not in TASKS:
-            raise UserError(f"protocol.task: unknown {self.task!r}; {nearest(self.task, TASKS)}")
+            raise UserError(f"task: unknown {self.task!r}; {nearest(self.task, TASKS)}")
         if min(self.shots, self.text_shots) < 0:
             raise UserError(
-                f"protocol: found shots {self.shots} and text_shots {self.text_shots}, expected 0 "
-                "or more"
+                f"found shots {self.shots} and text_shots {self.text_shots}, expected 0 or more"
             )
         if self.shots and self.text_shots:
             raise UserError(
-                f"protocol: found shots {self.shots} and text_shots {self.text_shots}, expected "
+                f"found shots {self.shots} and text_shots {self.text_shots}, expected "
                 "examples with images or without, not both"
             )
         if self.num_examples and not self.support:
-            raise UserError(
-                "protocol.support: found none, expected a folder of pairs to draw examples from"
-            )
+            raise UserError("support: found none, expected a folder of pairs to draw examples from")
         if self.support_images <= self.num_examples:
             raise UserError(
-                f"protocol.support_images: found {self.support_images}, expected more than the "
+                f"support_images: found {self.support_images}, expected more than the "
                 f"{self.num_examples} examples"
             )
 

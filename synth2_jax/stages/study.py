@@ -53,7 +53,7 @@ class StudyConfig:
     def __post_init__(self):
         for arm in self.arms:
             if arm not in ARMS:
-                raise UserError(f"config.study.arms: unknown {arm!r}; {nearest(arm, ARMS)}")
+                raise UserError(f"arms: unknown {arm!r}; {nearest(arm, ARMS)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,9 +73,7 @@ class SynthesizeConfig:
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
-        config_lib.check_counts(
-            self, "synthesize", "samples_per_caption", "batch_size", "num_shards"
-        )
+        config_lib.check_counts(self, "samples_per_caption", "batch_size", "num_shards")
 
 
 def _manifest(folder: pathlib.Path, captions: JsonLinesFile) -> dict[str, Any]:
@@ -276,5 +274,5 @@ class TokenGenerator:
 
 def _local_mesh(config: SynthesizeConfig) -> Mesh:
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
-    sharding.check_rows(config.batch_size, mesh, "synthesize.batch_size")
+    sharding.check_rows(config.batch_size, mesh, "config.batch_size")
     return mesh

@@ -88,7 +88,7 @@ class TokenizeConfig:
     num_threads: int = 0
 
     def __post_init__(self):
-        config_lib.check_counts(self, "tokenize", "max_images", "batch_size", "num_shards")
+        config_lib.check_counts(self, "max_images", "batch_size", "num_shards")
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"max_skipped: found {self.max_skipped}, expected 0 to 1")
         if self.num_threads < 0:

@@ -105,7 +105,7 @@ class ValidationConfig:
     captions: EvaluateConfig | None = None
 
     def __post_init__(self):
-        config_lib.check_counts(self, "validation", "num_batches")
+        config_lib.check_counts(self, "num_batches")
 
 
 @dataclasses.dataclass(frozen=True)

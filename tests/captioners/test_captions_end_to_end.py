@@ -314,16 +314,16 @@ def test_a_file_without_classes_is_taken_whole(tmp_path, run):
 @pytest.mark.parametrize(
     "overrides, text",
     [
-        ({"captions_per_class": None}, "captions.captions_per_class: missing"),
-        ({"text_file": "x.txt"}, "captions: found server and text_file, expected one source"),
-        ({"quotas__dgo": 3}, "captions.quotas: no class 'dgo'; did you mean 'dog'?"),
-        ({"quotas__dog": 0}, "captions.quotas: found 0, expected 1 or more"),
-        ({"lengths": "(0,)"}, "captions.lengths: found 0, expected 1 or more"),
-        ({"max_dropped_share": 2}, "captions.max_dropped_share: found 2.0, expected 0 to 1"),
+        ({"captions_per_class": None}, "config.captions_per_class: missing"),
+        ({"text_file": "x.txt"}, "config: found server and text_file, expected one source"),
+        ({"quotas__dgo": 3}, "config.quotas: no class 'dgo'; did you mean 'dog'?"),
+        ({"quotas__dog": 0}, "config.quotas: found 0, expected 1 or more"),
+        ({"lengths": "(0,)"}, "config.lengths: found 0, expected 1 or more"),
+        ({"max_dropped_share": 2}, "config.max_dropped_share: found 2.0, expected 0 to 1"),
         ({"styles": "()"}, "template describe: found a slot {style} and 0 styles"),
         ({"template": "no such"}, "template 'no such': no such file"),
         ({"classes": ""}, "classes: found none"),
-        ({"filter__language": "xx"}, "filter.language: unknown language 'xx'"),
+        ({"filter__language": "xx"}, "config.filter.language: unknown language 'xx'"),
         ({"server__modle": "x"}, "config.server.modle: unknown key; did you mean 'model'?"),
     ],
 )
@@ -336,7 +336,7 @@ def test_mistakes_from_a_server(server, tmp_path, run, overrides, text):
     "overrides, text",
     [
         ({"text_file": "no such"}, "text_file 'no such': no such file"),
-        ({"styles": "('a',)"}, "captions.styles: found with text_file, which is not prompted"),
+        ({"styles": "('a',)"}, "config.styles: found with text_file, which is not prompted"),
         ({"classes": "zebra"}, "none of 1 drafts is usable, dropped {'class not named': 1}"),
     ],
 )

@@ -186,11 +186,11 @@ def test_short_texts_get_the_benefit_of_the_doubt():
 @pytest.mark.parametrize(
     "settings, text",
     [
-        ({"language": "eng"}, "filter.language: unknown language 'eng'; did you mean 'en'?"),
-        ({"duplicates": "exact"}, "filter.duplicates: unknown 'exact'"),
-        ({"min_words": 0}, "filter.min_words: found 0, expected 1 or more"),
-        ({"max_words": 2}, "filter.max_words: found 2, expected min_words=3 or more"),
-        ({"similarity": 1.5}, "filter.similarity: found 1.5, expected 0.3 to 1"),
+        ({"language": "eng"}, "language: unknown language 'eng'; did you mean 'en'?"),
+        ({"duplicates": "exact"}, "duplicates: unknown 'exact'"),
+        ({"min_words": 0}, "min_words: found 0, expected 1 or more"),
+        ({"max_words": 2}, "max_words: found 2, expected min_words=3 or more"),
+        ({"similarity": 1.5}, "similarity: found 1.5, expected 0.3 to 1"),
     ],
 )
 def test_mistakes(settings, text):

@@ -441,16 +441,16 @@ def test_without_the_package_a_line_says_how_to_install_it(ask, monkeypatch):
 @pytest.mark.parametrize(
     "settings, text",
     [
-        ({"model": ""}, "server.model: found '', expected the name of a model"),
-        ({"model": "m\n"}, r"server.model: found 'm\n', expected the name of a model"),
-        ({"concurrency": 0}, "server.concurrency: found 0, expected 1 or more"),
-        ({"max_tokens": 0}, "server.max_tokens: found 0"),
-        ({"timeout": 0.0}, "server.timeout: found 0.0, expected more than 0"),
-        ({"requests_per_minute": -1.0}, "server.requests_per_minute: found -1.0"),
-        ({"top_p": 0.0}, "server.top_p: found 0.0"),
-        ({"temperature": -1.0}, "server: found a negative price or temperature"),
-        ({"max_cost": 1.0}, "server.max_cost: needs input_price or output_price"),
-        ({"extra_body": {"stream": True}}, "server.extra_body: found 'stream'"),
+        ({"model": ""}, "model: found '', expected the name of a model"),
+        ({"model": "m\n"}, r"model: found 'm\n', expected the name of a model"),
+        ({"concurrency": 0}, "concurrency: found 0, expected 1 or more"),
+        ({"max_tokens": 0}, "max_tokens: found 0"),
+        ({"timeout": 0.0}, "timeout: found 0.0, expected more than 0"),
+        ({"requests_per_minute": -1.0}, "requests_per_minute: found -1.0"),
+        ({"top_p": 0.0}, "top_p: found 0.0"),
+        ({"temperature": -1.0}, "found a negative price or temperature"),
+        ({"max_cost": 1.0}, "max_cost: needs input_price or output_price"),
+        ({"extra_body": {"stream": True}}, "extra_body: found 'stream'"),
     ],
 )
 def test_mistakes(settings, text):

@@ -116,9 +116,9 @@ def test_it_can_be_sampled_from(params):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"num_layers": 0}, "class_conditional_maskgit.num_layers: found 0, expected 1 or more"),
+        ({"num_layers": 0}, "num_layers: found 0, expected 1 or more"),
         ({"num_heads": 3}, "num_heads: found 3, expected a divisor of embed_dim, which is 16"),
-        ({"dtype": "float16"}, "class_conditional_maskgit.dtype"),
+        ({"dtype": "float16"}, "dtype"),
     ],
 )
 def test_bad_configs_are_user_errors(change, text):

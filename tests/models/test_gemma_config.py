@@ -43,8 +43,8 @@ def test_the_cache_has_the_heads_of_keys_and_values():
     [
         ({"num_kv_heads": 3}, "num_kv_heads: found 3, expected a divisor of num_heads, 4"),
         ({"head_dim": 5}, "head_dim: found 5, expected an even number"),
-        ({"sliding_window": 0}, "language_model.sliding_window: found 0, expected 1 or more"),
-        ({"local_layers": -1}, "language_model.local_layers: found -1, expected 0 or more"),
+        ({"sliding_window": 0}, "sliding_window: found 0, expected 1 or more"),
+        ({"local_layers": -1}, "local_layers: found -1, expected 0 or more"),
         ({"dtype": "float23"}, "unknown dtype 'float23'"),
         ({"remat": "ful"}, "unknown remat 'ful'"),
     ],

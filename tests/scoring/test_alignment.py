@@ -108,7 +108,7 @@ def test_the_ratio_of_a_generator_that_ignores_captions_is_zero():
 
 @pytest.mark.parametrize("ratios", [(), (0.0,), (0.5, 1.1)])
 def test_unfit_mask_ratios(ratios):
-    with pytest.raises(UserError, match="likelihood_ratio.mask_ratios: found"):
+    with pytest.raises(UserError, match="mask_ratios: found"):
         LikelihoodRatioConfig(mask_ratios=ratios)
 
 

@@ -211,7 +211,7 @@ def test_mistakes(chain, encoded, stored, tmp_path, mistake):
     line = mistake(encoding(chain, tmp_path, text_encoder=chain.path("vlm_real")))
     assert line.endswith("holds a vlm, expected a generator")
     line = mistake(encoding(chain, tmp_path, text_length=0))
-    assert line.endswith("encode_captions.text_length: found 0, expected 1 or more")
+    assert line.endswith("config.text_length: found 0, expected 1 or more")
     sizes = {"vocab_size": 512, "num_layers": 1, "embed_dim": 32, "num_heads": 4}
     model = {f"model__{k}": v for k, v in {**sizes, "head_dim": 16, "mlp_dim": 32}.items()}
     line = mistake(encoding(chain, tmp_path, **model))

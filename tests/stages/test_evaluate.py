@@ -153,9 +153,9 @@ def test_mistakes(chain, vlm, mistake, tmp_path):
     line = mistake(chain.evaluation(tmp_path, scenes_split="validation"))
     assert "found 'validation', but the first image is 'test-000000'" in line
     line = mistake(chain.evaluation(tmp_path, batch_size=0))
-    assert "evaluate.batch_size: found 0, expected 1 or more" in line
+    assert "config.batch_size: found 0, expected 1 or more" in line
     line = mistake(chain.evaluation(tmp_path, max_images=0))
-    assert "evaluate.max_images: found 0, expected 1 or more" in line
+    assert "config.max_images: found 0, expected 1 or more" in line
     line = mistake(chain.evaluation(tmp_path, vlm=chain.path("generator")))
     assert line.endswith("holds a generator, expected a vlm")
     line = mistake(chain.evaluation(tmp_path, folder=tmp_path))

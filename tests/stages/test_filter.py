@@ -128,14 +128,14 @@ def test_what_is_kept(config, kept):
     ("config", "message"),
     [
         ({"scores": ("captoin",), "by": "captoin"}, "did you mean 'caption'"),
-        ({"by": "caption"}, "filter.by: found 'caption'; one of: cycle"),
-        ({"keep": 0.0}, "filter.keep: found 0.0, expected a share"),
+        ({"by": "caption"}, "config.by: found 'caption'; one of: cycle"),
+        ({"keep": 0.0}, "config.keep: found 0.0, expected a share"),
         (
             {"scores": ("caption",), "by": "caption", "action": "repair"},
             "expected 'cycle' among them",
         ),
         ({"action": "mend"}, "unknown value 'mend'"),
-        ({"cycle": {"pool_size": 0}}, "filter.cycle.pool_size: found 0"),
+        ({"cycle": {"pool_size": 0}}, "config.cycle.pool_size: found 0"),
     ],
 )
 def test_unfit_configs(config, message):
