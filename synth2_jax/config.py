@@ -19,7 +19,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from synth2_jax.errors import UserError, nearest
 
 ConfigT = TypeVar("ConfigT")
 
+_MAX_SHOWN = 200  # characters of a value in an error
+_INT64 = range(-(2**63), 2**63)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -47,12 +49,25 @@ def check_counts(config: Any, *names: str) -> None:
             raise UserError(f"{name}: found {value}, expected 1 or more")
 
 
+def check_seeds(config: Any, *names: str) -> None:
+    """Raises UserError unless these fields of a dataclass, or their elements, have 32 bits.
+
+    JAX takes a seed modulo 2^32: two seeds would silently be one.
+    """
+    for name in names:
+        value = getattr(config, name)
+        for seed in value if isinstance(value, tuple) else (value,):
+            if not 0 <= seed < 2**32:
+                raise UserError(f"{name}: found {seed}, expected 0 to {2**32 - 1}")
+
+
 def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
     """Builds the frozen dataclass `cls` from a config section.
 
     Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
     inside tuples (`tuple[Dataclass, ...]`); of `Dataclass | OtherDataclass` the one that has most
-    of the section's keys, or the first. Lists become tuples; an int is accepted for a float.
+    of the section's keys, or the first. Lists become tuples; an int is accepted for a float or a
+    text.
     Values of a `Mapping[str, X]` are built as X, under whatever keys there are. The text "none" is
     None where None may stand, for `override` cannot know.
 
@@ -116,14 +131,29 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
                 section[part] = ml_collections.ConfigDict()
             section, where = section[part], f"{where}.{part}"
             if not isinstance(section, ml_collections.ConfigDict):
-                raise UserError(f"{where}: found {section!r}, which has no keys such as {name!r}")
+                raise UserError(
+                    f"{where}: found {_shown(section)}, which has no keys such as {name!r}"
+                )
         current = section.get(name)
         if isinstance(current, ml_collections.ConfigDict):
             raise UserError(
                 f"{where}.{name}: a section, expected one of its keys; {_keys(current)}"
             )
         left_to_build = name not in section and text.lower() == "none"
-        section[name] = text if left_to_build else _typed(text, current)
+        try:
+            section[name] = text if left_to_build else _typed(text, current)
+        except ValueError as error:  # such as a dict of which a key has a dot
+            raise UserError(f"{where}.{name}: {error}") from error
+
+
+def texts(section: ml_collections.ConfigDict, where: str) -> Iterator[tuple[str, str]]:
+    """(path, text) of each text in a config, also in lists."""
+    for key, value in section.items():
+        for element in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(element, str):
+                yield f"{where}.{key}", element
+            elif isinstance(element, ml_collections.ConfigDict):
+                yield from texts(element, f"{where}.{key}")
 
 
 def config_name(given: str) -> str:
@@ -190,7 +220,7 @@ def _typed(text: str, current: Any) -> Any:
     words = {"true": True, "false": False, "none": None}
     try:
         value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # ast's, of any text
         value = tuple(text.split(",")) if isinstance(current, tuple) else text
     if isinstance(current, tuple) and not isinstance(value, tuple | list | None):
         value = (value,)
@@ -198,12 +228,20 @@ def _typed(text: str, current: Any) -> Any:
 
 
 def _plain_section(section: Any, where: str) -> dict[str, Any]:
-    if isinstance(section, ml_collections.ConfigDict):
-        # `items` resolves references and placeholders; a placeholder left open is None.
-        return dict(section.items())
-    if isinstance(section, Mapping):
-        return dict(section)
-    raise UserError(f"{where}: found {section!r}, expected a section of keys and values")
+    if not isinstance(section, ml_collections.ConfigDict | Mapping):
+        raise UserError(f"{where}: found {_shown(section)}, expected a section of keys and values")
+    # ConfigDict's `items` resolves references and placeholders; one left open is None.
+    values = dict(section.items())
+    for key in values:
+        if not isinstance(key, str):
+            raise UserError(f"{where}: found the key {_shown(key)}, expected a text")
+    return values
+
+
+def _shown(value: Any) -> str:
+    """`value` as Python writes it, shortened so that it leaves an error readable."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -221,19 +259,23 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {key: _convert(element, item, f"{where}.{key}") for key, item in items}
     if hint is tuple or origin is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise UserError(f"{where}: found {value!r}, expected a list such as ('a', 'b')")
+            raise UserError(f"{where}: found {_shown(value)}, expected a list such as ('a', 'b')")
         return _convert_tuple(typing.get_args(hint), value, where)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise UserError(f"{where}: unknown value {value!r}; {nearest(value, choices)}")
+            raise UserError(f"{where}: unknown value {_shown(value)}; {nearest(value, choices)}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if is_int and value not in _INT64:
+        raise UserError(f"{where}: found {_shown(value)}, expected a number of at most 64 bits")
+    if hint is float and is_int:
         return float(value)
-    if hint is int and isinstance(value, bool):
-        raise UserError(f"{where}: found {value!r}, expected int")
-    if isinstance(hint, type) and not isinstance(value, hint):
-        raise UserError(f"{where}: found {value!r}, expected {hint.__name__}")
+    if hint is str and is_int:  # `--config.splits=2017`: a text that looks like a number
+        return str(value)
+    if (hint is int and not is_int) or (isinstance(hint, type) and not isinstance(value, hint)):
+        quote = f"; quote a text: \"'{value}'\"" if hint is str else ""
+        raise UserError(f"{where}: found {_shown(value)}, expected {hint.__name__}{quote}")
     if isinstance(value, ml_collections.ConfigDict):
         return value.to_dict()
     return value
@@ -256,7 +298,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         except UserError:
             continue
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise UserError(f"{where}: found {value!r}, expected {names}")
+    raise UserError(f"{where}: found {_shown(value)}, expected {names}")
 
 
 def _field_names(cls: type) -> set[str]:

@@ -12,6 +12,10 @@ class DamagedError(Exception):
     """A file of ours is not as it was written; an older one may do in its place."""
 
 
+class UnknownNameError(UserError):
+    """Nothing has the name that was asked for, which may be the name of something else."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns the tail of an "unknown name" message: the nearest known name, then the names.
 

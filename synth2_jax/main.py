@@ -37,6 +37,12 @@ _LONGEST_HALF = 1000  # characters of an error
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
+# A URL, alone or in a list such as NAME=URL,NAME=URL; and the keys where one is right. TFDS reads
+# its data_dir from a bucket by itself.
+_URL = re.compile(r"(?<![^,=])[A-Za-z][A-Za-z0-9+.-]+://")
+_URL_KEYS = ("server.base_url", "source.images", "--license")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """What may stand on a stage's command line.
@@ -188,6 +194,19 @@ def _tell(line: str) -> None:
         print(f"synth2: {inert(line)}", file=sys.stderr, flush=True)
 
 
+def _check_local(options: Mapping[str, str], config: ml_collections.ConfigDict | None) -> None:
+    """Raises UserError on a URL where a path is expected: it would become a folder named "gs:"."""
+    given = [(f"--{name}", text) for name, text in options.items()]
+    given += config_lib.texts(config, "--config") if config is not None else []
+    for key, text in given:
+        if key.endswith(_URL_KEYS) or not (found := _URL.search(text)):
+            continue
+        raise UserError(
+            f"{key}: found {found[0]}..., expected a path of this machine: object stores do not "
+            "work yet. Mount or copy what is there"
+        )
+
+
 def _lock(
     stage: str, workdir: str, options: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[None]:
@@ -253,6 +272,7 @@ def parse(
     options = {name: text for name, text in given.items() if text is not None}
     if "name" in expected.options:
         options.setdefault("name", config_lib.config_name(values.config))
+    _check_local({"workdir": values.workdir, **options}, config)
     return stage, config, os.path.abspath(values.workdir), options
 
 

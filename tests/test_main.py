@@ -108,8 +108,8 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
             "config.data.rates.real: found 'abc', expected float or tuple",
         ),
         (
-            ["train", VLM, "--workdir=w", "--config.data.folders.more=3"],
-            "config.data.folders.more: found 3, expected str",
+            ["train", VLM, "--workdir=w", "--config.data.folders.more=3.5"],
+            "config.data.folders.more: found 3.5, expected str; quote a text: \"'3.5'\"",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_heads=0"],
@@ -143,7 +143,47 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
             + ["--config.batch_size=0"],
             "config.batch_size: found 0, expected 1 or more",
         ),
+        (
+            ["train", VLM, "--workdir=gs://b/x"],
+            "--workdir: found gs://..., expected a path of this machine: object stores do not",
+        ),
+        (["inspect", "s3://b/x"], "--workdir: found s3://..., expected a path of this machine"),
+        (["export", "run", "--output=file:///x"], "--output: found file://..., expected a path"),
+        (["report", "--workdir=w", "--captions=a=b,c=gs://d"], "--captions: found gs://..., exp"),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.folders.real=gs://b/x"],
+            "--config.data.folders.real: found gs://..., expected a path of this machine",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.pretrained.tokenizer=hf://b/x"],
+            "--config.pretrained.tokenizer: found hf://..., expected a path of this machine",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.train.seed=100000000000000000000"],
+            "config.train.seed: found 100000000000000000000, expected a number of at most 64 bits",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.train.seed=4294967296"],
+            "config.train.seed: found 4294967296, expected 0 to 4294967295",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.shuffle_buffer=1000000000000000"],
+            "config.data.shuffle_buffer: found 1000000000000000, expected at most 100000000 exam",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.train.steps={[1]:2}"],
+            "config.train.steps: found '{[1]:2}', expected int",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.rates={1:2}"],
+            "config.data.rates: found the key 1, expected a text",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.rates={'a.b':2}"],
+            "config.data.rates: ConfigDict does not accept dots in field names",
+        ),
         (["inspect", "--workdir=/no/where"], "/no/where: no such folder"),
+        (["inspect", "/no/where"], "/no/where: no such folder"),
         (["inspect", "/no/where"], "/no/where: no such folder"),
         (["inspect", "/no/where", "more"], "argument 'more': unexpected; options start with --"),
     ],
@@ -154,6 +194,24 @@ def test_a_mistake_is_one_line_and_code_2(capfd, tmp_path, monkeypatch, argument
     monkeypatch.chdir(tmp_path)
     assert text in mistake(capfd, *arguments).replace(f"{root}/", "")
     assert list(tmp_path.iterdir()) == []  # refused before anything was written
+
+
+@pytest.mark.parametrize("text", ["-" * 100_000 + "1", "-" * 3000 + "1", "[" * 100_000, "9" * 9999])
+def test_a_literal_too_deep_or_long_to_read_is_a_text(capfd, text):
+    line = mistake(capfd, "train", VLM, "--workdir=w", f"--config.train.steps={text}")
+    assert line.startswith(f"config.train.steps: found '{text[:9]}") and len(line) < 300
+    assert line.endswith("..., expected int")
+
+
+def test_a_text_may_look_like_a_number():
+    arguments = ["--config.splits=2017", "--config.source.path=2014", "--config.tokenizer=7"]
+    _, config, *_ = parse(
+        ["synth2", "tokenize", "--config=configs/scenes/tokenize.py", "--workdir=w", *arguments]
+    )
+    from synth2_jax.stages.tokenize import TokenizeConfig
+
+    cfg = config_lib.build(TokenizeConfig, config)
+    assert (cfg.splits, cfg.source.path, cfg.tokenizer) == (("2017",), "2014", "7")
 
 
 @pytest.mark.parametrize("below", ["", "/deeper", "/much/deeper"])

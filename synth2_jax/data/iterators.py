@@ -74,8 +74,8 @@ class Stream:
             )
         if self.deals_shards and self.layout.overlaps:
             raise UserError(
-                "config.data.deal: found 'shards' on a mesh where processes share only some of their "
-                "rows. Use deal=examples, or another mesh."
+                "config.data.deal: found 'shards' on a mesh where processes share only some "
+                "of their rows. Use deal=examples, or another mesh."
             )
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import seqio
 
 from synth2_jax.data.tensorflow_cpu import tf
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UnknownNameError, UserError, nearest
 
 _DRAWS = 512  # choices of a task made by one call
 
@@ -181,7 +181,7 @@ def resolve(name: str) -> seqio.Task | seqio.Mixture:
     """The task or mixture of this name; UserError with the nearest name when there is none."""
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
-        raise UserError(
+        raise UnknownNameError(
             f"mixture {name!r}: no task or mixture of this name; {nearest(name, known)}"
         )
     if name in seqio.TaskRegistry.names():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from synth2_jax.captioners.prompts import CAPTION_PROMPT
+from synth2_jax.config import check_seeds
 from synth2_jax.data import records, views
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.sharding import ALL_ROWS, DataLayout
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from synth2_jax.testing.fake_batches import FakeBatches
 
 _SOURCES = ("seqio", "fake")
+_MAX_SHUFFLE_BUFFER = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,12 @@ class DataConfig:
             raise ValueError(f"unknown source {self.source!r}; {nearest(self.source, _SOURCES)}")
         if min(self.batch_size, self.shuffle_buffer, self.text_length) < 1:
             raise ValueError("expected batch_size, shuffle_buffer and text_length of at least 1")
+        if self.shuffle_buffer > _MAX_SHUFFLE_BUFFER:  # TensorFlow takes its room at once
+            raise ValueError(
+                f"shuffle_buffer: found {self.shuffle_buffer}, expected at most "
+                f"{_MAX_SHUFFLE_BUFFER} examples in memory"
+            )
+        check_seeds(self, "seed")
         if self.num_epochs is not None and self.num_epochs < 1:
             raise ValueError(f"found num_epochs {self.num_epochs}, expected at least 1, or None")
         if self.num_epochs is not None and self.deal == "shards":

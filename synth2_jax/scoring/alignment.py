@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.config import check_counts
+from synth2_jax.config import check_counts, check_seeds
 from synth2_jax.errors import UserError
 from synth2_jax.models.language_model import init_cache, shift_right
 from synth2_jax.models.maskgit import Generator
@@ -40,6 +40,7 @@ class LikelihoodRatioConfig:
 
     def __post_init__(self):
         check_counts(self, "draws_per_ratio")
+        check_seeds(self, "seed")
         if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
             raise UserError(
                 f"mask_ratios: found {self.mask_ratios}, expected shares above 0 and up to 1"

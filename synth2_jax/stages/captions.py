@@ -91,6 +91,7 @@ class CaptionsConfig:
     max_dropped_share: float = 1.0
 
     def __post_init__(self):
+        config_lib.check_seeds(self, "seed")
         config_lib.check_counts(self, "captions_per_class", "max_rounds", "batch_size")
         if not 0 <= self.max_dropped_share <= 1:
             raise UserError(f"max_dropped_share: found {self.max_dropped_share}, expected 0 to 1")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from synth2_jax.data import records, views
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UnknownNameError, UserError, nearest
 from synth2_jax.files import read_json
 from synth2_jax.interop.exported import is_exported, open_exported
 from synth2_jax.stages import inspect_mixture
@@ -40,7 +40,14 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
         raise UserError(f"--fingerprints={fingerprints}: expected true or false")
     folder = pathlib.Path(workdir)
     if not folder.exists() and folder.parent == pathlib.Path.cwd():
-        inspect_mixture.show(config, folder.name, **mixture_options)
+        try:
+            inspect_mixture.show(config, folder.name, **mixture_options)
+        except UnknownNameError as error:
+            here = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+            raise UserError(
+                f"{folder.name}: no such folder in {folder.parent}; {nearest(folder.name, here)}; "
+                f"nor is it a mixture: {error}"
+            ) from error
         return
     if not folder.is_dir():
         raise UserError(

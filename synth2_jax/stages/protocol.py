@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from synth2_jax.config import check_seeds
 from synth2_jax.data.references import ReferencedImage, read_references
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.scoring.vqa import load_stemmer
@@ -52,6 +53,7 @@ class ProtocolConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_seeds(self, "seed")
         if self.task not in TASKS:
             raise UserError(f"task: unknown {self.task!r}; {nearest(self.task, TASKS)}")
         if min(self.shots, self.text_shots) < 0:

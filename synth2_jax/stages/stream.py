@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from synth2_jax import sharding
+from synth2_jax.config import check_seeds
 from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
@@ -59,6 +60,7 @@ class StreamConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_seeds(self, "seed")
         if not 0 < self.share <= 1:
             raise ValueError(f"share: found {self.share}, expected above 0 and at most 1")
 

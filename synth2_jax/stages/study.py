@@ -51,6 +51,7 @@ class StudyConfig:
     share_generator: bool = False
 
     def __post_init__(self):
+        config_lib.check_seeds(self, "seeds")
         for arm in self.arms:
             if arm not in ARMS:
                 raise UserError(f"arms: unknown {arm!r}; {nearest(arm, ARMS)}")

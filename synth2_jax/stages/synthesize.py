@@ -73,6 +73,7 @@ class SynthesizeConfig:
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
+        config_lib.check_seeds(self, "seed")
         config_lib.check_counts(self, "samples_per_caption", "batch_size", "num_shards")
 
 

@@ -9,6 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from synth2_jax import sharding
+from synth2_jax.config import check_seeds
 from synth2_jax.errors import UserError
 from synth2_jax.training import train_state
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
@@ -47,6 +48,7 @@ class TrainLoopConfig:
     watchdog_seconds: float = 1800.0
 
     def __post_init__(self):
+        check_seeds(self, "seed")
         for name in ("steps", "log_every", "checkpoint_every", "microbatches", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")

@@ -178,5 +178,5 @@ def test_mistakes_are_named():
     "size", ["vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim"]
 )
 def test_a_size_of_0_is_a_mistake(size):
-    with pytest.raises(UserError, match=f"text_encoder.{size}: found 0, expected 1 or more"):
+    with pytest.raises(UserError, match=f"{size}: found 0, expected 1 or more"):
         dataclasses.replace(CONFIG, **{size: 0})

@@ -273,5 +273,5 @@ def test_cross_attention_every_must_divide_the_layers():
 
 @pytest.mark.parametrize("size", ["image_embedding_dim", "num_image_tokens"])
 def test_a_size_of_0_is_a_mistake(size):
-    with pytest.raises(UserError, match=f"vlm.{size}: found 0, expected 1 or more"):
+    with pytest.raises(UserError, match=f"{size}: found 0, expected 1 or more"):
         dataclasses.replace(config(), **{size: 0})

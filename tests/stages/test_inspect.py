@@ -92,3 +92,13 @@ def test_nothing_there(tmp_path, mistake):
     (tmp_path / "report" / "results.json").write_text('{"arms": {"re')
     line = mistake(["synth2", "report", f"--workdir={tmp_path}"])
     assert line.startswith(f"{tmp_path}/report/results.json: not JSON")
+
+
+def test_a_misspelled_folder_is_not_taken_for_a_mixture_alone(mistake, tmp_path, monkeypatch):
+    (tmp_path / "my_pairs").mkdir()
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert mistake(["synth2", "inspect", "my_pairz"]).startswith(
+        f"my_pairz: no such folder in {tmp_path}; did you mean 'my_pairs'? one of: my_pairs; nor "
+        "is it a mixture: mixture 'my_pairz': no task or mixture of this name; "
+    )
