@@ -27,7 +27,7 @@ from absl import logging
 
 from synth2_jax.data import mixtures
 from synth2_jax.data.feature_converters import COMPANIONS, converter_class
-from synth2_jax.data.tensorflow_cpu import one_line, tf
+from synth2_jax.data.tensorflow_cpu import of_user_code, one_line, tf
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.files import temporary_folder
 from synth2_jax.sharding import ALL_ROWS, DataLayout
@@ -513,10 +513,15 @@ def _options() -> tf.data.Options:
 
 @contextlib.contextmanager
 def _one_line_errors(label: str) -> Iterator[None]:
-    """Unreadable or malformed examples are the user's to mend; TensorFlow says so in many lines."""
+    """Raises UserError on bad examples, and on what a function of the user's pipeline raises."""
     try:
         yield
     except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
         raise UserError(f"{label}: a shard is damaged or gone: {one_line(error)}") from error
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(f"{label}: {one_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the user's code, which fails in any way
+        line = of_user_code(error)
+        if line is None and not isinstance(error, ValueError | tf.errors.OpError):
+            raise
+        raise UserError(f"{label}: {line or one_line(error)}") from error

@@ -15,7 +15,7 @@ from synth2_jax.config import check_seeds
 from synth2_jax.data import records, views
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.sharding import ALL_ROWS, DataLayout
-from synth2_jax.vocabulary import vocabulary_path
+from synth2_jax.vocabulary import Vocabulary, vocabulary_path
 
 if TYPE_CHECKING:
     import seqio
@@ -248,8 +248,11 @@ def _stream(
                 records.check_tokenizer(manifest, tokenizer_fingerprint, config.folders[name])
     if text_encoder is not None:
         _check_encoded(config, text_encoder)
+    provider = _provider(config, encoded=text_encoder is not None)
+    if model_name != "tokenizer":  # which reads no text
+        _check_vocabulary(config, provider)
     stream = Stream(
-        provider=_provider(config, encoded=text_encoder is not None),
+        provider=provider,
         split=config.split,
         model_name=model_name,
         text_length=config.text_length,
@@ -289,6 +292,24 @@ def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: s
             raise UserError(
                 f"config.data.{key}: found {value}{of}, expected {text_encoder[key]} as the "
                 f"captions of {as_in or sorted(config.folders.values())} were encoded"
+            )
+
+
+def _check_vocabulary(config: DataConfig, provider: "seqio.Task | seqio.Mixture") -> None:
+    """Raises UserError unless each task's captions are tokenized as the model's are to be."""
+    from synth2_jax.data import mixtures
+
+    expected = pathlib.Path(vocabulary_path(config.vocabulary))
+    for task in mixtures.tasks_of(provider):
+        if (caption := task.output_features.get("caption")) is None:
+            continue  # the converter says which features a task lacks
+        file = getattr(caption.vocabulary, "sentencepiece_model_file", None)
+        if not file or pathlib.Path(file).read_bytes() != expected.read_bytes():
+            found = f"{file} ({Vocabulary(file).size} pieces)" if file else str(caption.vocabulary)
+            raise UserError(
+                f"config.data.vocabulary: found {expected} ({Vocabulary(str(expected)).size} "
+                f"pieces), but the captions of task {task.name!r} have the vocabulary {found}. "
+                "Give both the same SentencePiece model"
             )
 
 

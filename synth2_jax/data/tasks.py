@@ -67,7 +67,7 @@ def image_features() -> dict[str, seqio.Feature]:
 def add_pairs_task(
     name: str,
     folder: str,
-    vocabulary: str = "scenes",
+    vocabulary: str,
     prompt: str = CAPTION_PROMPT,
     *,
     shuffle_buffer: int = 2048,

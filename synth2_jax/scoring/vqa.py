@@ -73,8 +73,7 @@ def load_stemmer() -> Callable[[str], str]:
         import snowballstemmer
     except ImportError as error:
         raise UserError(
-            "protocol.stem_answers: needs the package snowballstemmer; pip install "
-            "'synth2-jax[okvqa]'"
+            "stem_answers: needs the package snowballstemmer; pip install 'synth2-jax[okvqa]'"
         ) from error
     return snowballstemmer.stemmer("english").stemWord
 

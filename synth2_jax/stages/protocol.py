@@ -75,7 +75,7 @@ class ProtocolConfig:
 
         if self.stem_answers:
             if self.task != "vqa":
-                raise UserError(f"protocol.stem_answers: found with task {self.task}, expected vqa")
+                raise UserError(f"stem_answers: found with task {self.task}, expected vqa")
             load_stemmer()  # a package that is missing comes to light now
 
     @property

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("clean_registry")
 @pytest.fixture
 def two_tasks(write_folder):
     for source in ("real", "synthetic"):
-        tasks.add_pairs_task(source, write_folder(source, 20))
+        tasks.add_pairs_task(source, write_folder(source, 20), "scenes")
 
 
 def letters(draws, seed, rates):
@@ -76,7 +76,7 @@ def test_unknown_splits_name_the_nearest(two_tasks):
 def test_a_mixture_of_tasks_since_replaced_is_refused(two_tasks, write_folder):
     seqio.MixtureRegistry.add("mine", [("real", 1.0)])
     mixtures.resolve("mine")
-    tasks.add_pairs_task("real", write_folder("real", 21, name="more"), replace=True)
+    tasks.add_pairs_task("real", write_folder("real", 21, name="more"), "scenes", replace=True)
     with pytest.raises(UserError, match="'mine'.*'real' was registered anew"):
         mixtures.resolve("mine")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax.data import pipeline, records
+from synth2_jax.data import mixtures, pipeline, records, tasks
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.sharding import DataLayout
@@ -530,6 +530,81 @@ seqio.MixtureRegistry.add("my_mixture", [("my_task", 3.0), ("real", 1.0)])
     assert_same(take(resumed, 5), expected)
 
 
+def test_a_task_of_another_vocabulary_is_refused(both, tmp_path):
+    """Its ids would be other words to the model, which would learn them without a word."""
+    other = tmp_path / "other.model"
+    other.write_bytes(train_vocabulary(["a red circle", "a blue square"] * 9, 300))
+    copy = tmp_path / "copy.model"
+    copy.write_bytes(pathlib.Path(vocabulary_path("scenes")).read_bytes())
+    tasks.add_pairs_task("mine", both.folders["real"], "scenes")
+    mixtures.add_mixture("my_mixture", {"mine": 1.0})
+
+    def start(vocabulary, mixture, model_name="vlm"):
+        config = DataConfig(
+            mixture=mixture, vocabulary=str(vocabulary), batch_size=8, text_length=24
+        )
+        for read in (pipeline.train_iterator, pipeline.eval_batches):
+            next(iter(read(config, model_name)))
+
+    for mixture in ("mine", "my_mixture"):
+        start("scenes", mixture)
+        start(copy, mixture)
+        with user_error(
+            rf"config.data.vocabulary: found {other} \(300 pieces\), but the captions of task "
+            r"'mine' have the vocabulary .*scenes.model \(512 pieces\). Give both the same"
+        ):
+            start(other, mixture)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ('return dataset.map(lambda x: {"a": x["none"]})', "line 5: KeyError: 'none'"),
+        (
+            "return dataset.map(lambda x: {**x, 'key': tf.reshape(x['key'], [3])})",
+            "line 5: ValueError: Cannot reshape a tensor with 1 elements to shape",
+        ),
+        ("return dataset.map(fail)", "line 9: RuntimeError: of two lines"),
+        ("return dataset.no_such_method()", "line 5: AttributeError: .* no attribute"),
+        (
+            "return dataset.map(lambda x: {**x, 'key': tf.ensure_shape("
+            "tf.py_function(fail, [x['key']], tf.string), [])})",
+            "task 'failing': RuntimeError: of two",
+        ),
+    ],
+)
+def test_an_error_in_a_users_task_keeps_its_cause(both, tmp_path, monkeypatch, body, told):
+    (tmp_path / "failing_task.py").write_text(
+        f"""import functools, seqio, tensorflow as tf
+from synth2_jax.data import preprocessors, tasks
+
+def broken(dataset):
+    {body}
+
+
+def fail(example):
+    raise RuntimeError("of two\\nlines")
+
+seqio.TaskRegistry.add(
+    "failing",
+    source=seqio.FileDataSource(
+        tf.data.TFRecordDataset, {{"train": "{both.folders["real"]}/*.tfrecord"}}
+    ),
+    preprocessors=[functools.partial(preprocessors.decode_pairs, prompt=""), broken],
+    output_features=tasks.pair_features("scenes"),
+)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "failing_task", raising=False)
+    config = dataclasses.replace(
+        both, folders={}, rates={}, modules="failing_task", mixture="failing"
+    )
+    with user_error(told):
+        next(pipeline.train_iterator(config, "vlm"))
+
+
 def test_pairs_of_another_tokenizer_are_refused(both, write_folder):
     pipeline.train_iterator(both, "vlm", tokenizer_fingerprint="tok-a")
     for read in (pipeline.train_iterator, pipeline.eval_batches):
@@ -629,9 +704,9 @@ assert not {"tensorflow", "seqio"} & set(sys.modules)
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-    with user_error("'fake'.*shapes"):
+    with user_error("config.data.source=fake: needs the shapes"):
         pipeline.train_iterator(DataConfig(source="fake"), "vlm")
-    with user_error("'fake'.*no end"):
+    with user_error("config.data.source=fake: has no end"):
         pipeline.eval_batches(DataConfig(source="fake"), "vlm")
 
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
 def test_features_of_pairs(write_folder):
-    task = tasks.add_pairs_task("real", write_folder("real", 5), prompt="Say:")
+    task = tasks.add_pairs_task("real", write_folder("real", 5), "scenes", prompt="Say:")
     assert task.splits == ("train",)
     first = next(task.get_dataset(shuffle=False).as_numpy_iterator())
     assert first.keys() == {"image_tokens", "prompt", "caption", "source", "key"}
@@ -25,7 +25,7 @@ def test_features_of_pairs(write_folder):
 
 
 def test_an_epoch_has_each_pair_once(write_folder):
-    task = tasks.add_pairs_task("real", write_folder("real", 300, num_shards=3))
+    task = tasks.add_pairs_task("real", write_folder("real", 300, num_shards=3), "scenes")
     epochs = [
         [e["key"].decode() for e in task.get_dataset(seed=seed).as_numpy_iterator()]
         for seed in (0, 0, 1)
@@ -36,25 +36,25 @@ def test_an_epoch_has_each_pair_once(write_folder):
 
 def test_the_same_task_twice_is_one(write_folder):
     folder, other = write_folder("real", 5), write_folder("real", 6, name="other")
-    task = tasks.add_pairs_task("real", folder)
-    assert tasks.add_pairs_task("real", folder) is task
+    task = tasks.add_pairs_task("real", folder, "scenes")
+    assert tasks.add_pairs_task("real", folder, "scenes") is task
     with pytest.raises(UserError, match=r"\Atask 'real': already registered.*other.*\Z"):
-        tasks.add_pairs_task("real", other)
+        tasks.add_pairs_task("real", other, "scenes")
     with pytest.raises(UserError, match=r"\Atask 'real': already registered.*Say.*\Z"):
-        tasks.add_pairs_task("real", folder, prompt="Say:")
-    assert tasks.add_pairs_task("real", other, replace=True) is not task
+        tasks.add_pairs_task("real", folder, "scenes", prompt="Say:")
+    assert tasks.add_pairs_task("real", other, "scenes", replace=True) is not task
 
 
 def test_tasks_of_others_are_not_replaced(write_folder):
     source = seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=["train"])
     seqio.TaskRegistry.add("real", source=source, output_features=tasks.image_features())
     with pytest.raises(UserError, match="a source of its own"):
-        tasks.add_pairs_task("real", write_folder("real", 5), replace=True)
+        tasks.add_pairs_task("real", write_folder("real", 5), "scenes", replace=True)
 
 
 def test_a_name_that_seqio_refuses(write_folder):
     with pytest.raises(UserError, match=r"\Atask 'my/real': .*\Z"):
-        tasks.add_pairs_task("my/real", write_folder("real", 5))
+        tasks.add_pairs_task("my/real", write_folder("real", 5), "scenes")
 
 
 def array_task(count):

@@ -165,7 +165,7 @@ def test_answers_of_ok_vqa_are_compared_by_their_stems(answer, published):
 
 def test_without_the_stemmers_package_a_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "snowballstemmer", None)
-    with pytest.raises(UserError, match=r"protocol.stem_answers: .*'synth2-jax\[okvqa\]'"):
+    with pytest.raises(UserError, match=r"stem_answers: .*'synth2-jax\[okvqa\]'"):
         vqa.load_stemmer.__wrapped__()
 
 

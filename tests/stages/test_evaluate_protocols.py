@@ -134,7 +134,7 @@ def test_an_example_is_answered_as_most_people_did(support):
     [
         ({"task": "captions"}, "task: unknown 'captions'; did you mean 'caption'"),
         ({"shots": -1}, "expected 0 or more"),
-        ({"stem_answers": True}, "protocol.stem_answers: found with task caption, expected vqa"),
+        ({"stem_answers": True}, "stem_answers: found with task caption, expected vqa"),
         ({"shots": 1, "text_shots": 1, "support": "S"}, "with images or without, not both"),
         ({"shots": 1}, "support: found none, expected a folder of pairs"),
         ({"shots": 4, "support": "S", "support_images": 4}, "found 4, expected more than the 4"),
