@@ -279,7 +279,7 @@ class OpenAIServerSource:
         )
 
     async def _limit(self, response: Any) -> None:
-        """Limits the body, which nobody has read yet. One that unpacks to any size is refused."""
+        """Limits the body before it is read. One that unpacks to any size is refused."""
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise _Passing(f"a body packed with {encoding!r:.40}, expected none")

@@ -96,8 +96,8 @@ def _decode_after(step, language_model, prompts_BP, config, eos_id, keys_B):
     """Puts the prompts into the cache in one go, then decodes."""
     batch_size, prompt_length = prompts_BP.shape
     cache = init_cache(language_model, batch_size, prompt_length + config.max_length)
-    # The start token and the prompt. The last of them goes in by itself: nobody reads the logits of
-    # the others, which are then not computed. An empty prompt has no others.
+    # The start token and the prompt. The last of them goes in by itself: the logits of the others
+    # are not used, and so are not computed. An empty prompt has no others.
     inputs = jnp.pad(prompts_BP, ((0, 0), (1, 0)), constant_values=PAD_ID)
     if prompt_length:
         _, cache = step(inputs[:, :-1], cache)

@@ -16,7 +16,7 @@ class ChatServer:
     An action is a dict: `status`, `reason`, `headers`, `raw` (the body's bytes), `text`,
     `finish_reason`, `usage`, `model`, `delay` and `drip` (seconds, before the answer and between
     its bytes), `cut` (bytes that are promised and not sent), `endless` (bytes that are sent until
-    nobody reads them), `drop` (hang up).
+    the client hangs up), `drop` (hang up).
     """
 
     def __init__(self):
