@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,8 +23,22 @@ _LITTLE = 1 << 20  # bytes of room that are as good as none
 
 def temporary_name(path: pathlib.Path) -> pathlib.Path:
     """Returns a hidden name beside `path` that no process of any machine has taken."""
-    # Process ids repeat on machines that share the storage; a name may have 255 bytes.
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    # Process ids repeat on machines that share the storage.
+    return path.with_name(f".{_short(path.name)}.{secrets.token_hex(8)}.tmp")
+
+
+def leftovers(path: pathlib.Path, suffix: str = ".tmp") -> list[pathlib.Path]:
+    """Returns what killed writers of `path` left beside it; ask only while you hold its lock."""
+    pattern = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{16}}{re.escape(suffix)}")
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return [found for found in beside if pattern.fullmatch(found.name)]
+
+
+def _short(name: str) -> str:
+    """A name of at most 40 characters: a temporary name may have 255 bytes."""
+    if len(name) <= 40:
+        return name
+    return f"{name[:27]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
 
 
 def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) -> str | None:
@@ -142,7 +157,7 @@ def read_json(path: pathlib.Path, left_by: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; {expected}")
     try:
         value = load_json(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); {expected}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: found {value!r:.40}; {expected}")

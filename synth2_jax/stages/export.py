@@ -18,6 +18,7 @@ fingerprints and config. One parameter at a time is in memory, so a laptop can e
 """
 
 import contextlib
+import hashlib
 import importlib.resources
 import itertools
 import json
@@ -37,6 +38,7 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import (
     FULL_DISK,
+    leftovers,
     read_json,
     temporary_name,
     write_bytes,
@@ -64,6 +66,7 @@ SETTINGS = {
     "generator": {"sampler": ParallelDecodeConfig, "guidance": GuidanceConfig},
     "vlm": {"decode": TextDecodeConfig},
 }
+_BEFORE = ".before"  # ends the name of an export that is being replaced
 _EXAMPLES = {"generator": "example_generator.py", "vlm": "example_vlm.py"}
 
 
@@ -83,6 +86,7 @@ def run(
         raise UserError(f"--overwrite={overwrite}: expected true or false")
     target = pathlib.Path(output)
     as_dtype = config_lib.dtype(dtype, "--dtype") if dtype else None
+    _clear_up(target)
     if target.suffix == ".safetensors":
         if config is not None or of_a_folder:
             given = ["--config" * (config is not None), *(f"--{name}" for name in of_a_folder)]
@@ -140,10 +144,17 @@ class _Parameters:
 
 def _write_file(target: pathlib.Path, parameters: _Parameters) -> None:
     resolved, fingerprints = checkpoint_reader.read_description(parameters.workdir, parameters.step)
+    written: list[str] = []
+
+    def arrays() -> Iterator[np.ndarray]:
+        for array in parameters.arrays():
+            written.append(_sha256(array))
+            yield array
+
     write_tensors(
         target,
         parameters.by_tensor(),
-        parameters.arrays(),
+        arrays(),
         metadata={
             "format": FORMAT,
             "version": synth2_jax.__version__,
@@ -153,11 +164,18 @@ def _write_file(target: pathlib.Path, parameters: _Parameters) -> None:
             "config": json.dumps(resolved, sort_keys=True),
         },
     )
+    tensors = open_safetensors(target)
+    if [_sha256(np.asarray(tensors[name])) for name in parameters.by_tensor()] != written:
+        raise UserError(f"{target}: does not read back as it was written; is the disk damaged?")
     num_bytes = target.stat().st_size
     print(
         f"{target}: {len(parameters.names)} parameters of step {parameters.step}, "
         f"{num_bytes:,} bytes"
     )
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
 
 
 def _write_folder(
@@ -291,8 +309,22 @@ def _holds_no_more_than_an_export(folder: pathlib.Path) -> bool:
     if exported.CONFIG not in names:
         return folder.is_dir() and not names
     description = read_json(folder / exported.CONFIG, "export")
-    ours = {exported.CONFIG, README, TRAINING, EXAMPLE, *description.get("sha256", ())}
-    return description.get("format") == exported.FORMAT and names <= ours
+    files = description.get("sha256")
+    if description.get("format") != exported.FORMAT or not isinstance(files, dict):
+        return False
+    return names <= {exported.CONFIG, README, TRAINING, EXAMPLE, *files}
+
+
+def _clear_up(target: pathlib.Path) -> None:
+    """Removes what killed exports to the target left; puts back what one was about to replace."""
+    for before in leftovers(target, _BEFORE):
+        if not target.exists():
+            os.rename(before, target)
+    for left in [*leftovers(target), *leftovers(target, _BEFORE)]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 @contextlib.contextmanager
@@ -300,7 +332,7 @@ def _folder_written_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a folder to write to, which takes the target's place if the body ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(target)
-    before = temporary.with_suffix(".before")
+    before = temporary.with_suffix(_BEFORE)
     temporary.mkdir()
     try:
         yield temporary

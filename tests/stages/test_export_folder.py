@@ -12,6 +12,8 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax import main
 from synth2_jax.errors import UserError
+from synth2_jax.files import temporary_name
+from synth2_jax.interop.safetensors_file import write_tensors
 from synth2_jax.interop.tensor_files import open_safetensors
 from synth2_jax.stages import export as stage
 from synth2_jax.stages.trained import load_trained
@@ -264,6 +266,41 @@ def test_what_is_there_is_replaced_only_when_it_is_an_export(runs, vlm, tmp_path
     assert main.main([*argv, "--overwrite=true"]) == 0
     assert load_trained(vlm, "language_model") and not (vlm / "load_example.py").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["out", "a_name_of_more_than_forty_characters_as_users_have_them"])
+def test_what_a_killed_export_left_is_removed_and_what_it_replaced_is_put_back(
+    runs, vlm, tmp_path, mistake, name
+):
+    held = (vlm / "config.json").read_bytes()
+    target = vlm.rename(tmp_path / name)
+    left = temporary_name(target)
+    (left / "deep").mkdir(parents=True)
+    (left / "deep" / "model.safetensors").write_bytes(bytes(9))
+    temporary_name(target).touch()  # of a file
+    others = [temporary_name(tmp_path / f"{name}_too"), tmp_path / f".{name}.tmp"]
+    for other in others:
+        other.touch()
+    target.rename(left.with_suffix(".before"))  # as it is between the two renames
+    argv = ["synth2", "export", str(runs / "vlm"), f"--output={target}"]
+    assert "is there already; --overwrite=true replaces it" in mistake(argv)
+    assert (target / "config.json").read_bytes() == held
+    assert sorted(tmp_path.glob(".*")) == sorted(others)
+
+
+def test_a_file_is_read_back(runs, tmp_path, mistake, monkeypatch):
+    def damaging(path, *arguments, **named):
+        write_tensors(path, *arguments, **named)
+        contents = bytearray(path.read_bytes())
+        contents[-1] ^= 1
+        path.write_bytes(contents)
+
+    argv = ["synth2", "export", str(runs / "tokenizer"), f"--output={tmp_path / 'a.safetensors'}"]
+    assert main.main(argv) == 0
+    monkeypatch.setattr(stage, "write_tensors", damaging)
+    assert "a.safetensors: does not read back as it was written" in mistake(
+        [*argv, "--overwrite=true"]
+    )
 
 
 @pytest.mark.parametrize("with_export", [True, False])
