@@ -22,7 +22,7 @@ width, T text tokens.
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.pixels import make_decode, make_encode
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.stages.model_text import text_ids
+from synth2_jax.stages.model_text import caption_decode, text_ids
 from synth2_jax.stages.text_encoders import with_text_encoder
 from synth2_jax.stages.trained import load_trained
 from synth2_jax.training.trained import Trained
@@ -72,7 +72,8 @@ def load_vlm(
     Args:
       path: the workdir of its training run, or an exported folder.
       batch_size: images at once, over all devices.
-      decode: greedy or beam; None takes what the folder was exported with, or else the defaults.
+      decode: greedy or beam; None takes what the folder was exported with, or else the defaults,
+        with captions at most as long as those of its training.
       mesh: how it lies on the devices of this process.
 
     Raises:
@@ -80,7 +81,10 @@ def load_vlm(
     """
     on, rules = _mesh(mesh, batch_size), sharding.axis_rules(mesh)
     trained = load_trained(path, "vlm", mesh=on, rules=rules)
-    decode = config_lib.build(TextDecodeConfig, decode or trained.config.get("decode"), "decode")
+    if decode is None:
+        data, vocabulary = _text_of(trained)
+        decode = caption_decode(trained.config.get("decode"), data, vocabulary, "decode")
+    decode = config_lib.build(TextDecodeConfig, decode, "decode")
     if decode.method == "nucleus":
         raise UserError("decode.method: found nucleus, expected greedy or beam")
     return Captioner(trained, batch_size, decode, on, rules)
@@ -125,6 +129,7 @@ class Captioner:
     Attributes:
       trained: the model, its parameters and where it comes from.
       image_size: S.
+      decode: how captions are written.
     """
 
     def __init__(
@@ -136,12 +141,13 @@ class Captioner:
         rules: sharding.AxisRules,
     ):
         self.trained = trained
+        self.decode = decode
         task = trained.objective.task
         self.image_size = task.tokenizer.image_size
         self._batch_size = batch_size
-        self._vocabulary, prompt = _text_of(trained)
+        data, self._vocabulary = _text_of(trained)
         encode = make_encode(task.tokenizer)
-        prompt_ids = self._vocabulary.encode(prompt)
+        prompt_ids = self._vocabulary.encode(data.prompt)
         end_id = self._vocabulary.end_id(prompt_ids)
         caption = make_caption(VLM(task.vlm), prompt_ids, decode, end_id)
 
@@ -170,6 +176,11 @@ class Captioner:
             images = np.asarray(images)
         one = isinstance(images, str | os.PathLike | bytes | Image.Image)
         one = one or (isinstance(images, np.ndarray) and images.ndim == 3)
+        if not one and not (isinstance(images, Sequence) or np.ndim(images) == 4):
+            raise UserError(
+                f"images: found {type(images).__name__}, expected a path, a picture or a list of "
+                "them, or uint8[B, S, S, 3]"
+            )
         images = [images] if one else images
 
         def pixels(numbers: Sequence[int]) -> tuple[np.ndarray]:
@@ -190,9 +201,9 @@ class Captioner:
                 return decode_image(image, size, _ANY_SIZE)
             if isinstance(image, Image.Image):
                 return middle_square(image, size)
+            array = np.asarray(image)
         except (Rejected, OSError, ValueError) as error:
             raise UserError(f"{where}: expected a picture, found {_line(error)}") from error
-        array = np.asarray(image)
         if array.dtype != np.uint8 or array.shape != (size, size, 3):
             raise UserError(
                 f"{where}: found {array.dtype}{list(array.shape)}, expected "
@@ -224,7 +235,7 @@ class ImageGenerator:
         self.image_size = task.tokenizer.image_size
         self.text_length = task.text_length
         self._batch_size = batch_size
-        self._vocabulary, _ = _text_of(trained)
+        _, self._vocabulary = _text_of(trained)
         generate = make_generate(Generator(task.generator), sampler, guidance)
         decode = make_decode(task.tokenizer)
         tokenizer = VQTokenizer(task.tokenizer)
@@ -257,12 +268,22 @@ class ImageGenerator:
         Raises:
           UserError: a caption that leaves no token to read, or a number out of range.
         """
+        if not isinstance(captions, Iterable) or isinstance(captions, bytes):
+            raise UserError(f"captions: found {captions!r:.60}, expected a text or a list of texts")
         captions = [captions] if isinstance(captions, str) else list(captions)
         for number, caption in enumerate(captions):
-            if not isinstance(caption, str) or not self._vocabulary.encode(caption):
+            if not isinstance(caption, str) or not self._ids(caption):
                 raise UserError(f"captions[{number}]: found {caption!r:.60}, expected a text")
-        if not 0 <= seed < _NUM_SEEDS or not 0 <= first <= _NUM_SEEDS - len(captions):
-            raise UserError(f"found seed {seed}, first {first}, expected each from 0 to 2**32 - 1")
+        are_ints = all(isinstance(number, int | np.integer) for number in (seed, first))
+        if (
+            not are_ints
+            or not 0 <= seed < _NUM_SEEDS
+            or not 0 <= first <= _NUM_SEEDS - len(captions)
+        ):
+            raise UserError(
+                f"found seed {seed!r:.40}, first {first!r:.40}, expected each an integer from 0 to "
+                "2**32 - 1"
+            )
 
         def arrays(numbers: Sequence[int]) -> tuple[np.ndarray, ...]:
             texts = [captions[i] for i in numbers]
@@ -274,6 +295,13 @@ class ImageGenerator:
         num_tokens = self.trained.objective.task.tokenizer.num_tokens
         tokens_BN = np.concatenate([np.zeros((0, num_tokens), np.int32), *batches])
         return Generated(tokens_BN, self._rows(self._embed), self._rows(self._decode))
+
+    def _ids(self, caption: str) -> list[int]:
+        try:
+            caption.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair is no text
+            return []
+        return self._vocabulary.encode(caption)
 
     def _rows(self, function: Callable[..., jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
         def of_all(ids_BN: np.ndarray) -> np.ndarray:
@@ -323,10 +351,10 @@ def _mesh(config: sharding.MeshConfig, batch_size: int) -> Mesh:
     return mesh
 
 
-def _text_of(trained: Trained) -> tuple[Vocabulary, str]:
-    """The vocabulary and the prompt that a model was trained with."""
+def _text_of(trained: Trained) -> tuple[DataConfig, Vocabulary]:
+    """The data that a model was trained on, and its vocabulary."""
     data = config_lib.build(DataConfig, trained.config["data"])
-    return load_vocabulary(data.vocabulary), data.prompt
+    return data, load_vocabulary(data.vocabulary)
 
 
 def _compiled(

@@ -1,5 +1,6 @@
 """Captions and images without stages: what each depends on, and what may be given."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from PIL import Image
 
 import synth2_jax
 from synth2_jax.data.images import encode_png
+from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.testing.untrained_runs import write_untrained_run
+from synth2_jax.vocabulary import load_vocabulary
 
 DECODE = TextDecodeConfig("greedy", max_length=4)
 SAMPLER, GUIDANCE = ParallelDecodeConfig(num_steps=2, sample_temperature=3.0), GuidanceConfig(0.0)
@@ -99,6 +102,17 @@ def test_what_is_no_picture_is_named(vlm, images, tmp_path):
         (Image.new("F", (16, 16)), r"images\[0\]: .* found unsupported pixels"),
         (Image.new("RGB", (0, 0)), r"images\[0\]: .* found image too small: 0x0 pixels"),
         ([b"GIF", images[0]], r"images\[0\]: .* found not an image: begins with b'GIF'"),
+        (
+            Image.open(io.BytesIO(encode_png(images[0])[:-40])),
+            r"images\[0\]: .* found corrupt image",
+        ),
+        ([b""], r"images\[0\]: expected a picture, found not an image"),
+        ([None], r"images\[0\]: found object\[\], expected uint8"),
+        ([[[1], [2, 3]]], r"images\[0\]: expected a picture, found setting an array element"),
+        (None, "^images: found NoneType, expected a path, a picture or a list of them"),
+        (3, "^images: found int, expected"),
+        (np.zeros((16, 16), np.uint8), "^images: found ndarray, expected"),
+        (iter([tmp_path]), "^images: found list_iterator, expected"),
     ):
         with pytest.raises(UserError, match=message):
             vlm.caption(given)
@@ -147,12 +161,26 @@ def test_captions_that_cannot_be_drawn_are_named(generator):
     for captions, message in (
         (["a star", ""], r"captions\[1\]: found '', expected a text"),
         (["a star", 3], r"captions\[1\]: found 3, expected a text"),
+        ("\ud83d", r"captions\[0\]: found '.ud83d', expected a text"),
+        (None, "captions: found None, expected a text or a list of texts"),
+        (b"a star", "captions: found b'a star', expected a text or a list of texts"),
     ):
         with pytest.raises(UserError, match=message):
             generator.generate(captions)
-    for number in ({"seed": -1}, {"seed": 2**32}, {"first": -1}, {"first": 2**32}):
-        with pytest.raises(UserError, match="expected each from 0"):
+    for number in (
+        *({"seed": -1}, {"seed": 2**32}, {"first": -1}, {"first": 2**32}),
+        *({"seed": 0.5}, {"seed": "1"}, {"first": None}),
+    ):
+        with pytest.raises(UserError, match="expected each an integer from 0"):
             generator.generate("a star", **number)
+
+
+def test_captions_are_by_default_as_long_as_those_of_training(runs):
+    vlm = synth2_jax.load_vlm(runs / "vlm")
+    assert vlm.trained.objective.task.text_length == 12
+    prompt = load_vocabulary("scenes").encode(DataConfig().prompt)
+    assert vlm.decode == TextDecodeConfig(max_length=12 - len(prompt))
+    assert vlm.decode.max_length < TextDecodeConfig().max_length
 
 
 def test_mistakes_in_loading(runs, tmp_path):

@@ -54,10 +54,11 @@ from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stages.model_card import CardFacts, model_card, read_results
+from synth2_jax.stages.model_text import caption_decode
 from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.fingerprint import fingerprint_arrays
 from synth2_jax.training.objectives import make_objective
-from synth2_jax.vocabulary import vocabulary_path
+from synth2_jax.vocabulary import load_vocabulary, vocabulary_path
 
 MIB = 2**20
 README, TRAINING, EXAMPLE = "README.md", "training.json", "load_example.py"
@@ -193,7 +194,8 @@ def _write_folder(
     resolved, built_on = checkpoint_reader.read_description(workdir, step)
     model_name = str(resolved.get("model_name"))
     task = make_objective(model_name, resolved["model"]).task
-    settings = _settings(config, model_name, task)
+    of_run = config_lib.build(DataConfig, resolved["data"])
+    settings = _settings(config, model_name, task, of_run)
     if dtype is not None and model_name == "tokenizer":
         raise UserError("--dtype: a tokenizer stays as it is, its last bits decide between tokens")
     parameters = _Parameters(workdir, step, "", dtype, kept_as_is="tokenizer")
@@ -214,7 +216,6 @@ def _write_folder(
             raise UserError(f"{target}: reads back as {found}, expected {trained}; is it damaged?")
         data = {}
         if hasattr(task, "text_length"):
-            of_run = config_lib.build(DataConfig, resolved["data"])
             vocabulary = pathlib.Path(vocabulary_path(of_run.vocabulary)).read_bytes()
             write_bytes(folder / exported.VOCABULARY, vocabulary)
             files = [*files, exported.VOCABULARY]
@@ -253,7 +254,7 @@ def _write_folder(
     print(f"{target}: {model_name} of step {step}, {num_bytes:,} bytes")
 
 
-def _settings(config: Any, model_name: str, task: Any) -> dict[str, Any]:
+def _settings(config: Any, model_name: str, task: Any, data: DataConfig) -> dict[str, Any]:
     """How the model samples by default, of --config where it says so."""
     classes = SETTINGS.get(model_name, {})
     given = {} if config is None else config.to_dict()
@@ -266,6 +267,9 @@ def _settings(config: Any, model_name: str, task: Any) -> dict[str, Any]:
         name: config_lib.build(cls, given.get(name), f"config.{name}")
         for name, cls in classes.items()
     }
+    if "decode" in settings:
+        vocabulary = load_vocabulary(data.vocabulary)
+        settings["decode"] = caption_decode(given.get("decode"), data, vocabulary, "config.decode")
     if sampler := settings.get("sampler"):  # raises what will not do
         masked_counts(sampler.schedule, sampler.num_steps, task.tokenizer.num_tokens)
     return {name: _plain(setting) for name, setting in settings.items()}

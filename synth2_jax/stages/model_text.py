@@ -5,11 +5,37 @@ The same as data/feature_converters.py makes in TensorFlow, where pairs do not c
 Legend: B captions, T text tokens.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from synth2_jax import config as config_lib
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.vocabulary import EOS_ID, Vocabulary
+
+
+def caption_decode(
+    section: Mapping[str, Any] | None, data: DataConfig, vocabulary: Vocabulary, where: str
+) -> TextDecodeConfig:
+    """How a VLM writes captions: by default at most as long as those that it was trained on.
+
+    Args:
+      section: of a config; it may leave anything out.
+      data: what the VLM was trained on.
+      vocabulary: of the VLM.
+      where: see `config.build`.
+
+    Raises:
+      UserError: an unknown key, or a value that will not do.
+    """
+    decode = config_lib.build(TextDecodeConfig, section, where)
+    if section and "max_length" in section:
+        return decode
+    longest = data.text_length - len(vocabulary.encode(data.prompt))
+    return dataclasses.replace(decode, max_length=max(1, longest))
 
 
 def text_ids(captions: Sequence[str], vocabulary: Vocabulary, length: int) -> np.ndarray:

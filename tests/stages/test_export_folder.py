@@ -1,5 +1,6 @@
 """An exported folder: what is in it, what comes back, and what is said of a damaged one."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,16 +11,17 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax import main
+from synth2_jax import load_vlm, main
 from synth2_jax.errors import UserError
 from synth2_jax.files import temporary_name
 from synth2_jax.interop.safetensors_file import write_tensors
 from synth2_jax.interop.tensor_files import open_safetensors
+from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stages import export as stage
 from synth2_jax.stages.trained import load_trained
 from synth2_jax.testing.untrained_runs import MODELS, STEP, write_untrained_run
 from synth2_jax.training.train_state import flatten
-from synth2_jax.vocabulary import BUILT_IN
+from synth2_jax.vocabulary import BUILT_IN, load_vocabulary
 
 OTHERS = [name for name in MODELS if name != "vlm"]
 FILES = {"README.md", "config.json", "model.safetensors", "training.json"}
@@ -136,6 +138,25 @@ def test_defaults_are_written_out_and_settings_kept(export):
     assert description["sampler"]["schedule"] == "cosine"
     assert description["guidance"]["scale"] == 3.0
     assert description["model"]["generator"]["maskgit"]["tied_head"] is True
+
+
+def test_captions_are_by_default_as_long_as_those_of_training(vlm):
+    held = json.loads((vlm / "config.json").read_text())
+    prompt = load_vocabulary(str(vlm / "vocabulary.model")).encode(held["data"]["prompt"])
+    longest = held["data"]["text_length"] - len(prompt)
+    assert held["decode"] == dataclasses.asdict(TextDecodeConfig(max_length=longest))
+    assert f'"max_length": {longest}' in (vlm / "README.md").read_text()
+    assert load_vlm(vlm).decode.max_length == longest
+
+
+@pytest.mark.slow
+def test_a_setting_for_captions_is_kept(export, tmp_path):
+    for decode in ({"method": "greedy"}, {"max_length": 5}):
+        (tmp_path / "decode.py").write_text(SAMPLING % {"decode": decode})
+        folder = export("vlm", f"--config={tmp_path / 'decode.py'}", folder="new")
+        held = json.loads((folder / "config.json").read_text())["decode"]
+        assert held == {**held, **decode} and held["max_length"] < 12
+        shutil.rmtree(folder)
 
 
 def test_the_run_is_kept_for_the_record_and_can_be_trained_again(vlm, monkeypatch):
