@@ -32,8 +32,9 @@ _TURNS = {  # by the values of EXIF's orientation
     8: Image.Transpose.ROTATE_90,
 }
 _NOT_AN_IMAGE, _CORRUPT = "not an image", "corrupt image"
-_PNG, _JPEG, _END_OF_JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd9"
-_ANY_BITS = (bytes(64), b"\x55" * 64)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _END_OF_JPEG, _RESTART_INTERVAL = b"\xff\xd8", b"\xff\xd9", b"\xff\xdd"  # markers
+_ANY_DATA = [bytes([bits]) * 64 for bits in (0x00, 0x55, 0xAA, 0xFE)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,16 +148,23 @@ def _repaired(contents: bytes, limits: ImageLimits) -> bytes | None:
     """Returns the file without its damage; None where the pixels are damaged."""
     if contents.startswith(_PNG):
         return _png_of_pixels(contents)
-    if not contents.startswith(_JPEG):
+    # In several scans, or with marks of where to begin again, whole parts may be missing.
+    if not contents.startswith(_JPEG) or _RESTART_INTERVAL in contents:
         return None
-    # The pixels are whole where they are the same whatever follows.
-    first, second = (contents.rstrip(b"\xff") + more + _END_OF_JPEG for more in _ANY_BITS)
+    # The pixels are whole if they are the same whatever follows.
+    cut = contents.rstrip(b"\xff")
     try:
-        with _opened(first, limits) as one, _opened(second, limits) as other:
-            same = np.array_equal(np.asarray(one), np.asarray(other))
+        with _opened(cut + _END_OF_JPEG, limits) as image:
+            if "progressive" in image.info:
+                return None
+            pixels = np.asarray(image)
+        for more in _ANY_DATA:
+            with _opened(cut + more + _END_OF_JPEG, limits) as image:
+                if not np.array_equal(np.asarray(image), pixels):
+                    return None
     except Rejected:
         return None
-    return first if same else None
+    return cut + _END_OF_JPEG
 
 
 def _png_of_pixels(contents: bytes) -> bytes:

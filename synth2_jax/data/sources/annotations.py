@@ -94,14 +94,17 @@ def open_karpathy(
     """{"images": [{"filename", "split", "sentences": [{"raw"}]}]}; "filepath" is a folder."""
     folder, path = _folder(config, "karpathy"), _file(config.path, "karpathy")
     rows = _read(path, "karpathy", "images")["images"]
-    splits = [str(row["split"]) if isinstance(row, dict) and "split" in row else "" for row in rows]
+    splits = [row.get("split") if isinstance(row, dict) else None for row in rows]
     for part in split.split("+"):
         if part not in splits:
-            known = {name for name in splits if name}
+            known = {name for name in splits if isinstance(name, str)}
             raise UserError(f"{path}: no split {part!r}; {nearest(part, known)}")
-    # A row without a split is counted in each.
-    wanted = {"", *split.split("+")}
-    chosen = [number for number, name in enumerate(splits) if name in wanted]
+    # A row that names no split is counted in each.
+    chosen = [
+        number
+        for number, name in enumerate(splits)
+        if not isinstance(name, str) or name in split.split("+")
+    ]
     examples = (_karpathy_example(f"images/{number}", rows[number], folder) for number in chosen)
     description = {**describe_annotations("karpathy", [path]), "split": split}
     return ListSource(examples, len(chosen), description, num_shards, max_images)
@@ -109,7 +112,8 @@ def open_karpathy(
 
 def _karpathy_example(where: str, row: Any, folder: pathlib.Path) -> Counted:
     try:
-        _value(row, "split")
+        if not isinstance(part := _value(row, "split"), str):
+            raise Rejected("split not text", f"found {part!r:.40}")
         name, sentences = _value(row, "filename"), _value(row, "sentences")
         if not isinstance(sentences, list):
             raise Rejected("sentences not a list", f"found {sentences!r:.40}")

@@ -262,7 +262,9 @@ def find_files(pattern: str, what: str) -> list[pathlib.Path]:
         found = [os.path.join(folder, name)]
         if not os.path.isfile(found[0]) and glob.has_magic(name):
             found = sorted(glob.glob(os.path.join(glob.escape(folder), name), recursive=True))
-        files = [path for path in found if os.path.isfile(path)]
+        files = [path for path in found if not os.path.isdir(path)]
+        if missing := [path for path in files if not os.path.isfile(path)]:  # such as a dead link
+            raise UserError(f"{what}: no file {missing[0]}")
         if not files:
             raise UserError(f"{what}: no file {os.path.join(folder, name)}")
         paths += files

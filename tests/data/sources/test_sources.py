@@ -127,6 +127,10 @@ def test_karpathy_splits(tmp_path, images):
     config = {"format": "karpathy", "path": str(path), "images": str(images)}
     assert [item.key for item in read("train", **config)[0]] == ["0", "3"]
     assert [item.key for item in read("train+restval", **config)[0]] == ["0", "1", "3"]
+    rows += [{**rows[3], "split": None}, "4.jpg"]
+    path.write_text(json.dumps({"images": rows}))
+    skipped = split_up(read("train", **config)[0])[1]
+    assert skipped == [("images/4", "split not text"), ("images/5", "row not a JSON object")]
     line = refused(split="tset", **config)
     assert line.endswith("no split 'tset'; did you mean 'test'? one of: restval, test, train")
 
@@ -556,6 +560,11 @@ def test_names_of_files(tmp_path):
     assert find_files(f"{tmp_path}/a-{{00..01}}.tar", "test") == found[:2]
     with pytest.raises(UserError, match="no file .*c-"):
         find_files(f"{tmp_path}/c-*.tar", "test")
+    (tmp_path / "c.tar").mkdir()
+    assert find_files(f"{tmp_path}/*.tar", "test") == found
+    (tmp_path / "d.tar").symlink_to(tmp_path / "unplugged.tar")
+    with pytest.raises(UserError, match="no file .*d.tar"):
+        find_files(f"{tmp_path}/*.tar", "test")
     with pytest.raises(UserError, match="no path given"):
         find_files("", "test")
 
