@@ -35,6 +35,7 @@ from synth2_jax.vocabulary import BUILT_IN
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "scenes"
 REPORT = ROOT / "tests" / "data" / "fuzz" / "report"
+MASKGIT = ROOT / "tests" / "data" / "maskgit" / "tokenizer_checkpoint"
 NUM_IMAGES = 8
 NUM_PAIRS = 12
 COLORS = ("red", "blue", "green", "white")
@@ -72,6 +73,8 @@ def build(folder: pathlib.Path) -> None:
     (folder / "vocabulary").mkdir()
     shutil.copy(BUILT_IN["scenes"], folder / "vocabulary" / "scenes.model")
     shutil.copytree(REPORT, folder / "report" / "report")
+    (folder / "maskgit").mkdir()
+    shutil.copy(MASKGIT, folder / "maskgit")
 
 
 def run(stage: str, *arguments: str) -> None:

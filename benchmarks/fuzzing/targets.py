@@ -406,6 +406,20 @@ TARGETS = (
         pairs_written,
     ),
     Target(
+        "maskgit",
+        3,
+        "maskgit",
+        lambda case, built: [
+            *("tokenize", *corpus.tokenizing(built, case, "json_lines", "a.jsonl")),
+            f"--config.source.path={built}/sources/json_lines/a.jsonl",
+            f"--config.tokenizer={case}/tokenizer_checkpoint",
+            "--config.image_size=16",
+        ],
+        ("tokenizer_checkpoint",),
+        pairs_written,
+        anything,
+    ),
+    Target(
         "checkpoint",
         6,
         "runs/vlm",
