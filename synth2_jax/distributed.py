@@ -230,6 +230,8 @@ def _hear(connection: socket.socket, secret: str, answers: queue.Queue) -> None:
         process, processes, proof = said["process"], said["processes"], said["proof"]
         if type(process) is not int or type(processes) is not int or type(proof) is not str:
             raise TypeError("not of this protocol")
+        if not 0 < process < processes:
+            raise ValueError("no such process")
         if hmac.compare_digest(proof.encode(), _proof(secret, challenge, said).encode()):
             answers.put((connection, process, processes))
             return

@@ -139,6 +139,7 @@ SAID = {"process": 1, "processes": 2, "proof": ""}
         json.dumps(SAID | {"process": []}).encode() + b"\n",
         json.dumps(SAID | {"process": "1", "proof": 3}).encode() + b"\n",
         json.dumps(SAID | {"processes": 3}).encode() + b"\n",
+        json.dumps(SAID | {"process": 5}).encode() + b"\n",
         json.dumps(SAID | {"proof": "\ud800"}).encode() + b"\n",
     ],
     ids=lambda said: said[:30].decode(errors="replace"),
