@@ -65,7 +65,7 @@ class Journal:
         """Raises UserError when the disk is so full that an answer might find no room."""
         found = os.fstatvfs(self._file.fileno())
         free = found.f_bavail * found.f_frsize
-        if free < _ROOM:
+        if found.f_blocks and free < _ROOM:  # some mounted file systems do not know their size
             raise UserError(
                 f"{self._path}: the disk is full (found {free >> 20} MiB, expected {_ROOM >> 20} "
                 "MiB); nothing more is asked. Make room, and run the same command again."

@@ -164,3 +164,6 @@ def test_a_full_disk_is_noticed_before_anything_is_asked(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fstatvfs", lambda descriptor: full)
         with pytest.raises(UserError, match="the disk is full .*expected 16 MiB.*nothing more"):
             journal.check_room()
+        unknown = os.statvfs_result((*found[:2], 0, 0, 0, *found[5:]))
+        monkeypatch.setattr(os, "fstatvfs", lambda descriptor: unknown)
+        journal.check_room()
