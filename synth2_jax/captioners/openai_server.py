@@ -406,7 +406,10 @@ class OpenAIServerSource:
             said = error_in(found.content.decode("utf-8", "replace"))
             raise self._failure(found.status_code, *said, found.headers) from None
         except openai.APIConnectionError as error:
-            raise _Passing(self._quoted(f"{error} {error.__cause__ or ''}")) from None
+            proxies = ", ".join(_environment_names(_PROXIES))
+            through = f" (through {proxies})" if proxies else ""
+            said = self._quoted(f"{error} {error.__cause__ or ''}")
+            raise _Passing(f"{said}{through}") from None
         except Exception as error:  # whatever a library makes of what a server sends
             raise _Passing(f"{type(error).__name__}: {self._quoted(str(error))}") from None
 

@@ -292,11 +292,16 @@ def test_many_failures_in_a_row_stop_the_run(server, ask, failure):
     assert server.answered.total() - num_answered == 50 - num_answered
 
 
-def test_nobody_listens(server, ask):
+@pytest.mark.parametrize("proxy", ["", "http://user:hunter2@127.0.0.1:9"])
+def test_without_a_connection_a_line_says_so(server, ask, monkeypatch, proxy):
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     server.close()
-    assert "requests in a row failed, the last: Connection error" in error_of(
-        ask, requests(50), max_attempts=1
-    )
+    if proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+    line = error_of(ask, requests(50), max_attempts=1)
+    assert "requests in a row failed, the last: Connection error" in line
+    assert ("(through HTTP_PROXY)" in line) == bool(proxy) and "hunter2" not in line
 
 
 def test_cost_is_counted_and_limited_over_all_runs(server, ask):
