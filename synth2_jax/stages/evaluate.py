@@ -232,7 +232,7 @@ class CaptionScorer:
         captions = self.captions(params)
         more, failed = each_alone(self.more_scores(captions))
         for line in failed:
-            logging.warning("evaluate.%s", line)
+            logging.warning("config.validation.captions.%s", line)
         results = self.score(captions) | more
         return {name: value for name, value in results.items() if isinstance(value, float)}
 
@@ -327,7 +327,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
             print(f"{name:>16}  {shown}")
     if failed:
         raise UserError(
-            f"evaluate.{'; '.join(failed)}. Captions and all other scores are in {workdir}."
+            f"config.{'; '.join(failed)}. Captions and all other scores are in {workdir}."
         )
     return results
 
