@@ -36,9 +36,9 @@ class RandomLoss:
 
     task = types.SimpleNamespace()
 
-    def loss(self, params, model_state, batch, rngs, step, *, train):
+    def loss(self, params, batch, rngs, step, *, train):
         total = jnp.sum(jax.random.uniform(rngs["mask"], batch["x"].shape))
-        return {"loss": (total, jnp.float32(batch["x"].size))}, model_state
+        return {"loss": (total, jnp.float32(batch["x"].size))}, {}
 
     def batch_spec(self, batch_size):
         return {"x": jax.ShapeDtypeStruct((batch_size,), np.int32)}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
@@ -155,6 +156,17 @@ def test_pretrained_parameters_that_do_not_fit_are_an_error_of_one_line(
     with pytest.raises(UserError) as error:
         create(mesh, ToyObjective(), initial_params=initial_params)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("for_training", [True, False])
+def test_a_mesh_that_splits_too_little_is_refused(for_training):
+    """Three do not divide the 16 hidden features, nor the 4 outputs."""
+    mesh, toy = AbstractMesh((1, 1, 3), sharding.MESH_AXES), ToyObjective()
+    with pytest.raises(UserError, match=r"\Aconfig.mesh: tensor=3 does not divide mlp=16.*100%"):
+        if for_training:
+            train_state.state_layout(toy, make_optimizer(OptimizerConfig()), mesh)
+        else:
+            train_state.params_layout(toy, mesh)
 
 
 def test_a_parameter_without_names_is_an_error(mesh):
