@@ -330,7 +330,7 @@ class PairWriter:
 
     def _sidecars(self) -> list[tuple[pathlib.Path, _Sidecar]]:
         """Lists the sidecars that are there, of any run."""
-        paths = sorted(self._progress.glob("*.tfrecord.json"))
+        paths = sorted(self._progress.glob("[!.]*.tfrecord.json"))
         return [(path, read_as(_Sidecar, path, records.MADE_BY)) for path in paths]
 
     def _holds_pairs(self) -> bool:

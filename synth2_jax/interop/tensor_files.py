@@ -83,8 +83,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> Tensors:
     path = pathlib.Path(path)
     if not path.is_dir():
         return _open_safetensors_file(path)
-    indexes = sorted(path.glob(f"*{_INDEX}"))
-    files = sorted(path.glob("*.safetensors"))
+    indexes = sorted(path.glob(f"[!.]*{_INDEX}"))
+    files = sorted(path.glob("[!.]*.safetensors"))  # macOS adds "._*"
     if len(indexes) == 1:
         return _open_by_index(indexes[0], _open_safetensors_file)
     if len(files) != 1 or indexes:

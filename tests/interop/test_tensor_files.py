@@ -63,6 +63,14 @@ def test_safetensors_are_read_by_file_and_by_folder(tmp_path):
     check(open_safetensors(sharded(tmp_path / "sharded")))
 
 
+def test_files_that_macos_adds_are_no_tensors(tmp_path):
+    safetensors.numpy.save_file(ARRAYS, tmp_path / "model.safetensors")
+    for folder in (tmp_path, sharded(tmp_path / "sharded")):
+        for file in list(folder.glob("*.safetensors*")):
+            (folder / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+        check(open_safetensors(folder))
+
+
 @pytest.mark.parametrize("gap", [0, 40, 10**6])  # pieces read apart, some together, all together
 @pytest.mark.parametrize("block", [1, 200, 10**6])
 def test_every_box_of_a_file_is_that_of_numpy(tmp_path, monkeypatch, gap, block):
