@@ -28,6 +28,7 @@ import ml_collections
 from synth2_jax.errors import UserError, nearest
 
 ConfigT = TypeVar("ConfigT")
+MOST_LAYERS = 1000
 
 _MAX_SHOWN = 200  # characters of a value in an error
 _INT64 = range(-(2**63), 2**63)
@@ -47,6 +48,19 @@ def check_counts(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name}: found {value}, expected 1 or more")
+
+
+def check_layers(config: Any, *names: str, least: int = 1) -> None:
+    """Raises UserError unless these fields are from `least` to MOST_LAYERS; None is allowed.
+
+    Each layer takes time and memory to set up: a number from a damaged file would take all of it.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}: found {value}, expected {least} or more")
+        if value is not None and value > MOST_LAYERS:
+            raise UserError(f"{name}: found {value}, expected at most {MOST_LAYERS}")
 
 
 def check_seeds(config: Any, *names: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from synth2_jax.config import build
 from synth2_jax.errors import UserError
 from synth2_jax.interop import taming
-from synth2_jax.interop.json_file import check_layers, check_types, read_object
+from synth2_jax.interop.json_file import check_types, read_object
 from synth2_jax.interop.recognise import KINDS, recognise
 from synth2_jax.interop.tensor_files import Tensors, open_safetensors, open_torch
 from synth2_jax.interop.vq_gan import assemble_tokenizer
@@ -168,7 +168,6 @@ def _config_json(path: pathlib.Path) -> dict[str, Any]:
         )
     held = read_object(path / "config.json")
     check_types(held, _TYPES, path / "config.json")
-    check_layers(held.get("layers_per_block", 1), f"{path / 'config.json'}: layers_per_block")
     for key in ("block_out_channels", "down_block_types", "up_block_types"):
         kind = int if key == "block_out_channels" else str
         for value in held.get(key, ()):

@@ -36,9 +36,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from synth2_jax.config import build
 from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, assemble, one
-from synth2_jax.interop.json_file import check_layers, check_types, read_object
+from synth2_jax.interop.json_file import check_types, read_object
 from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.orbax_folder import open_orbax
 from synth2_jax.interop.recognise import recognise
@@ -121,7 +122,8 @@ def language_model_config(path: str | os.PathLike[str], **changes: Any) -> Gemma
     """
     path = pathlib.Path(path)
     if _is_hugging_face(path):
-        return GemmaConfig(**{**_sizes_of_json(path / "config.json"), **changes})
+        sizes = _sizes_of_json(path / "config.json")
+        return build(GemmaConfig, {**sizes, **changes}, str(path))
     sizes = _sizes_of_tensors(_open_orbax(path), path)
     for released in RELEASED.values():
         if sizes.items() <= dataclasses.asdict(released).items():
@@ -234,7 +236,6 @@ def _sizes_of_json(path: pathlib.Path) -> dict[str, Any]:
     check_types(held, {"text_config": dict}, path)
     held = {**_DEFAULTS, **held.get("text_config", held)}
     check_types(held, _TYPES, path)
-    check_layers(held["num_hidden_layers"], f"{path}: num_hidden_layers")
     for key, expected in _FIXED.items():
         if held.get(key, expected) != expected:
             raise UserError(f"{path}: {key}: found {held[key]!r}, expected {expected!r}")

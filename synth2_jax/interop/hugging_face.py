@@ -23,9 +23,10 @@ import os
 import pathlib
 from typing import Any
 
+from synth2_jax.config import build
 from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, assemble, one, per_layer
-from synth2_jax.interop.json_file import check_layers, check_types, read_object
+from synth2_jax.interop.json_file import check_types, read_object
 from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import recognise
 from synth2_jax.interop.tensor_files import open_weights
@@ -91,7 +92,6 @@ def text_encoder_config(path: str | os.PathLike[str], **changes: Any) -> TextEnc
     held = {**_DEFAULTS[kind], **held}
     where = path / "config.json"
     check_types(held, dict.fromkeys(_KEYS, int) | {"feed_forward_proj": str}, where)
-    check_layers(held["num_layers"], f"{where}: num_layers")
     if held["feed_forward_proj"] not in _ACTIVATIONS:
         raise UserError(
             f"{where}: feed_forward_proj: found {held['feed_forward_proj']!r}, expected one of "
@@ -103,7 +103,9 @@ def text_encoder_config(path: str | os.PathLike[str], **changes: Any) -> TextEnc
         )
     fields = {field: held[key] for key, field in _KEYS.items()}
     fields["mlp_activation"] = _ACTIVATIONS[held["feed_forward_proj"]]
-    return TextEncoderConfig(**{**fields, "relpos_per_layer": kind == "umt5", **changes})
+    return build(
+        TextEncoderConfig, {**fields, "relpos_per_layer": kind == "umt5", **changes}, str(where)
+    )
 
 
 def _config_json(path: pathlib.Path) -> dict[str, Any]:

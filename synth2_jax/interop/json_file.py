@@ -9,7 +9,6 @@ from synth2_jax.errors import UserError
 
 Types = type | tuple[type, ...]
 _MAX_INT = 2**31 - 1  # no size in a config is larger
-_MAX_LAYERS = 1000
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
@@ -40,12 +39,6 @@ def check_types(held: Mapping[str, Any], types: Mapping[str, Types], where: obje
         if key in held and not _fits(held[key], kinds):
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise UserError(f"{where}: {key}: found {held[key]!r:.60}, expected {names}")
-
-
-def check_layers(count: int, name: str) -> None:
-    """Raises UserError for more layers than any model has: each costs time and memory to set up."""
-    if count > _MAX_LAYERS:
-        raise UserError(f"{name}: found {count}, expected at most {_MAX_LAYERS}")
 
 
 def _fits(value: Any, kinds: tuple[type, ...]) -> bool:

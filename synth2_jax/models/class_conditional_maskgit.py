@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from synth2_jax.config import check_counts
+from synth2_jax.config import check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import MultiHeadAttention
@@ -53,8 +53,9 @@ class ClassConditionalMaskGITConfig:
 
     def __post_init__(self):
         dtype_of(self.dtype, "dtype")
-        sizes = ("num_tokens", "num_layers", "embed_dim", "num_heads", "mlp_dim")
+        sizes = ("num_tokens", "embed_dim", "num_heads", "mlp_dim")
         check_counts(self, "codebook_size", "num_classes", *sizes)
+        check_layers(self, "num_layers")
         if self.embed_dim % self.num_heads:
             raise UserError(
                 f"num_heads: found {self.num_heads}, expected a divisor of embed_dim, "

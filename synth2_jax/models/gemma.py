@@ -85,9 +85,10 @@ class GemmaConfig:
         check_remat(self.remat)
         config_lib.check_counts(
             self,
-            *("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim"),
+            *("vocab_size", "embed_dim", "num_heads", "num_kv_heads", "head_dim"),
             *("mlp_dim", "sliding_window", "query_dim", "bos_id"),
         )
+        config_lib.check_layers(self, "num_layers")
         if self.local_layers < 0:
             raise UserError(f"local_layers: found {self.local_layers}, expected 0 or more")
         if self.num_heads % self.num_kv_heads:

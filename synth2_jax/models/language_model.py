@@ -47,8 +47,9 @@ class LanguageModelConfig:
     def __post_init__(self):
         config_lib.dtype(self.dtype, "dtype")
         check_remat(self.remat)
-        sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
+        sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim")
         config_lib.check_counts(self, *sizes)
+        config_lib.check_layers(self, "num_layers")
         if self.head_dim % 2:
             raise UserError(
                 f"head_dim: found {self.head_dim}, expected an even number: rotary "

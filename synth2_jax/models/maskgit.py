@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.config import check_counts
+from synth2_jax.config import check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import KeysValues, MultiHeadAttention
@@ -72,8 +72,9 @@ class MaskGITConfig:
     def __post_init__(self):
         dtype_of(self.dtype, "dtype")
         check_remat(self.remat)
-        sizes = ("num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
+        sizes = ("embed_dim", "num_heads", "head_dim", "mlp_dim")
         check_counts(self, "codebook_size", "num_tokens", *sizes)
+        check_layers(self, "num_layers")
         if self.token_embedding not in TOKEN_EMBEDDINGS:
             known = nearest(self.token_embedding, TOKEN_EMBEDDINGS)
             raise UserError(f"token_embedding: found {self.token_embedding!r}; {known}")

@@ -37,8 +37,9 @@ class ResamplerConfig:
     def __post_init__(self):
         config_lib.dtype(self.dtype, "dtype")
         check_remat(self.remat)
-        sizes = ("num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim", "num_latents")
+        sizes = ("embed_dim", "num_heads", "head_dim", "mlp_dim", "num_latents")
         config_lib.check_counts(self, *sizes)
+        config_lib.check_layers(self, "num_layers")
 
 
 class ResamplerBlock(nn.Module):

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
-from synth2_jax.config import check_counts
+from synth2_jax.config import check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import MultiHeadAttention
@@ -72,8 +72,9 @@ class TextEncoderConfig:
     def __post_init__(self):
         dtype_of(self.dtype, "dtype")
         check_remat(self.remat)
-        sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
+        sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim")
         check_counts(self, *sizes)
+        check_layers(self, "num_layers")
         if self.mlp_activation not in _MLPS:
             raise UserError(
                 f"mlp_activation: unknown value {self.mlp_activation!r}; "

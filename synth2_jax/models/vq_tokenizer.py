@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from synth2_jax.config import check_counts
+from synth2_jax.config import check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import MultiHeadAttention
@@ -112,11 +112,9 @@ class VQTokenizerConfig:
         dtype_of(self.dtype, "tokenizer dtype")
         sizes = ("filters", "kernel_size", "embedding_dim", "norm_groups", "reservoir_size")
         check_counts(self, *sizes)
-        check_counts(self, "num_middle_blocks", "latent_channels")
-        if self.extra_decoder_blocks < 0:
-            raise UserError(
-                f"extra_decoder_blocks: found {self.extra_decoder_blocks}, expected 0 or more"
-            )
+        check_counts(self, "latent_channels")
+        check_layers(self, "num_middle_blocks")
+        check_layers(self, "num_res_blocks", "extra_decoder_blocks", least=0)
         check_levels(self.image_size, self.patch_size, self.channel_multipliers)
         if self.activation not in ACTIVATIONS:
             raise UserError(

@@ -85,6 +85,9 @@ class LanguageModelTask:
     language_model: LanguageModelConfig
     text_length: int
 
+    def __post_init__(self):
+        config_lib.check_counts(self, "text_length")
+
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorTask:
@@ -115,6 +118,7 @@ class GeneratorTask:
     absent_code_weight: float = 1.0
 
     def __post_init__(self):
+        config_lib.check_counts(self, "text_length")
         mask_ratio(self.mask_schedule, 0.0)  # raises on an unknown name
         if not 0 <= self.absent_code_weight <= 1:
             raise ValueError(
@@ -143,6 +147,9 @@ class VLMTask:
     vlm: VLMConfig
     text_length: int
     image_space: Literal["embedding", "pixel"] = "embedding"
+
+    def __post_init__(self):
+        config_lib.check_counts(self, "text_length")
 
 
 class TokenizerObjective:

@@ -218,6 +218,33 @@ def test_another_vocabulary_is_named(vlm):
         load_trained(vlm, "vlm")
 
 
+@pytest.mark.parametrize(
+    "path, value, told",
+    [
+        ("vlm/language_model/num_layers", 10**9, "num_layers: found 1000000000, expected at most"),
+        ("tokenizer/num_res_blocks", 10**9, "num_res_blocks: found 1000000000, expected at most"),
+        ("text_length", -1, "text_length: found -1, expected 1 or more"),
+        ("vlm", [1], "vlm: "),
+        ("tokenizer/channel_multipliers", {"a": 1}, "channel_multipliers: "),
+    ],
+)
+def test_a_config_whose_values_are_damaged_is_one_line(vlm, path, value, told):
+    file = vlm / "config.json"
+    description = json.loads(file.read_text())
+    *sections, key = path.split("/")
+    section = description["model"]
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    file.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=told) as caught:
+        load_trained(vlm, "vlm")
+    assert "\n" not in str(caught.value)
+    file.write_bytes(b"[" * 100_000)
+    with pytest.raises(UserError, match="config.json"):
+        load_trained(vlm, "vlm")
+
+
 def test_tensors_that_do_not_fit_are_all_named(vlm):
     description = json.loads((vlm / "config.json").read_text())
     sizes = description["model"]["vlm"]["resampler"]
