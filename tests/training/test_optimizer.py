@@ -93,8 +93,9 @@ def test_adafactor_with_momentum_averages_its_updates():
 
 
 @pytest.mark.parametrize("scale", [True, False])
-def test_adafactor_is_its_equations(scale):
-    """Of a matrix too small to be factored: its RMS is 0.2, so that scaling shows."""
+@pytest.mark.parametrize("shape", [(2, 3), (128, 130)])
+def test_adafactor_is_its_equations(shape, scale):
+    """Of a matrix that is too small to be factored, and of one that is not, as t5x has them."""
     config = OptimizerConfig(
         name="adafactor",
         learning_rate=0.1,
@@ -103,17 +104,22 @@ def test_adafactor_is_its_equations(scale):
         multiply_by_parameter_scale=scale,
     )
     tx = make_optimizer(config)
-    w, grads = np.full((2, 3), 0.2), np.random.default_rng(0).normal(size=(3, 2, 3))
+    w, grads = np.full(shape, 0.2), np.random.default_rng(0).normal(size=(3, *shape))
     params = {"w": jnp.array(w)}
-    state, v = tx.init(params), np.zeros((2, 3))
+    state, v, row, column = tx.init(params), 0, 0, 0
     for t, grad in enumerate(grads, start=1):
         updates, state = tx.update({"w": jnp.array(grad)}, state, params)
         params = {"w": params["w"] + updates["w"]}
-        v = (1 - t**-0.8) * v + t**-0.8 * grad**2
+        v, row, column = (
+            (1 - t**-0.8) * mean + t**-0.8 * np.mean(grad**2, axis=axes, keepdims=True)
+            for mean, axes in ((v, ()), (row, 1), (column, 0))
+        )
+        if min(shape) >= 128:
+            v = row * column / np.mean(row)
         u = grad / np.sqrt(v)
         u = u / max(1, np.sqrt(np.mean(u**2)))
         w = w - 0.1 * (u * (np.sqrt(np.mean(w**2)) if scale else 1) + 0.5 * w)
-        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+        np.testing.assert_allclose(params["w"], w, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
