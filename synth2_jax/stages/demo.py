@@ -6,7 +6,9 @@ Writes WORKDIR/report/index.html and WORKDIR/report/results.json; stopped and st
 on.
 """
 
+import dataclasses
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -18,6 +20,7 @@ from synth2_jax.files import read_json_lines, write_json
 from synth2_jax.scenes import dataset, language, oracle
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.scoring.diversity import balance
+from synth2_jax.side_files import parse_as
 from synth2_jax.stages import report
 from synth2_jax.stages.evaluate import EvaluateConfig
 from synth2_jax.stages.experiment import SCORES, Experiment, ExperimentConfig
@@ -206,21 +209,41 @@ def _synthetic(experiment: Experiment) -> tuple[list[dict[str, Any]], dict[str, 
     return shown, scenes_scores.agreement_shares(captions, scenes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Captioned:
+    """A row of captions.jsonl of an evaluation; keys of Scenes are SPLIT-NUMBER."""
+
+    key: str
+    caption: str
+    references: tuple[str, ...]
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w+-\d{1,9}", self.key, re.ASCII):
+            raise ValueError(f"key is {self.key!r:.40}, expected SPLIT-NUMBER")
+
+
+def _read_captioned(path: pathlib.Path) -> list[_Captioned]:
+    names = [field.name for field in dataclasses.fields(_Captioned)]
+    return [
+        parse_as(_Captioned, {n: row[n] for n in names if n in row}, path, "evaluate")
+        for row in read_json_lines(path)[:NUM_SHOWN]
+    ]
+
+
 def _test_captions(experiment: Experiment) -> list[dict[str, Any]]:
     rows = {
-        arm: read_json_lines(experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl")
+        arm: _read_captioned(experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl")
         for arm in COMPARED
     }
     shown = []
-    for index in range(min(NUM_SHOWN, len(rows["real"]))):
-        row = rows["real"][index]
-        split, number = row["key"].rsplit("-", 1)
+    for row, *others in list(zip(*rows.values(), strict=False))[:NUM_SHOWN]:
+        split, number = row.key.rsplit("-", 1)
         example = dataset.examples(split, int(number) + 1)[-1]
-        captions = {arm: rows[arm][index]["caption"] for arm in COMPARED}
+        captions = {arm: of_arm.caption for arm, of_arm in zip(rows, (row, *others), strict=True)}
         shown.append(
             {
                 "picture": picture(example.image),
-                "references": row["references"],
+                "references": list(row.references),
                 "unseen": scenes_scores.has_unseen(example.scene),
                 "captions": {
                     arm: {
@@ -239,7 +262,7 @@ def _test_captions(experiment: Experiment) -> list[dict[str, Any]]:
 def _caption_sets(experiment: Experiment) -> dict[str, list[str]]:
     return {
         "real": [c for example in dataset.examples("real") for c in example.captions],
-        "synthetic": [row["caption"] for row in experiment.written_captions()],
+        "synthetic": experiment.written_captions(),
         "test": [c for example in dataset.examples("test") for c in example.captions],
     }
 

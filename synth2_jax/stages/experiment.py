@@ -22,11 +22,12 @@ from synth2_jax import environment, folder_lock
 from synth2_jax.data import pair_writer, records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
-from synth2_jax.files import read_json, read_json_lines, write_json
+from synth2_jax.files import read_json, write_json
 from synth2_jax.scenes import language, oracle, renderer
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages.captions import CaptionsConfig
+from synth2_jax.stages.diversity_report import read_captions
 from synth2_jax.stages.evaluate import EvaluateConfig
 from synth2_jax.stages.synthesize import SynthesizeConfig
 from synth2_jax.stages.tokenize import TokenizeConfig
@@ -326,8 +327,8 @@ class Experiment:
         parse_as(_Scores, scores, folder / "results.json", "evaluate")
         return results
 
-    def written_captions(self) -> list[dict[str, Any]]:
-        return read_json_lines(pathlib.Path(self.path("captions", captions.CAPTIONS)))
+    def written_captions(self) -> list[str]:
+        return read_captions(pathlib.Path(self.path("captions", captions.CAPTIONS)))
 
     def _generator_seed(self, seed: int) -> int:
         return 0 if self._share_generator else seed

@@ -248,7 +248,7 @@ def test_a_flipped_bit_in_a_view_is_refused(view):
         ("num_pairs", 1, "num_pairs is 1, expected the sum"),
         ("block", 0, "a block of 0 rows"),
         ("block", 1, "image of the same 1 rows"),
-        ("fingerprint", 3, "value.fingerprint: found 3, expected str"),
+        ("fingerprint", [3], "value.fingerprint: found .3., expected str"),
         ("shards", [], "num_pairs is"),
         ("pairs", None, "value.pairs: found None"),
         ("x", 1, "value.x: unknown key"),

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from synth2_jax.errors import UserError
-from synth2_jax.stages import study
+from synth2_jax.files import write_json_lines
+from synth2_jax.stages import demo, study
 from synth2_jax.stages.experiment import SCORES, Experiment
 
 GOOD = dict.fromkeys(SCORES, 1.0)
@@ -73,4 +74,24 @@ def test_runs_of_a_study(tmp_path, contents, message):
     path.write_text(json.dumps(contents))
     with pytest.raises(UserError) as error:
         study._known_runs(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"key": [3]}, "value.key: found [3]"),
+        ({"key": "test-x"}, "key is 'test-x', expected SPLIT-NUMBER"),
+        ({"caption": None}, "value.caption: found None"),
+        ({"references": "a"}, "value.references: found 'a'"),
+    ],
+)
+def test_captions_of_test_pictures(tmp_path, change, message):
+    path = tmp_path / "captions.jsonl"
+    row = {"key": "test-000003", "caption": "a ring", "references": ["a ring"], "prompt": ""}
+    write_json_lines(path, [row])
+    assert demo._read_captioned(path)[0].key == "test-000003"
+    write_json_lines(path, [{**row, **change}])
+    with pytest.raises(UserError) as error:
+        demo._read_captioned(path)
     assert message in str(error.value)
