@@ -75,7 +75,9 @@ def check_seeds(config: Any, *names: str) -> None:
                 raise UserError(f"{name}: found {seed}, expected 0 to {2**32 - 1}")
 
 
-def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
+def build(
+    cls: type[ConfigT], section: Any, where: str = "config", *, exact: bool = False
+) -> ConfigT:
     """Builds the frozen dataclass `cls` from a config section.
 
     Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
@@ -89,6 +91,8 @@ def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
       cls: a dataclass whose annotations are real types (no strings).
       section: ConfigDict, dict, None (all defaults), or an instance of `cls`, returned as it is.
       where: how the user would write this section, such as "config.model"; for the error message.
+      exact: whether a number is refused in the place of a text, as in a file that a program wrote;
+        people type texts that look like numbers.
 
     Raises:
       UserError: an unknown key, a missing one, a value of the wrong type, or what the dataclass's
@@ -110,7 +114,8 @@ def build(cls: type[ConfigT], section: Any, where: str = "config") -> ConfigT:
             raise UserError(f"{where}.{name}: missing, and {cls.__name__} has no default for it")
     hints = typing.get_type_hints(cls)
     values = {
-        name: _convert(hints[name], value, f"{where}.{name}") for name, value in section.items()
+        name: _convert(hints[name], value, f"{where}.{name}", exact)
+        for name, value in section.items()
     }
     try:
         return cls(**values)
@@ -258,23 +263,23 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, exact: bool) -> Any:
     """Returns `value` as the annotation `hint` wants it."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return tuple(value) if isinstance(value, list) else value
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(typing.get_args(hint), value, where)
+        return _convert_union(typing.get_args(hint), value, where, exact)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
+        return build(hint, value, where, exact=exact)
     if origin is collections.abc.Mapping:
         _, element = typing.get_args(hint)
         items = _plain_section(value, where).items()
-        return {key: _convert(element, item, f"{where}.{key}") for key, item in items}
+        return {key: _convert(element, item, f"{where}.{key}", exact) for key, item in items}
     if hint is tuple or origin is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise UserError(f"{where}: found {_shown(value)}, expected a list such as ('a', 'b')")
-        return _convert_tuple(typing.get_args(hint), value, where)
+        return _convert_tuple(typing.get_args(hint), value, where, exact)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:
@@ -285,7 +290,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise UserError(f"{where}: found {_shown(value)}, expected a number of at most 64 bits")
     if hint is float and is_int:
         return float(value)
-    if hint is str and is_int:  # `--config.splits=2017`: a text that looks like a number
+    if (
+        hint is str and is_int and not exact
+    ):  # `--config.splits=2017`: a text that looks like a number
         return str(value)
     if (hint is int and not is_int) or (isinstance(hint, type) and not isinstance(value, hint)):
         quote = f"; quote a text: \"'{value}'\"" if hint is str else ""
@@ -295,7 +302,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+def _convert_union(options: tuple[Any, ...], value: Any, where: str, exact: bool) -> Any:
     none = value is None or (isinstance(value, str) and value.lower() == "none")
     if none and type(None) in options:
         return None
@@ -305,10 +312,10 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         # The one that knows most of the keys: it then tells of those that it does not know.
         options = [max(sections, key=lambda option: len(_field_names(option) & set(value)))]
     if len(options) == 1:
-        return _convert(options[0], value, where)
+        return _convert(options[0], value, where, exact)
     for option in options:
         try:
-            return _convert(option, value, where)
+            return _convert(option, value, where, exact)
         except UserError:
             continue
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
@@ -319,7 +326,7 @@ def _field_names(cls: type) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)}
 
 
-def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+def _convert_tuple(items: tuple[Any, ...], value: Any, where: str, exact: bool) -> tuple[Any, ...]:
     if not items:
         return tuple(value)
     if items[-1] is Ellipsis:
@@ -327,7 +334,7 @@ def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any,
     if len(items) != len(value):
         raise UserError(f"{where}: found {len(value)} values, expected {len(items)}")
     return tuple(
-        _convert(item, element, f"{where}[{i}]")
+        _convert(item, element, f"{where}[{i}]", exact)
         for i, (item, element) in enumerate(zip(items, value, strict=True))
     )
 

@@ -50,7 +50,10 @@ def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) 
     reason = next((text for text in FULL_DISK if text in str(error)), None)
     if reason:
         full = [folder for folder in folders if _free_bytes(folder) < _LITTLE]
-        where = full or ([error.filename] if getattr(error, "filename", None) else [*folders])
+        where = full or list(filter(None, [getattr(error, "filename", None)]))
+        if not where:
+            with_room = " and ".join(map(str, folders))
+            return f"{reason}, though {with_room} have room; is the output's disk full?"
         return f"{' or '.join(map(str, where))}: {reason}. Make room and give the same command"
     if not isinstance(error, OSError):
         return None

@@ -130,6 +130,9 @@ STAGES = {
 
 def console() -> None:
     """What the `synth2` command runs."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this; no file may take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (stays open)
     # Captions hold more than a terminal's encoding may have.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -231,14 +234,14 @@ def parse(
       UserError: an unknown stage or flag, or a config file that is missing or fails.
     """
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
-        print(f"{__doc__}\nStages: {', '.join(STAGES)}")
+        print(f"{__doc__}\nStages: {', '.join(STAGES)}", flush=True)
         raise SystemExit(0)
     stage = argv[1]
     if stage not in STAGES:
         raise UserError(f"stage {stage!r}: unknown; {nearest(stage, STAGES)}")
     expected = STAGES[stage]
     if {"-h", "--help"} & set(argv[2:]):
-        print(_stage_help(stage))
+        print(_stage_help(stage), flush=True)
         raise SystemExit(0)
     arguments, overrides = _split(argv[2:])
     arguments = [_flag(argument, expected.options) for argument in arguments]
@@ -260,6 +263,7 @@ def parse(
         raise UserError(f"{stage}: no --config=FILE given; see configs/")
     if not values.workdir:
         raise UserError(f"{stage}: no --workdir=DIR given")
+    values.workdir = _from_home("workdir", values.workdir)
     workdir = pathlib.Path(values.workdir).absolute()
     for path in (workdir, *workdir.parents):
         if path.exists() and not path.is_dir():
@@ -269,11 +273,19 @@ def parse(
         config_lib.override(config, key, text)
     logging.set_verbosity(logging.INFO if values.verbose else logging.WARNING)
     given = {name: getattr(values, name) for name in expected.options}
-    options = {name: text for name, text in given.items() if text is not None}
+    options = {name: _from_home(name, text) for name, text in given.items() if text is not None}
     if "name" in expected.options:
         options.setdefault("name", config_lib.config_name(values.config))
     _check_local({"workdir": values.workdir, **options}, config)
     return stage, config, os.path.abspath(values.workdir), options
+
+
+def _from_home(name: str, text: str) -> str:
+    """A path with the home folder in the place of ~, which a shell leaves in `--workdir=~/x`."""
+    expanded = os.path.expanduser(text)
+    if re.match("~(/|$)", expanded):
+        raise UserError(f"--{name}={text}: ~ has no meaning without HOME. Give the whole path")
+    return expanded
 
 
 def _stage_help(stage: str) -> str:

@@ -27,6 +27,6 @@ def read_as(cls: type[RecordT], path: pathlib.Path, left_by: str) -> RecordT:
 def parse_as(cls: type[RecordT], values: Any, path: pathlib.Path, left_by: str) -> RecordT:
     """As `read_as`, of values that were read from `path`."""
     try:
-        return config.build(cls, values, f"{path}: value")
+        return config.build(cls, values, f"{path}: value", exact=True)
     except UserError as error:
         raise UserError(f"{error}; expected what `synth2 {left_by}` leaves there") from error

@@ -211,6 +211,13 @@ def test_a_mistake_is_one_line_with_the_place_the_found_and_the_expected(section
     assert "\n" not in str(error.value)
 
 
+def test_a_number_is_a_text_that_a_person_typed_but_no_text_of_a_program():
+    section = {"name": 2017, "sizes": [1]}
+    assert config.build(Outer, section) == Outer("2017", sizes=(1,))
+    with pytest.raises(UserError, match="config.name: found 2017, expected str"):
+        config.build(Outer, section, exact=True)
+
+
 def test_nearest_says_so_when_nothing_is_near():
     assert nearest("zzz", ["b", "a"]) == "one of: a, b"
     assert nearest("x", []) == "one of: (none)"

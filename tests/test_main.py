@@ -303,7 +303,7 @@ def refuse(number, path):
         # A disk that is full when a file is written to is not named by the system.
         (
             lambda folder: pathlib.Path("/dev/full").write_text("x"),
-            "{}/w or /tmp: No space left on device. Make room and give the same command",
+            "No space left on device, though {}/w and /tmp have room; is the output's disk full?",
         ),
         (lambda folder: tempfile.mkdtemp(dir="/a"), "No such file or directory. Check the path"),
         (
@@ -351,6 +351,14 @@ def test_ctrl_c_and_a_closed_pipe_leave_no_traceback(
     monkeypatch.setattr("synth2_jax.stages.report.run", stop)
     assert main.main(["synth2", "report", f"--workdir={tmp_path}"]) == code
     assert capfd.readouterr().err == told
+
+
+def test_a_closed_output_is_no_mistake(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(main, "main", lambda argv: print("to nobody") or 0)
+    with pytest.raises(SystemExit) as ended:
+        main.console()
+    assert ended.value.code == 0
 
 
 def test_a_pipe_may_close_before_what_was_printed_is_written(monkeypatch, tmp_path):
@@ -454,6 +462,17 @@ def test_a_stage_gets_config_and_absolute_workdir(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main.main(["synth2", "report", "--workdir=here"]) == 0
     assert calls == [(None, str(tmp_path / "here"))]
+
+
+def test_the_home_folder_is_found_or_asked_for(monkeypatch, capfd):
+    monkeypatch.setenv("HOME", "/home/me")
+    _, _, workdir, options = parse(["synth2", "export", "~/run", "--output=~/out"])
+    assert (workdir, options) == ("/home/me/run", {"output": "/home/me/out"})
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as of a container's numbered user
+    assert mistake(capfd, "export", "run", "--output=~/out") == (
+        "--output=~/out: ~ has no meaning without HOME. Give the whole path"
+    )
 
 
 def test_flags_come_in_any_order_and_form():

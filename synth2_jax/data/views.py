@@ -130,7 +130,10 @@ def open_view(folder: str | os.PathLike[str]) -> View:
     if not path.is_file():
         raise UserError(f"view {folder}: no {VIEW}; expected what `synth2 filter` leaves there")
     found = read_as(_ViewFile, path, "filter")
-    pairs = pathlib.Path(os.path.normpath(folder / found.pairs))
+    # From the folder itself, whichever link leads to it; a view may also hold the way from the
+    # link by which it was made.
+    ways = [pathlib.Path(os.path.normpath(at / found.pairs)) for at in (folder.resolve(), folder)]
+    pairs = next((way for way in ways if (way / records.MANIFEST).exists()), ways[0])
     manifest = records.read_manifest(pairs)
     if manifest.fingerprint != found.fingerprint:
         raise UserError(
@@ -207,7 +210,7 @@ def write_view(
         {
             "format": FORMAT,
             "version": VERSION,
-            "pairs": os.path.relpath(os.path.abspath(pairs), os.path.abspath(folder)),
+            "pairs": _way(folder, pathlib.Path(pairs)),
             "fingerprint": manifest.fingerprint,
             "block": block,
             "num_pairs": sum(shard.num_pairs for shard in shards),
@@ -216,6 +219,19 @@ def write_view(
         },
     )
     return open_view(folder)
+
+
+def _way(folder: pathlib.Path, pairs: pathlib.Path) -> str:
+    """The relative path from a view's folder, without links, to its pairs.
+
+    It is as short as the user's own spelling where that leads there, so that both may move together
+    with a link between them.
+    """
+    given = os.path.relpath(os.path.abspath(pairs), os.path.abspath(folder))
+    leads = os.path.normpath(folder.resolve() / given)
+    if os.path.exists(leads) and os.path.samefile(leads, pairs):
+        return given
+    return os.path.relpath(pairs.resolve(), folder.resolve())
 
 
 def check_same_view(

@@ -13,6 +13,7 @@ are.
 
 import importlib
 import importlib.util
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def load(name: str) -> FeatureModel:
 
 
 def _from_file(name: str) -> Any:
-    path = pathlib.Path(name).expanduser()
+    path = pathlib.Path(os.path.expanduser(name))
     if not path.is_file():
         raise UserError(f"feature model: no file {name}")
     spec = importlib.util.spec_from_file_location(f"feature_model_{path.stem}", path)

@@ -1,6 +1,7 @@
 """`synth2 filter`: scores how well images fit their captions, and keeps the pairs that fit best.
 
-Scores lie beside the shards, PAIRS/scores/SCORE-HASH/SHARD.npy, by a hash of all that determines
+Scores are kept beside the shards, PAIRS/scores/SCORE-HASH/SHARD.npy, or in
+`config.scores_folder` where the pairs are read-only, by a hash of all that determines
 them: other settings have other files, and another share or threshold scores nothing anew. A shard
 is the unit of work: after a kill, the same command scores only what is missing. The workdir becomes
 a view of the pairs (data/views.py), to be trained on in their place, with summary.json and
@@ -85,6 +86,7 @@ class FilterConfig:
     """Attributes:
 
     folder: of the pairs.
+    scores_folder: where the scores are kept; "" for PAIRS/scores.
     scores: which to compute: "likelihood_ratio" needs the generator, "caption" and "cycle" the VLM.
     by: the one that decides.
     generator, vlm: workdirs of their training runs; "" where no score needs it.
@@ -98,6 +100,7 @@ class FilterConfig:
     """
 
     folder: str
+    scores_folder: str = ""
     scores: tuple[str, ...] = ("cycle",)
     by: str = "cycle"
     generator: str = ""
@@ -132,6 +135,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     """Scores what is missing and writes the view; returns the summary."""
     cfg = config_lib.build(FilterConfig, config)
     manifest = records.read_manifest(cfg.folder)
+    place = _place_of_scores(cfg)
     scorers = _scorers(cfg, manifest)
     chosen = {
         "by": cfg.by,
@@ -143,7 +147,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     folder = pathlib.Path(workdir)
     views.check_same_view(folder, manifest, chosen)
     files = {
-        name: _ScoreFiles(cfg.folder, name, scorer.settings, scorer.dtype)
+        name: _ScoreFiles(place, name, scorer.settings, scorer.dtype)
         for name, scorer in scorers.items()
     }
     _score_missing(cfg, manifest, scorers, files)
@@ -154,6 +158,19 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("filter: the view is there")
     return read_json(folder / SUMMARY, "filter")
+
+
+def _place_of_scores(cfg: FilterConfig) -> pathlib.Path:
+    """The folder of the scores; UserError, before hours of work, where nothing can be written."""
+    place = pathlib.Path(cfg.scores_folder or pathlib.Path(cfg.folder) / SCORES)
+    try:
+        write_text(place / f".{jax.process_index()}.probe", "")
+        (place / f".{jax.process_index()}.probe").unlink()
+    except OSError as error:
+        raise UserError(
+            f"config.scores_folder: cannot write to {place} ({error.strerror}). Give another folder"
+        ) from error
+    return place
 
 
 class _Scorer(abc.ABC):
@@ -310,11 +327,15 @@ class _ScoreFiles:
     """The files of one score, one a shard; their folder's name is the hash of its settings."""
 
     def __init__(
-        self, pairs: str, name: str, settings: Mapping[str, Any], dtype: list[tuple[str, str]]
+        self,
+        place: pathlib.Path,
+        name: str,
+        settings: Mapping[str, Any],
+        dtype: list[tuple[str, str]],
     ):
         text = json.dumps(settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._folder = pathlib.Path(pairs) / SCORES / f"{name}-{digest}"
+        self._folder = place / f"{name}-{digest}"
         self._settings, self._dtype = settings, dtype
 
     def is_missing(self, shard: Shard) -> bool:

@@ -114,6 +114,30 @@ def test_view_and_pairs_may_move_together(pairs, view, tmp_path):
     assert {pair.key for pair in views.read_view(together / "view")} == before.keys()
 
 
+@pytest.mark.parametrize("made_by", ["link", "elsewhere"])
+@pytest.mark.parametrize("opened_by", ["link", "elsewhere"])
+def test_a_view_in_a_linked_workdir_opens_by_every_spelling(pairs, tmp_path, made_by, opened_by):
+    """The pairs are outside of the workdir, so the way to them depends on where that really is."""
+    real = tmp_path / "elsewhere" / "deep" / "workdir"
+    real.mkdir(parents=True)
+    spellings = {"elsewhere": real, "link": tmp_path / "link"}
+    spellings["link"].symlink_to(real)
+    views.write_view(spellings[made_by] / "view", pairs, ROWS, block=4, chosen={})
+    found = views.read_view(spellings[opened_by] / "view")
+    assert {pair.key for pair in found} == expected(pairs).keys()
+
+
+def test_a_view_and_a_link_to_its_pairs_may_move_together(pairs, tmp_path):
+    before = expected(pairs)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "pairs").symlink_to(pairs)
+    views.write_view(tmp_path / "a" / "view", tmp_path / "a" / "pairs", ROWS, block=4, chosen={})
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    shutil.move(tmp_path / "a", tmp_path / "far" / "away")
+    found = views.read_view(tmp_path / "far" / "away" / "a" / "view")
+    assert {pair.key for pair in found} == before.keys()
+
+
 def test_an_epoch_of_training_has_each_pair_once_with_its_image(pairs, view):
     """Three epochs of nine pairs are nine batches of three."""
     config = config_of(view, batch_size=3, num_epochs=3)

@@ -84,6 +84,22 @@ def test_a_vocabulary_is_known_by_its_contents(tmp_path):
     assert settings[0] == settings[1]
 
 
+def test_where_scores_cannot_be_written_is_known_before_the_work(tmp_path):
+    (
+        tmp_path / "pairs"
+    ).touch()  # as read-only pairs, which the tests' user may be allowed to write
+    cfg = filter_config(folder=str(tmp_path / "pairs"))
+    with pytest.raises(UserError) as error:
+        stage._place_of_scores(cfg)
+    assert str(error.value) == (
+        f"config.scores_folder: cannot write to {tmp_path}/pairs/scores (Not a directory). Give "
+        "another folder"
+    )
+    cfg = filter_config(folder=str(tmp_path / "pairs"), scores_folder=str(tmp_path / "scores"))
+    assert stage._place_of_scores(cfg) == tmp_path / "scores"
+    assert list((tmp_path / "scores").iterdir()) == []
+
+
 SCORES = np.array([0.5, 2.0, -1.0, 2.0, 0.0, 2.0], np.float32)
 
 
@@ -94,8 +110,8 @@ def test_damaged_scores_are_refused(tmp_path, dtype):
     scores = np.array([1.0, 2.0, 3.0]).astype(dtype)
     files.write(shard, scores)
     np.testing.assert_array_equal(files.read(shard), scores)
-    (path,) = tmp_path.glob("scores/*/pairs-0.npy")
-    (checksum,) = tmp_path.glob("scores/*/pairs-0.sha256")
+    (path,) = tmp_path.glob("*/pairs-0.npy")
+    (checksum,) = tmp_path.glob("*/pairs-0.sha256")
     whole = path.read_bytes()
     flipped = whole[:-1] + bytes([whole[-1] ^ 64])
     for contents in (flipped, whole[:-1], whole[:20] + b"x" + whole[21:], b""):
@@ -144,6 +160,19 @@ def test_unfit_configs(config, message):
 
 
 # --- on the chain ---
+
+
+@pytest.mark.slow
+def test_pairs_stay_as_they_are_where_scores_have_a_folder_of_their_own(chain, pairs, tmp_path):
+    before = sorted(path.name for path in pairs.rglob("*"))
+    scores = tmp_path / "my" / "scores"
+    argv = filtering(chain, pairs, tmp_path / "view", scores_folder=scores)
+    chain.run(argv)
+    assert sorted(path.name for path in pairs.rglob("*")) == before
+    times = {path: path.stat().st_mtime_ns for path in scores.rglob("*")}
+    assert len(list(scores.glob("caption-*/*.npy"))) == 3
+    chain.run(argv)  # they are found there again
+    assert {path: path.stat().st_mtime_ns for path in scores.rglob("*")} == times
 
 
 @pytest.mark.slow

@@ -343,14 +343,14 @@ def _read(path: pathlib.Path, what: str, *keys: str) -> Mapping[str, Sequence[An
 
 
 def _file(name: str, what: str, key: str = "path") -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
+    path = pathlib.Path(os.path.expanduser(name))
     if not name or not path.is_file():
         raise UserError(f"{what}: source.{key} is {name!r}, expected a file of annotations")
     return path
 
 
 def _folder(config: SourceConfig, what: str) -> pathlib.Path:
-    folder = pathlib.Path(config.images).expanduser()
+    folder = pathlib.Path(os.path.expanduser(config.images))
     if not config.images or not folder.is_dir():
         raise UserError(f"{what}: source.images is {config.images!r}, expected a folder of images")
     return folder

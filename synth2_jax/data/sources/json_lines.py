@@ -1,6 +1,7 @@
 """One JSON object a line, {"image": a path in the folder of images, "caption": text or texts}."""
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def open_json_lines(
     """Files of JSON lines, cut into parts of equal length wherever lines end."""
     del split
     paths = find_files(config.path, "json_lines")
-    folder = pathlib.Path(config.images or paths[0].parent).expanduser()
+    folder = pathlib.Path(os.path.expanduser(config.images or paths[0].parent))
     if not folder.is_dir():
         raise UserError(f"json_lines: no folder of images {folder}")
     return JsonLines(paths, folder, config, num_shards, max_images)
