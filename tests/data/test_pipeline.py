@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -11,10 +12,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import seqio
 
 from synth2_jax import config as config_lib
-from synth2_jax.data import mixtures, pipeline, records, tasks
+from synth2_jax.data import mixtures, pipeline, preprocessors, records, tasks
 from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.sharding import DataLayout
 from synth2_jax.vocabulary import train_vocabulary, vocabulary_path
@@ -612,7 +615,7 @@ def test_pairs_of_another_tokenizer_are_refused(both, write_folder):
             read(both, "vlm", tokenizer_fingerprint="tok-z")
 
 
-def test_unfit_configs(both, write_folder):
+def test_unfit_configs(both, write_folder, tmp_path):
     def start(model_name="vlm", **changes):
         next(pipeline.train_iterator(dataclasses.replace(both, **changes), model_name))
 
@@ -629,8 +632,19 @@ def test_unfit_configs(both, write_folder):
         start("tokenizer")
     with user_error("fewer examples than the 64 of one batch"):
         start(mixture="real", rates={}, batch_size=64, num_epochs=1)
-    with user_error("task 'real': no examples in split 'train'"):
-        start(folders={"real": write_folder("real", 0, name="empty")}, mixture="", rates={})
+    with user_error("no pairs, the source is empty"):
+        write_folder("real", 0, name="empty")
+    (tmp_path / "empty.tfrecord").touch()
+    seqio.TaskRegistry.add(
+        "nothing",
+        source=seqio.FileDataSource(
+            tf.data.TFRecordDataset, {"train": str(tmp_path / "empty.tfrecord")}
+        ),
+        preprocessors=[functools.partial(preprocessors.decode_pairs, prompt="")],
+        output_features=tasks.pair_features("scenes"),
+    )
+    with user_error("task 'nothing': no examples in split 'train'"):
+        start(mixture="nothing", rates={})
     wide = write_folder("synthetic", 5, name="wide", num_image_tokens=9)
     with user_error("task 'synthetic': image_tokens of length 9, the tasks before it have 4"):
         start(folders={**both.folders, "synthetic": wide})
