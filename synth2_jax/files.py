@@ -160,7 +160,7 @@ def read_json(path: pathlib.Path, left_by: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; {expected}")
     try:
         value = load_json(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); {expected}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: found {value!r:.40}; {expected}")

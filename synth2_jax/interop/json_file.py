@@ -1,11 +1,11 @@
 """JSON that came with third-party checkpoints: an object whose values have the types expected."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from synth2_jax.errors import UserError
+from synth2_jax.files import load_json
 
 Types = type | tuple[type, ...]
 _MAX_INT = 2**31 - 1  # no size in a config is larger
@@ -19,8 +19,8 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
 def parse_object(text: bytes, path: pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object in a part of a file, `text`; UserError as `read_object`."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = load_json(text)
+    except ValueError as error:
         raise UserError(
             f"{path}: is not JSON ({error!s:.200}); was its download cut short?"
         ) from error

@@ -313,7 +313,9 @@ def _drawn_counts(facts: CardFacts) -> dict[str, int]:
     last = next((row for row in reversed(of_step) if any("_examples" in name for name in row)), {})
     pattern = re.compile(r"data/(\w+)_examples")
     return {
-        match[1]: int(value) for name, value in last.items() if (match := pattern.fullmatch(name))
+        match[1]: int(value)
+        for name, value in last.items()
+        if (match := pattern.fullmatch(name)) and value is not None
     }
 
 

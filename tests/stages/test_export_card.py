@@ -47,6 +47,7 @@ def make_run(tmp_path):
     rows = [
         {"step": 2, "data/real_examples": 20, "data/synthetic_examples": 12},
         {"step": 3, "data/real_examples": 32, "data/synthetic_examples": 16, "loss": 1.0},
+        {"step": 3, "data/lost_examples": None},
         {"step": 9, "data/real_examples": 9000, "data/synthetic_examples": 9000},  # after a crash
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
