@@ -305,6 +305,8 @@ def _check_free(target: pathlib.Path, replaceable: bool, overwrite: str) -> None
         raise UserError(
             f"--output={target}: is there and not an export alone, so it is not replaced"
         )
+    if not os.access(target, os.W_OK):
+        raise UserError(f"--output={target}: is there and read-only. Choose another place")
 
 
 def _holds_no_more_than_an_export(folder: pathlib.Path) -> bool:
@@ -325,10 +327,13 @@ def _clear_up(target: pathlib.Path) -> None:
         if not target.exists():
             os.rename(before, target)
     for left in [*leftovers(target), *leftovers(target, _BEFORE)]:
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+        try:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{left}: left by a killed export, and cannot be removed ({error.strerror}). "
+                "Remove it"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -336,6 +336,23 @@ def test_what_a_killed_export_left_is_removed_and_what_it_replaced_is_put_back(
     assert sorted(tmp_path.glob(".*")) == sorted(others)
 
 
+def test_what_cannot_be_replaced_or_removed_is_one_line(runs, vlm, tmp_path, mistake, monkeypatch):
+    argv = ["synth2", "export", str(runs / "vlm"), "--overwrite=true"]
+    with monkeypatch.context() as patched:  # root may write to all
+        patched.setattr(stage.os, "access", lambda path, mode: False)
+        line = mistake([*argv, f"--output={vlm}"])
+    assert f"--output={vlm}: is there and read-only" in line and not list(tmp_path.glob(".*"))
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", "model.safetensors")
+
+    left = temporary_name(vlm)
+    left.mkdir()
+    monkeypatch.setattr(stage.shutil, "rmtree", refuse)
+    line = mistake([*argv, f"--output={vlm}"])
+    assert f"{left}: left by a killed export, and cannot be removed (Permission denied)" in line
+
+
 def test_a_file_is_read_back(runs, tmp_path, mistake, monkeypatch):
     def damaging(path, *arguments, **named):
         write_tensors(path, *arguments, **named)
