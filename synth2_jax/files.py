@@ -18,6 +18,11 @@ from synth2_jax.errors import UserError
 
 # The texts of a full disk and of the end of a quota, in the error of whoever meets it.
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
+# What TensorFlow says behind the path of a file, in errors of its own.
+_REFUSALS = [
+    os.strerror(number)
+    for number in (errno.EACCES, errno.ENOENT, errno.EROFS, errno.EISDIR, errno.EIO, errno.ELOOP)
+]
 _LITTLE = 1 << 20  # bytes of room that are as good as none
 
 
@@ -56,6 +61,9 @@ def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) 
             return f"{reason}, though {with_room} have room; is the output's disk full?"
         return f"{' or '.join(map(str, where))}: {reason}. Make room and give the same command"
     if not isinstance(error, OSError):
+        refused = any(f"; {text}" in str(error) for text in _REFUSALS)
+        if refused and type(error).__module__.startswith("tensorflow"):
+            return f"{' '.join(str(error).split())}. Check the path"
         return None
     if "temporary directory" in str(error.strerror):  # the `tempfile` module found none at all
         return f"TMPDIR: {error.strerror}. Set TMPDIR to a folder with room"

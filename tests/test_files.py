@@ -1,5 +1,6 @@
 import hashlib
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -115,6 +116,21 @@ def test_two_processes_of_one_number_on_two_machines_write_one_file_whole(tmp_pa
         second.write_text("second")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_temporary_folder_that_cannot_be_is_blamed_on_tmpdir(monkeypatch):
+    refused = pytest.raises(UserError, match=r"\ATMPDIR: No space left on device\. Set TMPDIR to")
+    with refused, files.temporary_folder() as folder:
+        assert pathlib.Path(folder).is_dir()
+        raise RuntimeError(f"{folder}/iterator; No space left on device")
+    assert not pathlib.Path(folder).exists()
+    monkeypatch.setattr(files.tempfile, "tempdir", "/no/where")
+    refused = pytest.raises(UserError, match=r"\ATMPDIR: No such file or directory\. Set TMPDIR to")
+    with refused, files.temporary_folder():
+        pytest.fail("made")
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError), files.temporary_folder():
+        1 / 0  # noqa: B018
 
 
 def test_a_write_that_the_system_refuses_names_the_file_itself(tmp_path):

@@ -287,6 +287,12 @@ def dangling(folder):
     (folder / "link").read_text()
 
 
+def read_by_tensorflow(path):
+    from synth2_jax.data.tensorflow_cpu import tf
+
+    next(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+
+
 def refuse(number, path):
     raise OSError(number, os.strerror(number), path)
 
@@ -305,6 +311,7 @@ def refuse(number, path):
             lambda folder: pathlib.Path("/dev/full").write_text("x"),
             "No space left on device, though {}/w and /tmp have room; is the output's disk full?",
         ),
+        (lambda folder: read_by_tensorflow(folder / "no"), "{}/no; No such file or directory"),
         (lambda folder: tempfile.mkdtemp(dir="/a"), "No such file or directory. Check the path"),
         (
             lambda folder: refuse_temporary(),

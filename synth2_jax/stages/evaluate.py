@@ -90,6 +90,8 @@ class EvaluateConfig:
         if self.scenes_split:
             dataset.split_size(self.scenes_split)  # raises on an unknown name
         config_lib.check_counts(self, "batch_size", "max_images")
+        if self.decode.method == "nucleus":
+            raise UserError("decode.method: found nucleus, expected greedy or beam")
         for name in self.more_scores:
             if name not in MORE_SCORES:
                 raise UserError(f"more_scores: unknown {name!r}; {nearest(name, MORE_SCORES)}")
@@ -127,8 +129,6 @@ class CaptionScorer:
     ):
         if not isinstance(objective, VLMObjective):
             raise UserError(f"captions: a {type(objective).__name__} writes none, expected a VLM")
-        if config.decode.method == "nucleus":
-            raise UserError("evaluate.decode.method: found nucleus, expected greedy or beam")
         self._config = config
         self._stop = stop
         self._vocabulary = load_vocabulary(data.vocabulary)

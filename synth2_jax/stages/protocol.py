@@ -130,8 +130,8 @@ def make_prompts(
         support = read_references(config.support, tokenizer_fingerprint, config.support_images)
         if len(support) <= config.num_examples:  # one of them may be the image itself
             raise UserError(
-                f"protocol.support: {config.support} has {len(support)} images, expected more than "
-                f"the {config.num_examples} examples"
+                f"config.protocol.support: {config.support} has {len(support)} images, expected "
+                f"more than the {config.num_examples} examples"
             )
     prompts = []
     for number, image in enumerate(images):

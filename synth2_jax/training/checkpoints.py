@@ -340,6 +340,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types.
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             full = next((text for text in FULL_DISK if text in reason), None)
+            if isinstance(error, UserError):  # it says itself what is full, such as TMPDIR
+                full = str(error)
             good = [saved for saved in complete_steps(self.folder) if saved != step]
             line = (
                 f"{self.folder}: step {step} could not be saved: {(full or reason)[:300]}; "

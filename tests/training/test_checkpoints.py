@@ -239,6 +239,18 @@ def test_what_reads_back_changed_is_no_success(tmp_path, mesh, monkeypatch, grou
         checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
 
 
+def test_a_save_that_tmpdir_stops_blames_tmpdir(tmp_path, mesh, monkeypatch):
+    def full():
+        raise UserError("TMPDIR: No space left on device. Set TMPDIR to a folder with room")
+
+    _, state = layout_and_state(mesh)
+    batches = FakeBatches(ToyObjective().batch_spec(2))
+    monkeypatch.setattr(batches, "get_state", full)
+    stopped = pytest.raises(UserError, match="could not be saved: TMPDIR: No space left on device")
+    with Checkpoints(tmp_path) as checkpoints, stopped:
+        checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
+
+
 def test_a_failed_save_prints_nothing_of_its_own(tmp_path, monkeypatch):
     """TensorStore reports every further write to an event loop that is closed by then."""
     printed = []
