@@ -47,7 +47,6 @@ def hold(file: pathlib.Path, named: str, command: str = "synth2") -> Iterator[No
     """
     owner = {
         "token": secrets.token_hex(8),
-        "machine": _machine(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -103,6 +102,7 @@ def _take(
     file: pathlib.Path, named: str, descriptor: int, owner: dict[str, Any], created: bool
 ) -> bool:
     """Whether the lock is ours; False when the file was removed meanwhile, to be tried again."""
+    owner["machine"] = _machine(descriptor)
     by_kernel = _flock(descriptor)
     if by_kernel is False:
         raise _in_use(named, _read(file))
@@ -198,12 +198,13 @@ def _write(descriptor: int, owner: dict[str, Any]) -> None:
     os.fsync(descriptor)  # other machines see it from now on
 
 
-def _machine() -> str:
-    """An id of this running kernel, within which flock is final."""
+def _machine(descriptor: int) -> str:
+    """An id of this running kernel and the mounted storage, within which flock is final."""
     try:
-        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        kernel = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return hex(uuid.getnode())
+        kernel = hex(uuid.getnode())
+    return f"{kernel} {os.fstat(descriptor).st_dev}"
 
 
 def _who(found: dict[str, Any]) -> str:

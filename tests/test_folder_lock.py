@@ -84,7 +84,7 @@ def _machine_of_its_own(monkeypatch, by_kernel: bool | None) -> None:
     """As on shared storage whose flock does not reach the holder's machine."""
     monkeypatch.setattr(folder_lock, "_flock", lambda descriptor: by_kernel)
     machines = iter("abcdefgh")
-    monkeypatch.setattr(folder_lock, "_machine", lambda: next(machines))
+    monkeypatch.setattr(folder_lock, "_machine", lambda descriptor: next(machines))
 
 
 @pytest.mark.parametrize("by_kernel", [True, None])

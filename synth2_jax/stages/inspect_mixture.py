@@ -7,6 +7,7 @@
 Legend: B examples, N image tokens, H W pixels.
 """
 
+import io
 import math
 import pathlib
 import textwrap
@@ -21,6 +22,7 @@ from synth2_jax.data import pipeline
 from synth2_jax.data.caption_text import CaptionLimits, clean_caption
 from synth2_jax.data.rejected import Rejected
 from synth2_jax.errors import UserError
+from synth2_jax.files import write_bytes
 from synth2_jax.stages.inert_text import inert
 from synth2_jax.training.trained import Trained
 
@@ -64,7 +66,9 @@ def show(
     path = pathlib.Path(output or f"{mixture}.png")
     captions = [str(example.get("caption", "")) for example in examples]
     sources = [str(example.get("source", "")) for example in examples]
-    contact_sheet(images, captions, sources).save(path)
+    picture = io.BytesIO()
+    contact_sheet(images, captions, sources).save(picture, "PNG")
+    write_bytes(path, picture.getvalue())
     print(f"{len(images)} examples in {path}")
 
 
