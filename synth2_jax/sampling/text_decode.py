@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.config import check_counts
 from synth2_jax.errors import UserError, nearest
 
 PyTree = Any
@@ -50,16 +51,22 @@ class TextDecodeConfig:
     def __post_init__(self):
         if self.method not in _METHODS:
             raise UserError(f"method: unknown {self.method!r}; {nearest(self.method, _METHODS)}")
-        if self.max_length < 1 or self.num_beams < 1:
+        check_counts(self, "max_length", "num_beams")
+        if not self.temperature > 0:
             raise UserError(
-                f"max_length and num_beams: found {self.max_length} and {self.num_beams}, "
-                "expected at least 1"
+                f"temperature: found {self.temperature}, expected more than 0 (or method greedy)"
             )
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                f"temperature and top_p: found {self.temperature} and {self.top_p}, expected "
-                "temperature > 0 (or method greedy) and 0 < top_p <= 1"
-            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p: found {self.top_p}, expected more than 0, at most 1")
+
+    def describe(self) -> str:
+        """The method with the settings that it has, on one line."""
+        how = {
+            "greedy": "greedy",
+            "beam": f"beam of {self.num_beams}, length penalty {self.length_penalty:g}",
+            "nucleus": f"nucleus of {self.top_p:g} at temperature {self.temperature:g}",
+        }[self.method]
+        return f"{how}, up to {self.max_length} tokens"
 
 
 def decode(

@@ -305,6 +305,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     results = scorer.score(captions) | {
         "vlm": trained.provenance("vlm"),
         "protocol": cfg.protocol.describe(),
+        "decoding": cfg.decode.describe(),
         "prompt": data.prompt,
         "pairs": records.read_manifest(cfg.folder).fingerprint,
         "config": dataclasses.asdict(cfg),

@@ -271,11 +271,25 @@ def test_decode_runs_the_method_of_the_config():
     ("kwargs", "message"),
     [
         ({"method": "beem"}, "did you mean 'beam'"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"top_p": 1.5}, "top_p"),
-        ({"num_beams": 0}, "num_beams"),
+        ({"temperature": 0.0}, "^temperature: found 0.0, expected more than 0"),
+        ({"temperature": float("nan")}, "^temperature: found nan"),
+        ({"top_p": 1.5}, "^top_p: found 1.5"),
+        ({"num_beams": 0}, "^num_beams: found 0, expected 1 or more"),
+        ({"max_length": 0}, "^max_length: found 0, expected 1 or more"),
     ],
 )
 def test_config_mistakes(kwargs, message):
     with pytest.raises(UserError, match=message):
         TextDecodeConfig(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "line"),
+    [
+        ({}, "beam of 3, length penalty 0.6, up to 64 tokens"),
+        ({"method": "greedy", "max_length": 4}, "greedy, up to 4 tokens"),
+        ({"method": "nucleus"}, "nucleus of 0.9 at temperature 1, up to 64 tokens"),
+    ],
+)
+def test_a_config_describes_itself(kwargs, line):
+    assert TextDecodeConfig(**kwargs).describe() == line

@@ -52,7 +52,7 @@ def scorer(chain, vlm, data=SCENES, **changes):
 def test_results_hold_every_score_and_the_models_provenance(chain, evaluated, vlm):
     results = json.loads((evaluated / "results.json").read_text())
     scores = {"cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "objects_right"}
-    told = {"provenance", "vlm", "protocol", "prompt", "pairs", "config"}
+    told = {"provenance", "vlm", "protocol", "decoding", "prompt", "pairs", "config"}
     assert scores | {"cider_seen", "cider_unseen"} | told == results.keys()
     assert all(np.isfinite(results[score]) and results[score] >= 0 for score in scores)
     assert results["vlm"] == {

@@ -427,7 +427,7 @@ def vqa_pairs(tokenized, picture_folder):
 def test_questions_are_asked_and_answers_scored(chain, vqa_pairs, tmp_path):
     chain.run(evaluation(chain, "vqav2.py", tmp_path, folder=vqa_pairs))
     results = json.loads((tmp_path / "results.json").read_text())
-    told = {"provenance", "vlm", "protocol", "prompt", "pairs", "config"}
+    told = {"provenance", "vlm", "protocol", "decoding", "prompt", "pairs", "config"}
     assert results.keys() == {"vqa_accuracy"} | told
     assert "questions=12, answers per question=10" in results["provenance"]
     predicted = json.loads((tmp_path / "predictions.json").read_text())

@@ -81,6 +81,7 @@ def test_results_say_how_they_were_measured(folder, tmp_path, capsys):
     }
     results = found["shots"]
     assert results["prompt"] == "Output:"
+    assert results["decoding"] == "greedy, up to 4 tokens"
     assert results["pairs"] == read_manifest(folder / "pairs").fingerprint
     told = results["config"]
     assert (told["folder"], told["vlm"]) == (str(folder / "pairs"), str(folder / "vlm"))
