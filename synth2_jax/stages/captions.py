@@ -32,7 +32,7 @@ from synth2_jax.captioners.templates import Prompts, load_template
 from synth2_jax.captioners.text_file import TextFileSource
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.files import write_json, write_json_lines
+from synth2_jax.files import JsonLinesFile, write_json, write_json_lines
 from synth2_jax.models.gemma import GemmaConfig
 from synth2_jax.models.language_model import LanguageModelConfig
 from synth2_jax.progress import Progress
@@ -151,6 +151,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     rows = [_row(draft, origin, prompts) for draft in drafts]
     lacks = selection.lacks()
     write_json_lines(folder / CAPTIONS, rows)
+    written = JsonLinesFile(folder / CAPTIONS)
     write_json(
         folder / MANIFEST,
         {
@@ -160,7 +161,8 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
             "seed": cfg.seed,
             "num_classes": len(classes or ()),
             "classes_sha256": _sha256("\n".join(classes or ())),
-            "num_captions": len(rows),
+            "num_captions": written.num_rows,
+            "sha256": written.sha256,
             "short_of": lacks,
             "dropped": dropped,
         },

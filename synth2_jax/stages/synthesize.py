@@ -78,14 +78,15 @@ class SynthesizeConfig:
 
 
 def _manifest(folder: pathlib.Path, captions: JsonLinesFile) -> dict[str, Any]:
-    """Who wrote the captions; UserError unless there are as many as were written."""
+    """Who wrote the captions; UserError where it is the manifest of other ones."""
     manifest = read_json(folder / MANIFEST, "captions")
-    expected = manifest.get("num_captions", captions.num_rows)  # other people's may not say it
-    if expected != captions.num_rows:
-        raise UserError(
-            f"{captions.path}: found {captions.num_rows} captions, expected {expected!r:.40}, the "
-            f"num_captions of {MANIFEST}. Run `synth2 captions` again, or correct that number"
-        )
+    for key, found in (("num_captions", captions.num_rows), ("sha256", captions.sha256)):
+        expected = manifest.get(key, found)  # other people's may not say it
+        if expected != found:
+            raise UserError(
+                f"{captions.path}: found {key} {found}, expected {expected!r:.80} as in "
+                f"{MANIFEST}. Run `synth2 captions` again, or delete {key} from {MANIFEST}"
+            )
     return manifest
 
 

@@ -1,6 +1,7 @@
 """`synth2 captions` from a server and from a file; from a language model: tests/stages."""
 
 import collections
+import hashlib
 import json
 import os
 import pathlib
@@ -96,6 +97,8 @@ def test_every_caption_tells_where_it_comes_from(server, tmp_path, run):
     assert manifest["source"] == "server" and manifest["server"] == server.url
     assert manifest["usage"]["cost"] == 8 * 10 / 1e6
     assert manifest["num_captions"] == 8 and manifest["short_of"] == {}
+    contents = (tmp_path / "captions.jsonl").read_bytes()
+    assert manifest["sha256"] == hashlib.sha256(contents).hexdigest()
     assert manifest["filter"]["language"] == "en"
     assert "8 answers in this run, 0 retries, 0 failed; 8 in all, 80 prompt and 32" in printed
     assert "cost 8e-05" in printed

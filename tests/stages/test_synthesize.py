@@ -198,13 +198,19 @@ def test_mistakes(chain, mistake, tmp_path):
         assert line.endswith(f"synthesize.{key}: found 0, expected 1 or more")
 
 
-def test_captions_that_were_cut_short_are_refused(tmp_path):
+def test_a_manifest_of_other_captions_is_refused(tmp_path):
     write_json_lines(tmp_path / "captions.jsonl", [{"caption": "a dog"}])
     captions = JsonLinesFile(tmp_path / "captions.jsonl")
-    for number in (2, "x", None):
-        write_json(tmp_path / "manifest.json", {"num_captions": number})
-        with pytest.raises(UserError, match=r"captions.jsonl: found 1 captions, expected .*again"):
+    for key, value in (
+        *(("num_captions", number) for number in (2, "x", None)),
+        *(("sha256", value) for value in ("0" * 64, 3, None)),
+    ):
+        write_json(tmp_path / "manifest.json", {key: value})
+        with pytest.raises(UserError, match=rf"captions.jsonl: found {key} .*, expected .*again"):
             synthesize._manifest(tmp_path, captions)
-    for manifest in ({"num_captions": 1}, {"source": "another tool"}):
+    for manifest in (
+        {"num_captions": 1, "sha256": captions.sha256},
+        {"source": "another tool"},
+    ):
         write_json(tmp_path / "manifest.json", manifest)
         assert synthesize._manifest(tmp_path, captions) == manifest
