@@ -124,8 +124,11 @@ class StreamedBatches:
             trained, config.text_encoder, mesh=mesh, where="config.stream.text_encoder"
         )
         self._generator = TokenGenerator(complete, synthesis)
-        encode = make_encode(trained.objective.task.tokenizer)
-        self._encode = functools.partial(jax.jit(encode), trained.params["tokenizer"])
+        tokenizer = trained.objective.task.tokenizer
+        self._image_shape = (tokenizer.image_size, tokenizer.image_size, 3)
+        self._encode = functools.partial(
+            jax.jit(make_encode(tokenizer)), trained.params["tokenizer"]
+        )
         self._mesh = mesh
         self._vocabulary = load_vocabulary(data.vocabulary)
         self._prompt, self._length = data.prompt, data.text_length
@@ -227,6 +230,11 @@ class StreamedBatches:
 
     def _tokens_of(self, images: np.ndarray) -> jax.Array:
         """i32[B, N] of images u8[B, H, W, 3], as the training step makes them; does not wait."""
+        if images.shape[1:] != self._image_shape:
+            raise UserError(
+                f"config.data.folders: found images of shape {images.shape[1:]}, expected the "
+                f"tokenizer's {self._image_shape}"
+            )
         missing = _filled_up(len(images), self._mesh) - len(images)
         filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
         where = sharding.batch_sharding(self._mesh)

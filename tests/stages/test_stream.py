@@ -159,6 +159,14 @@ def test_a_stream_beside_a_folder_of_images(chain, tmp_path):
 
 
 @pytest.mark.slow
+def test_images_of_another_size_are_one_line(chain, stream):
+    spec = {name: rows for name, rows in next(stream()).items() if name != "image_tokens"}
+    spec["image"] = np.zeros((8, 16, 16, 3), np.uint8)
+    with pytest.raises(UserError, match=r"images of shape \(16, 16, 3\), expected .*\(32, 32, 3\)"):
+        next(stream(real=FakeBatches(spec)))
+
+
+@pytest.mark.slow
 def test_a_generator_of_another_tokenizer_is_refused(chain, stream):
     with pytest.raises(UserError, match="makes image tokens of tokenizer .* expected tokenizer ab"):
         stream(fingerprint="ab")
