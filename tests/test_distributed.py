@@ -144,7 +144,9 @@ SAID = {"process": 1, "processes": 2, "proof": ""}
     ],
     ids=lambda said: said[:30].decode(errors="replace"),
 )
-def test_a_stranger_on_the_port_changes_nothing(said):
+def test_a_stranger_on_the_port_changes_nothing(said, monkeypatch):
+    """Nor does one that says nothing, although it would be heard for longer than the roll call."""
+    monkeypatch.setattr(distributed, "_ANSWER_SECONDS", 90.0)
     port, told = free_port(), []
     call = threading.Thread(
         target=lambda: told.extend(
@@ -153,13 +155,13 @@ def test_a_stranger_on_the_port_changes_nothing(said):
     )
     call.start()
     silent, stranger = connected(port), connected(port)
-    with silent, stranger, contextlib.suppress(OSError):  # which may be cut off while it speaks
+    with stranger, contextlib.suppress(OSError):  # which may be cut off while it speaks
         stranger.sendall(said)
         stranger.makefile("rb").read(2**20)  # until it is sent away
-    start = time.monotonic()
     told += call_the_roll(Processes("127.0.0.1", port, 2, 1, start_seconds=20.0, secret="s"))
     call.join()
-    assert told == ["", ""] and time.monotonic() - start < 4  # the silent one holds up no other
+    silent.close()
+    assert told == ["", ""]
 
 
 def connected(port):
