@@ -188,6 +188,8 @@ def _open_orbax(path: pathlib.Path) -> Tensors:
         if not (match := _STACKED.match(name)):
             tensors[name] = tensor
             continue
+        if not tensor.shape:
+            raise UserError(f"{path}: {name} has no axes, expected one of layers first")
         for i in range(tensor.shape[0]):
             layer = i * (max(kinds) + 1) + int(match[1])
             tensors[_STACKED.sub(f"layer_{layer}/", name)] = tensor.take(0, i)

@@ -85,7 +85,7 @@ def _open(kvstore: dict[str, Any], name: str, driver: str) -> tensorstore.Future
 
 
 def _num_chunks(array: tensorstore.TensorStore) -> int:
-    chunk = array.chunk_layout.write_chunk.shape
+    chunk = array.chunk_layout.write_chunk.shape or ()  # None where there are no axes
     return math.prod(-(-size // step) for size, step in zip(array.shape, chunk, strict=True))
 
 

@@ -3,6 +3,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from synth2_jax.errors import UserError
+from synth2_jax.interop.gemma import language_model_config
 from synth2_jax.interop.orbax_folder import open_orbax
 
 TREE = {
@@ -60,3 +61,15 @@ def test_a_folder_without_arrays_is_refused(tmp_path):
     unfinished.mkdir()
     with pytest.raises(UserError, match="its save was not finished"):
         open_orbax(unfinished)
+
+
+def test_a_stack_of_layers_without_axes_is_named(tmp_path):
+    stacked = {"stacked_layers/attention_type_0/attn/q_einsum": {"w": np.float32(1)}}
+    tree = {"transformer/embedder": {"input_embedding": np.zeros((3, 2), np.float32)}}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        held = {f"transformer/{name}": value for name, value in stacked.items()}
+        checkpointer.save(tmp_path / "saved", {**tree, **held})
+    with pytest.raises(
+        UserError, match="attn/q_einsum/w has no axes, expected one of layers first"
+    ):
+        language_model_config(tmp_path / "saved")
