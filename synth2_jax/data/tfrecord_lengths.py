@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
-_MAX_RECORD = 1 << 30  # bytes, in compressed files, whose length is not known
+_MAX_RECORD = 256 << 20  # bytes, in compressed files, whose length is not known
 _GZIP = b"\x1f\x8b\x08"
 
 
@@ -31,7 +31,7 @@ def record_lengths(path: str | os.PathLike[str]) -> Iterator[int]:
     """The length of each record in bytes, up to a header that is cut short.
 
     Raises:
-      ValueError: a record would end after the file, or a compressed one has more than 1 GiB.
+      ValueError: a record is longer than the rest of the file, or than 256 MiB in a compressed one.
     """
     compressed = is_gzip(path)
     num_bytes = os.path.getsize(path)
