@@ -59,24 +59,24 @@ def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) 
         if not where:
             with_room = " and ".join(map(str, folders))
             return f"{reason}, though {with_room} have room; is the output's disk full?"
-        return f"{' or '.join(map(str, where))}: {reason}. Make room and give the same command"
+        return f"{' or '.join(map(str, where))}: {reason}. Make room and give the same command."
     if not isinstance(error, OSError):
         refused = any(f"; {text}" in str(error) for text in _REFUSALS)
         if refused and type(error).__module__.startswith("tensorflow"):
-            return f"{' '.join(str(error).split())}. Check the path"
+            return f"{' '.join(str(error).split())}. Check the path."
         return None
     if "temporary directory" in str(error.strerror):  # the `tempfile` module found none at all
-        return f"TMPDIR: {error.strerror}. Set TMPDIR to a folder with room"
+        return f"TMPDIR: {error.strerror}. Set TMPDIR to a folder with room."
     if not isinstance(error.filename, str | bytes):
         return None
     path = pathlib.Path(os.fsdecode(error.filename))
     if error.errno == errno.ENAMETOOLONG:
-        return f"{str(path):.80}...: {error.strerror}. Choose a shorter name"
+        return f"{str(path):.80}...: {error.strerror}. Choose a shorter name."
     if error.errno == errno.ENOENT and path.is_symlink():
-        return f"{path}: is a link to {os.readlink(path)}, which is not there. Mend or remove it"
+        return f"{path}: is a link to {os.readlink(path)}, which is not there. Repair or remove it."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path}: {error.strerror}. Choose a place that you may read and write"
-    return f"{path}: {error.strerror}. Check the path"
+        return f"{path}: {error.strerror}. Choose a place that you may read and write."
+    return f"{path}: {error.strerror}. Check the path."
 
 
 def _free_bytes(folder: str | os.PathLike[str]) -> float:
@@ -101,7 +101,7 @@ def temporary_folder() -> Iterator[str]:
             reason = error.strerror
         if not reason:
             raise
-        raise UserError(f"TMPDIR: {reason}. Set TMPDIR to a folder with room") from error
+        raise UserError(f"TMPDIR: {reason}. Set TMPDIR to a folder with room.") from error
 
 
 @contextlib.contextmanager

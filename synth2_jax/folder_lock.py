@@ -58,7 +58,8 @@ def hold(file: pathlib.Path, named: str, command: str = "synth2") -> Iterator[No
         descriptor = _acquire(file, named, owner)
     except OSError as error:
         raise UserError(
-            f"{named}: cannot write there ({error.strerror}). Choose a folder that you can write to"
+            f"{named}: cannot write there ({error.strerror}). Choose a folder that you can write "
+            "to."
         ) from error
     stop = threading.Event()
     beats = threading.Thread(target=_beat, args=(file, named, descriptor, owner, stop), daemon=True)
@@ -218,5 +219,5 @@ def _who(found: dict[str, Any]) -> str:
 
 def _in_use(named: str, found: dict[str, Any]) -> UserError:
     return UserError(
-        f"{named}: in use by {_who(found)}. Wait until it ends, or choose another folder"
+        f"{named}: in use by {_who(found)}. Wait until it ends, or choose another folder."
     )

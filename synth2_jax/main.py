@@ -206,7 +206,7 @@ def _check_local(options: Mapping[str, str], config: ml_collections.ConfigDict |
             continue
         raise UserError(
             f"{key}: found {found[0]}..., expected a path of this machine: object stores do not "
-            "work yet. Mount or copy what is there"
+            "work yet. Mount or copy what is there."
         )
 
 
@@ -218,7 +218,7 @@ def _lock(
     if not folder:
         return contextlib.nullcontext()
     file = pathlib.Path(folder, folder_lock.LOCK)
-    if STAGES[stage].writes != "workdir":  # replaced as a whole, so its lock is beside it
+    if STAGES[stage].writes != "workdir":  # replaced as a whole: the lock is next to it
         file = pathlib.Path(os.path.abspath(folder) + folder_lock.LOCK)
     return folder_lock.hold(file, f"--{STAGES[stage].writes}={folder}", f"synth2 {stage}")
 
@@ -284,7 +284,7 @@ def _from_home(name: str, text: str) -> str:
     """A path with the home folder in the place of ~, which a shell leaves in `--workdir=~/x`."""
     expanded = os.path.expanduser(text)
     if re.match("~(/|$)", expanded):
-        raise UserError(f"--{name}={text}: ~ has no meaning without HOME. Give the whole path")
+        raise UserError(f"--{name}={text}: ~ has no meaning without HOME. Give the whole path.")
     return expanded
 
 

@@ -300,7 +300,7 @@ def refuse(number, path):
 @pytest.mark.parametrize(
     "fail, line",
     [
-        (dangling, "{}/link: is a link to {}/nowhere, which is not there. Mend or remove it"),
+        (dangling, "{}/link: is a link to {}/nowhere, which is not there. Repair or remove it"),
         (lambda folder: (folder / "no").read_text(), "{}/no: No such file or directory. Check"),
         (lambda folder: folder.read_text(), "{}: Is a directory. Check the path"),
         (lambda folder: (folder / ("x" * 300)).touch(), "...: File name too long. Choose a short"),
@@ -362,7 +362,7 @@ def test_ctrl_c_and_a_closed_pipe_leave_no_traceback(
 
 def test_a_closed_output_is_no_mistake(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(main, "main", lambda argv: print("to nobody") or 0)
+    monkeypatch.setattr(main, "main", lambda argv: print("unread") or 0)
     with pytest.raises(SystemExit) as ended:
         main.console()
     assert ended.value.code == 0
@@ -417,7 +417,7 @@ def test_while_a_command_writes_to_a_folder_another_is_refused(
         line = mistake(capfd, *arguments, named)
         stage = arguments[0]
         assert line.startswith(f"{named}: in use by process {os.getpid()} on ")
-        assert f"(synth2 {stage}, since 20" in line and line.endswith("choose another folder")
+        assert f"(synth2 {stage}, since 20" in line and line.endswith("choose another folder.")
 
     monkeypatch.setattr(f"synth2_jax.stages.{arguments[0]}.run", run_twice)
     for _ in range(2):  # the end of a command releases it
@@ -478,7 +478,7 @@ def test_the_home_folder_is_found_or_asked_for(monkeypatch, capfd):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as of a container's numbered user
     assert mistake(capfd, "export", "run", "--output=~/out") == (
-        "--output=~/out: ~ has no meaning without HOME. Give the whole path"
+        "--output=~/out: ~ has no meaning without HOME. Give the whole path."
     )
 
 

@@ -309,7 +309,7 @@ def _check_vocabulary(config: DataConfig, provider: "seqio.Task | seqio.Mixture"
             raise UserError(
                 f"config.data.vocabulary: found {expected} ({Vocabulary(str(expected)).size} "
                 f"pieces), but the captions of task {task.name!r} have the vocabulary {found}. "
-                "Give both the same SentencePiece model"
+                "Give both the same SentencePiece model."
             )
 
 

@@ -168,7 +168,8 @@ def _place_of_scores(cfg: FilterConfig) -> pathlib.Path:
         (place / f".{jax.process_index()}.probe").unlink()
     except OSError as error:
         raise UserError(
-            f"config.scores_folder: cannot write to {place} ({error.strerror}). Give another folder"
+            f"config.scores_folder: cannot write to {place} ({error.strerror}). Give another "
+            "folder."
         ) from error
     return place
 

@@ -93,7 +93,7 @@ def test_where_scores_cannot_be_written_is_known_before_the_work(tmp_path):
         stage._place_of_scores(cfg)
     assert str(error.value) == (
         f"config.scores_folder: cannot write to {tmp_path}/pairs/scores (Not a directory). Give "
-        "another folder"
+        "another folder."
     )
     cfg = filter_config(folder=str(tmp_path / "pairs"), scores_folder=str(tmp_path / "scores"))
     assert stage._place_of_scores(cfg) == tmp_path / "scores"
