@@ -268,6 +268,8 @@ def find_files(pattern: str, what: str) -> list[pathlib.Path]:
         if not files:
             raise UserError(f"{what}: no file {os.path.join(folder, name)}")
         paths += files
+    if not paths:  # such as of {9..0}
+        raise UserError(f"{what}: no file {pattern}")
     return [pathlib.Path(path) for path in {os.path.abspath(path): path for path in paths}.values()]
 
 
@@ -280,17 +282,19 @@ def _literal_folder(pattern: str) -> tuple[str, str]:
     return folder, rest
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def _expand_braces(pattern: str) -> Iterator[str]:
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
     if not match:
-        return [pattern]
+        yield pattern
+        return
     first, last, choices = match.groups()
     if choices is None:
-        parts = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        parts = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     else:
         parts = choices.split(",")
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [name for part in parts for name in _expand_braces(f"{head}{part}{tail}")]
+    for part in parts:
+        yield from _expand_braces(f"{head}{part}{tail}")
 
 
 def describe_annotations(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:

@@ -558,6 +558,10 @@ def test_names_of_files(tmp_path):
     assert [path.name for path in found] == ["a-00.tar", "a-01.tar", "b.tar"]
     assert find_files(f"{tmp_path}/*.tar", "test") == found
     assert find_files(f"{tmp_path}/a-{{00..01}}.tar", "test") == found[:2]
+    with pytest.raises(UserError, match="no file .*{01..00}.tar"):
+        find_files(f"{tmp_path}/a-{{01..00}}.tar", "test")
+    with pytest.raises(UserError, match="no file .*a-2.tar"):  # not after all of these names
+        find_files(f"{tmp_path}/a-{{2..{10**15}}}.tar", "test")
     with pytest.raises(UserError, match="no file .*c-"):
         find_files(f"{tmp_path}/c-*.tar", "test")
     (tmp_path / "c.tar").mkdir()
