@@ -41,7 +41,7 @@ def test_json_is_damaged_value_by_value_too():
 
 @pytest.fixture
 def judged(tmp_path, monkeypatch):
-    """judged(stage) -> the outcome of a case of which the stage does that."""
+    """judged(stage) -> the outcome of a case whose stage does that."""
     (tmp_path / "corpus" / "inputs").mkdir(parents=True)
     (tmp_path / "corpus" / "inputs" / "a.bin").write_bytes(b"a" * 100)
     target = targets.Target("a", 1, "inputs", lambda case, built: ["x"], ("*.bin",))

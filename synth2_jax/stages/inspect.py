@@ -76,7 +76,7 @@ def describe_view(folder: pathlib.Path) -> str:
     chosen = {name: value for name, value in view.chosen.items() if name != "scores"}
     return (
         f"a view of {view.num_pairs:,} of {view.manifest.num_pairs:,} pairs in {view.pairs}\n"
-        f"{view.num_repaired:,} with another's image; chosen: {json.dumps(chosen)}"
+        f"{view.num_repaired:,} with the image of another pair; chosen: {json.dumps(chosen)}"
     )
 
 

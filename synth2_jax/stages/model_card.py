@@ -283,7 +283,7 @@ def _provenance(source: Source) -> list[str]:
     if isinstance(contents, views.View):
         lines.append(
             f"{name}: a view of {contents.num_pairs:,} of {contents.manifest.num_pairs:,} pairs, "
-            f"{contents.num_repaired:,} of them with another's image."
+            f"{contents.num_repaired:,} of them with the image of another pair."
         )
     for what in ("generator", "sampler", "captions"):
         if value := getattr(provenance, what):

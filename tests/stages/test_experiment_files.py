@@ -15,7 +15,7 @@ GOOD = dict.fromkeys(SCORES, 1.0)
 
 @pytest.fixture
 def experiment(tmp_path):
-    """An Experiment of which every step is done."""
+    """An Experiment whose steps are all done."""
     made = Experiment.__new__(Experiment)
     made.workdir, made.config, made.seconds = tmp_path, SimpleNamespace(evaluate=None), {}
     return made
