@@ -11,7 +11,7 @@ _PREAMBLE = re.compile(
     rf"(?:here(?:'s|’s| is| are)\b[^.!?\n]{{0,60}}?\b{_NAMES}\b[^.!?\n]{{0,60}}?:|"
     rf"(?:(?:the|a|your|my|short|image|photo|possible|suggested)\s+)*"
     rf"(?:caption|description|answer|output)\s*(?:\d+\s*)?:|"
-    rf"{_POLITE}\s*!)",
+    rf"(?:sure(?: thing)?|certainly|of course|absolutely|got it|no problem)\s*!)",
     re.IGNORECASE,
 )
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -24,7 +24,8 @@ def caption_in(text: str) -> str:
     >>> caption_in('Sure! Here is a caption:\\n\\n"A dog\\n on  grass."\\n\\nDo you like it?')
     'A dog on grass.'
     """
-    text = _without_preamble(_THOUGHTS.sub("", text, count=1))
+    thoughts = _THOUGHTS.match(text)
+    text = _without_preamble(text[thoughts.end() :] if thoughts else text)
     paragraphs = [part for part in _PARAGRAPHS.split(text) if part.strip()]
     # An introduction in other words, or another language, is a paragraph that ends with a colon.
     if len(paragraphs) > 1 and paragraphs[0].rstrip(" *_").endswith((":", "：")):

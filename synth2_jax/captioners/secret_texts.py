@@ -61,20 +61,24 @@ class Secrets:
 
 
 def _escaped(text: str) -> str:
-    """A pattern of `text` with any of its characters escaped, in upper or lower case."""
+    """A pattern of `text` as it is, or with any of its characters escaped, in upper or lower case.
+
+    Each character is matched in one way only, and each repetition has a limit: a server may send
+    text that would otherwise take for ever.
+    """
 
     def spellings(character: str) -> str:
         code = ord(character)
         ways = (
-            rf"\\*{re.escape(character)}",
-            rf"%(?:25)*(?i:{code:02x})",
-            rf"\\+(?:x|u00|U000000)(?i:{code:02x})",
-            rf"&\#0*(?:{code}|[xX]0*(?i:{code:x}));",
+            rf"%(?:25){{0,4}}(?i:{code:02x})",
+            rf"\\{{1,8}}(?:x|u00|U000000)(?i:{code:02x})",
+            rf"&\#0{{0,8}}(?:{code}|[xX]0{{0,8}}(?i:{code:x}));",
             re.escape(html.escape(character)),
+            rf"\\{{0,8}}{re.escape(character)}",
         )
-        return f"(?:{'|'.join(dict.fromkeys(ways))})"
+        return f"(?>{'|'.join(ways)})"
 
-    return "".join(map(spellings, text))
+    return f"{re.escape(text)}|{''.join(map(spellings, text))}"
 
 
 def _base64(text: str) -> list[str]:

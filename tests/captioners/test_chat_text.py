@@ -1,6 +1,7 @@
 """The caption in an answer, and captions that look like more than a caption."""
 
 import doctest
+import time
 
 import pytest
 
@@ -49,6 +50,7 @@ def test_the_caption_is_found(text):
         "Here is where the dog sleeps.",
         "Here is the dog: asleep on a sofa.",
         "Okay corral at sunset, with two horses.",
+        "OK! Magazines on a table.",
         "A great dane: large, grey and asleep.",
         "The caption on a poster reads STOP.",
         "**bold** and **bolder** dogs",
@@ -62,6 +64,16 @@ def test_a_caption_is_left_as_it_is(text):
 @pytest.mark.parametrize("text", ["Sure! Here is a caption:", "Caption:\n", "Of course!", " \n\n "])
 def test_a_preamble_alone_is_no_caption(text):
     assert caption_in(text) == ""
+
+
+@pytest.mark.parametrize(
+    "part",
+    [" ", "\n", "\n ", "<think>", "sure!", "sure ", "here is ", "the ", "*", "\\", "a:\n\n", '"'],
+)
+def test_a_long_answer_takes_no_long_time(part):
+    start = time.process_time()
+    caption_in(part * (1_000_000 // len(part)))
+    assert time.process_time() - start < 5
 
 
 def test_the_docstrings_example():
