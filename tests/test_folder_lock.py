@@ -27,7 +27,7 @@ with folder_lock.hold(pathlib.Path(sys.argv[1]) / folder_lock.LOCK, "--workdir=w
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     monkeypatch.setattr(folder_lock, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 0.6)
+    monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 0.2)
     monkeypatch.setattr(folder_lock, "_POLL_SECONDS", 0.02)
 
 
@@ -92,6 +92,7 @@ def test_without_a_common_flock_the_living_holder_of_another_machine_is_found(
     tmp_path, monkeypatch, by_kernel
 ):
     _machine_of_its_own(monkeypatch, by_kernel)
+    monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 60)  # the first beat ends the wait
     with hold(tmp_path):
         assert f"in use by process {os.getpid()} on " in refused(tmp_path)
     with hold(tmp_path):
@@ -113,6 +114,7 @@ def test_a_holder_of_another_machine_that_stands_still_is_dead(
 
 def test_of_many_machines_that_see_the_same_death_one_goes_on(tmp_path, monkeypatch):
     _machine_of_its_own(monkeypatch, None)
+    monkeypatch.setattr(folder_lock, "_POLL_SECONDS", 0.2)
     (tmp_path / folder_lock.LOCK).write_text('{"pid": 1, "host": "gone"}')
     held, refused, all_tried = [], [], threading.Barrier(4)
 

@@ -106,7 +106,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
                 "curve": curve(experiment.path(name), "validation/cider"),
             }
             write_results(pathlib.Path(workdir), study, cfg, config, experiment.commits())
-    print((pathlib.Path(workdir) / "study.md").read_text())
+    print((pathlib.Path(workdir) / "study.md").read_text("utf-8"))
     return study
 
 
