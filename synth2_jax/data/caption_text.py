@@ -9,7 +9,8 @@ from synth2_jax.data.rejected import Rejected
 # Marks that turn the direction of the text around them: a caption could pass for another.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BYTE_ORDER_MARK = "\ufeff"  # with which some editors begin a file of UTF-8
-_UNITS_PER_CHAR = 16  # of a clean caption: 4 bytes, marks to be composed, white space to be joined
+_DECOMPOSED = 4  # characters, at most, of what NFC makes one
+_UNITS_PER_CHAR = 4 * _DECOMPOSED  # bytes of one character of a clean caption, and white space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,6 @@ def clean_caption(
     """
     if not isinstance(found, str | bytes):
         raise Rejected(f"{what} not text", f"found {found!r:.40}")
-    # Before all work on it: the time that NFC takes grows with the square of combining marks.
     if len(found) > _UNITS_PER_CHAR * limits.max_chars:
         raise Rejected(f"{what} too long", f"{len(found):,} bytes or characters")
     try:
@@ -51,7 +51,10 @@ def clean_caption(
         for char in text.removeprefix(_BYTE_ORDER_MARK)
         if char not in _BIDI
     )
-    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    text = " ".join(text.split())
+    # The time that NFC takes grows with the square of the marks that it combines.
+    if len(text) <= _DECOMPOSED * limits.max_chars:
+        text = unicodedata.normalize("NFC", text)
     if not text:
         raise Rejected(f"empty {what}")
     if len(text) > limits.max_chars:
