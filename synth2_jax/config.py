@@ -290,10 +290,11 @@ def _convert(hint: Any, value: Any, where: str, exact: bool) -> Any:
         raise UserError(f"{where}: found {_shown(value)}, expected a number of at most 64 bits")
     if hint is float and is_int:
         return float(value)
-    if (
-        hint is str and is_int and not exact
-    ):  # `--config.splits=2017`: a text that looks like a number
-        return str(value)
+    if hint is str and not exact:
+        if is_int:  # `--config.splits=2017`: a text that looks like a number
+            return str(value)
+        if isinstance(value, str) and "\0" in value:  # which no path may hold
+            raise UserError(f"{where}: found {_shown(value)}, expected a text without NUL")
     if (hint is int and not is_int) or (isinstance(hint, type) and not isinstance(value, hint)):
         quote = f"; quote a text: \"'{value}'\"" if hint is str else ""
         raise UserError(f"{where}: found {_shown(value)}, expected {hint.__name__}{quote}")

@@ -191,6 +191,7 @@ def test_no_section_is_the_defaults_and_an_instance_is_itself():
         ({}, "config.model.name: missing, and Outer has no default for it"),
         ({"name": 3.5}, "config.model.name: found 3.5, expected str"),
         ({"name": True}, "config.model.name: found True, expected str"),
+        ({"name": "a\0b"}, r"config.model.name: found 'a\x00b', expected a text without NUL"),
         ({"name": "x" * 999, "sizes": "y" * 999}, f"sizes: found '{'y' * 199}..., expected a list"),
         ({"name": "x", "rates": {1: 2}}, "config.model.rates: found the key 1, expected a text"),
         ({"name": "x", "sizes": ["a"]}, "config.model.sizes[0]: found 'a', expected int"),
