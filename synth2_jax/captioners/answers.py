@@ -47,11 +47,11 @@ class Answer:
 
 
 class ErrorAnswer(Exception):
-    """An error in the place of an answer: `code` as the server has it, "" for none."""
+    """An error in the place of an answer; `codes` are those that the server gives it."""
 
-    def __init__(self, code: str, said: str):
+    def __init__(self, codes: tuple[str, ...], said: str):
         super().__init__(said)
-        self.code = code
+        self.codes = codes
 
 
 def parse_answer(content: str, model: str) -> Answer:
@@ -91,19 +91,19 @@ def parse_answer(content: str, model: str) -> Answer:
     )
 
 
-def error_in(content: str) -> tuple[str, str]:
-    """(code, message) of the body of a response that says why there is no answer."""
+def error_in(content: str) -> tuple[tuple[str, ...], str]:
+    """(codes, message) of the body of a response that says why there is no answer."""
     try:
         found = json.loads(content)
         error = found.get("error") or found
     except (ValueError, RecursionError, AttributeError):
-        return "", _plain(content) or content[:_MOST_SAID]
+        return (), _plain(content) or content[:_MOST_SAID]
     if not isinstance(error, dict):
-        return "", str(error)[:_MOST_SAID]
-    codes = [error.get(name) for name in ("code", "type")]
-    code = next((str(code) for code in codes if code and isinstance(code, str | int)), "")
+        return (), str(error)[:_MOST_SAID]
+    found = [error.get(name) for name in ("code", "type", "status")]
+    codes = tuple(str(code) for code in found if is_name(code) or _is_count(code))
     said = error.get("message") or error.get("detail") or content
-    return code[:MOST_NAME], str(said)[:_MOST_SAID]
+    return codes, str(said)[:_MOST_SAID]
 
 
 def _plain(content: str) -> str:

@@ -378,7 +378,7 @@ class OpenAIServerSource:
         try:
             answer = parse_answer(content, body["model"])
         except ErrorAnswer as error:
-            raise self._failure(200, error.code, str(error), {}) from None
+            raise self._failure(200, error.codes, str(error), {}) from None
         except ValueError as error:
             raise _Passing(f"malformed answer: {self._quoted(str(error))}") from None
         texts = ("text", "model", "finish_reason")
@@ -413,12 +413,15 @@ class OpenAIServerSource:
         except Exception as error:  # whatever a library makes of what a server sends
             raise _Passing(f"{type(error).__name__}: {self._quoted(str(error))}") from None
 
-    def _failure(self, status: int, code: str, said: str, headers: Mapping[str, str]) -> Exception:
+    def _failure(
+        self, status: int, codes: Sequence[str], said: str, headers: Mapping[str, str]
+    ) -> Exception:
         """What a response without an answer means; an error may come with the status 200."""
         said = f"status {status}: {self._quoted(said)}"
-        status = _STATUS_OF_CODE.get(code, status)
-        if status == 200 and re.fullmatch(r"[45]\d\d", code):
-            status = int(code)
+        known = [_STATUS_OF_CODE[code] for code in codes if code in _STATUS_OF_CODE]
+        if status == 200:
+            known += [int(code) for code in codes if re.fullmatch(r"[45]\d\d", code)]
+        status = (known or [status])[0]
         if status in _FATAL:
             return UserError(f"server {self.base_url}: {_FATAL[status]}; {said}")
         if status in _PASSING or status >= 500 or status == 200:

@@ -240,6 +240,8 @@ def test_an_endless_body_is_left(server, ask, endless):
         (404, {"code": "model_not_found"}, "knows no such model or address; status 404"),
         (429, {"code": "insufficient_quota"}, "has no credit left; status 429"),
         (429, {"type": "insufficient_quota", "code": None}, "has no credit left; status 429"),
+        (429, {"type": "insufficient_quota", "code": "billing"}, "has no credit left; status 429"),
+        (200, {"type": "x", "status": 402}, "has no credit left; status 200"),
         (200, {"code": "insufficient_quota"}, "has no credit left; status 200"),
         (200, {"code": 402}, "has no credit left; status 200"),
         (200, {"code": "401"}, "refuses the API key; status 200"),
