@@ -4,10 +4,11 @@
 `synth2 inspect DIR`.
 
 Exit codes: 0 done, 2 a mistake of the user's or a path that the system refuses (one line says
-which), 130 stopped by Ctrl-C, 141 nothing reads the output any more, 143 stopped by SIGTERM, 1
-anything else. After 143 the same command goes on: `train` has saved where it was, `tokenize`,
-`encode_captions`, `synthesize` and `filter` keep their finished shards, `captions` the answers of a
-server, `demo` and `study` finished steps. Other stages begin anew.
+which), 129 stopped by SIGHUP (a closed terminal), 130 by Ctrl-C, 141 nothing reads the output any
+more, 143 stopped by SIGTERM, 1 anything else. After a stop the same command goes on: `train` has
+saved where it was, `tokenize`, `encode_captions`, `synthesize` and `filter` keep their finished
+shards, `captions` the answers of a server, `demo` and `study` finished steps. Other stages begin
+again.
 """
 
 import ast

@@ -1,0 +1,389 @@
+"""Every stage killed at random times and started again: the results must equal undisturbed ones.
+
+    nice python benchmarks/kills.py [--kills=100] [--seed=0] [--folder=workdir/kills]
+
+One undisturbed run of each stage makes small models and pairs. Then, round by round and stage by
+stage, the same command runs in another folder, is killed (SIGKILL) once or twice, and is started
+again until it ends by itself. What it leaves must be that of the undisturbed run bit by bit: every
+array of the last checkpoint, the logged losses, and every byte of pairs, captions, scores, results
+and exports. Where two processes train together, one is killed and the other a little later.
+
+Stopped, the same command goes on with the next round. A round that differs keeps its folder. Writes
+benchmarks/results/DEVICE/kills.json; the exit code is 1 unless all rounds are equal.
+
+Processes are forked from one that has imported the stages: no kill is spent on imports.
+"""
+
+import argparse
+import atexit
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.result import write_result  # noqa: E402
+from synth2_jax.files import read_json_lines, write_json, write_json_lines  # noqa: E402
+
+_WIDTH = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 32}
+_TOKENIZER = {
+    "patch_size": 16,
+    "filters": 16,
+    "embedding_dim": 8,
+    "codebook_size": 32,
+    "norm_groups": 4,
+}
+_TIMES = ("time", "steps_per_second", "input_wait_share", "seconds_to_first_step")
+_FAILED_STARTS = 3  # in a row; then a round is given up
+_POLL_SECONDS = 0.05
+_FORKED = multiprocessing.get_context("forkserver")
+_PRELOADED = ("train", "tokenize", "captions", "synthesize", "filter", "encode_captions", "export")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A stage as it runs here.
+
+    Attributes:
+      arguments: of `synth2`, in which "{0}" is the folder of the round.
+      inputs: {name in that folder: what is copied there before}; for stages that write into them.
+      num_processes: that run it together.
+    """
+
+    arguments: Sequence[str]
+    inputs: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    num_processes: int = 1
+
+
+def commands(made: pathlib.Path) -> dict[str, Command]:
+    """The commands by name, each after those whose results in `made` it needs."""
+
+    def out(name: str) -> pathlib.Path:
+        return made / name / "out"
+
+    def stage(name: str, config: str = "", **keys: Any) -> list[str]:
+        overrides = [f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items()]
+        path = ROOT / "configs" / "scenes" / (config or f"{name}.py")
+        return [name, f"--config={path}", "--workdir={0}/out", *overrides]
+
+    def training(config: str, sizes: Mapping[str, Any], steps: int, **keys: Any) -> list[str]:
+        return stage(
+            "train",
+            config,
+            **{f"model__{key}": value for key, value in sizes.items()},
+            train__steps=steps,
+            train__checkpoint_every=8,
+            train__log_every=1,
+            data__batch_size=16,
+            data__shuffle_buffer=16,
+            **keys,
+        )
+
+    def part(name: str, sizes: Mapping[str, Any] = _WIDTH) -> dict[str, Any]:
+        return {f"{name}.{key}": value for key, value in sizes.items()}
+
+    tokenizer = part("tokenizer", _TOKENIZER)
+    generator = tokenizer | part("generator.text_encoder") | part("generator.maskgit")
+    generator |= {"generator.maskgit.num_tokens": 4, "generator.maskgit.codebook_size": 32}
+    vlm = tokenizer | part("vlm.language_model") | part("vlm.resampler")
+    vlm |= {"vlm.resampler.num_latents": 2, "vlm.image_embedding_dim": 8, "vlm.num_image_tokens": 4}
+    real = out("tokenize") / "real"
+    mixture = training(
+        "vlm.py:mixture,tiny",
+        vlm,
+        40,
+        pretrained__tokenizer=out("train_tokenizer"),
+        pretrained__language_model=out("train_language_model"),
+        data__folders__real=real,
+        data__folders__synthetic=out("synthesize"),
+        train__watchdog_seconds=120,
+    )
+    return {
+        "train_tokenizer": Command(training("tokenizer.py:tiny", tokenizer, 40)),
+        "tokenize": Command(
+            stage(
+                "tokenize",
+                tokenizer=out("train_tokenizer"),
+                splits="real,test",
+                max_images=400,
+                batch_size=8,
+                num_shards=16,
+            )
+        ),
+        "train_language_model": Command(
+            training("language_model.py:tiny", part("language_model"), 60)
+        ),
+        "captions": Command(
+            stage(
+                "captions",
+                language_model=out("train_language_model"),
+                classes=("a", "the"),  # a language model of 60 steps names no shapes
+                captions_per_class=40,
+                max_rounds=40,
+                batch_size=16,
+            )
+        ),
+        "train_generator": Command(
+            training(
+                "generator.py:tiny",
+                generator,
+                40,
+                pretrained__tokenizer=out("train_tokenizer"),
+                data__folders__real=real,
+            )
+        ),
+        "synthesize": Command(
+            stage(
+                "synthesize",
+                generator=out("train_generator"),
+                captions=out("captions"),
+                samples_per_caption=4,
+                sampler__num_steps=2,
+                batch_size=8,
+                num_shards=12,
+            )
+        ),
+        "train_vlm": Command(mixture),
+        "train_two_processes": Command(mixture, num_processes=2),
+        "encode_captions": Command(
+            stage("encode_captions", pairs=real, text_encoder=out("train_generator"), batch_size=8)
+        ),
+        "filter": Command(
+            stage("filter", folder="{0}/pairs", vlm=out("train_vlm"), batch_size=8),
+            inputs={"pairs": out("synthesize")},
+        ),
+        "evaluate": Command(
+            stage("evaluate", vlm=out("train_vlm"), folder=out("tokenize") / "test", batch_size=64)
+        ),
+        "export": Command(
+            ["export", f"--workdir={out('train_vlm')}", "--output={0}/out", "--overwrite=true"]
+        ),
+    }
+
+
+class Run:
+    """The processes of one command, forked and started."""
+
+    def __init__(self, command: Command, folder: pathlib.Path):
+        self.folder = folder
+        arguments = [argument.replace("{0}", str(folder)) for argument in command.arguments]
+        environ = {}
+        if command.num_processes > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                environ["SYNTH2_COORDINATOR"] = f"127.0.0.1:{free.getsockname()[1]}"
+            environ["SYNTH2_NUM_PROCESSES"] = str(command.num_processes)
+        self.processes = [
+            _FORKED.Process(
+                target=_synth2,
+                args=(arguments, environ | {"SYNTH2_PROCESS_ID": str(index)}, f"{folder}.log"),
+            )
+            for index in range(command.num_processes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self, changes: float = float("inf")) -> int:
+        """Waits until all processes have ended, or until the folder has changed so many times.
+
+        Progress is counted and not time: kills come as far into the work on a busy machine.
+
+        Returns:
+          how many changes were seen.
+        """
+        seen, before = 0, _listing(self.folder)
+        while seen < changes and not self.has_ended():
+            time.sleep(_POLL_SECONDS)
+            now = _listing(self.folder)
+            seen, before = seen + (now != before), now
+        return seen
+
+    def has_ended(self) -> bool:
+        return all(process.exitcode is not None for process in self.processes)
+
+    def kill(self, rng: random.Random) -> None:
+        """Kills all processes, the later ones up to a second after the first."""
+        for process in rng.sample(self.processes, len(self.processes)):
+            process.kill()
+            process.join()
+            time.sleep(rng.random() if len(self.processes) > 1 else 0)
+
+    def succeeded(self) -> bool:
+        return all(process.exitcode == 0 for process in self.processes)
+
+
+def _synth2(arguments: list[str], environ: Mapping[str, str], log: str) -> None:
+    """What a forked process does: `synth2 ARGUMENTS`."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environ)
+    sys.argv = ["synth2", *arguments]
+    from synth2_jax import main
+
+    try:
+        main.console()
+    finally:
+        atexit._run_exitfuncs()  # a forked process runs none, and JAX's processes part by one
+
+
+def make(name: str, command: Command, made: pathlib.Path) -> int:
+    """Runs a command undisturbed, unless that was done; returns the changes of its folder."""
+    folder, note = made / name, made / f"{name}.json"
+    if not note.exists():
+        _clear(folder, command)
+        start, run = time.monotonic(), Run(command, folder)
+        changes = run.wait()
+        if not run.succeeded():
+            raise SystemExit(f"{name} failed; see {folder}.log")
+        write_json(note, {"changes": changes})
+        print(f"{name}: {time.monotonic() - start:.0f} s undisturbed", flush=True)
+    return json.loads(note.read_text())["changes"]
+
+
+def disturb(
+    command: Command, folder: pathlib.Path, changes: int, rng: random.Random
+) -> tuple[int, bool]:
+    """Returns (kills, whether the command then ended well)."""
+    _clear(folder, command)
+    kills, failed, wanted = 0, 0, rng.choice((1, 2))
+    while failed < _FAILED_STARTS:
+        run = Run(command, folder)
+        if kills < wanted:
+            run.wait(rng.randint(0, changes))
+            time.sleep(rng.uniform(0, 2 * _POLL_SECONDS))
+            if not run.has_ended():
+                run.kill(rng)
+                kills += 1
+                continue
+        run.wait()
+        if run.succeeded():
+            return kills, True
+        failed += 1
+    return kills, False
+
+
+def contents(folder: pathlib.Path) -> dict[str, str]:
+    """{name: hash} of all that must be equal; hidden files are what a killed writer left."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.name == "checkpoints":
+            found |= {f"{name}/{key}": value for key, value in _checkpoint(path).items()}
+        elif path.name == "metrics.jsonl":
+            found[str(name)] = _hash(json.dumps(_exact_metrics(path)).encode())
+        elif {"checkpoints", "tensorboard"} & set(name.parts) or path.name.startswith("."):
+            continue
+        elif path.is_file():
+            found[str(name)] = _hash(path.read_bytes().replace(str(folder).encode(), b"{0}"))
+    return found
+
+
+def _checkpoint(folder: pathlib.Path) -> dict[str, str]:
+    """Hashes of the arrays of the last step."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    from synth2_jax.training import checkpoint_reader
+
+    step = checkpoint_reader.latest_step(folder)
+    found = {"step": str(step)}
+    for item in ("params", "train"):
+        tree = ocp.PyTreeCheckpointer().restore(folder / str(step) / item)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[f"{item}{jax.tree_util.keystr(path)}"] = _hash(np.asarray(leaf).tobytes())
+    return found
+
+
+def _exact_metrics(path: pathlib.Path) -> list[dict[str, float]]:
+    from synth2_jax.training.metrics import read_metrics
+
+    rows = read_metrics(path)
+    return [{k: v for k, v in sorted(row.items()) if k not in _TIMES} for row in rows]
+
+
+def _hash(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()[:16]
+
+
+def _clear(folder: pathlib.Path, command: Command) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, source in command.inputs.items():
+        shutil.copytree(source, folder / name)
+
+
+def _listing(folder: pathlib.Path) -> set[tuple[str, int]]:
+    """Names and sizes of all files."""
+    found = set()
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # it may be renamed meanwhile
+                found.add((f"{root}/{name}", os.stat(f"{root}/{name}").st_size))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", default="workdir/kills")
+    parser.add_argument("--stages", default="", help="some of them, with commas; all")
+    given = parser.parse_args()
+    top = pathlib.Path(given.folder).absolute()
+    top.mkdir(parents=True, exist_ok=True)
+    _FORKED.set_forkserver_preload([f"synth2_jax.stages.{name}" for name in _PRELOADED])
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(top / "compiled"))
+    made, every = top / "made", commands(top / "made")
+    made.mkdir(exist_ok=True)
+    changes = {name: make(name, command, made) for name, command in every.items()}
+    expected = {name: contents(made / name) for name in every}
+    path = top / f"rounds_seed{given.seed}.jsonl"
+    rounds = read_json_lines(path) if path.exists() else []
+    names = given.stages.split(",") if given.stages else list(every)
+    while sum(done["kills"] for done in rounds) < given.kills:
+        number = len(rounds)
+        name = names[number % len(names)]
+        folder = top / f"round-{number:04d}"
+        rng = random.Random(f"{given.seed} {number}")
+        start = time.monotonic()
+        kills, ended = disturb(every[name], folder, changes[name], rng)
+        found = contents(folder) if ended else {}
+        differs = sorted(
+            key
+            for key in expected[name].keys() | found.keys()
+            if expected[name].get(key) != found.get(key)
+        )
+        row = {"stage": name, "kills": kills, "seconds": round(time.monotonic() - start, 1)}
+        rounds.append(row | {"differs": differs[:20] if ended else ["it did not end well"]})
+        write_json_lines(path, rounds)
+        verdict = f"DIFFERS, see {folder}: {rounds[-1]['differs'][:3]}" if differs else "equal"
+        total = sum(done["kills"] for done in rounds)
+        print(f"{total} kills; {name}, {kills} of them: {verdict}", flush=True)
+        if not differs:
+            shutil.rmtree(folder)
+            pathlib.Path(f"{folder}.log").unlink()
+    total = sum(done["kills"] for done in rounds)
+    equal = sum(done["kills"] for done in rounds if not done["differs"])
+    by_stage = {name: sum(r["kills"] for r in rounds if r["stage"] == name) for name in every}
+    result = {"kills": total, "equal": equal, "kills_by_stage": by_stage, "rounds": rounds}
+    print(write_result("kills", result))
+    print(f"{equal} of {total} kills over {len(every)} stages ended bit-identical")
+    sys.exit(equal != total)
+
+
+if __name__ == "__main__":
+    main()
