@@ -456,6 +456,7 @@ def _is_trained(folder: str, steps: int) -> bool:
     if not pathlib.Path(folder, "checkpoints").is_dir():
         return False
     try:
-        return checkpoint_reader.latest_step(folder) >= steps
+        step = checkpoint_reader.latest_step(folder)
+        return step >= steps and checkpoint_reader.is_intact(folder, step)
     except UserError:  # a run that was stopped before its first checkpoint
         return False

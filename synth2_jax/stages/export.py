@@ -58,6 +58,7 @@ from synth2_jax.stages.model_text import caption_decode
 from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.fingerprint import fingerprint_arrays
 from synth2_jax.training.objectives import make_objective
+from synth2_jax.training.trained import with_own_vocabulary
 from synth2_jax.vocabulary import load_vocabulary, vocabulary_path
 
 MIB = 2**20
@@ -194,13 +195,13 @@ def _write_folder(
     resolved, built_on = checkpoint_reader.read_description(workdir, step)
     model_name = str(resolved.get("model_name"))
     task = make_objective(model_name, resolved["model"]).task
-    of_run = config_lib.build(DataConfig, resolved["data"])
+    of_run = config_lib.build(DataConfig, with_own_vocabulary(resolved, workdir)["data"])
     settings = _settings(config, model_name, task, of_run)
     if dtype is not None and model_name == "tokenizer":
         raise UserError("--dtype: a tokenizer stays as it is, its last bits decide between tokens")
     parameters = _Parameters(workdir, step, "", dtype, kept_as_is="tokenizer")
     trained = _fingerprints(parameters.as_saved())
-    run_folder = _run_folder(workdir)
+    run_folder = checkpoint_reader.run_folder(workdir)
     scores = read_results(results, run_folder, model_name, trained)
     with _folder_written_whole(target) as folder:
         files = write_folder(
@@ -286,14 +287,6 @@ def _fingerprints(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
         part: fingerprint_arrays((path.partition("/")[2], array) for path, array in of_part)
         for part, of_part in itertools.groupby(arrays, lambda item: item[0].partition("/")[0])
     }
-
-
-def _run_folder(workdir: str) -> pathlib.Path:
-    """The run's own folder, also where its checkpoints or one of them were given."""
-    folder = pathlib.Path(workdir).absolute()
-    if folder.name.isdecimal() and (folder / "params").is_dir():
-        folder = folder.parent
-    return folder.parent if folder.name == checkpoint_reader.FOLDER else folder
 
 
 def _check_free(target: pathlib.Path, replaceable: bool, overwrite: str) -> None:

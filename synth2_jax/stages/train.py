@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from synth2_jax import sharding
 from synth2_jax.data import pipeline
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
-from synth2_jax.files import write_text
+from synth2_jax.files import write_bytes, write_text
 from synth2_jax.interop.safetensors_file import read_tensors
 from synth2_jax.models import vgg
 from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
@@ -36,7 +37,8 @@ from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
 from synth2_jax.training.train_state import Objective, Params, TrainState
 from synth2_jax.training.train_step import check_batch, step_rngs
-from synth2_jax.vocabulary import load_vocabulary
+from synth2_jax.training.trained import VOCABULARY
+from synth2_jax.vocabulary import BUILT_IN, load_vocabulary
 
 # Where each model keeps the parts that it is built on: {part: path in its parameter tree}. A
 # tokenizer has its part only where its loss is perceptual, a generator a text encoder only where
@@ -140,6 +142,10 @@ def run(config: Any, workdir: str) -> TrainState:
         fingerprints["text_encoder"] = text_encoder["fingerprint"]
     iterator = _data(cfg, objective, fingerprints, text_encoder, sharding.data_layout(mesh))
     evaluate = _validation(cfg, objective, fingerprints, text_encoder, mesh, rules)
+    if text_encoder and cfg.pretrained.text_encoder:
+        # Later stages open it, perhaps from another folder than this one.
+        resolved["pretrained"]["text_encoder"] = os.path.abspath(cfg.pretrained.text_encoder)
+    _keep_vocabulary(cfg, pathlib.Path(workdir))
     if jax.process_index() == 0:
         write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
     writers = metrics_lib.make_writers(workdir, cfg.train.steps, cfg.model_name)
@@ -173,6 +179,25 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
         )
     _check_text(cfg, objective, where)
     return cfg, objective
+
+
+def _keep_vocabulary(cfg: TrainConfig, workdir: pathlib.Path) -> None:
+    """Copies a vocabulary of the user's to the run: later stages need it, wherever it was.
+
+    Raises:
+      UserError: the run was begun with another one.
+    """
+    name, kept = cfg.data.vocabulary, workdir / VOCABULARY
+    if TEXT_PARTS[cfg.model_name] is None or name in BUILT_IN or not os.path.isfile(name):
+        return
+    contents = pathlib.Path(name).read_bytes()
+    if kept.exists() and kept.read_bytes() != contents:
+        raise UserError(
+            f"config.data.vocabulary: found {name!r}, expected the vocabulary that this run began "
+            f"with, {kept}. To change it, train in another workdir."
+        )
+    if jax.process_index() == 0 and not kept.exists():
+        write_bytes(kept, contents)
 
 
 def _check_rows(cfg: TrainConfig, mesh: Mesh) -> None:

@@ -41,6 +41,12 @@ def latest_step(path: str | os.PathLike[str]) -> int:
     return saved_steps(path)[-1]
 
 
+def run_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the workdir of the run whose checkpoints are there; UserError as `saved_steps`."""
+    folder, _ = _steps(path)
+    return folder.parent if folder.name == FOLDER else folder
+
+
 def saved_arrays(
     path: str | os.PathLike[str], step: int, item: str = "params"
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -139,6 +145,16 @@ def restore_params(
             ),
         )
     return found.params, found.config, found.fingerprints
+
+
+def is_intact(path: str | os.PathLike[str], step: int) -> bool:
+    """Returns whether the files of a step are as they were written, as far as checksums tell."""
+    folder, _ = _steps(path)
+    try:
+        checksums.check(folder / str(step))
+    except DamagedError:
+        return False
+    return True
 
 
 def complete_steps(folder: pathlib.Path) -> list[int]:

@@ -4,6 +4,7 @@ A metric is a pair (sum, count). Pairs are added up over devices and steps, and 
 host, when they are written; a mean of means would weigh a nearly empty batch like a full one.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -158,8 +159,11 @@ class ProgressWriter:
       total_steps: of the whole run, those before a resume included.
       label: starts every line, such as the stage's name.
       stream: where to; a bar is drawn when it is a terminal.
-      shown: names of the scalars shown, whatever stands before a "/" in them; all of them are when
-        it is empty.
+      shown: names of the scalars shown, whatever is before a "/" in them; all of them are when it
+        is empty.
+
+    Raises:
+      BrokenPipeError: in `write`; nothing reads the stream any more.
     """
 
     def __init__(
@@ -188,15 +192,21 @@ class ProgressWriter:
         if self._is_terminal:
             done = round(20 * min(step / max(self._total_steps, 1), 1))
             # \x1b[K clears what a longer line left behind.
-            self._stream.write(f"\r[{'#' * done}{'.' * (20 - done)}] {line}\x1b[K")
+            self._print(f"\r[{'#' * done}{'.' * (20 - done)}] {line}\x1b[K")
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            self._print(line + "\n")
 
     def close(self) -> None:
         if self._is_terminal and self._last is not None:
-            self._stream.write("\n")
+            with contextlib.suppress(BrokenPipeError):
+                self._print("\n")
+
+    def _print(self, text: str) -> None:
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except OSError as error:  # a terminal that is closed is an I/O error
+            raise BrokenPipeError("nothing reads the progress any more") from error
 
     def _update_rate(self, step: int) -> None:
         now = time.monotonic()

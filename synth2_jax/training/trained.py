@@ -2,16 +2,24 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
-from synth2_jax.training.checkpoint_reader import latest_step, read_description, restore_params
+from synth2_jax.training.checkpoint_reader import (
+    latest_step,
+    read_description,
+    restore_params,
+    run_folder,
+)
 from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params, params_layout
+
+VOCABULARY = "vocabulary.model"  # a run's own copy, in its workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Trained:
     Attributes:
       objective: of training/objectives.py; `objective.task` holds the model's configs.
       params: as listed at the top of objectives.py; numpy arrays, or parts of them on a mesh.
-      config: the resolved config of the run.
+      config: the resolved config of the run; its vocabulary is the run's own copy.
       fingerprints: of what the run was trained on top of.
       path: the run's workdir.
       step: of the checkpoint.
@@ -42,6 +50,19 @@ class Trained:
         """What a manifest says of this model: {"checkpoint", "step", "fingerprint"}."""
         name = os.path.basename(os.path.normpath(self.path))
         return {"checkpoint": name, "step": self.step, "fingerprint": self.fingerprint(part)}
+
+
+def with_own_vocabulary(
+    config: Mapping[str, Any], path: str | os.PathLike[str]
+) -> Mapping[str, Any]:
+    """Returns a run's config with the path of the copy that the run at `path` keeps, if it does.
+
+    It keeps none of a built-in vocabulary; runs of older versions keep none at all.
+    """
+    own = run_folder(path) / VOCABULARY
+    if not own.is_file():
+        return config
+    return {**config, "data": {**config["data"], "vocabulary": str(own)}}
 
 
 def load_trained(
@@ -72,4 +93,5 @@ def load_trained(
     objective = make_objective(model_name, config["model"])
     layout = params_layout(objective, mesh, rules) if mesh else None
     params, _, _ = restore_params(path, step, layout)
+    config = dict(with_own_vocabulary(config, path))
     return Trained(objective, params, config, fingerprints, str(path), step)

@@ -347,6 +347,16 @@ def whole(chain, stored):
     return dataclasses.replace(trained, objective=objective, params=params)
 
 
+def test_the_path_of_an_encoder_is_kept_for_stages_that_run_elsewhere(
+    chain, encoded, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(chain.root)
+    argv = training(chain, tmp_path, encoded, pretrained__text_encoder="generator", train__steps=1)
+    chain.run(argv)
+    config, _ = read_description(tmp_path, 1)
+    assert config["pretrained"]["text_encoder"] == str(chain.path("generator"))
+
+
 def test_synthesis_takes_the_encoder_that_training_named(chain, stored, tmp_path):
     chain.run(chain.synthesis(tmp_path, generator=stored))
     pairs = list(records.read_pairs(tmp_path))

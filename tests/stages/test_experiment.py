@@ -4,6 +4,7 @@ import collections
 import functools
 import json
 import pathlib
+import shutil
 import sys
 import time
 
@@ -95,6 +96,22 @@ def test_more_steps_than_were_done_is_more_to_do(chain):
     experiment._step = lambda name, given, folder, function: calls.append(name)
     experiment.language_model()
     assert calls == ["language_model"]
+
+
+def test_a_damaged_last_step_is_trained_again(chain, tmp_path):
+    shutil.copytree(chain.path("tokenizer"), tmp_path / "tokenizer")
+    steps = chain.steps["tokenizer"]
+    damaged = tmp_path / "tokenizer" / "checkpoints" / str(steps)
+    file = max((damaged / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+    calls = []
+    experiment = Experiment(demo_config(chain), str(tmp_path))
+    experiment._step = lambda name, given, folder, function: calls.append(name)
+    with pytest.raises(UserError, match="damaged: params/"):
+        experiment.tokenizer()
+    assert calls == ["tokenizer"]
 
 
 def test_shuffled_pairs_hold_the_same_pictures_in_another_order(chain, experiment):

@@ -18,6 +18,7 @@ from synth2_jax.training.checkpoint_reader import FOLDER, latest_step, restore_p
 from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.trained import load_trained
+from synth2_jax.vocabulary import BUILT_IN, load_vocabulary, train_vocabulary
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
@@ -313,6 +314,29 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(chain, undisturbed, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_run_keeps_its_vocabulary_for_stages_that_run_elsewhere(
+    chain, tmp_path, mistake, monkeypatch
+):
+    data, elsewhere, run = tmp_path / "data", tmp_path / "elsewhere", tmp_path / "run"
+    data.mkdir()
+    elsewhere.mkdir()
+    own = shutil.copy(BUILT_IN["scenes"], data / "own.model")
+    monkeypatch.chdir(data)
+    argv = chain.training("language_model", run, data__vocabulary="own.model", train__steps=1)
+    chain.run(argv)
+    monkeypatch.chdir(elsewhere)
+    trained = load_trained(str(run), "language_model")
+    vocabulary = load_vocabulary(trained.config["data"]["vocabulary"])
+    assert vocabulary.path == str(run / "vocabulary.model")
+    chain.run(["synth2", "export", str(run), f"--output={elsewhere / 'export'}"])
+    assert (elsewhere / "export" / "vocabulary.model").read_bytes() == own.read_bytes()
+    other = train_vocabulary(["a red circle"] * 10, size=280)
+    (elsewhere / "own.model").write_bytes(other)
+    line = mistake([*argv, "--config.model.language_model.vocab_size=280"])
+    assert line.startswith("config.data.vocabulary: found 'own.model', expected the vocabulary")
+    assert (run / "vocabulary.model").read_bytes() == own.read_bytes()
+
+
 def test_fake_data_needs_no_tensorflow(tmp_path):
     """Launch checks and timings run where none is installed."""
     code = (

@@ -1,5 +1,6 @@
 """Tests of merging and writing metrics."""
 
+import errno
 import io
 import json
 import subprocess
@@ -133,6 +134,28 @@ def test_a_terminal_gets_one_bar(clock):
     text = stream.getvalue()
     assert text.count("\n") == 1 and text.endswith("\n")
     assert "\r[##########..........] train 200/400  loss 1  2 steps/s  1:40 left" in text
+
+
+def test_a_closed_terminal_is_as_a_closed_pipe():
+    class Closed(Terminal):
+        def flush(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+    writer = ProgressWriter(400, "train", Closed())
+    with pytest.raises(BrokenPipeError):
+        writer.write(100, {"loss": 2.0})
+    writer.close()
+
+
+def test_a_full_disk_is_an_error_of_the_write_itself(tmp_path, monkeypatch):
+    """tensorboardX's own writer met it in a thread, whose traceback nothing caught."""
+    with pytest.raises(OSError, match="No space left on device"):
+        JsonlWriter("/dev/full").write(1, {"loss": 2.0})
+    writer = TensorBoardWriter(tmp_path)
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(writer._writer._py_recordio_writer, "_writer", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            writer.write(1, {"loss": 2.0})
 
 
 def test_hours_left(clock):
