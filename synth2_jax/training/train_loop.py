@@ -32,8 +32,8 @@ class TrainLoopConfig:
       keep: the newest so many checkpoints are kept.
       keep_best: besides, so many that were best by `best_metric`; 0 for none.
       best_metric: a name that evaluation gives, such as "validation/cider"; the higher the better.
-      watchdog_seconds: a run of which no step, with the compiling, evaluating and saving beside it,
-        has finished for so long tells where it hangs and ends with code 1; 0 waits for ever.
+      watchdog_seconds: a run that finishes no step for so long (it may compile, evaluate or save)
+        prints its stack traces and ends with code 1; 0 waits for ever.
     """
 
     steps: int
@@ -115,8 +115,8 @@ def train(
         watch = Watch(writers, checkpoints, stop, config.log_every, sums)
         train_step = compile_train_step(objective, tx, layout, mesh, rules, config.microbatches)
         first = step = int(state.step)
-        evaluate_every = config.eval_every if evaluate else 0
         measured, measured_at = {}, -1
+        evaluate_every = config.eval_every if evaluate else 0
 
         def measure() -> None:
             nonlocal measured, measured_at
@@ -155,12 +155,9 @@ def train(
             step += 1
             # The device now works on this step, while the host looks at the one before.
             watch.settle()
-            watch.add(
-                step,
-                metrics,
-                keys=getattr(train_iterator, "last_keys", ()),
-                totals=getattr(train_iterator, "totals", {}),
-            )
+            keys = getattr(train_iterator, "last_keys", ())
+            totals = getattr(train_iterator, "totals", {})
+            watch.add(step, metrics, keys, totals)
             watchdog.beat()
             if evaluate_every and step % evaluate_every == 0:
                 measure()
