@@ -262,7 +262,7 @@ def open_torch(path: str | os.PathLike[str]) -> Tensors:
         if not isinstance(held, Mapping):
             raise UserError(f"{path}: holds a {type(held).__name__}, expected tensors by name")
         return {
-            str(name): _of_torch(tensor, path)
+            str(name): _of_torch(tensor, f"{path}: {name}", path.stat().st_size)
             for name, tensor in held.items()
             if isinstance(tensor, torch.Tensor)
         }
@@ -322,13 +322,13 @@ def _load_torch(path: pathlib.Path) -> Any:
             return load()
 
 
-def _of_torch(tensor: Any, path: pathlib.Path) -> LazyArray:
+def _of_torch(tensor: Any, where: str, file_bytes: int) -> LazyArray:
     import torch
 
     tensor = tensor.detach()
     num_bytes = tensor.numel() * tensor.element_size()
-    if num_bytes > path.stat().st_size:  # one number, expanded
-        raise UserError(f"{path}: a tensor of {num_bytes:,} bytes is larger than the file")
+    if num_bytes > file_bytes:  # one number, expanded
+        raise UserError(f"{where}: a tensor of {num_bytes:,} bytes is larger than the file")
     if tensor.dtype == torch.bfloat16:  # which numpy lacks
         return of_array(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return of_array(tensor.numpy())
