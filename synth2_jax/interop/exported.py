@@ -10,6 +10,7 @@ and for people README.md, training.json and load_example.py, which nothing here 
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -76,7 +77,7 @@ class Exported:
         return assemble(recipes, self.tensors, expected, str(self.folder))
 
     def check_fingerprints(self, found: Mapping[str, str]) -> None:
-        """Raises UserError unless the parts of the parameters are those that were exported.
+        """Raises UserError unless parameters and model are those that were exported.
 
         `found` are the fingerprints of what was read; what differs is named with its file.
         """
@@ -88,6 +89,13 @@ class Exported:
                     f"{self.folder}: {part} has fingerprint {found.get(part)}, but {CONFIG} says "
                     f"{told.get(part)}; changed since the export: {', '.join(files) or CONFIG}"
                 )
+
+        told = self.description.get("model_sha256", "")  # exports of old have none
+        if told and told != _model_sha256(self.description):
+            raise UserError(
+                f"{self.folder / CONFIG}: model_name, model or data has changed since the export, "
+                "by model_sha256. Undo the change, or export the model again"
+            )
 
     def changed_files(self) -> list[str]:
         """The files that are not as they were exported, by their sha256; reads all of them."""
@@ -127,6 +135,7 @@ def describe(
       sha256: of the files, by name.
       settings: how to sample by default: sections `sampler` and `guidance`, or `decode`.
     """
+    model_sha256 = _model_sha256({"model_name": model_name, "model": model, "data": data})
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -134,6 +143,7 @@ def describe(
         **settings,
         "data": dict(data),
         "model": dict(model),
+        "model_sha256": model_sha256,
         "run": run,
         "step": step,
         "fingerprints": dict(fingerprints),
@@ -183,6 +193,12 @@ def open_exported(path: str | os.PathLike[str]) -> Exported:
     if VOCABULARY in description["sha256"] and exported._has_changed(VOCABULARY):
         raise UserError(f"{folder / VOCABULARY}: has changed since the export, by its sha256")
     return exported
+
+
+def _model_sha256(description: Mapping[str, Any]) -> str:
+    """Of what the parameters are good with: no fingerprint shows another range of pixels."""
+    held = [description[name] for name in ("model_name", "model", "data")]
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -245,6 +245,28 @@ def test_a_config_whose_values_are_damaged_is_one_line(vlm, path, value, told):
         load_trained(vlm, "vlm")
 
 
+def test_a_changed_model_that_fits_the_parameters_is_named(vlm):
+    file = vlm / "config.json"
+    whole = file.read_text()
+    for section, key, value in (
+        ("model/tokenizer", "pixel_range", [0.0, 1.0]),
+        ("model/tokenizer", "code_choice", "dot_product"),
+        ("data", "prompt", "another"),
+    ):
+        description = json.loads(whole)
+        place = description
+        for name in section.split("/"):
+            place = place[name]
+        place[key] = value
+        file.write_text(json.dumps(description))
+        with pytest.raises(UserError, match="model or data has changed since the export"):
+            load_trained(vlm, "vlm")
+    description = json.loads(whole)
+    description["decode"]["max_length"] = 3  # how it captions is the user's to change
+    file.write_text(json.dumps(description))
+    assert load_vlm(vlm).decode.max_length == 3
+
+
 def test_tensors_that_do_not_fit_are_all_named(vlm):
     description = json.loads((vlm / "config.json").read_text())
     sizes = description["model"]["vlm"]["resampler"]
