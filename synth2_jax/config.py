@@ -229,7 +229,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 def _keys(section: ml_collections.ConfigDict) -> str:
-    return f"it has {', '.join(sorted(section)) or 'none yet'}"
+    return f"it has {', '.join(sorted(map(str, section))) or 'none yet'}"
 
 
 def _typed(text: str, current: Any) -> Any:
@@ -259,7 +259,7 @@ def _plain_section(section: Any, where: str) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     """`value` as Python writes it, shortened so that it leaves an error readable."""
-    text = repr(value)
+    text = repr(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 

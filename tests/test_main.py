@@ -179,6 +179,15 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
             "config.data.rates: found the key 1, expected a text",
         ),
         (
+            ["train", VLM, "--workdir=w", "--config.model.vlm.dtype={1:2}"]
+            + ["--config.model.vlm.dtype=3"],
+            "config.model.vlm.dtype: a section, expected one of its keys; it has 1",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.num_epochs={1:2}"],
+            "config.data.num_epochs: found {1: 2}, expected int",
+        ),
+        (
             ["train", VLM, "--workdir=w", "--config.data.rates={'a.b':2}"],
             "config.data.rates: ConfigDict does not accept dots in field names",
         ),
