@@ -270,6 +270,11 @@ class PairWriter:
                     f"{path}: damaged (sha256: {found}, expected {sha256}). Delete "
                     f"{self._sidecar(index)}, and the same command writes the shard again"
                 )
+        if not records.is_there(self._folder, sidecar.shard):
+            raise UserError(
+                f"{self._sidecar(index)}: found num_bytes {sidecar.shard.num_bytes}, which the "
+                "shard has not. Delete this file, and the same command writes the shard again"
+            )
 
     def _check_keys(self, nums_pairs: Sequence[int]) -> None:
         """Raises UserError on a key of two shards; compares a part of all digests at a time."""

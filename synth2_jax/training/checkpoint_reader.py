@@ -26,6 +26,7 @@ from synth2_jax.training import checksums, train_state
 from synth2_jax.training.train_state import Params
 
 FOLDER = "checkpoints"
+_METADATA_BYTES = 1 << 20  # files with arrays are larger
 
 
 def saved_steps(path: str | os.PathLike[str]) -> list[int]:
@@ -57,6 +58,8 @@ def saved_arrays(
     """
     folder, _ = _steps(path)
     with _readable(folder / str(step)):
+        # TensorStore reports damaged metadata by tracebacks of its own.
+        checksums.check(folder / str(step), [item], largest=_METADATA_BYTES)
         leaves = jax.tree_util.tree_leaves_with_path(_saved_tree(folder / str(step) / item))
         return {
             jax.tree_util.keystr(where, simple=True, separator="/"): jax.ShapeDtypeStruct(

@@ -7,6 +7,7 @@ all items. It is the last file written before the step gets its name.
 import concurrent.futures
 import functools
 import json
+import math
 import os
 import pathlib
 import zlib
@@ -41,19 +42,24 @@ def write(step_folder: pathlib.Path) -> None:
 
 
 def check(
-    step_folder: pathlib.Path, items: Sequence[str] | None = None, *, shared: bool = False
+    step_folder: pathlib.Path,
+    items: Sequence[str] | None = None,
+    *,
+    shared: bool = False,
+    largest: float = math.inf,
 ) -> None:
     """Compares files with their checksums. A checkpoint of an older version has none: a warning.
 
     Args:
       step_folder: of a complete checkpoint.
       items: whose files; None for all.
+      largest: bytes of the largest file that is read; larger ones are left out.
       shared: all processes call this; each reads a share of the files, and all raise if one does.
 
     Raises:
       DamagedError: names the files that are gone or changed.
     """
-    damaged = _damaged(step_folder, items, jax.process_count() if shared else 1)
+    damaged = _damaged(step_folder, items, jax.process_count() if shared else 1, largest)
     if shared and not on_all_processes(not damaged):
         damaged = damaged or ["files that another process read"]
     if damaged:
@@ -77,7 +83,9 @@ def sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _damaged(step_folder: pathlib.Path, items: Sequence[str] | None, num_shares: int) -> list[str]:
+def _damaged(
+    step_folder: pathlib.Path, items: Sequence[str] | None, num_shares: int, largest: float
+) -> list[str]:
     path = step_folder / FILE
     if not path.exists():
         _warn_once(step_folder)
@@ -87,7 +95,11 @@ def _damaged(step_folder: pathlib.Path, items: Sequence[str] | None, num_shares:
         expected = {str(name): [int(number) for number in pair] for name, pair in saved.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return [FILE]
-    chosen = [name for name in sorted(expected) if items is None or name.split("/")[0] in items]
+    chosen = [
+        name
+        for name in sorted(expected)
+        if (items is None or name.split("/")[0] in items) and expected[name][1] <= largest
+    ]
     # The largest first, dealt out in turn: each process gets about as many bytes.
     chosen.sort(key=lambda name: -expected[name][1])
     chosen = chosen[jax.process_index() % num_shares :: num_shares]

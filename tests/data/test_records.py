@@ -257,6 +257,17 @@ def test_what_an_earlier_run_has_written_is_read_back(tmp_path, pattern, content
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_the_size_that_an_earlier_run_noted_is_compared(tmp_path):
+    first = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    first.write_shard(0, [PAIR])
+    (path,) = tmp_path.glob("progress/*.tfrecord.json")
+    values = json.loads(path.read_text())
+    values["shard"]["num_bytes"] += 1
+    path.write_text(json.dumps(values))
+    with raises_line(str(path), "num_bytes", "Delete this file"):
+        pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1).finish()
+
+
 def test_what_is_said_of_a_skipped_example_can_be_read_again(tmp_path):
     writer = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1)
     writer.write_shard(0, [PAIR, records.Skipped("caf\ud83d", "corrupt image", "\udcff" * 9999)])

@@ -16,8 +16,9 @@ from synth2_jax.errors import UserError
 from synth2_jax.sharding import DataLayout, MeshConfig
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.testing.untrained_runs import STEP, write_untrained_run
+from synth2_jax.training import checkpoint_reader, checksums, train_state
 from synth2_jax.training import checkpoints as checkpoints_lib
-from synth2_jax.training import checksums, train_state
 from synth2_jax.training.checkpoint_reader import (
     latest_step,
     read_arrays,
@@ -411,3 +412,12 @@ def test_parameters_that_cannot_be_read_are_one_line(tmp_path, mesh, damaged, pl
         restore_params(tmp_path, abstract=layout.params if placed else None)
     assert str(error.value).startswith(f"{folder}: this checkpoint cannot be read (")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_sharding"])
+def test_damaged_metadata_is_named_before_it_is_read(tmp_path, name):
+    write_untrained_run(tmp_path, "tokenizer")
+    path = tmp_path / "checkpoints" / str(STEP) / "params" / name
+    path.write_bytes(path.read_bytes().replace(b"params", b"parans") + b" ")
+    with pytest.raises(UserError, match=f"damaged: params/{name}"):
+        checkpoint_reader.saved_arrays(tmp_path, STEP)
