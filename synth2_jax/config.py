@@ -296,7 +296,8 @@ def _convert(hint: Any, value: Any, where: str, exact: bool) -> Any:
         if isinstance(value, str) and "\0" in value:  # which no path may hold
             raise UserError(f"{where}: found {_shown(value)}, expected a text without NUL")
     if (hint is int and not is_int) or (isinstance(hint, type) and not isinstance(value, hint)):
-        quote = f"; quote a text: \"'{value}'\"" if hint is str else ""
+        is_typed = hint is str and isinstance(value, float | bool)
+        quote = f"; quote a text: \"'{value}'\"" if is_typed else ""
         raise UserError(f"{where}: found {_shown(value)}, expected {hint.__name__}{quote}")
     if isinstance(value, ml_collections.ConfigDict):
         return value.to_dict()

@@ -184,6 +184,10 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
             "config.model.vlm.dtype: a section, expected one of its keys; it has 1",
         ),
         (
+            ["train", VLM, "--workdir=w", "--config.pretrained.perceptual={'a':1}"],
+            "config.pretrained.perceptual: found {'a': 1}, expected str",
+        ),
+        (
             ["train", VLM, "--workdir=w", "--config.data.num_epochs={1:2}"],
             "config.data.num_epochs: found {1: 2}, expected int",
         ),
