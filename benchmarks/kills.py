@@ -302,7 +302,12 @@ def _checkpoint(folder: pathlib.Path) -> dict[str, str]:
     step = checkpoint_reader.latest_step(folder)
     found = {"step": str(step)}
     for item in ("params", "train"):
-        tree = ocp.PyTreeCheckpointer().restore(folder / str(step) / item)
+        path = folder / str(step) / item
+        saved = ocp.PyTreeCheckpointHandler().metadata(path).tree
+        # As numpy: the devices of other processes are not here.
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        args = ocp.args.PyTreeRestore(item=saved, restore_args=as_numpy)
+        tree = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=args)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             found[f"{item}{jax.tree_util.keystr(path)}"] = _hash(np.asarray(leaf).tobytes())
     return found
