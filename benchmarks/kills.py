@@ -34,7 +34,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import write_result  # noqa: E402
+from benchmarks.result import run_as_command, write_result  # noqa: E402
+from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.files import read_json_lines, write_json, write_json_lines  # noqa: E402
 
 _WIDTH = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 32}
@@ -239,6 +240,20 @@ def _synth2(arguments: list[str], environ: Mapping[str, str], log: str) -> None:
         atexit._run_exitfuncs()  # a forked process runs none, and JAX's processes part by one
 
 
+def check_environment(note: pathlib.Path) -> None:
+    """Raises UserError unless programs are compiled as they were when the campaign began."""
+    now = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
+    now.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if not note.exists():
+        write_json(note, now)
+    before = json.loads(note.read_text())
+    if before != now:
+        raise UserError(
+            f"environment: found {now}, expected {before} as this campaign began. Set it so, or "
+            "give another --folder."
+        )
+
+
 def make(name: str, command: Command, made: pathlib.Path) -> int:
     """Runs a command undisturbed, unless that was done; returns the changes of its folder."""
     folder, note = made / name, made / f"{name}.json"
@@ -351,6 +366,7 @@ def main() -> None:
     top = pathlib.Path(given.folder).absolute()
     top.mkdir(parents=True, exist_ok=True)
     _FORKED.set_forkserver_preload([f"synth2_jax.stages.{name}" for name in _PRELOADED])
+    check_environment(top / "environment.json")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(top / "compiled"))
     made, every = top / "made", commands(top / "made")
     made.mkdir(exist_ok=True)
@@ -391,4 +407,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

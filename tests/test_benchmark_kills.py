@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.kills import commands, contents
+from benchmarks.kills import check_environment, commands, contents
 from synth2_jax import sharding
+from synth2_jax.errors import UserError
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
@@ -64,3 +65,11 @@ def test_each_command_comes_after_those_that_it_needs(tmp_path):
         *("train", "tokenize", "captions", "synthesize", "encode_captions", "filter", "evaluate"),
         "export",
     }
+
+
+def test_a_campaign_goes_on_only_as_its_programs_were_compiled(tmp_path, monkeypatch):
+    check_environment(tmp_path / "environment.json")
+    check_environment(tmp_path / "environment.json")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    with pytest.raises(UserError, match="environment: found .*fast_math.*, expected"):
+        check_environment(tmp_path / "environment.json")
