@@ -277,7 +277,7 @@ def disturb(
     while failed < _FAILED_STARTS:
         run = Run(command, folder)
         if kills < wanted:
-            run.wait(rng.randint(0, changes))
+            run.wait(rng.randint(0, 4 * changes // 5))  # a faster run shows fewer
             time.sleep(rng.uniform(0, 2 * _POLL_SECONDS))
             if not run.has_ended():
                 run.kill(rng)
