@@ -91,8 +91,8 @@ def build(
       cls: a dataclass whose annotations are real types (no strings).
       section: ConfigDict, dict, None (all defaults), or an instance of `cls`, returned as it is.
       where: how the user would write this section, such as "config.model"; for the error message.
-      exact: whether a number is refused in the place of a text, as in a file that a program wrote;
-        people type texts that look like numbers.
+      exact: for a file that a program wrote. A number is refused in the place of a text (people
+        type texts that look like numbers), and lists of no declared type stay lists.
 
     Raises:
       UserError: an unknown key, a missing one, a value of the wrong type, or what the dataclass's
@@ -267,7 +267,7 @@ def _convert(hint: Any, value: Any, where: str, exact: bool) -> Any:
     """Returns `value` as the annotation `hint` wants it."""
     origin = typing.get_origin(hint)
     if hint is Any:
-        return tuple(value) if isinstance(value, list) else value
+        return tuple(value) if isinstance(value, list) and not exact else value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(typing.get_args(hint), value, where, exact)
     if dataclasses.is_dataclass(hint):

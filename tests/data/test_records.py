@@ -171,6 +171,13 @@ def test_a_key_is_there_once(tmp_path, num_shards):
         pair_writer.write_pairs(tmp_path, [PAIR, PAIR], PROVENANCE, num_shards=num_shards)
 
 
+def test_lists_in_a_manifest_stay_lists(tmp_path):
+    captions = {"source": "server", "sha256": "a" * 64, "styles": ["short", []]}
+    provenance = dataclasses.replace(PROVENANCE, captions=captions)
+    written = pair_writer.write_pairs(tmp_path, [PAIR], provenance)
+    assert records.read_manifest(tmp_path) == written
+
+
 def test_codebooks_fit_uint16():
     with raises_line("65537", "uint16"):
         records.Provenance("tok-a", num_image_tokens=3, codebook_size=65537)
