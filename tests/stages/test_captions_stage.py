@@ -115,7 +115,7 @@ def test_a_template_file_and_a_quota(chain, tmp_path):
 def test_mistakes(chain, mistake, tmp_path):
     for key in ("captions_per_class", "max_rounds", "batch_size"):
         line = mistake(chain.writing(tmp_path, **{key: 0}))
-        assert line == f"captions.{key}: found 0, expected 1 or more"
+        assert line == f"config.{key}: found 0, expected 1 or more"
     line = mistake(chain.writing(tmp_path, vocabulry="scenes"))
     assert line.startswith("config.vocabulry: unknown key; did you mean 'vocabulary'")
     line = mistake(chain.writing(tmp_path, decode__method="nuclear"))

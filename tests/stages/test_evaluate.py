@@ -121,7 +121,7 @@ def test_a_truncated_checkpoint_is_one_line(chain, tmp_path, mistake):
         path.write_bytes(path.read_bytes()[:10])
     line = mistake(chain.evaluation(tmp_path / "results", vlm=model))
     step = chain.steps["vlm"]
-    assert line.startswith(f"{model}/checkpoints/{step}: this checkpoint cannot be read: ")
+    assert line.startswith(f"{model}/checkpoints/{step}: this checkpoint cannot be read (damaged")
 
 
 @pytest.mark.filterwarnings("ignore:CIDEr is 0")  # of a single image
