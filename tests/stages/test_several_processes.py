@@ -40,6 +40,8 @@ def test_evaluation_gathers_every_caption_once(chain, tmp_path, run_in_processes
     captions = [(folder / "captions.jsonl").read_text() for folder in (alone, together)]
     assert captions[0] == captions[1] and len(captions[0].splitlines()) == 10
     results = [json.loads((folder / "results.json").read_text()) for folder in (alone, together)]
+    configs = [result.pop("config") for result in results]
+    assert configs[1]["mesh"] == configs[0]["mesh"] | {k[6:]: v for k, v in mesh.items()}
     assert results[0] == results[1]
 
 
@@ -57,7 +59,6 @@ def test_training_validates_on_rows_of_every_process(
             folder,
             train__steps=2,
             train__eval_every=2,
-            train__watchdog_seconds=60,
             data__source="fake",
             validation__num_batches=2,
             validation__data__folders__test=chain.path("pairs", "test"),
@@ -105,7 +106,6 @@ def test_a_stream_is_the_same_on_rows_of_every_process(
                 stream__captions=chain.path("captions"),
                 stream__sampler__num_steps=2,
                 train__steps=3,
-                train__watchdog_seconds=60,
                 **over,
             )
         )
