@@ -161,7 +161,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         left_to_build = name not in section and text.lower() == "none"
         try:
             section[name] = text if left_to_build else _typed(text, current)
-        except ValueError as error:  # such as a dict of which a key has a dot
+        except (ValueError, OverflowError) as error:  # such as a dict with a dot in a key
             raise UserError(f"{where}.{name}: {error}") from error
 
 

@@ -636,3 +636,5 @@ def test_a_section_cannot_be_overwritten_nor_a_value_entered():
         config_lib.override(config, "a", "3")
     with pytest.raises(UserError, match=r"config.a.b: found 1, which has no keys such as 'c'"):
         config_lib.override(config, "a.b.c", "3")
+    with pytest.raises(UserError, match="config.rate: int too large to convert to float"):
+        config_lib.override(ml_collections.ConfigDict({"rate": 0.5}), "rate", "1" * 400)

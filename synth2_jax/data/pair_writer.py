@@ -39,20 +39,33 @@ _DETERMINED_BY = {"generator": ("fingerprint",), "captions": ("sha256", "picture
 
 @dataclasses.dataclass(frozen=True)
 class _Sidecar:
-    """What the manifest will say of one shard, see Manifest; and the sha256 of its keys' file."""
+    """What the manifest will say of one shard, see Manifest.
+
+    `keys_sha256` is that of its keys' file, `digest` that of all the other fields.
+    """
 
     shard: Shard
     counts: Mapping[str, int]
     skipped: Mapping[str, int]
     skipped_examples: tuple[Mapping[str, str], ...]
     captions_cut: int
-    keys_sha256: str = ""  # of runs that were begun before it was noted
+    keys_sha256: str = ""  # this and the next: of runs that were begun before they were noted
+    digest: str = ""
 
     def __post_init__(self):
         if sum(self.counts.values()) != self.shard.num_pairs:
             raise ValueError(
                 f"found {self.shard.num_pairs} pairs in the shard, expected {dict(self.counts)}"
             )
+        if self.digest not in ("", self._found_digest()):
+            raise ValueError(f"found the digest {self.digest:.64}, expected {self._found_digest()}")
+
+    def with_digest(self) -> "_Sidecar":
+        return dataclasses.replace(self, digest=self._found_digest())
+
+    def _found_digest(self) -> str:
+        others = {**dataclasses.asdict(self), "digest": ""}
+        return hashlib.sha256(records.to_json(others).encode()).hexdigest()
 
 
 class PairWriter:
@@ -159,7 +172,7 @@ class PairWriter:
             tuple(examples),
             captions_cut,
             hashlib.sha256(digests).hexdigest(),
-        )
+        ).with_digest()
         write_bytes(self._sidecar(index), records.to_json(dataclasses.asdict(sidecar)).encode())
         self._written.add(index)
 
@@ -251,7 +264,13 @@ class PairWriter:
         return self._progress / f"{self._names[index]}.keys"
 
     def _read_sidecar(self, index: int) -> _Sidecar:
-        sidecar = read_as(_Sidecar, self._sidecar(index), records.MADE_BY)
+        path = self._sidecar(index)
+        try:
+            sidecar = read_as(_Sidecar, path, records.MADE_BY)
+        except UserError as error:
+            raise UserError(
+                f"{error}. Delete it: the same command writes the shard again"
+            ) from error
         if sidecar.shard.work != self._works[index]:
             raise UserError(
                 f"pairs {self._folder}: shard {self._names[index]} was written by another run, "

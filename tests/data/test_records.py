@@ -270,8 +270,18 @@ def test_the_size_that_an_earlier_run_noted_is_compared(tmp_path):
     (path,) = tmp_path.glob("progress/*.tfrecord.json")
     values = json.loads(path.read_text())
     values["shard"]["num_bytes"] += 1
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({**values, "digest": ""}))  # as before there were digests
     with raises_line(str(path), "num_bytes", "Delete this file"):
+        pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1).finish()
+
+
+@pytest.mark.parametrize("change", [{"skipped": {"x": 1}}, {"captions_cut": 1}])
+def test_counts_that_an_earlier_run_noted_are_as_it_noted_them(tmp_path, change):
+    first = pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1)
+    first.write_shard(0, [PAIR])
+    (path,) = tmp_path.glob("progress/*.tfrecord.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with raises_line(str(path), "found the digest", "Delete it"):
         pair_writer.PairWriter(tmp_path, PROVENANCE, num_shards=1).finish()
 
 
@@ -341,8 +351,9 @@ def test_shards_know_what_determines_them(tmp_path):
     mixed.write_shard(0, [PAIR])
     (sidecar,) = (tmp_path / "mixed" / "progress").glob("*.tfrecord.json")
     (intruder,) = [again.shards[0].work]
-    text = sidecar.read_text()
-    sidecar.write_text(text.replace(json.loads(text)["shard"]["work"], intruder))
+    values = {**json.loads(sidecar.read_text()), "digest": ""}
+    values["shard"]["work"] = intruder
+    sidecar.write_text(json.dumps(values))
     with raises_line("pairs-00000-of-00001.tfrecord", "another run", "delete"):
         mixed.finish()
 
