@@ -16,10 +16,10 @@ Processes are forked from one that has imported the stages: no kill is spent on 
 
 import argparse
 import atexit
-import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -196,20 +196,19 @@ class Run:
         for process in self.processes:
             process.start()
 
-    def wait(self, changes: float = float("inf")) -> int:
-        """Waits until all processes have ended, or until the folder has changed so many times.
-
-        Progress is counted and not time: kills come as far into the work on a busy machine.
+    def wait(self, progress: float = float("inf"), seconds: float = float("inf")) -> int:
+        """Waits until the processes have ended, or got so far, or for so long.
 
         Returns:
-          how many changes were seen.
+          the progress: files that were seen under their final names, and lines of metrics.
         """
-        seen, before = 0, _listing(self.folder)
-        while seen < changes and not self.has_ended():
+        seen, start = set(), time.monotonic()
+        while not self.has_ended() and time.monotonic() - start < seconds:
+            seen |= _written(self.folder)
+            if len(seen) >= progress:
+                break
             time.sleep(_POLL_SECONDS)
-            now = _listing(self.folder)
-            seen, before = seen + (now != before), now
-        return seen
+        return len(seen | _written(self.folder))
 
     def has_ended(self) -> bool:
         return all(process.exitcode is not None for process in self.processes)
@@ -254,40 +253,48 @@ def check_environment(note: pathlib.Path) -> None:
         )
 
 
-def make(name: str, command: Command, made: pathlib.Path) -> int:
-    """Runs a command undisturbed, unless that was done; returns the changes of its folder."""
+def make(name: str, command: Command, made: pathlib.Path) -> dict[str, float]:
+    """Runs a command undisturbed, unless that was done; returns its {"progress", "seconds"}."""
     folder, note = made / name, made / f"{name}.json"
     if not note.exists():
         _clear(folder, command)
         start, run = time.monotonic(), Run(command, folder)
-        changes = run.wait()
+        progress = run.wait()
         if not run.succeeded():
             raise SystemExit(f"{name} failed; see {folder}.log")
-        write_json(note, {"changes": changes})
-        print(f"{name}: {time.monotonic() - start:.0f} s undisturbed", flush=True)
-    return json.loads(note.read_text())["changes"]
+        seconds = time.monotonic() - start
+        write_json(note, {"progress": progress, "seconds": seconds})
+        print(f"{name}: {seconds:.0f} s undisturbed", flush=True)
+    return json.loads(note.read_text())
 
 
 def disturb(
-    command: Command, folder: pathlib.Path, changes: int, rng: random.Random
-) -> tuple[int, bool]:
-    """Returns (kills, whether the command then ended well)."""
+    command: Command, folder: pathlib.Path, usual: Mapping[str, float], rng: random.Random
+) -> tuple[int, float]:
+    """Returns (kills, seconds that the last start took until it ended well, else NaN).
+
+    Half of the kills are at any time, half as soon as the command has got so far: those hit the
+    work, however long the start takes.
+    """
     _clear(folder, command)
     kills, failed, wanted = 0, 0, rng.choice((1, 2))
     while failed < _FAILED_STARTS:
-        run = Run(command, folder)
+        run, start = Run(command, folder), time.monotonic()
         if kills < wanted:
-            run.wait(rng.randint(0, 4 * changes // 5))  # a faster run shows fewer
-            time.sleep(rng.uniform(0, 2 * _POLL_SECONDS))
+            if rng.random() < 0.5:
+                run.wait(seconds=rng.uniform(0, 0.9 * usual["seconds"]))
+            else:
+                run.wait(progress=rng.uniform(1, 0.9 * usual["progress"]))
+                time.sleep(rng.uniform(0, 2 * _POLL_SECONDS))
             if not run.has_ended():
                 run.kill(rng)
                 kills += 1
                 continue
         run.wait()
         if run.succeeded():
-            return kills, True
+            return kills, time.monotonic() - start
         failed += 1
-    return kills, False
+    return kills, math.nan
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -346,13 +353,15 @@ def _clear(folder: pathlib.Path, command: Command) -> None:
         shutil.copytree(source, folder / name)
 
 
-def _listing(folder: pathlib.Path) -> set[tuple[str, int]]:
-    """Names and sizes of all files."""
+def _written(folder: pathlib.Path) -> set[str]:
+    """Files under their final names, and lines of metrics."""
     found = set()
     for root, _, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(OSError):  # it may be renamed meanwhile
-                found.add((f"{root}/{name}", os.stat(f"{root}/{name}").st_size))
+        if ".orbax-checkpoint-tmp" not in root:
+            found |= {f"{root}/{name}" for name in files if not name.startswith(".")}
+    for path in [name for name in found if name.endswith("/metrics.jsonl")]:
+        with open(path, "rb") as file:
+            found |= {f"{path}:{number}" for number, _ in enumerate(file)}
     return found
 
 
@@ -370,7 +379,7 @@ def main() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(top / "compiled"))
     made, every = top / "made", commands(top / "made")
     made.mkdir(exist_ok=True)
-    changes = {name: make(name, command, made) for name, command in every.items()}
+    usual = {name: make(name, command, made) for name, command in every.items()}
     expected = {name: contents(made / name) for name in every}
     path = top / f"rounds_seed{given.seed}.jsonl"
     rounds = read_json_lines(path) if path.exists() else []
@@ -380,16 +389,17 @@ def main() -> None:
         name = names[number % len(names)]
         folder = top / f"round-{number:04d}"
         rng = random.Random(f"{given.seed} {number}")
-        start = time.monotonic()
-        kills, ended = disturb(every[name], folder, changes[name], rng)
+        kills, seconds = disturb(every[name], folder, usual[name], rng)
+        ended = not math.isnan(seconds)
+        usual[name]["seconds"] = seconds if ended else usual[name]["seconds"]  # as busy as now
         found = contents(folder) if ended else {}
         differs = sorted(
             key
             for key in expected[name].keys() | found.keys()
             if expected[name].get(key) != found.get(key)
         )
-        row = {"stage": name, "kills": kills, "seconds": round(time.monotonic() - start, 1)}
-        rounds.append(row | {"differs": differs[:20] if ended else ["it did not end well"]})
+        differs = differs if ended else ["it did not end well"]
+        rounds.append({"stage": name, "kills": kills, "differs": differs[:20]})
         write_json_lines(path, rounds)
         verdict = f"DIFFERS, see {folder}: {rounds[-1]['differs'][:3]}" if differs else "equal"
         total = sum(done["kills"] for done in rounds)
