@@ -85,7 +85,9 @@ class Watch:
         """
         self._pending = (step, metrics, keys)
         self._totals = dict(totals or {})
-        self._merged = metrics_lib.merge(self._merged, metrics) if self._merged else metrics
+        # Sums of another config, which computed other metrics, are left out.
+        same = self._merged.keys() == metrics.keys()
+        self._merged = metrics_lib.merge(self._merged, metrics) if same else metrics
         if self._is_first:
             self._is_first = False
             self.settle()

@@ -73,3 +73,15 @@ def test_the_share_is_never_below_what_the_device_lost(rig):
         share = found.share(input_seconds)
         lost = max(0.0, input_seconds - 4.0) / max(4.0, input_seconds)
         assert share >= lost
+
+
+def test_sums_of_a_config_with_other_metrics_are_left_out():
+    """A run may go on with a loss more than the checkpoint that holds the sums."""
+    written = {}
+    writer = types.SimpleNamespace(write=lambda step, scalars: written.update(scalars))
+    checkpoints = types.SimpleNamespace(check_for_errors=lambda: None)
+    watch = Watch([writer], checkpoints, StopSignal(), log_every=10, sums={"loss": [10.0, 1.0]})
+    one, two = (np.float32(1), np.float32(1)), (np.float32(2), np.float32(1))
+    watch.add(5, {"loss": two, "grad_norm": one, "entropy": one})
+    watch.finish(5)
+    assert (written["loss"], written["entropy"]) == (2, 1)
