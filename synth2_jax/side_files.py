@@ -30,3 +30,21 @@ def parse_as(cls: type[RecordT], values: Any, path: pathlib.Path, left_by: str) 
         return config.build(cls, values, f"{path}: value", exact=True)
     except UserError as error:
         raise UserError(f"{error}; expected what `synth2 {left_by}` leaves there") from error
+
+
+def first_difference(found: Any, expected: Any, key: str = "") -> tuple[str, str] | None:
+    """Returns what differs first in two JSON values, as ("a.b 'found'", "'expected'").
+
+    None if nothing does; a key that is not there is as one with null.
+    """
+    if found == expected:
+        return None
+    if isinstance(found, dict) and isinstance(expected, dict):
+        below = (
+            first_difference(found.get(name), expected.get(name), f"{key}.{name}".removeprefix("."))
+            for name in sorted({*found, *expected})
+        )
+        return next((difference for difference in below if difference), None)
+    if isinstance(found, list) and isinstance(expected, list) and len(found) != len(expected):
+        return f"{len(found)} {key}", str(len(expected))
+    return f"{key} {found!r}", repr(expected)

@@ -26,7 +26,7 @@ from synth2_jax.data.records import Manifest, Pair, Provenance, Shard, Skipped
 from synth2_jax.data.rejected import reasons
 from synth2_jax.errors import UserError
 from synth2_jax.files import FULL_DISK, read_json, write_bytes, written_whole
-from synth2_jax.side_files import read_as
+from synth2_jax.side_files import first_difference, read_as
 
 _DIGEST_BYTES = 16  # two of a billion keys share a digest with a chance of 1 in 10^21
 _KEYS_AT_A_TIME = 1 << 22  # that are compared
@@ -341,7 +341,7 @@ class PairWriter:
             found = read_json(self._progress / _WORK, records.MADE_BY)
         else:
             return
-        difference = _difference(found, json.loads(work))
+        difference = first_difference(found, json.loads(work))
         if difference is None:
             return
         if not self._is_finished() and not self._holds_pairs():
@@ -461,21 +461,6 @@ def _comparable(provenance: Provenance) -> dict[str, Any]:
         if isinstance(found.get(names[0]), str):
             values[key] = {name: found[name] for name in names if name in found}
     return values
-
-
-def _difference(found: Any, expected: Any, key: str = "") -> tuple[str, str] | None:
-    """The first that differs in two JSON values: ("captions.fields.key_field 'id'", "'name'")."""
-    if found == expected:
-        return None
-    if isinstance(found, dict) and isinstance(expected, dict):
-        below = (
-            _difference(found.get(name), expected.get(name), f"{key}.{name}".removeprefix("."))
-            for name in sorted({*found, *expected})
-        )
-        return next(difference for difference in below if difference)
-    if isinstance(found, list) and isinstance(expected, list) and len(found) != len(expected):
-        return f"{len(found)} {key}", str(len(expected))
-    return f"{key} {found!r}", repr(expected)
 
 
 def _shown(examples: Sequence[Mapping[str, str]]) -> str:

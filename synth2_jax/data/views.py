@@ -21,7 +21,7 @@ import numpy as np
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json, write_bytes, write_json
-from synth2_jax.side_files import read_as
+from synth2_jax.side_files import first_difference, read_as
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -243,12 +243,13 @@ def check_same_view(
         return
     found = read_json(path, "filter")
     expected = {"fingerprint": manifest.fingerprint, "chosen": dict(chosen)}
-    for key, value in json.loads(json.dumps(expected)).items():
-        if found.get(key) != value:
-            raise UserError(
-                f"view {folder}: found one of {key} {found.get(key)!r}, expected {value!r}; delete "
-                "the folder or choose another"
-            )
+    values = json.loads(json.dumps(expected))
+    difference = first_difference({key: found.get(key) for key in values}, values)
+    if difference:
+        raise UserError(
+            f"view {folder}: found one of {difference[0]}, expected {difference[1]}; delete the "
+            "folder or choose another"
+        )
 
 
 def read_view(folder: str | os.PathLike[str]) -> Iterator[records.Pair]:

@@ -231,7 +231,7 @@ def test_another_share_scores_nothing_and_needs_another_workdir(chain, pairs, tm
     view = files_of(tmp_path / "view")
     times = {path: path.stat().st_mtime_ns for path in pairs.glob("scores/*/*")}
     line = mistake(filtering(chain, pairs, tmp_path / "view", keep=0.25))
-    assert "found one of chosen" in line and "delete the folder or choose another" in line
+    assert "found one of chosen.keep 0.5, expected 0.25; delete the folder" in line
     assert files_of(tmp_path / "view") == view
     chain.run(filtering(chain, pairs, tmp_path / "quarter", keep=0.25))
     assert views.open_view(tmp_path / "quarter").num_pairs == 5
