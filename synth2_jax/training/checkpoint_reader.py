@@ -174,7 +174,8 @@ def check_shapes(item_folder: pathlib.Path, expected: Any) -> None:
         if saved.get(path) != wanted.get(path):
             raise UserError(
                 f"{item_folder}: {path} has shape {saved.get(path, 'missing')}, this run's is "
-                f"{wanted.get(path, 'missing')}; another config needs another workdir"
+                f"{wanted.get(path, 'missing')}; another config needs another workdir, and so does "
+                "a version with another optimizer state"
             )
 
 
