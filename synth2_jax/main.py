@@ -20,6 +20,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 
@@ -136,6 +137,7 @@ def console() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (stays open)
     # Captions hold more than a terminal's encoding may have.
     sys.stdout.reconfigure(errors="backslashreplace")
+    sys.unraisablehook = _keep_ctrl_c
     try:
         processes = distributed.from_environment()
         if processes:
@@ -160,6 +162,17 @@ def console() -> None:
     if code:  # at once: threads of libraries may have more to say, and the last line is ours
         distributed.leave(code)
     sys.exit(code)
+
+
+def _keep_ctrl_c(unraisable) -> None:
+    """Sends a Ctrl-C again that came in a callback, where Python only prints exceptions.
+
+    JAX has one at each garbage collection: the program would run on as if no key had been pressed.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()  # after the callback
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -263,6 +276,8 @@ def parse(
     if not values.config and (overrides or expected.needs_config):
         raise UserError(f"{stage}: no --config=FILE given; see configs/")
     if not values.workdir:
+        if expected.takes_folder:
+            raise UserError(f"{stage}: no folder given. Write synth2 {stage} DIR")
         raise UserError(f"{stage}: no --workdir=DIR given")
     values.workdir = _from_home("workdir", values.workdir)
     workdir = pathlib.Path(values.workdir).absolute()

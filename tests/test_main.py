@@ -1,12 +1,15 @@
 """The command line: exit codes, one line for a mistake, and overrides of config keys."""
 
 import errno
+import gc
 import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import ml_collections
 import pytest
@@ -43,6 +46,7 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
         (["trian"], "stage 'trian': unknown; did you mean 'train'? one of: captions, demo,"),
         (["train", "--workdir=w"], "train: no --config=FILE given"),
         (["train", VLM], "train: no --workdir=DIR given"),
+        (["inspect"], "inspect: no folder given. Write synth2 inspect DIR"),
         (["train", VLM, "--wrokdir=w"], "flag 'wrokdir'. Did you mean: workdir"),
         (["train", VLM, "--workdir=w", "here"], "argument 'here': unexpected"),
         (["train", "--config=no.py", "--workdir=w"], "--config=no.py: no such file, expected"),
@@ -371,6 +375,18 @@ def test_ctrl_c_and_a_closed_pipe_leave_no_traceback(
     monkeypatch.setattr("synth2_jax.stages.report.run", stop)
     assert main.main(["synth2", "report", f"--workdir={tmp_path}"]) == code
     assert capfd.readouterr().err == told
+
+
+def test_ctrl_c_in_a_callback_is_not_lost(monkeypatch):
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", main._keep_ctrl_c)
+    gc.callbacks.append(callback)
+    with pytest.raises(KeyboardInterrupt):
+        gc.collect()
+        time.sleep(10)
 
 
 def test_a_closed_output_is_no_mistake(monkeypatch):

@@ -92,14 +92,16 @@ def run(
     if target.suffix == ".safetensors":
         if config is not None or of_a_folder:
             given = ["--config" * (config is not None), *(f"--{name}" for name in of_a_folder)]
-            raise UserError(f"{' '.join(given).strip()}: of a folder, found --output={output}")
+            raise UserError(
+                f"{' '.join(given).strip()} needs --output to be a folder (found {output})"
+            )
         _check_free(target, target.is_file(), overwrite)
         step = checkpoint_reader.latest_step(workdir)
         with _full_disk_in_one_line(target):
             _write_file(target, _Parameters(workdir, step, part, as_dtype, kept_as_is=""))
         return
     if part:
-        raise UserError(f"--part={part}: of a .safetensors file, found --output={output}")
+        raise UserError(f"--part={part} needs --output=FILE.safetensors (found {output})")
     _check_free(target, _holds_no_more_than_an_export(target), overwrite)
     with _full_disk_in_one_line(target):
         _write_folder(target, workdir, config, as_dtype, **of_a_folder)
@@ -292,12 +294,13 @@ def _fingerprints(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
 def _check_free(target: pathlib.Path, replaceable: bool, overwrite: str) -> None:
     if not os.path.lexists(target):
         return
-    if overwrite == "false":
-        raise UserError(f"--output={target}: is there already; --overwrite=true replaces it")
     if not replaceable:
         raise UserError(
-            f"--output={target}: is there and not an export alone, so it is not replaced"
+            f"--output={target}: already exists and is not only an export, so it is kept. "
+            "Choose another place"
         )
+    if overwrite == "false":
+        raise UserError(f"--output={target}: already exists. --overwrite=true replaces it")
     if not os.access(target, os.W_OK):
         raise UserError(f"--output={target}: is there and read-only. Choose another place")
 

@@ -88,13 +88,13 @@ def test_mistakes(chain, tmp_path, mistake):
     line = mistake(export(run, file, "--dtype=bfloat61"))
     assert "--dtype: unknown dtype 'bfloat61'; did you mean 'bfloat16'?" in line
     line = mistake(export(run, file, "--license=mit"))
-    assert f"--license: of a folder, found --output={file}" in line
+    assert f"--license needs --output to be a folder (found {file})" in line
     assert "expected checkpoint steps" in mistake(export(tmp_path, file))
     assert list(tmp_path.iterdir()) == []
 
     file.write_text("mine")
     line = mistake(export(run, file))
-    assert line.endswith("x.safetensors: is there already; --overwrite=true replaces it")
+    assert line.endswith("x.safetensors: already exists. --overwrite=true replaces it")
     assert file.read_text() == "mine"
     assert main.main(export(run, file, "--overwrite=true")) == 0
     assert open_safetensors(file)

@@ -316,7 +316,7 @@ def test_mistakes_of_the_call(runs, export, tmp_path, mistake):
         return mistake(["synth2", "export", str(runs / name), f"--output={output}", *options])
 
     assert "no --output=FOLDER given" in line("vlm", output="")
-    assert "--part=vlm: of a .safetensors file" in line("vlm", "--part=vlm")
+    assert "--part=vlm needs --output=FILE.safetensors" in line("vlm", "--part=vlm")
     assert "--dtype: a tokenizer stays as it is" in line("tokenizer", "--dtype=bfloat16")
     assert "--file-mib=0: expected a number of MiB" in line("vlm", "--file-mib=0")
     assert "sampling steps: found 12, expected 1 to 4" in line("generator")
@@ -331,7 +331,7 @@ def test_mistakes_of_the_call(runs, export, tmp_path, mistake):
 def test_what_is_there_is_replaced_only_when_it_is_an_export(runs, vlm, tmp_path, mistake):
     argv = ["synth2", "export", str(runs / "language_model"), f"--output={vlm}"]
     before = (vlm / "config.json").read_text()
-    assert "is there already; --overwrite=true replaces it" in mistake(argv)
+    assert "already exists. --overwrite=true replaces it" in mistake(argv)
     assert (vlm / "config.json").read_text() == before
     assert main.main([*argv, "--overwrite=true"]) == 0
     assert load_trained(vlm, "language_model") and not (vlm / "load_example.py").exists()
@@ -353,7 +353,7 @@ def test_what_a_killed_export_left_is_removed_and_what_it_replaced_is_put_back(
         other.touch()
     target.rename(left.with_suffix(".before"))  # as it is between the two renames
     argv = ["synth2", "export", str(runs / "vlm"), f"--output={target}"]
-    assert "is there already; --overwrite=true replaces it" in mistake(argv)
+    assert "already exists. --overwrite=true replaces it" in mistake(argv)
     assert (target / "config.json").read_bytes() == held
     assert sorted(tmp_path.glob(".*")) == sorted(others)
 
@@ -397,8 +397,10 @@ def test_work_of_the_users_is_not_replaced(runs, vlm, mistake, with_export):
         (vlm / "config.json").write_text('{"model_type": "bert"}')
         (vlm / "thesis.txt").unlink()
     before = {file.name: file.read_bytes() for file in vlm.iterdir()}
-    argv = ["synth2", "export", str(runs / "vlm"), f"--output={vlm}", "--overwrite=true"]
-    assert "is there and not an export alone, so it is not replaced" in mistake(argv)
+    argv = ["synth2", "export", str(runs / "vlm"), f"--output={vlm}"]
+    for overwrite in ([], ["--overwrite=true"]):  # nothing suggests what is then refused
+        line = mistake(argv + overwrite)
+        assert "already exists and is not only an export, so it is kept" in line
     assert {file.name: file.read_bytes() for file in vlm.iterdir()} == before
 
 

@@ -265,6 +265,8 @@ def find_files(pattern: str, what: str) -> list[pathlib.Path]:
         files = [path for path in found if not os.path.isdir(path)]
         if missing := [path for path in files if not os.path.isfile(path)]:  # such as a dead link
             raise UserError(f"{what}: no file {missing[0]}")
+        if not files and found and os.path.isdir(found[0]):
+            raise UserError(f"{what}: {found[0]} is a folder, expected files. Name those in it")
         if not files:
             raise UserError(f"{what}: no file {os.path.join(folder, name)}")
         paths += files

@@ -565,6 +565,8 @@ def test_names_of_files(tmp_path):
     with pytest.raises(UserError, match="no file .*c-"):
         find_files(f"{tmp_path}/c-*.tar", "test")
     (tmp_path / "c.tar").mkdir()
+    with pytest.raises(UserError, match=r"c\.tar is a folder, expected files\. Name those in it"):
+        find_files(f"{tmp_path}/c.tar", "test")
     assert find_files(f"{tmp_path}/*.tar", "test") == found
     (tmp_path / "d.tar").symlink_to(tmp_path / "unplugged.tar")
     with pytest.raises(UserError, match="no file .*d.tar"):
