@@ -241,6 +241,9 @@ def _stream(
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.iterators import Stream
 
+    for name, folder in config.folders.items():
+        if not folder:
+            raise UserError(f"config.data.folders.{name}: no folder of pairs given")
     manifests = {name: views.open_pairs(folder) for name, folder in config.folders.items()}
     if tokenizer_fingerprint is not None:
         for name, manifest in manifests.items():

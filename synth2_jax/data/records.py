@@ -199,7 +199,9 @@ def parse_manifest(folder: pathlib.Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         why = "its writing has not finished" if (folder / PROGRESS).exists() else "no pairs here"
-        raise UserError(f"pairs {folder}: no {MANIFEST} ({why})")
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+        there = f". Folders in it that have one: {', '.join(inside[:8])}" if inside else ""
+        raise UserError(f"pairs {folder}: no {MANIFEST} ({why}){there}")
     values = read_json(path, MADE_BY)
     for key, expected in (("format", FORMAT), ("version", VERSION)):
         if values.get(key) != expected:

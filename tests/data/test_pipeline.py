@@ -650,6 +650,8 @@ def test_unfit_configs(both, write_folder, tmp_path):
         start(folders={**both.folders, "synthetic": wide})
     with user_error("no manifest.json"):
         start(folders={"real": "/nowhere"})
+    with user_error("config.data.folders.real: no folder of pairs given"):
+        start(folders={"real": ""})
 
 
 def test_a_caption_without_targets_is_named(both):

@@ -187,6 +187,8 @@ def test_unfit_folders(tmp_path):
     with raises_line(str(tmp_path), "no manifest.json", "no pairs here"):
         records.read_manifest(tmp_path)
     pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
+    with raises_line(f"Folders in it that have one: {tmp_path.name}"):
+        records.read_manifest(tmp_path.parent)
     path, (shard,) = tmp_path / "manifest.json", tmp_path.glob("*.tfrecord")
     whole, contents = path.read_text(), shard.read_bytes()
 
