@@ -183,7 +183,7 @@ class CaptionScorer:
         self._caption_tokens = jax.jit(caption_tokens, out_shardings=gathered)
         self._prompted_tokens = jax.jit(prompted_tokens, out_shardings=gathered)
         self._mesh = mesh
-        sharding.check_rows(config.batch_size, mesh, "evaluate.batch_size")
+        sharding.check_rows(config.batch_size, mesh, "config.batch_size")
 
     def captions(self, params: Params) -> list[str]:
         """One caption an image, on every process."""

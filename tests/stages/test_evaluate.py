@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
@@ -36,7 +37,7 @@ def evaluated(chain, tmp_path_factory):
     return folder
 
 
-def scorer(chain, vlm, data=SCENES, **changes):
+def scorer(chain, vlm, data=SCENES, mesh=MESH, **changes):
     config = EvaluateConfig(
         str(chain.path("pairs", "test")),
         max_images=10,
@@ -46,7 +47,7 @@ def scorer(chain, vlm, data=SCENES, **changes):
     )
     fingerprints = {"tokenizer": vlm.fingerprint("tokenizer")}
     config = dataclasses.replace(config, **changes)
-    return CaptionScorer(vlm.objective, config, data, fingerprints, MESH)
+    return CaptionScorer(vlm.objective, config, data, fingerprints, mesh)
 
 
 def test_results_hold_every_score_and_the_models_provenance(chain, evaluated, vlm):
@@ -154,6 +155,8 @@ def test_mistakes(chain, vlm, mistake, tmp_path):
     assert "found 'validation', but the first image is 'test-000000'" in line
     line = mistake(chain.evaluation(tmp_path, batch_size=0))
     assert "config.batch_size: found 0, expected 1 or more" in line
+    with pytest.raises(UserError, match="^config.batch_size: found 4 rows, .* over 3 devices"):
+        scorer(chain, vlm, mesh=AbstractMesh((3, 1, 1), sharding.MESH_AXES))
     line = mistake(chain.evaluation(tmp_path, max_images=0))
     assert "config.max_images: found 0, expected 1 or more" in line
     line = mistake(chain.evaluation(tmp_path, vlm=chain.path("generator")))
