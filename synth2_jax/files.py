@@ -175,8 +175,10 @@ def read_json(path: pathlib.Path, left_by: str) -> dict[str, Any]:
     return value
 
 
-def load_json(contents: bytes) -> Any:
+def load_json(contents: bytes, *, surrogates: bool = False) -> Any:
     """Returns the JSON value of UTF-8 text, of what every program can write again.
+
+    With `surrogates`, texts may hold halves of surrogate pairs, which cannot be written as UTF-8.
 
     Raises:
       ValueError: not JSON; or what Python reads and cannot write or count with: NaN and the
@@ -184,10 +186,12 @@ def load_json(contents: bytes) -> Any:
     """
     try:
         value = _DECODER.decode(contents.decode("utf-8-sig"))
-        if b"\\ud" in contents.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError
+        if not surrogates and b"\\ud" in contents.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("too deeply nested") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("found half of a surrogate pair, expected whole characters") from error
     return value
 
 
@@ -212,8 +216,8 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of `write_json_lines`.
+def read_json_lines(path: pathlib.Path, *, surrogates: bool = False) -> list[dict[str, Any]]:
+    """Returns the rows of `write_json_lines`; `surrogates` as in `load_json`.
 
     Raises:
       UserError: no such file, or a line that is not a JSON object, by its number.
@@ -222,7 +226,7 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: no such file, expected one JSON object a line")
     # Files split at b"\n" alone; str.splitlines would also at what JSON strings hold, as U+2028.
     with open(path, "rb") as file:
-        return [_row(path, number, line) for number, line in enumerate(file, start=1)]
+        return [_row(path, number, line, surrogates) for number, line in enumerate(file, start=1)]
 
 
 class JsonLinesFile:
@@ -266,9 +270,9 @@ class JsonLinesFile:
                     yield index + 1, _row(self.path, index + 1, line)
 
 
-def _row(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(path: pathlib.Path, number: int, line: bytes, surrogates: bool = False) -> dict[str, Any]:
     try:
-        row = load_json(line)
+        row = load_json(line, surrogates=surrogates)
     except ValueError as error:
         raise UserError(f"{path}: line {number} is not JSON: {error}") from error
     if not isinstance(row, dict):

@@ -6,6 +6,7 @@ And the parity table: tests that compare with other people's code say what they 
 
 import os
 import pathlib
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,13 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+# A shell ignores these signals for what it starts in the background or by nohup; tests send them.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 # Where launch/test.sh has put the TPU compiler.
 for libtpu in (pathlib.Path(__file__).parents[1] / ".venv").glob("libtpu-*/libtpu/libtpu.so"):
     os.environ.setdefault("TPU_LIBRARY_PATH", str(libtpu))

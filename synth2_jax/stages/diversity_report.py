@@ -136,7 +136,8 @@ def read_captions(path: pathlib.Path) -> list[str]:
             raise UserError(f"{path}: expected {CAPTIONS} or finished pairs in this folder")
         return read_captions(path / CAPTIONS)
     elif path.suffix == ".jsonl":
-        captions = [row.get("caption") for row in read_json_lines(path)]
+        rows = read_json_lines(path, surrogates=True)  # the page shows them as escapes
+        captions = [row.get("caption") for row in rows]
     else:
         captions = _lines(path)
     for number, caption in enumerate(captions, start=1):

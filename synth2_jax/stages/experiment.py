@@ -315,7 +315,7 @@ class Experiment:
         folder = self.workdir / "evaluation" / name
         step = f"evaluate {name}"
         self._check_same(step, self.config.evaluate)
-        if not (folder / "results.json").exists():
+        if not _has_scores(folder / "results.json", self.config.evaluate):
             section = self._copy(self.config.evaluate)
             section.vlm = self.path(name)
             section.folder = self.path("pairs", "test")
@@ -450,6 +450,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _seeded(name: str, seed: int) -> str:
     return f"{name}_seed{seed}" if seed else name
+
+
+def _has_scores(results: pathlib.Path, config: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is finished, with each further score that its config asks for."""
+    if not results.exists():
+        return False
+    return read_json(results, "evaluate").keys() >= set(config.get("more_scores", ()))
 
 
 def _is_trained(folder: str, steps: int) -> bool:

@@ -135,7 +135,6 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     """Scores what is missing and writes the view; returns the summary."""
     cfg = config_lib.build(FilterConfig, config)
     manifest = records.read_manifest(cfg.folder)
-    place = _place_of_scores(cfg)
     scorers = _scorers(cfg, manifest)
     chosen = {
         "by": cfg.by,
@@ -146,6 +145,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     }
     folder = pathlib.Path(workdir)
     views.check_same_view(folder, manifest, chosen)
+    place = _place_of_scores(cfg)
     files = {
         name: _ScoreFiles(place, name, scorer.settings, scorer.dtype)
         for name, scorer in scorers.items()

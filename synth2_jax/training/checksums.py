@@ -93,7 +93,7 @@ def _damaged(
     try:
         saved = json.loads(path.read_bytes())["crc32"]
         expected = {str(name): [int(number) for number in pair] for name, pair in saved.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [FILE]
     chosen = [
         name

@@ -525,7 +525,7 @@ def test_a_vlm_is_trained_on_what_was_loaded(trained, tmp_path, gm):
     }
     rngs = {"dropout": jax.random.key(0)}
     loss = jax.jit(functools.partial(objective.loss, train=True))
-    metrics, _ = loss(state.params, {}, batch, rngs, jnp.int32(0))
+    metrics, _ = loss(state.params, batch, rngs, jnp.int32(0))
     assert np.isfinite(metrics["loss"][0]) and metrics["loss"][1] == 26
 
 

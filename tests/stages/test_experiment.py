@@ -262,7 +262,7 @@ def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
         before, after = steps._flat(config[name].to_dict()), steps._flat(section.to_dict())
         changed.update(f"{name}.{key}" for key in after if before.get(key) != after[key])
         if stage == "evaluate":
-            write_json(pathlib.Path(folder) / "results.json", {})
+            write_json(pathlib.Path(folder) / "results.json", dict.fromkeys(steps.SCORES))
 
     for stage in (tokenize, captions, synthesize, train, evaluate):
         name = stage.__name__.rpartition(".")[2]
@@ -367,11 +367,21 @@ def test_the_peak_memory_is_the_most_of_all_processes(chain, tmp_path, monkeypat
         assert first.peak_memory_gib() == expected
 
 
+def test_an_evaluation_lacks_a_further_score_that_failed(tmp_path):
+    results = tmp_path / "results.json"
+    assert not steps._has_scores(results, {})
+    write_json(results, {"cider": 1.0})
+    assert steps._has_scores(results, {})
+    assert not steps._has_scores(results, {"more_scores": ("meteor",)})
+    write_json(results, {"cider": 1.0, "meteor": 2.0})
+    assert steps._has_scores(results, {"more_scores": ("meteor",)})
+
+
 def test_seeds_may_share_a_generator_but_not_its_samples(chain, monkeypatch):
     folders = []
     for shared in (False, True):
         experiment = Experiment(demo_config(chain), str(chain.root), share_generator=shared)
         monkeypatch.setattr(experiment, "_train", lambda name, *sections: folders.append(name))
-        monkeypatch.setattr(experiment, "_step", lambda name, given, function: None)
+        monkeypatch.setattr(experiment, "_step", lambda name, given, folder, function: None)
         assert experiment.synthesize(seed=2) == str(chain.path("pairs", "synthetic_seed2"))
     assert folders == ["generator_seed2", "generator"]
