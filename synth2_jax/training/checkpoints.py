@@ -187,7 +187,7 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
         _report_failed_saves_once()
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = self._open(options)
         self._best_metric = best_metric
         self.data_layout = data_layout
         self._started: int | None = None  # the step of the newest save
@@ -376,7 +376,34 @@ class Checkpoints:
         (folder,) = (path for path in self.folder.iterdir() if path.name.startswith(prefix))
         checksums.write(folder)
 
+    def _open(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+        """Returns Orbax's manager; steps whose metadata it cannot read are set aside."""
+        manager, error = None, None
+        try:
+            manager = ocp.CheckpointManager(self.folder, options=options)
+        except Exception as caught:  # of many types, from any step's file
+            error = caught
+        if checksums.on_all_processes(manager is not None):
+            return manager
+        metadata = ocp.Checkpointer(ocp.CompositeCheckpointHandler()).metadata
+        damaged = []
+        for step in complete_steps(self.folder):
+            try:
+                metadata(self.folder / str(step))
+            except Exception as caught:
+                logging.warning("%s/%d cannot be read: %.300s", self.folder, step, caught)
+                damaged.append(step)
+        if not damaged:
+            raise error or RuntimeError(f"{self.folder}: another process cannot open it")
+        self._rename(damaged)
+        return ocp.CheckpointManager(self.folder, options=options)
+
     def _set_aside(self, steps: list[int]) -> None:
+        self._rename(steps)
+        if steps:
+            self._manager.reload()
+
+    def _rename(self, steps: list[int]) -> None:
         for step in steps:
             if jax.process_index() == 0:
                 name = f"unreadable-{step}"
@@ -386,7 +413,6 @@ class Checkpoints:
                 (self.folder / str(step)).rename(self.folder / free_name)
         if steps:
             checksums.on_all_processes(True)
-            self._manager.reload()
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tests of saving, of what is found damaged, and of reading elsewhere."""
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -155,6 +156,17 @@ def test_what_is_damaged_twice_is_set_aside_twice(tmp_path, mesh):
             assert int(checkpoints.restore(layout).state.step) == 1
     found = sorted(path.name for path in folder.iterdir())
     assert found == ["1", "unreadable-2", "unreadable-2-2", "unreadable-2-3"]
+
+
+def test_a_step_of_damaged_metadata_is_set_aside(tmp_path, mesh):
+    layout, state = layout_and_state(mesh)
+    save_steps(tmp_path, state, [1, 2])
+    path = tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit_timestamp_nsecs": "x"}))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(layout).state.step) == 1
+    found = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert found == ["1", "unreadable-2"]
 
 
 def test_what_cannot_be_gone_on_from_is_damaged_unless_it_is_of_other_data(tmp_path, mesh):
