@@ -251,7 +251,7 @@ def open_vlm(chain):
     for path, leaf in flat.items():
         noise = rng.normal(size=leaf.shape).astype(leaf.dtype)
         if "language_model/decoder" in path and "/attention/" in path:
-            flat[path] = leaf + noise / 2
+            flat[path] = leaf + noise
         if "cross_attention" in path:
             flat[path] = np.full_like(leaf, 3.0) if path.endswith("gate") else leaf + noise
     params = train_state.unflatten(flat)
@@ -381,8 +381,8 @@ def test_few_shot_captions_do_not_depend_on_the_batch(coco_pairs, open_vlm):
 @pytest.mark.slow
 def test_text_examples_and_images_of_examples_count(coco_pairs, open_vlm):
     support = str(coco_pairs)
-    shown = written(open_vlm, coco_pairs, shots=2, support=support)
-    told = written(open_vlm, coco_pairs, text_shots=2, support=support)
+    shown = written(open_vlm, coco_pairs, shots=4, support=support)
+    told = written(open_vlm, coco_pairs, text_shots=4, support=support)
     zero = written(open_vlm, coco_pairs)
     assert shown != told
     assert told != zero
