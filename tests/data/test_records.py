@@ -186,23 +186,24 @@ def test_codebooks_fit_uint16():
 def test_unfit_folders(tmp_path):
     with raises_line(str(tmp_path), "no manifest.json", "no pairs here"):
         records.read_manifest(tmp_path)
-    pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
-    with raises_line(f"Folders in it that have one: {tmp_path.name}"):
-        records.read_manifest(tmp_path.parent)
-    path, (shard,) = tmp_path / "manifest.json", tmp_path.glob("*.tfrecord")
+    folder = tmp_path / "train"
+    pair_writer.write_pairs(folder, [PAIR], PROVENANCE)
+    with raises_line("Folders in it that have one: train"):
+        records.read_manifest(tmp_path)
+    path, (shard,) = folder / "manifest.json", folder.glob("*.tfrecord")
     whole, contents = path.read_text(), shard.read_bytes()
 
     shard.write_bytes(contents[:-1])
     with raises_line(shard.name, f"{len(contents) - 1} bytes", str(len(contents))):
-        records.read_manifest(tmp_path)
+        records.read_manifest(folder)
     shard.unlink()
     with raises_line(shard.name, "no such file", "run the stage"):
-        records.read_manifest(tmp_path)
+        records.read_manifest(folder)
     newer = {**json.loads(whole), "version": 2}
     for text in ("{", "[]", json.dumps({"format": "x"}), json.dumps(newer)):
         path.write_text(text)
         with raises_line(str(path), "expected"):
-            records.read_manifest(tmp_path)
+            records.read_manifest(folder)
 
 
 def pairs_in_two_shards(folder):
