@@ -45,7 +45,7 @@ def test_arrays_are_read_only_when_fingerprints_are_asked_for(
         path.write_bytes(path.read_bytes()[:10])
     for options in ([], ["--fingerprints=true"]):
         line = mistake(["synth2", "inspect", str(run), *options])
-        assert line.startswith(f"{run}/checkpoints/60: this checkpoint cannot be read: ")
+        assert line.startswith(f"{run}/checkpoints/60: this checkpoint cannot be read (damaged: ")
     line = mistake(["synth2", "inspect", str(run), "--fingerprints=yes"])
     assert line == "--fingerprints=yes: expected true or false"
 

@@ -102,4 +102,4 @@ def test_mistakes(chain, mistake, tmp_path):
     assert "delete the folder or choose another" in line  # shards of other images never mix
     for key in ("max_images", "batch_size", "num_shards"):
         line = mistake(chain.tokenization(tmp_path, **{key: 0}))
-        assert line.endswith(f"tokenize.{key}: found 0, expected 1 or more")
+        assert line.endswith(f"config.{key}: found 0, expected 1 or more")
