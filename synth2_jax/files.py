@@ -33,7 +33,7 @@ def temporary_name(path: pathlib.Path) -> pathlib.Path:
 
 
 def leftovers(path: pathlib.Path, suffix: str = ".tmp") -> list[pathlib.Path]:
-    """Returns what killed writers of `path` left beside it; ask only while you hold its lock."""
+    """Returns the temporary files of killed writers of `path`; needs the lock of its folder."""
     pattern = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{16}}{re.escape(suffix)}")
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     return [found for found in beside if pattern.fullmatch(found.name)]

@@ -58,7 +58,7 @@ class Objective(Protocol):
         *,
         train: bool,
     ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Any]]:
-        """Returns {name: (sum, count)}, of which "loss" is minimized, and what was seen.
+        """Returns {name: (sum, count)}, and what was seen; the "loss" is minimized.
 
         The second is what `after_update` needs of these rows; {} for most models.
         """

@@ -357,7 +357,7 @@ def _folder(config: SourceConfig, what: str) -> pathlib.Path:
 
 
 def _value(row: Any, name: str) -> Any:
-    """`row[name]`; Rejected where there is none."""
+    """Returns `row[name]`; raises Rejected if the row lacks it."""
     if not isinstance(row, dict):
         raise Rejected("row not a JSON object", f"found {row!r:.40}")
     if name not in row:
