@@ -80,10 +80,11 @@ def test_a_gemma_is_asked_in_its_chat_format(gemma, tmp_path, capsys):
 def test_the_manifest_names_the_weights(gemma):
     folder, vocabulary = gemma
     cfg = CaptionsConfig(str(folder), vocabulary.path, captions_per_class=1)
-    config, params, loaded, told = captions_stage._load_language_model(cfg)
-    held = jax.tree.map(np.asarray, load_language_model(folder, config))
-    assert told == {"checkpoint": "gemma", "fingerprint": fingerprint(held)}
-    assert fingerprint(params) == fingerprint(held) and loaded.path == vocabulary.path
+    found = captions_stage._load_language_model(cfg)
+    held = jax.tree.map(np.asarray, load_language_model(folder, found.config))
+    assert found.provenance == {"checkpoint": "gemma", "fingerprint": fingerprint(held)}
+    assert fingerprint(found.params) == fingerprint(held)
+    assert found.vocabulary.path == vocabulary.path
 
 
 def test_a_gemma_without_its_vocabulary_is_one_line(gemma, tmp_path, capsys):
