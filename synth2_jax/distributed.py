@@ -41,6 +41,8 @@ from synth2_jax.errors import UserError
 _PREFIX = "SYNTH2_"
 # Compiling for minutes must not look like death; who is really dead is found by the watchdog.
 _HEARTBEAT_SECONDS = 600
+# How long a process that is done waits for the others: process 0 may score captions for long.
+_SHUTDOWN_SECONDS = 24 * 3600
 _POLL_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0  # for one message of the roll call
 _MAX_LINE = 8192  # bytes of one
@@ -111,6 +113,7 @@ def start(processes: Processes) -> None:
         processes.num_processes,
         processes.process_id,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
     _check("processes", jax.process_count(), processes.num_processes)
     if processes.num_devices is not None:

@@ -41,7 +41,7 @@ from synth2_jax import distributed, main
 
 distributed.start(distributed.from_environment())
 codes = [main.main(["synth2", *argv]) for argv in json.loads(sys.argv[1])]
-distributed.leave(max(codes))
+sys.exit(max(codes))  # waits for the others, who need process 0 to their end
 """
 
 
@@ -121,7 +121,6 @@ for sizes, order in [(sizes, order) for sizes in meshes for order in (sorted(tur
     held_out = pipeline.eval_batches(config, "vlm", layout=layout, with_keys=True)
     seen = [key for batch in held_out for key in batch["key"][batch["valid"]].tolist()]
     print("found", json.dumps([layout.shard, keys, seen]), flush=True)
-distributed.leave(0)
 """
 
 

@@ -17,7 +17,7 @@ GOOD = dict.fromkeys(SCORES, 1.0)
 def experiment(tmp_path):
     """An Experiment whose steps are all done."""
     made = Experiment.__new__(Experiment)
-    made.workdir, made.config, made.seconds = tmp_path, SimpleNamespace(evaluate=None), {}
+    made.workdir, made.config, made.seconds = tmp_path, SimpleNamespace(evaluate={}), {}
     return made
 
 
