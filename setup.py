@@ -40,6 +40,7 @@ setuptools.setup(
         "sentencepiece>=0.2",
         "tensorboardX",
         "tensorstore",
+        "xxhash",
     ],
     extras_require={
         # The input pipeline. tensorflow-text needs the full `tensorflow` (tensorflow-cpu does not

@@ -34,6 +34,7 @@ from benchmarks.bare_steps import BareSteps, Training, training_of  # noqa: E402
 from benchmarks.result import Figure, number, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
+from synth2_jax.training import checksums  # noqa: E402
 from synth2_jax.training.checkpoints import Checkpoints  # noqa: E402
 from synth2_jax.training.train_loop import TrainLoopConfig, train  # noqa: E402
 
@@ -93,10 +94,11 @@ def drop_from_memory(folder: pathlib.Path) -> None:
 
 def measure_disk(state, layout, iterator, folder: pathlib.Path, repeats: int) -> dict[str, float]:
     """Median seconds of a save (until it returns, and until it is durable), a restore, and of as
-    many bytes written and read plainly; and the bytes and files that a checkpoint has."""
+    many bytes written and read plainly; of the checksums of files that were read just before, which
+    a restore includes; and the bytes and files that a checkpoint has."""
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     seconds: dict[str, list[float]] = {
-        name: [] for name in ("write", "blocked", "save", "read", "restore")
+        name: [] for name in ("write", "blocked", "save", "read", "restore", "checksums")
     }
     for _ in range(repeats):
         with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -114,6 +116,9 @@ def measure_disk(state, layout, iterator, folder: pathlib.Path, repeats: int) ->
                 start = time.perf_counter()
                 jax.block_until_ready(checkpoints.restore(layout).state)
                 seconds["restore"].append(time.perf_counter() - start)
+                start = time.perf_counter()
+                checksums.check(workdir / "checkpoints" / str(checkpoints.latest_step()))
+                seconds["checksums"].append(time.perf_counter() - start)
             (workdir / "plain").unlink()
             files = files_in(workdir)
             stored = sum(path.stat().st_size for path in files)
@@ -201,6 +206,7 @@ def main() -> None:
     where = f"{path.parent.name} {path.stem}"
     size = f"{number(result['bytes'] / 1e6)} MB in {result['files']} files"
     saved, restored = result["save_seconds"], result["restore_seconds"]
+    checksums_share = result["checksums_seconds"] / restored
     figures = [
         Figure(
             f"saving a checkpoint, {where}, {size}",
@@ -217,7 +223,7 @@ def main() -> None:
             "MB/s",
             result["read_seconds"] / restored,
             "disk",
-            f"in {number(restored)} s",
+            f"in {number(restored)} s, of which {number(100 * checksums_share)} % for checksums",
         ),
         Figure(
             f"time that a checkpoint each {PERIOD} steps costs, {where}, batch {batch_size}",

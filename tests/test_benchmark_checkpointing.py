@@ -85,6 +85,7 @@ def test_saves_and_restores_are_timed_beside_the_same_bytes(checkpointing, toy, 
     assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert 0 < found["blocked_seconds"] <= found["save_seconds"]
     assert min(found[f"{name}_seconds"] for name in ("write", "read", "restore")) > 0
+    assert 0 < found["checksums_seconds"] < found["restore_seconds"]
     assert found["files"] > 5 and found["bytes_on_disk"] > 0
     assert not list(tmp_path.iterdir())  # nothing is left behind
 

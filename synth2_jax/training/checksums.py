@@ -1,6 +1,6 @@
 """Checksums of the files of a checkpoint: a bit that changed on the disk is found, not trained on.
 
-STEP/checksums.json is {"crc32": {"params/d/0a1b...": [checksum, bytes], ...}}, over the files of
+STEP/checksums.json is {"xxh3_64": {"params/d/0a1b...": [checksum, bytes], ...}}, over the files of
 all items. It is the last file written before the step gets its name.
 """
 
@@ -10,17 +10,18 @@ import json
 import math
 import os
 import pathlib
-import zlib
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+import xxhash
 from absl import logging
 from jax.experimental import multihost_utils
 
 from synth2_jax.errors import DamagedError
 
 FILE = "checksums.json"
+_ALGORITHM = "xxh3_64"  # a quarter of the time of zlib's CRC-32
 _CHUNK = 2**20  # bytes; stays in a core's cache
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -35,7 +36,7 @@ def write(step_folder: pathlib.Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda name: _read(step_folder / name, sync=True), names)
     path = step_folder / FILE
-    path.write_text(json.dumps({"crc32": dict(zip(names, found, strict=True))}))
+    path.write_text(json.dumps({_ALGORITHM: dict(zip(names, found, strict=True))}))
     _read(path, sync=True)
     for folder in {step_folder, *(path.parent for path in step_folder.rglob("*"))}:
         sync_folder(folder)
@@ -91,7 +92,7 @@ def _damaged(
         _warn_once(step_folder)
         return []
     try:
-        saved = json.loads(path.read_bytes())["crc32"]
+        saved = json.loads(path.read_bytes())[_ALGORITHM]
         expected = {str(name): [int(number) for number in pair] for name, pair in saved.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [FILE]
@@ -124,12 +125,12 @@ def _warn_once(step_folder: pathlib.Path) -> None:
 
 
 def _read(path: pathlib.Path, sync: bool = False) -> list[int]:
-    """Returns [CRC-32, bytes] of a file."""
-    checksum, size, chunk = 0, 0, bytearray(_CHUNK)
+    """Returns [checksum, bytes] of a file."""
+    checksum, size, chunk = xxhash.xxh3_64(), 0, bytearray(_CHUNK)
     with open(path, "rb", buffering=0) as file:
         if sync:
             os.fsync(file.fileno())
         while count := file.readinto(chunk):
-            checksum = zlib.crc32(memoryview(chunk)[:count], checksum)
+            checksum.update(memoryview(chunk)[:count])
             size += count
-    return [checksum, size]
+    return [checksum.intdigest(), size]
