@@ -53,6 +53,7 @@ def check(captioning, config, decode, batch_sizes):
         assert row["flops"] == flops.total
 
 
+@pytest.mark.slow
 def test_every_caption_has_its_full_length(captioning, config):
     check(captioning, config, DECODE, [3])
 

@@ -226,6 +226,7 @@ def test_no_example_of_an_epoch_is_lost_or_seen_twice_when_processes_change(both
     assert len(found) == 48 and len(set(found)) == 48  # two of 50 are no batch of 6
 
 
+@pytest.mark.slow
 def test_rates_follow_a_schedule(both):
     """From real pairs alone to synthetic ones alone, between steps 10 and 30."""
     config = dataclasses.replace(
@@ -684,6 +685,7 @@ def test_a_position_knows_the_vocabulary_whatever_its_path(both, tmp_path):
         other.set_state(state)
 
 
+@pytest.mark.slow
 def test_other_rows_of_the_same_number_of_shards_go_on_exactly(both, caplog):
     """Two processes with two parts of the batch each, which then lie between each other's."""
     straight = take(pipeline.train_iterator(both, "vlm"), 6)

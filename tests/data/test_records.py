@@ -92,6 +92,7 @@ def test_an_interrupted_writer_leaves_whole_shards_only_and_is_resumed(tmp_path)
     assert not (tmp_path / "progress").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_shard(tmp_path):
     script = f"""
 import os

@@ -180,6 +180,7 @@ def vlm():
     return model, params, embeddings
 
 
+@pytest.mark.slow
 def test_the_pools_matrix_is_every_caption_with_every_image(vlm):
     model, params, embeddings = vlm
     one = jax.jit(alignment.make_caption_likelihood(model))

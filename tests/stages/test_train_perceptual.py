@@ -91,6 +91,7 @@ def test_a_step_trains_the_tokenizer_and_leaves_the_network_as_its_file(trained)
     assert fingerprints == {"perceptual": fingerprint(expected)}
 
 
+@pytest.mark.slow
 def test_more_steps_with_another_network_are_refused(trained, files, mistake):
     first, other = (fingerprint(from_torchvision(tensors(i), VGG, "tensors")) for i in (0, 1))
     line = mistake(training("tokenizer", trained, pretrained__perceptual=files[1], train__steps=2))

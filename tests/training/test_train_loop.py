@@ -145,6 +145,7 @@ def test_a_resumed_run_is_bitwise_the_straight_one(tmp_path):
     assert len(losses(tmp_path / "straight")) == 7
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_its_own_step_although_the_state_was_donated(tmp_path):
     """Saving runs in the background while the next step reuses the buffers of the saved state."""
     run(tmp_path / "long", 20, checkpoint_every=1)
