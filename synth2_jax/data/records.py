@@ -235,11 +235,18 @@ def check_tokenizer(
             f"pairs {folder}: found images, expected image tokens of tokenizer {fingerprint}; run "
             "`synth2 tokenize` without --on-the-fly"
         )
-    if manifest.provenance.tokenizer != fingerprint:
-        raise UserError(
-            f"pairs {folder}: found image tokens of tokenizer {manifest.provenance.tokenizer}, "
-            f"expected tokenizer {fingerprint}"
+    found = manifest.provenance.tokenizer
+    if found != fingerprint:
+        line = (
+            f"pairs {folder}: found image tokens of tokenizer {found}, expected tokenizer "
+            f"{fingerprint}"
         )
+        if found == fingerprint.partition("+")[0]:  # as versions stored it that knew no settings
+            line += (
+                f". The parameters are the same. If an older synth2 made these pairs with these "
+                f"settings too, write {fingerprint} as tokenizer in {MANIFEST}"
+            )
+        raise UserError(line)
 
 
 def check_text_features(

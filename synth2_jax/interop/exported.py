@@ -79,9 +79,11 @@ class Exported:
     def check_fingerprints(self, found: Mapping[str, str]) -> None:
         """Raises UserError unless parameters and model are those that were exported.
 
-        `found` are the fingerprints of what was read; what differs is named with its file.
+        `found` are the fingerprints of the parameters that were read; what differs is named with
+        its file. The settings that a fingerprint may have behind it are compared with the model.
         """
         told = self.description["fingerprints"]
+        told = {part: str(value).partition("+")[0] for part, value in told.items()}
         for part in sorted(told.keys() | found.keys()):
             if told.get(part) != found.get(part):
                 files = self.changed_files()

@@ -56,7 +56,7 @@ from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stages.model_card import CardFacts, model_card, read_results
 from synth2_jax.stages.model_text import caption_decode
 from synth2_jax.training import checkpoint_reader
-from synth2_jax.training.fingerprint import fingerprint_arrays
+from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.trained import with_own_vocabulary
 from synth2_jax.vocabulary import load_vocabulary, vocabulary_path
@@ -202,7 +202,7 @@ def _write_folder(
     if dtype is not None and model_name == "tokenizer":
         raise UserError("--dtype: a tokenizer stays as it is, its last bits decide between tokens")
     parameters = _Parameters(workdir, step, "", dtype, kept_as_is="tokenizer")
-    trained = _fingerprints(parameters.as_saved())
+    trained = _fingerprints(parameters.as_saved(), task)
     run_folder = checkpoint_reader.run_folder(workdir)
     scores = read_results(results, run_folder, model_name, trained)
     with _folder_written_whole(target) as folder:
@@ -211,10 +211,11 @@ def _write_folder(
         )
         # Of what is on the disk now, in the dtypes that a model has when it is loaded.
         tensors = open_safetensors(folder)
-        found = _fingerprints(
+        arrays = (
             (name, np.asarray(tensors[exported.tensor_name(name)].astype(leaf.dtype)))
             for name, leaf in sorted(parameters.saved.items())
         )
+        found = _fingerprints(arrays, task)
         if dtype is None and found != trained:
             raise UserError(f"{target}: reads back as {found}, expected {trained}; is it damaged?")
         data = {}
@@ -283,12 +284,14 @@ def _plain(section: Any) -> Any:
     return json.loads(config_lib.to_json(section))
 
 
-def _fingerprints(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
+def _fingerprints(arrays: Iterable[tuple[str, np.ndarray]], task: Any) -> dict[str, str]:
     """`Trained.fingerprint` of each part, from (path, array) by rising path."""
-    return {
-        part: fingerprint_arrays((path.partition("/")[2], array) for path, array in of_part)
-        for part, of_part in itertools.groupby(arrays, lambda item: item[0].partition("/")[0])
-    }
+    tokenizer = getattr(task, "tokenizer", None)
+    found = {}
+    for part, of_part in itertools.groupby(arrays, lambda item: item[0].partition("/")[0]):
+        digest = fingerprint_arrays((path.partition("/")[2], array) for path, array in of_part)
+        found[part] = with_settings(part, digest, tokenizer)
+    return found
 
 
 def _check_free(target: pathlib.Path, replaceable: bool, overwrite: str) -> None:

@@ -22,14 +22,16 @@ from typing import Any
 
 import numpy as np
 
+from synth2_jax import config as config_lib
 from synth2_jax.data import records, views
 from synth2_jax.errors import UnknownNameError, UserError, nearest
 from synth2_jax.files import read_json
 from synth2_jax.interop.exported import is_exported, open_exported
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.stages import inspect_mixture
 from synth2_jax.stages.inert_text import inert
 from synth2_jax.training import checkpoint_reader
-from synth2_jax.training.fingerprint import fingerprint_arrays
+from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings
 
 NUM_SHOWN = 5
 
@@ -89,10 +91,13 @@ def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> st
     width = _width(params)
     notes = {}
     if with_fingerprints:
+        section = config.get("model", {}).get("tokenizer")
+        tokenizer = config_lib.build(VQTokenizerConfig, section, "tokenizer") if section else None
         for part, names in _parts(params).items():
             arrays = checkpoint_reader.read_arrays(folder, step, names)
             inside = ((path.partition("/")[2], array) for path, array in arrays)
-            notes[part] = f"fingerprint {fingerprint_arrays(inside)}"
+            found = with_settings(part, fingerprint_arrays(inside), tokenizer)
+            notes[part] = f"fingerprint {found}"
     state = checkpoint_reader.saved_arrays(folder, step, "train")
     optimizer = [path for path in state if path.startswith("opt_state")]
     saved_by = len(checkpoint_reader.position_files(folder, step))

@@ -31,7 +31,7 @@ from synth2_jax.stages.text_encoders import load_text_encoder
 from synth2_jax.stages.trained import load_part
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import DataIterator
-from synth2_jax.training.fingerprint import fingerprint
+from synth2_jax.training.fingerprint import fingerprint, with_settings
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
@@ -268,7 +268,8 @@ def _pretrained(
                 continue  # Speed and sharding do not depend on what the frozen weights are.
             raise UserError(f"config.pretrained.{part}: empty, expected {SOURCES[part]}")
         params[path] = _load_part(part, source, objective, path, mesh, rules)
-        fingerprints[part] = fingerprint(params[path])
+        tokenizer = getattr(objective.task, "tokenizer", None)
+        fingerprints[part] = with_settings(part, fingerprint(params[path]), tokenizer)
     return params, fingerprints
 
 

@@ -13,6 +13,7 @@ from synth2_jax.config import check_seeds
 from synth2_jax.errors import UserError
 from synth2_jax.training import train_state
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
+from synth2_jax.training.fingerprint import of_parameters
 from synth2_jax.training.metrics import Sums, Writer
 from synth2_jax.training.optimizer import Optimizer
 from synth2_jax.training.stop_signal import StopSignal
@@ -179,7 +180,7 @@ def _restore(
     def go_on(restored: Restored) -> None:
         for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
             saved, now = restored.fingerprints.get(name), fingerprints.get(name)
-            if saved != now:
+            if saved not in (now, now and of_parameters(now)):  # the latter by an older version
                 raise UserError(
                     f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
                     "another input needs another workdir"

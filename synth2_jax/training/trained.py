@@ -15,7 +15,7 @@ from synth2_jax.training.checkpoint_reader import (
     restore_params,
     run_folder,
 )
-from synth2_jax.training.fingerprint import fingerprint
+from synth2_jax.training.fingerprint import fingerprint, with_settings
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params, params_layout
 
@@ -44,7 +44,8 @@ class Trained:
 
     def fingerprint(self, part: str) -> str:
         """Of one top-level part of the parameters, such as "tokenizer"."""
-        return fingerprint(self.params[part])
+        tokenizer = getattr(self.objective.task, "tokenizer", None)
+        return with_settings(part, fingerprint(self.params[part]), tokenizer)
 
     def provenance(self, part: str) -> dict[str, Any]:
         """What a manifest says of this model: {"checkpoint", "step", "fingerprint"}."""

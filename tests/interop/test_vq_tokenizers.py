@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from synth2_jax.data.records import Manifest, Provenance, check_tokenizer
 from synth2_jax.errors import UserError
 from synth2_jax.interop.ibq import IBQ
 from synth2_jax.interop.llamagen import LLAMAGEN
@@ -156,6 +157,28 @@ def test_a_pixel_range_may_be_said(files):
     config = TAMING.tokenizer_config(path, image_size=16, pixel_range=(0.0, 1.0))
     assert config.pixel_range == (0.0, 1.0)
     assert TAMING.load_tokenizer(path, config)
+
+
+def test_pairs_of_one_reading_of_a_file_are_refused_by_another(files):
+    """Parameters that are equal make other tokens by another choice of codes or range of pixels."""
+    path = files["ibq"]
+    readings = [(f"ibq:{path}", {}), (f"taming:{path}", {})]
+    readings += [(f"taming:{path}", {"pixel_range": (0.0, 1.0)})]
+    found = [
+        load_tokenizer(reading, image_size=16, **settings).fingerprint("tokenizer")
+        for reading, settings in readings
+    ]
+    assert len(set(found)) == 3
+    for made_by in found:
+        manifest = Manifest(Provenance(made_by, num_image_tokens=16, codebook_size=64), {}, ())
+        check_tokenizer(manifest, made_by)
+        for other in {*found} - {made_by}:
+            with pytest.raises(UserError, match="expected tokenizer") as caught:
+                check_tokenizer(manifest, other, "pairs")
+            assert made_by in str(caught.value) and other in str(caught.value)
+            # Pairs of an older version have the parameters' part alone.
+            by_hand = f"write {other} as tokenizer in manifest.json" in str(caught.value)
+            assert by_hand == (made_by == found[1])
 
 
 def test_a_training_must_have_the_pixel_range_of_its_tokenizer(files):

@@ -140,6 +140,23 @@ def test_defaults_are_written_out_and_settings_kept(export):
     assert description["model"]["generator"]["maskgit"]["tied_head"] is True
 
 
+def test_a_tokenizers_settings_are_in_every_fingerprint_of_it(export, runs, capsys):
+    """In that of the run, of its export and of what inspect says; old exports open without."""
+    section = {**MODELS["tokenizer"]["tokenizer"], "code_choice": "dot_product"}
+    run = runs / "dot_product"
+    write_untrained_run(run, "tokenizer", config={"model": {"tokenizer": section}})
+    expected = load_trained(run, "tokenizer").fingerprint("tokenizer")
+    assert expected.endswith("+code_choice=dot_product")
+    folder = export("dot_product")
+    description = json.loads((folder / "config.json").read_text())
+    assert description["fingerprints"]["tokenizer"] == expected
+    assert main.main(["synth2", "inspect", str(run), "--fingerprints=true"]) == 0
+    assert expected in capsys.readouterr().out
+    description["fingerprints"]["tokenizer"] = expected.partition("+")[0]
+    (folder / "config.json").write_text(json.dumps(description))
+    assert load_trained(folder, "tokenizer").fingerprint("tokenizer") == expected
+
+
 def test_captions_are_by_default_as_long_as_those_of_training(vlm):
     held = json.loads((vlm / "config.json").read_text())
     prompt = load_vocabulary(str(vlm / "vocabulary.model")).encode(held["data"]["prompt"])

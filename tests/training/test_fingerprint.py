@@ -7,9 +7,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from synth2_jax import sharding
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.training import fingerprint as fingerprints
-from synth2_jax.training.fingerprint import fingerprint
+from synth2_jax.training.fingerprint import fingerprint, of_parameters, with_settings
 
 
 def test_fingerprint_is_of_paths_dtypes_shapes_and_values_only():
@@ -35,3 +36,18 @@ def test_a_fingerprint_is_the_same_in_pieces(monkeypatch, part_bytes):
     assert fingerprint(tree) == whole == fingerprint(jax.tree.map(jnp.asarray, tree))
     sizes = [part.nbytes for part in fingerprints._parts(array)]
     assert sum(sizes) == array.nbytes and max(sizes) <= max(12, part_bytes)
+
+
+@pytest.mark.parametrize(
+    "part, settings, expected",
+    [
+        ("tokenizer", {}, "0a"),
+        ("tokenizer", {"filters": 64, "dtype": "bfloat16"}, "0a"),
+        ("tokenizer", {"code_choice": "dot_product"}, "0a+code_choice=dot_product"),
+        ("tokenizer", {"pixel_range": (0.0, 1.0)}, "0a+pixel_range=(0.0,1.0)"),
+        ("vlm", {"pixel_range": (0.0, 1.0)}, "0a"),
+    ],
+)
+def test_a_tokenizers_fingerprint_has_what_changes_its_tokens(part, settings, expected):
+    assert with_settings(part, "0a", VQTokenizerConfig(**settings)) == expected
+    assert with_settings(part, "0a", None) == of_parameters(expected) == "0a"
