@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 from benchmarks.result import number
-from synth2_jax.stages.report_charts import ticks
+from synth2_jax.pages.charts import ticks
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 64, 700, 62, 388

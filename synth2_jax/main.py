@@ -31,7 +31,7 @@ from synth2_jax import config as config_lib
 from synth2_jax import distributed, files, folder_lock
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.stages.inert_text import inert
+from synth2_jax.inert_text import inert
 
 # As a shell says it of a process that a signal ended: 128 and the signal's number.
 _INTERRUPTED = 128 + signal.SIGINT

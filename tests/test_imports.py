@@ -21,7 +21,7 @@ PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 # Anyone may import these.
 LEAVES = {
     *("errors", "config", "vocabulary", "sharding", "files", "progress", "environment"),
-    *("distributed", "folder_lock", "side_files"),
+    *("distributed", "folder_lock", "side_files", "inert_text"),
 }
 
 # What else a room may import. A room is a folder or a file right under synth2_jax.
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "folder_lock": set(),
     "progress": set(),
     "environment": set(),
+    "inert_text": set(),
     "distributed": set(),
     "layers": set(),
     "models": {"layers"},
@@ -51,8 +52,9 @@ MAY_IMPORT = {
     "planning": {"layers", "models", "losses", "sampling", "training"},
     "data": {"scenes", "captioners.prompts", "testing.fake_batches"},
     "testing": {"layers", "models", "losses", "sampling", "training", "captioners.prompts"},
+    "pages": {"scenes", "captioners", "data", "scoring", "training.metrics"},
     "stages": {
-        *("layers", "models", "losses", "sampling", "training"),
+        *("layers", "models", "losses", "sampling", "training", "pages"),
         *("scenes", "captioners", "data", "scoring", "interop", "testing", "planning"),
     },
     # For people who want no stages: of these it takes how a folder, text and pixels become arrays.

@@ -17,6 +17,7 @@ import numpy as np
 from synth2_jax import config as config_lib
 from synth2_jax import environment
 from synth2_jax.files import read_json_lines, write_json
+from synth2_jax.pages.html import number, picture
 from synth2_jax.scenes import dataset, language, oracle
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.scoring.diversity import balance
@@ -25,7 +26,6 @@ from synth2_jax.stages import report
 from synth2_jax.stages.evaluate import EvaluateConfig
 from synth2_jax.stages.experiment import SCORES, Experiment, ExperimentConfig
 from synth2_jax.stages.image_space import speed_by_space
-from synth2_jax.stages.report_html import number, picture
 from synth2_jax.stages.tokenize import decode_images, encode_images
 from synth2_jax.training import metrics
 from synth2_jax.training.trained import Trained

@@ -23,11 +23,11 @@ from synth2_jax.data import pair_writer, records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json, write_json
+from synth2_jax.pages.diversity_report import read_captions
 from synth2_jax.scenes import language, oracle, renderer
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages.captions import CaptionsConfig
-from synth2_jax.stages.diversity_report import read_captions
 from synth2_jax.stages.evaluate import EvaluateConfig
 from synth2_jax.stages.synthesize import SynthesizeConfig
 from synth2_jax.stages.tokenize import TokenizeConfig

@@ -49,11 +49,11 @@ from synth2_jax.interop import exported
 from synth2_jax.interop.safetensors_file import FORMAT, write_folder, write_tensors
 from synth2_jax.interop.tensor_files import open_safetensors
 from synth2_jax.models.mask_schedule import masked_counts
+from synth2_jax.pages.model_card import CardFacts, model_card, read_results
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.stages.model_card import CardFacts, model_card, read_results
 from synth2_jax.stages.model_text import caption_decode
 from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings

@@ -33,6 +33,8 @@ from synth2_jax.files import read_json, write_bytes, write_json, write_text
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vlm import VLM
 from synth2_jax.models.vq_tokenizer import VQTokenizer
+from synth2_jax.pages.charts import line_chart
+from synth2_jax.pages.html import document, escaped, figure
 from synth2_jax.progress import Progress
 from synth2_jax.scoring.alignment import (
     LikelihoodRatioConfig,
@@ -42,8 +44,6 @@ from synth2_jax.scoring.alignment import (
     retrieve,
 )
 from synth2_jax.stages.model_text import text_ids, vlm_text
-from synth2_jax.stages.report_charts import line_chart
-from synth2_jax.stages.report_html import document, escaped, figure
 from synth2_jax.stages.text_encoders import with_text_encoder
 from synth2_jax.stages.trained import load_trained
 from synth2_jax.training.stop_signal import StopSignal

@@ -23,7 +23,7 @@ from synth2_jax.data.caption_text import CaptionLimits, clean_caption
 from synth2_jax.data.rejected import Rejected
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_bytes
-from synth2_jax.stages.inert_text import inert
+from synth2_jax.inert_text import inert
 from synth2_jax.training.trained import Trained
 
 NUM_SHOWN = 10

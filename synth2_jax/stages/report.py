@@ -9,9 +9,9 @@ from typing import Any
 
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_text
-from synth2_jax.stages import diversity_report
-from synth2_jax.stages.report_files import read_report
-from synth2_jax.stages.report_page import render_page
+from synth2_jax.pages import diversity_report
+from synth2_jax.pages.report_files import read_report
+from synth2_jax.pages.report_page import render_page
 
 
 def run(config: Any, workdir: str, *, captions: str | None = None, **options: str) -> str:

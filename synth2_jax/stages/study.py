@@ -17,13 +17,13 @@ from synth2_jax import config as config_lib
 from synth2_jax import environment
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import read_json, write_json, write_text
+from synth2_jax.pages.html import DASH, finite, lookup
+from synth2_jax.pages.report_files import Curve
+from synth2_jax.pages.study_page import render_study
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages.demo import curve, steps_to_baseline
 from synth2_jax.stages.experiment import ARMS, SCORES, Experiment, ExperimentConfig
-from synth2_jax.stages.report_files import Curve
-from synth2_jax.stages.report_html import DASH, finite, lookup
-from synth2_jax.stages.study_page import render_study
 
 RESULTS = "study.json"
 TITLES = {

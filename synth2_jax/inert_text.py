@@ -6,7 +6,7 @@ def inert(text: str, most: int | None = None) -> str:
 
     These are control and format characters (terminal escapes, line ends, changes of the writing
     direction, zero-width ones), halves of surrogate pairs and unassigned code points. Markup is
-    left as it is: see `report_html.escaped`. A text longer than `most` ends in an ellipsis.
+    left as it is: see `pages.html.escaped`. A text longer than `most` ends in an ellipsis.
     """
     cut = text if most is None or len(text) <= most else text[: most - 1] + "…"
     return "".join(c if c.isprintable() else _escape(c) for c in cut)

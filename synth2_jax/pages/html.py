@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from synth2_jax.stages.report_style import STYLE
+from synth2_jax.pages.style import STYLE
 
 DASH = "–"
 KICKER = (

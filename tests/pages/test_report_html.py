@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synth2_jax.stages.experiment import ARMS
-from synth2_jax.stages.report_html import (
+from synth2_jax.pages.html import (
     arm_colour,
     arm_name,
     duration,
@@ -21,6 +20,7 @@ from synth2_jax.stages.report_html import (
     picture,
     signed,
 )
+from synth2_jax.stages.experiment import ARMS
 
 
 def test_picture_is_the_image_enlarged_pixel_by_pixel():

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from synth2_jax.stages.report_html import NOTHING
-from synth2_jax.stages.report_sections import SECTIONS
+from synth2_jax.pages.html import NOTHING
+from synth2_jax.pages.report_sections import SECTIONS
 
 WRITERS = {name: write for name, _, write in SECTIONS}
 ARMS = {

@@ -20,7 +20,7 @@ from synth2_jax.data import records, views
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json
-from synth2_jax.stages.inert_text import inert
+from synth2_jax.inert_text import inert
 from synth2_jax.training.metrics import read_metrics
 
 RESULTS = "results.json"

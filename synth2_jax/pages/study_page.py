@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from synth2_jax.stages.report_charts import arm_legend, bar_table, line_chart
-from synth2_jax.stages.report_html import (
+from synth2_jax.pages.charts import arm_legend, bar_table, line_chart
+from synth2_jax.pages.html import (
     KICKER,
     MIXED,
     PERCENT,

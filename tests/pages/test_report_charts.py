@@ -4,8 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from synth2_jax.stages.experiment import ARMS
-from synth2_jax.stages.report_charts import (
+from synth2_jax.pages.charts import (
     arm_legend,
     bar_table,
     curve_points,
@@ -15,8 +14,9 @@ from synth2_jax.stages.report_charts import (
     thinned,
     ticks,
 )
-from synth2_jax.stages.report_html import NOTHING
-from synth2_jax.stages.report_style import STYLE
+from synth2_jax.pages.html import NOTHING
+from synth2_jax.pages.style import STYLE
+from synth2_jax.stages.experiment import ARMS
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The charts of the report.
 
-Each is SVG or a table written here, its colours classes of `report_style`, so that it follows the
+Each is SVG or a table written here, its colours classes of `style`, so that it follows the
 reader's colour scheme. Texts that come in are HTML already; labels for screen readers are not.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from synth2_jax.stages.report_html import (
+from synth2_jax.pages.html import (
     ARM_NAMES,
     NOTHING,
     arm_colour,

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from synth2_jax.stages.inert_text import inert
+from synth2_jax.inert_text import inert
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from synth2_jax.stages.report_html import (
+from synth2_jax.pages.html import (
     DASH,
     KICKER,
     MIXED,
@@ -17,7 +17,7 @@ from synth2_jax.stages.report_html import (
     percent,
     signed,
 )
-from synth2_jax.stages.report_sections import SECTIONS
+from synth2_jax.pages.report_sections import SECTIONS
 
 TOO_CLOSE = 0.02  # relative CIDEr difference below which one run an arm is called a tie
 
@@ -30,7 +30,7 @@ def render_page(results: Mapping, material: Mapping) -> str:
         100), shares and `objects_right` lie in [0, 1], times are in seconds. Any key may be absent
         or None.
       material: what is shown beside the numbers: "scenes", "reconstructions", "synthetic", "test",
-        "curves" and "losses"; pictures are data URIs (see `report_html.picture`). Any key may be
+        "curves" and "losses"; pictures are data URIs (see `pages.html.picture`). Any key may be
         absent or empty.
 
     Returns:

@@ -2,7 +2,7 @@
 
 import re
 
-from synth2_jax.stages.study_page import render_study
+from synth2_jax.pages.study_page import render_study
 
 TABLE = "| arm | CIDEr |\n| --- | --- |\n| real only | 1.0 ± <b> |\n"
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from synth2_jax.stages.inert_text import inert
-from synth2_jax.stages.report_charts import legend, line_chart, lying_bar, thinned
-from synth2_jax.stages.report_html import document, escaped, figure, lookup, number, percent
+from synth2_jax.inert_text import inert
+from synth2_jax.pages.charts import legend, line_chart, lying_bar, thinned
+from synth2_jax.pages.html import document, escaped, figure, lookup, number, percent
 
 COLOURS = 6  # of the style sheet, so the most lines a chart has
 MOST_POINTS = 24  # of a line whose points all have markers

@@ -5,7 +5,7 @@ A section takes (results, material), as `render_page` does, and returns the HTML
 
 from collections.abc import Callable, Iterable, Mapping
 
-from synth2_jax.stages.report_charts import (
+from synth2_jax.pages.charts import (
     arm_legend,
     bar_table,
     curve_points,
@@ -15,7 +15,7 @@ from synth2_jax.stages.report_charts import (
     lying_bar,
     thinned,
 )
-from synth2_jax.stages.report_html import (
+from synth2_jax.pages.html import (
     DASH,
     MIXED,
     NOTHING,

@@ -16,14 +16,14 @@ from synth2_jax.captioners.classes import load_classes
 from synth2_jax.captioners.filters import forms
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines, write_json, write_text
+from synth2_jax.inert_text import inert
+from synth2_jax.pages.diversity_page import measures, render_captions
 from synth2_jax.progress import Progress
 from synth2_jax.scenes import dataset
 from synth2_jax.scoring.caption_embedding import embed_captions, sentence_transformer
 from synth2_jax.scoring.class_coverage import ClassCoverage, class_coverage
 from synth2_jax.scoring.diversity import Balance, SetBalance, balance
 from synth2_jax.scoring.n_grams import TokenizedCaptions, n_gram_statistics, tokenize
-from synth2_jax.stages.diversity_page import measures, render_captions
-from synth2_jax.stages.inert_text import inert
 
 CAPTIONS = "captions.jsonl"
 BUILT_IN = {"scenes": dataset.CLASSES}  # class lists by name

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from synth2_jax.stages.report_html import picture
-from synth2_jax.stages.report_page import render_page
-from synth2_jax.stages.report_sections import SECTIONS
+from synth2_jax.pages.html import picture
+from synth2_jax.pages.report_page import render_page
+from synth2_jax.pages.report_sections import SECTIONS
 
 PICTURE = picture(np.zeros((2, 2, 3), np.uint8))
 ARM = {"bleu4": 20.0, "rouge_l": 40.0, "objects_right": 0.5, "cider_seen": 80.0}

@@ -1,0 +1,1 @@
+"""The pages that stages write for people: reports, studies, caption sets, model cards."""
