@@ -12,6 +12,7 @@ from synth2_jax import sharding
 from synth2_jax.config import check_seeds
 from synth2_jax.errors import UserError
 from synth2_jax.training import train_state
+from synth2_jax.training.changed_settings import changed_settings
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
 from synth2_jax.training.fingerprint import of_parameters
 from synth2_jax.training.metrics import Sums, Writer
@@ -110,7 +111,9 @@ def train(
         Watchdog(config.watchdog_seconds) as watchdog,
         Checkpoints(workdir, *kept, sharding.data_layout(mesh)) as checkpoints,
     ):
-        state, sums = _restore(checkpoints, layout, train_iterator, fingerprints)
+        state, sums = _restore(
+            checkpoints, layout, train_iterator, fingerprints, resolved_config or {}
+        )
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
         watch = Watch(writers, checkpoints, stop, config.log_every, sums)
@@ -176,6 +179,7 @@ def _restore(
     layout: TrainState,
     iterator: DataIterator,
     fingerprints: Mapping[str, str],
+    resolved_config: Mapping[str, Any],
 ) -> tuple[TrainState | None, Sums]:
     def go_on(restored: Restored) -> None:
         for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
@@ -193,6 +197,8 @@ def _restore(
                 *(checkpoints.folder, restored.num_shards, checkpoints.data_layout.num_shards),
                 iterator.restart(restored.iterator, int(restored.state.step)),
             )
+        if changed := changed_settings(restored.config, resolved_config):
+            logging.warning("%s: resumes with other settings: %s", checkpoints.folder, changed)
         logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
 
     restored = checkpoints.restore(layout, go_on)

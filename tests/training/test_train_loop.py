@@ -438,6 +438,23 @@ def test_other_fingerprints_are_refused(tmp_path):
         run(tmp_path, 3, fingerprints={"tokenizer": "bbbb"})
 
 
+def test_a_run_of_an_older_version_resumes_without_settings_in_its_fingerprint(tmp_path):
+    run(tmp_path, 2, fingerprints={"tokenizer": "aaaa"})
+    run(tmp_path, 3, fingerprints={"tokenizer": "aaaa+code_choice=dot_product"})
+    with pytest.raises(UserError, match="with tokenizer aaaa.code_choice=dot_product, this run"):
+        run(tmp_path, 4, fingerprints={"tokenizer": "aaaa"})
+
+
+def test_a_resumed_run_says_which_settings_are_other_than_before(tmp_path, caplog):
+    config = {"optimizer": {"learning_rate": 0.001}, "train": {"steps": 2, "log_every": 1}}
+    run(tmp_path, 2, resolved_config=config)
+    run(tmp_path, 3, resolved_config={**config, "train": {"steps": 3, "log_every": 2}})
+    assert "other settings" not in caplog.text
+    run(tmp_path, 4, resolved_config={**config, "optimizer": {"learning_rate": 0.01}})
+    assert caplog.text.count("resumes with other settings: ") == 1
+    assert "settings: --config.optimizer.learning_rate=0.01 (0.001 before)\n" in caplog.text
+
+
 @pytest.mark.slow
 def test_eight_devices_train_as_one_and_their_checkpoint_opens_on_one(tmp_path):
     one = start(tmp_path / "one", 6)
