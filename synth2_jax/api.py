@@ -104,8 +104,9 @@ def load_generator(
     Args:
       path: the workdir of its training run, or an exported folder.
       batch_size: images at once, over all devices.
-      sampler, guidance: how tokens are drawn; None takes what the folder was exported with, or else
-        the defaults.
+      sampler: how tokens are drawn; None takes what the folder was exported with, or else the
+        defaults.
+      guidance: how closely images follow captions; None as for `sampler`.
       text_encoder: where the text encoder is, of a generator that was trained on stored features.
       mesh: how it lies on the devices of this process.
 

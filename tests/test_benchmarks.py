@@ -1,4 +1,4 @@
-"""Tables get into README by command, and the benchmarks need no TensorFlow."""
+"""Tables get into README and docs/ by command, and the benchmarks need no TensorFlow."""
 
 import importlib.util
 import json
@@ -41,9 +41,16 @@ def test_fill_without_markers_is_an_error():
         load("update_readme").fill("nothing here", {"demo": "| x |"})
 
 
-def test_readme_has_the_markers_of_every_table():
+def test_the_tables_of_every_page_are_those_of_the_results():
     module = load("update_readme")
-    module.fill((ROOT / "README.md").read_text(), dict.fromkeys(module.TABLES, ""))
+    for page in module.PAGES:
+        assert (ROOT / page).read_text() == module.filled(page), "run benchmarks/update_readme.py"
+
+
+def test_the_result_table_has_the_columns_that_a_newcomer_needs():
+    head, _, first, *_ = load("update_readme").result_table().splitlines()
+    assert head == "| arm | CIDEr | gain | CIDEr unseen |"
+    assert first.startswith("| real only | 2") and first.count("±") == 2
 
 
 def test_plans_are_kept_and_make_a_row_each(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""README's own file of tasks, run as a user would: from a folder outside of the repository."""
+"""The file of tasks in docs/your_data.md, run as a user would: outside of the repository."""
 
 import io
 import os
@@ -17,11 +17,11 @@ from synth2_jax.stages.inspect_mixture import contact_sheet
 from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.metrics import read_metrics
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "your_data.md"
 
 
 def my_tasks():
-    block = re.search(r"<!-- my_tasks:begin -->\n```python\n(.*?)```\n", README.read_text(), re.S)
+    block = re.search(r"<!-- my_tasks:begin -->\n```python\n(.*?)```\n", PAGE.read_text(), re.S)
     return block[1]
 
 

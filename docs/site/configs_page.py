@@ -1,0 +1,183 @@
+"""Writes the page of all config keys, from the dataclasses that read them.
+
+mkdocs runs this as a hook at each build. To read the page as text:
+
+    python docs/site/configs_page.py
+"""
+
+import collections
+import dataclasses
+import importlib
+import inspect
+import os
+import pathlib
+import re
+import sys
+import types
+import typing
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+# The dataclass of each stage's config, as it is named in the stage's module.
+STAGES = {
+    "tokenize": "TokenizeConfig",
+    "encode_captions": "EncodeCaptionsConfig",
+    "train": "TrainConfig",
+    "captions": "CaptionsConfig",
+    "synthesize": "SynthesizeConfig",
+    "filter": "FilterConfig",
+    "evaluate": "EvaluateConfig",
+    "study": "StudyExperimentConfig",
+}
+
+HEAD = """# Configs: every key and its default
+
+Generated from the code. Under each heading are the paths where its keys are used: with the path
+`config.data`, the key `batch_size` is typed `--config.data.batch_size=64`.
+"""
+
+
+def config_class(stage: str) -> type:
+    """Returns the dataclass that a stage builds from its config."""
+    return getattr(importlib.import_module(f"synth2_jax.stages.{stage}"), STAGES[stage])
+
+
+def task_classes() -> dict[str, type]:
+    """Returns {model name: the dataclass of `config.model`}."""
+    from synth2_jax.training import objectives
+
+    return {name: task for name, (task, _) in objectives.OBJECTIVES.items()}
+
+
+def sections(hint: Any) -> list[type]:
+    """Returns the dataclasses that a field's annotation allows."""
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    return [found for part in typing.get_args(hint) for found in sections(part)]
+
+
+def described(cls: type) -> tuple[str, dict[str, str]]:
+    """Returns a docstring's text before its "Attributes:", and {field: what that part says}."""
+    text = inspect.getdoc(cls) or ""
+    made_by_dataclass = text.startswith(f"{cls.__name__}(")
+    lines = [] if made_by_dataclass else text.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.strip() == "Attributes:"), len(lines))
+    entries = [line for line in lines[start + 1 :] if line.strip()]
+    indent = min((len(line) - len(line.lstrip()) for line in entries), default=0)
+    meanings, names = {}, []
+    for line in entries:
+        text = line[indent:]
+        entry = re.match(r"((?:\w+, )*\w+): (.*)", text)
+        if entry:
+            names, text = entry[1].split(", "), entry[2]
+        for name in names:
+            before = f"{meanings[name]} " if name in meanings else ""
+            meanings[name] = before + text.strip()
+    return " ".join(line.strip() for line in lines[:start]).strip(), meanings
+
+
+def all_sections() -> dict[type, list[str]]:
+    """Returns {dataclass: the paths where it is used}, in the order in which they are met."""
+    found: dict[type, list[str]] = collections.defaultdict(list)
+
+    def visit(cls: type, stage: str, path: str) -> None:
+        found[cls].append(f"`{path}` of `{stage}`")
+        if len(found[cls]) > 1:
+            return
+        for name, hint in typing.get_type_hints(cls).items():
+            for section in sections(hint):
+                visit(section, stage, f"{path}.{name}")
+
+    for stage in STAGES:
+        visit(config_class(stage), stage, "config")
+        if stage == "train":
+            for model, task in task_classes().items():
+                visit(task, f"train` with `model_name={model}", "config.model")
+    return found
+
+
+def page() -> str:
+    """Returns the whole page as Markdown."""
+    return "\n".join([HEAD, *(_section(cls, paths) for cls, paths in all_sections().items())])
+
+
+def _section(cls: type, paths: list[str]) -> str:
+    text, meanings = described(cls)
+    hints = typing.get_type_hints(cls)
+    rows = [
+        f"| `{field.name}` | {_type(hints[field.name])} | {_default(field)} "
+        f"| {_cell(meanings.get(field.name, ''))} |"
+        for field in dataclasses.fields(cls)
+        if field.init
+    ]
+    return "\n".join(
+        [
+            f"## {cls.__name__}\n",
+            f"{', '.join(paths)}\n",
+            f"{text}\n",
+            "| key | type | default | meaning |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _type(hint: Any) -> str:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    if origin is typing.Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(part) for part in parts)
+    if hint is type(None):
+        return "none"
+    if origin is None:
+        return getattr(hint, "__name__", str(hint)).replace("str", "text")
+    inner = ", ".join("..." if part is Ellipsis else _type(part) for part in parts)
+    names = {"tuple": "list", "Mapping": "table"}
+    return f"{names.get(origin.__name__, origin.__name__)} of ({inner})"
+
+
+def _default(field: dataclasses.Field) -> str:
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is dataclasses.MISSING:
+        return "required"
+    if dataclasses.is_dataclass(value):
+        given = {
+            inner.name: getattr(value, inner.name)
+            for inner in dataclasses.fields(value)
+            if getattr(value, inner.name) != inner.default and not _made(value, inner)
+        }
+        return ", ".join(f"`{name}={item!r}`" for name, item in given.items()) or "its defaults"
+    if isinstance(value, type):
+        return f"`{value.__name__}`"
+    return f"`{value!r}`".replace("|", "\\|")
+
+
+def _made(value: Any, field: dataclasses.Field) -> bool:
+    """Whether a field has what its factory makes."""
+    factory = field.default_factory
+    return factory is not dataclasses.MISSING and factory() == getattr(value, field.name)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the page to the site; mkdocs calls this."""
+    from mkdocs.structure.files import File
+
+    files.append(File.generated(config, "configs.md", content=page()))
+    return files
+
+
+if __name__ == "__main__":
+    print(page())
