@@ -1,8 +1,8 @@
 """What every benchmark shares: figures with their limit, where results go, and how a call fails.
 
 A result is benchmarks/results/DEVICE/NAME.json: what was measured, under "figures" the numbers that
-README shows, and under "made_with" device, versions, commit, and of the environment what changes
-speed.
+README and docs/ show, and under "made_with" device, versions, commit, and of the environment what
+changes speed.
 """
 
 import dataclasses

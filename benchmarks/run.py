@@ -3,7 +3,7 @@
     python benchmarks/run.py --suite=cpu    # 2 cores: 9 minutes, and 6 more with a demo's generator
     python benchmarks/run.py --suite=gpu    # the paper's shapes in bfloat16
     python benchmarks/run.py --suite=tpu    # by the TPU's compiler, which needs no TPU
-    python benchmarks/update_readme.py      # puts what they wrote into README
+    python benchmarks/update_readme.py      # puts what they wrote into README and docs/
 
 Each writes its own benchmarks/results/DEVICE/NAME.json. A peer that is not installed is skipped
 and named, one that fails is named and the rest still run; the exit code is then 1. All of them,

@@ -4,7 +4,8 @@
         --config.pretrained.perceptual=vgg16.safetensors \\
         --config.data.modules=MODULE --config.data.mixture=MIXTURE
 
-MODULE registers a SeqIO mixture of 256-pixel images; README tells how vgg16.safetensors is made.
+MODULE registers a SeqIO mixture of 256-pixel images. docs/your_data.md says how to make
+vgg16.safetensors.
 
 Hardware: 64 TPU v5e chips or more.
 Time: not run at this size; `synth2 plan` estimates it.

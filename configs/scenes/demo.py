@@ -4,7 +4,7 @@
 
 Hardware: 2 CPU cores, 6 GiB of memory.
 Time: 11 to 20 minutes, and 1 to 1.5 more for the first installation.
-Score: see README, which holds the last measured run.
+Score: see docs/science.md, which holds the last measured run.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@
 
 Hardware: 2 CPU cores.
 Time: 15 minutes a generator, 5 minutes an arm and seed.
-Score: see README.
+Score: see docs/science.md.
 """
 
 import ml_collections

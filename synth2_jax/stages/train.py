@@ -76,9 +76,9 @@ class PretrainedConfig:
     """Where the parts come from that stay frozen in this run's model; "" where there is none.
 
     Attributes:
-      tokenizer: workdir or export of a trained tokenizer; or a third-party VQ-GAN (README lists
-        them). "taming:", "ibq:" or "open_muse:" in front of the path says whose it is where its
-        files do not.
+      tokenizer: workdir or export of a trained tokenizer; or a third-party VQ-GAN (see
+        docs/other_models.md). "taming:", "ibq:" or "open_muse:" in front of the path says whose it
+        is where its files do not.
       text_encoder: of a generator: a T5 of t5x or Hugging Face; or a trained generator, for its
         text encoder. With stored features it says where to find what made them, for later stages.
       language_model: workdir or export of a trained language model; a Gemma 3 of the package gemma
