@@ -62,7 +62,11 @@ _T5X_MESH_AXES = {"data": ("data", "fsdp"), "model": ("tensor",)}
 class MeshConfig:
     """Devices along each mesh axis; at most one of them is -1, "all that are left".
 
-    `rules` is the table in use: "synth2" is AXIS_RULES, "t5x" its standard_logical_axis_rules.
+    Attributes:
+      data: devices that share a copy of the parameters' part and split the batch.
+      fsdp: devices that split both batch and parameters.
+      tensor: devices that split the parameters, and work on the same rows.
+      rules: the table in use: "synth2" is AXIS_RULES, "t5x" its standard_logical_axis_rules.
     """
 
     data: int = -1

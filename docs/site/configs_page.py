@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import importlib
 import inspect
+import itertools
 import os
 import pathlib
 import re
@@ -30,7 +31,24 @@ STAGES = {
     "synthesize": "SynthesizeConfig",
     "filter": "FilterConfig",
     "evaluate": "EvaluateConfig",
-    "study": "StudyExperimentConfig",
+    "study": "StudyConfig",
+}
+
+# Where that is not the whole config: the others of `study` are sections of other stages.
+SECTIONS = {"study": "config.study"}
+
+# What keys mean that many sections have, where a docstring says no more of them.
+COMMON = {
+    "vocab_size": "rows of the embedding table.",
+    "num_layers": "layers.",
+    "embed_dim": "width.",
+    "num_heads": "attention heads.",
+    "head_dim": "width of a head.",
+    "mlp_dim": "hidden width of the MLPs.",
+    "dropout_rate": "dropout in training.",
+    "dtype": "of activations, such as bfloat16.",
+    "scan_layers": "whether the layers are one scan, their parameters stacked.",
+    "remat": "what is computed again in the backward pass: none, full or dots.",
 }
 
 HEAD = """# Configs: every key and its default
@@ -65,7 +83,8 @@ def described(cls: type) -> tuple[str, dict[str, str]]:
     made_by_dataclass = text.startswith(f"{cls.__name__}(")
     lines = [] if made_by_dataclass else text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.strip() == "Attributes:"), len(lines))
-    entries = [line for line in lines[start + 1 :] if line.strip()]
+    after = itertools.takewhile(lambda line: line.strip() != "Raises:", lines[start + 1 :])
+    entries = [line for line in after if line.strip()]
     indent = min((len(line) - len(line.lstrip()) for line in entries), default=0)
     meanings, names = {}, []
     for line in entries:
@@ -92,7 +111,7 @@ def all_sections() -> dict[type, list[str]]:
                 visit(section, stage, f"{path}.{name}")
 
     for stage in STAGES:
-        visit(config_class(stage), stage, "config")
+        visit(config_class(stage), stage, SECTIONS.get(stage, "config"))
         if stage == "train":
             for model, task in task_classes().items():
                 visit(task, f"train` with `model_name={model}", "config.model")
@@ -109,7 +128,7 @@ def _section(cls: type, paths: list[str]) -> str:
     hints = typing.get_type_hints(cls)
     rows = [
         f"| `{field.name}` | {_type(hints[field.name])} | {_default(field)} "
-        f"| {_cell(meanings.get(field.name, ''))} |"
+        f"| {_cell(meanings.get(field.name, COMMON.get(field.name, '')))} |"
         for field in dataclasses.fields(cls)
         if field.init
     ]

@@ -15,7 +15,11 @@ _UNITS_PER_CHAR = 4 * _DECOMPOSED  # bytes of one character of a clean caption, 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionLimits:
-    """`max_chars`: longer captions are not used (they are rather pages than captions)."""
+    """Which captions are used.
+
+    Attributes:
+      max_chars: longer captions are skipped: they are pages rather than captions.
+    """
 
     max_chars: int = 2000
 

@@ -29,7 +29,15 @@ from synth2_jax.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelConfig:
-    """Raises UserError on an unknown dtype or remat, and on sizes that make no model."""
+    """Sizes of the language model.
+
+    Attributes:
+      tie_embeddings: whether the table of the input gives the logits, too.
+      rope_max_wavelength: of rotary positions.
+
+    Raises:
+      UserError: an unknown dtype or remat, or sizes that make no model.
+    """
 
     vocab_size: int
     num_layers: int

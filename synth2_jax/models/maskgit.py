@@ -301,7 +301,12 @@ class MaskGIT(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-    """The whole generator: caption encoder and image transformer."""
+    """The whole generator.
+
+    Attributes:
+      text_encoder: reads the caption.
+      maskgit: the image transformer.
+    """
 
     text_encoder: TextEncoderConfig
     maskgit: MaskGITConfig

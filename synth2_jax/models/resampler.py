@@ -21,7 +21,14 @@ from synth2_jax.layers.stack import Stack, check_remat
 
 @dataclasses.dataclass(frozen=True)
 class ResamplerConfig:
-    """Raises UserError on an unknown dtype or remat, and on sizes that make no model."""
+    """Sizes of the resampler.
+
+    Attributes:
+      num_latents: L, the vectors that stand for an image in the language model (Flamingo: 64).
+
+    Raises:
+      UserError: an unknown dtype or remat, or sizes that make no model.
+    """
 
     num_layers: int
     embed_dim: int

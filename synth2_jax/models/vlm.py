@@ -37,7 +37,16 @@ Visual = tuple[KeysValues, jax.Array | None]
 class VLMConfig:
     """Cross-attention has the heads, widths, dtype, scan and remat of the language model.
 
-    Raises UserError when `cross_attention_every` does not divide the language model's layers.
+    Attributes:
+      language_model: ours or a Gemma; frozen.
+      resampler: turns the image embedding into latents.
+      image_embedding_dim: C, as the tokenizer's.
+      num_image_tokens: N, as the tokenizer's.
+      cross_attention_every: one block of cross-attention before so many layers.
+      dropout_rate: of the cross-attention blocks.
+
+    Raises:
+      UserError: `cross_attention_every` does not divide the language model's layers.
     """
 
     language_model: LanguageModelConfig | GemmaConfig
@@ -45,7 +54,7 @@ class VLMConfig:
     image_embedding_dim: int
     num_image_tokens: int
     cross_attention_every: int = 1
-    dropout_rate: float = 0.0  # of the cross-attention blocks
+    dropout_rate: float = 0.0
 
     def __post_init__(self):
         config_lib.check_counts(self, "image_embedding_dim", "num_image_tokens")

@@ -39,7 +39,19 @@ _METHODS = ("greedy", "beam", "nucleus")
 
 @dataclasses.dataclass(frozen=True)
 class TextDecodeConfig:
-    """How to write text. Raises UserError on an unknown method or a value out of range."""
+    """How to write text.
+
+    Attributes:
+      method: "greedy", "beam" or "nucleus".
+      max_length: the longest text, in tokens.
+      num_beams: of "beam" (Flamingo: 3).
+      length_penalty: of "beam": scores are divided by ((5 + length) / 6) to this power.
+      temperature: of "nucleus": logits are divided by it.
+      top_p: of "nucleus": draws from the fewest tokens that have this probability together.
+
+    Raises:
+      UserError: an unknown method or a value out of range.
+    """
 
     method: str = "beam"
     max_length: int = 64

@@ -63,6 +63,7 @@ class CaptionsConfig:
       shape. A text file's captions need none; a language model trained on Scenes has that list.
     decode: of the language model; nucleus sampling.
     batch_size: of the language model.
+    seed: of the draws.
     server: model and address of a server.
     text_file: path of a file, one caption a line, or .jsonl.
     template: of the prompt: a built-in name or a file; "" for "class" (our language model's own

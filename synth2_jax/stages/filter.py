@@ -73,7 +73,11 @@ class CaptionLikelihoodConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CycleConfig:
-    """Retrieval within a pool; `pool_size` pairs that follow each other are one."""
+    """Retrieval within a pool.
+
+    Attributes:
+      pool_size: pairs that follow each other and are one pool.
+    """
 
     pool_size: int = 64
 
@@ -95,6 +99,7 @@ class FilterConfig:
     threshold: pairs of at least this score are kept; None keeps a share.
     action: what becomes of the others: "drop"; "repair" gives a caption the best image of its pool,
       and drops it where that is its own; "keep" leaves all as they are and only scores.
+    likelihood_ratio, caption, cycle: settings of the scores of these names.
     batch_size: pairs a batch, over the devices of one process; of "cycle" it is the pool.
     mesh: where a model lies, of the devices of one process: processes share no work.
     """

@@ -56,6 +56,8 @@ class SynthesizeConfig:
     samples_per_caption: pictures of each caption.
     sampler, guidance: how tokens are drawn.
     batch_size: pictures a batch, over the devices of one process.
+    num_shards: files of pairs.
+    seed: of the pictures.
     max_skipped: share of the captions that leave no token to read; when more do, the run stops.
     mesh: where the generator lies, of the devices of one process: processes share no work.
     """

@@ -113,9 +113,18 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """All of a training config; `model` is one of training/objectives.py's tasks.
+    """All of a training config.
 
-    `stream` makes a share of a VLM's batches anew instead of reading it.
+    Attributes:
+      model_name: "tokenizer", "language_model", "generator" or "vlm".
+      model: the task of that model: TokenizerTask, LanguageModelTask, GeneratorTask or VLMTask.
+      data: what to train on.
+      optimizer: how parameters are updated.
+      train: steps, checkpoints and logging.
+      pretrained: where the frozen parts come from.
+      validation: what is evaluated during training.
+      stream: makes a share of a VLM's batches during training instead of reading it.
+      mesh: how parameters and batches lie on the devices.
     """
 
     model_name: str

@@ -80,7 +80,12 @@ class TokenizerTask:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelTask:
-    """config.model of a language model; `text_length` is T."""
+    """config.model of a language model.
+
+    Attributes:
+      language_model: what is trained.
+      text_length: T.
+    """
 
     language_model: LanguageModelConfig
     text_length: int

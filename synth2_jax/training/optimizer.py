@@ -32,8 +32,11 @@ class OptimizerConfig:
     A network is a top-level part of the parameters. A tokenizer and its discriminator are two: each
     has its own norm to clip and its own count of updates, from its first gradient on.
 
-    Attributes that are not plain from their names:
+    Attributes:
 
+    name: "adamw", "adam" or "adafactor".
+    warmup_steps: steps of the linear climb at the start.
+    final_fraction: the last learning rate, as a share of the highest.
     learning_rate: the highest of the schedule, reached by a linear climb of `warmup_steps`.
     schedule: "constant", or a "cosine" or "linear" fall to `final_fraction * learning_rate` at the
       end of the run, which warm-up is part of.

@@ -26,9 +26,14 @@ from synth2_jax.training.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class TrainLoopConfig:
-    """Periods are in steps; `eval_every` of 0 never evaluates. The last step always saves.
+    """The length of a training, and its periods, in steps.
 
     Attributes:
+      steps: where the training ends, resumed or not.
+      seed: of initial parameters, masks and dropout.
+      log_every: steps between two lines of metrics.
+      eval_every: steps between two evaluations on `validation`; 0 for none.
+      checkpoint_every: steps between two checkpoints; the last step always saves.
       microbatches: a batch's rows go through the model in so many parts, one after the other, for
         one update: less memory for activations (see train_step.py).
       keep: the newest so many checkpoints are kept.
