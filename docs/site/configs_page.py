@@ -104,8 +104,6 @@ def all_sections() -> dict[type, list[str]]:
 
     def visit(cls: type, stage: str, path: str) -> None:
         found[cls].append(f"`{path}` of `{stage}`")
-        if len(found[cls]) > 1:
-            return
         for name, hint in typing.get_type_hints(cls).items():
             for section in sections(hint):
                 visit(section, stage, f"{path}.{name}")

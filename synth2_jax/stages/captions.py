@@ -56,22 +56,23 @@ class CaptionsConfig:
 
     language_model: workdir or export of a language model; or a Gemma 3 of the package gemma or
       Hugging Face, instruction-tuned, which is asked in its chat format.
-    vocabulary: of a Gemma, the path of its SentencePiece model; a run has its own.
-    captions_per_class: to end with, after drafts were dropped; None, of a text file, for all.
-    max_rounds: a class is asked this many times for what it lacks before it is given up.
+    vocabulary: path of a Gemma's SentencePiece model; a run has its own.
+    captions_per_class: captions that each class gets, without dropped drafts; None takes all of a
+      text file.
+    max_rounds: how often a class that lacks captions is asked for more.
     classes: class names, files with one a line, "common_objects", or "scenes" for every colour and
       shape. A text file's captions need none; a language model trained on Scenes has that list.
     decode: of the language model; nucleus sampling.
     batch_size: of the language model.
     seed: of the draws.
     server: model and address of a server.
-    text_file: path of a file, one caption a line, or .jsonl.
-    template: of the prompt: a built-in name or a file; "" for "class" (our language model's own
-      prompt), "chat" (a Gemma's) or "describe" (a server's).
-    styles, lengths: for the slots {style} and {length}, in turn over the draws of a class.
-    quotas: {class name: captions to end with}, for classes that need another number.
-    filter: what a good caption is.
-    max_dropped_share: the run stops when more of the drafts are no good.
+    text_file: path of a file with one caption a line, or .jsonl.
+    template: text of the prompt, a built-in name or a file; "" for "class" (our language model),
+      "chat" (a Gemma) or "describe" (a server).
+    styles, lengths: what the slots {style} and {length} hold, in turn over the draws of a class.
+    quotas: {class name: captions}, for classes that get another number.
+    filter: which captions are dropped.
+    max_dropped_share: the run stops when a larger share of the drafts is dropped.
     """
 
     language_model: str = ""

@@ -58,14 +58,14 @@ class EvaluateConfig:
 
     Attributes:
       folder: pairs of images with references.
-      vlm: workdir of the VLM's training run.
-      max_images: the first so many; None for all.
+      vlm: workdir or export of a VLM.
+      max_images: scores only the first so many images; None for all.
       batch_size: images a batch, over all devices.
       decode: greedy, or beam (Flamingo: 3 beams).
-      protocol: what is asked for, after which examples.
-      document_frequencies: for every CIDEr: a folder of pairs or a COCO file of captions, whose
-        images are counted; "" for those of the references that are scored.
-      more_scores: of captions: "cider_plain", CIDEr as first defined; "meteor", where Java is.
+      protocol: the prompt, and the examples in front of it.
+      document_frequencies: a folder of pairs or a COCO file of captions whose images CIDEr counts;
+        "" for the references that are scored.
+      more_scores: "cider_plain", CIDEr as first defined; "meteor", which needs Java.
       feature_model: MODULE:FUNCTION or FILE.py:FUNCTION of a CLIP (see `scoring.feature_model`), by
         which captions get their CLIPScore; of the pictures as the tokenizer decodes them. While a
         VLM is trained it is not asked.

@@ -89,16 +89,16 @@ class CycleConfig:
 class FilterConfig:
     """Attributes:
 
-    folder: of the pairs.
+    folder: folder of the pairs.
     scores_folder: where the scores are kept; "" for PAIRS/scores.
     scores: which to compute: "likelihood_ratio" needs the generator, "caption" and "cycle" the VLM.
-    by: the one that decides.
-    generator, vlm: workdirs of their training runs; "" where no score needs it.
+    by: the score that decides.
+    generator, vlm: workdir or export of the model; "" if no score needs it.
     text_encoder: as in a synthesize config.
-    keep: share of the pairs that are kept, those of the highest scores; unused with a threshold.
-    threshold: pairs of at least this score are kept; None keeps a share.
-    action: what becomes of the others: "drop"; "repair" gives a caption the best image of its pool,
-      and drops it where that is its own; "keep" leaves all as they are and only scores.
+    keep: share of the pairs to keep, those of the highest scores; unused with a threshold.
+    threshold: keeps pairs of at least this score; None keeps a share.
+    action: what happens to the other pairs: "drop"; "repair" gives a caption the best image of its
+      pool, and drops it if that is its own; "keep" leaves all as they are and only scores.
     likelihood_ratio, caption, cycle: settings of the scores of these names.
     batch_size: pairs a batch, over the devices of one process; of "cycle" it is the pool.
     mesh: where a model lies, of the devices of one process: processes share no work.

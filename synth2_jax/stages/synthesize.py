@@ -49,17 +49,18 @@ _BATCHES_AHEAD = 4
 class SynthesizeConfig:
     """Attributes:
 
-    generator: workdir of the generator's training run.
+    generator: workdir or export of a generator.
     captions: folder that `synth2 captions` wrote.
-    text_encoder: where the text encoder is, of a generator that was trained on stored features; ""
-      for what its training config names.
-    samples_per_caption: pictures of each caption.
-    sampler, guidance: how tokens are drawn.
-    batch_size: pictures a batch, over the devices of one process.
+    text_encoder: path of the text encoder, for a generator that was trained on stored features; ""
+      for the one that its training config names.
+    samples_per_caption: images for each caption.
+    sampler: how tokens are drawn.
+    guidance: how closely images follow their captions.
+    batch_size: images a batch, over the devices of one process.
     num_shards: files of pairs.
-    seed: of the pictures.
-    max_skipped: share of the captions that leave no token to read; when more do, the run stops.
-    mesh: where the generator lies, of the devices of one process: processes share no work.
+    seed: of the images.
+    max_skipped: the run stops when a larger share of the captions has no token to read.
+    mesh: how the generator lies on the devices of one process; processes share no work.
     """
 
     generator: str

@@ -59,18 +59,19 @@ _MAX_HELD = 1 << 30  # bytes of files that wait to be decoded
 class TokenizeConfig:
     """Attributes:
 
-    tokenizer: workdir or export of a tokenizer, or another's VQ-GAN (see PretrainedConfig).
-    image_size, pixel_range: of another's, whose files do not tell them: a side in pixels, 256 where
-      nothing is told, and what the network takes for black and white.
-    source: the images and captions.
-    splits: of the source; each becomes a folder.
-    max_images: of each split, the first so many; None for all.
+    tokenizer: workdir or export of a tokenizer, or a third-party VQ-GAN (docs/other_models.md).
+    image_size: side in pixels of the images of a third-party VQ-GAN; None for 256.
+    pixel_range: black and white of a third-party VQ-GAN's network; None for what is usual for it.
+    source: where images and captions are.
+    splits: splits of the source to read; each becomes a folder.
+    max_images: reads only the first so many images of each split; None for all.
     batch_size: images a batch.
-    num_shards: files a folder; sources of many files have one for each.
-    image, caption: what is skipped.
-    max_skipped: share of the pairs found; when more are skipped, the run stops.
+    num_shards: files a folder; a source of many files makes one for each.
+    image: which images are skipped.
+    caption: which captions are skipped.
+    max_skipped: the run stops when a larger share of the pairs is skipped.
     on_the_fly: whether pairs hold images in place of tokens.
-    num_threads: that read and decode images; 0 for as many as there are processors.
+    num_threads: threads that read and decode images; 0 for one a processor.
     """
 
     tokenizer: str

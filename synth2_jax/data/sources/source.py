@@ -83,17 +83,18 @@ class SourceConfig:
     """Which images and captions to read. `{split}` in a path stands for the split's name.
 
     Attributes:
-      format: a key of FORMATS.
+      format: coco, karpathy, flickr30k, nocaps, vqa, json_lines, webdataset, tfrecord, tfds or
+        scenes.
       path: the file of annotations; for webdataset, tfrecord and json_lines one or more files, as
         "cc3m-{00000..00331}.tar" or "*.tar"; for tfds the name of the data set.
       images: the folder of images, or a template such as
         "COCO_train2014_{image_id:012d}.jpg" (vqa).
       questions: the file of questions (vqa).
-      image_field, caption_field: what they are called: endings in webdataset, features in tfrecord
-        and tfds, keys in json_lines. "" is the format's usual name, "a;b" the first that is there,
-        "json/caption" the caption in a webdataset's JSON.
-      key_field: a name of each example to be kept in its key (json_lines, tfds).
-      answers: "most_common" of a question's answers, or "all" of them (vqa).
+      image_field, caption_field: names of the image and the caption: endings in webdataset,
+        features in tfrecord and tfds, keys in json_lines. "" is the format's usual name, "a;b" the
+        first of them that exists, "json/caption" the caption in a webdataset's JSON.
+      key_field: name of a field that each example's key shall hold (json_lines, tfds).
+      answers: "most_common" or "all" answers of a question (vqa).
     """
 
     format: str = "scenes"
