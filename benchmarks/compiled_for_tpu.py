@@ -71,7 +71,7 @@ def measure(config: Any, topology: str, mesh: str, batch: int) -> dict[str, Any]
     """What `synth2 plan` finds of a training step."""
     table = contextlib.redirect_stdout(io.StringIO())
     with tempfile.TemporaryDirectory() as folder, table:
-        return plan.run(config, folder, topology=topology, mesh=mesh, batch=str(batch))
+        return plan.run(config, folder, topology=topology, mesh=mesh, batch=batch)
 
 
 def measure_sampler(

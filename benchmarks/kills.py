@@ -169,7 +169,7 @@ def commands(made: pathlib.Path) -> dict[str, Command]:
             stage("evaluate", vlm=out("train_vlm"), folder=out("tokenize") / "test", batch_size=64)
         ),
         "export": Command(
-            ["export", f"--workdir={out('train_vlm')}", "--output={0}/out", "--overwrite=true"]
+            ["export", f"--workdir={out('train_vlm')}", "--output={0}/out", "--overwrite"]
         ),
     }
 

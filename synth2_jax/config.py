@@ -175,12 +175,6 @@ def texts(section: ml_collections.ConfigDict, where: str) -> Iterator[tuple[str,
                 yield from texts(element, f"{where}.{key}")
 
 
-def config_name(given: str) -> str:
-    """A name for what comes of a config: "generator-stored" of `configs/generator.py:stored`."""
-    file, _, argument = given.partition(":")
-    return "-".join([pathlib.Path(file).stem, *re.findall(r"\w+", argument)])
-
-
 def load_config(given: str) -> ml_collections.ConfigDict:
     """Runs `get_config` of a Python file, given as FILE or FILE:ARGUMENT.
 

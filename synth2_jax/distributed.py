@@ -25,7 +25,6 @@ import os
 import queue
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -141,14 +140,6 @@ def through_process_0(context: contextlib.AbstractContextManager) -> Iterator[No
         if line:
             raise UserError(line.decode(errors="replace"))
         yield
-
-
-def leave(code: int) -> None:
-    """Ends this process at once. An orderly exit would wait for others, who may be dead."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a pipe that nothing reads any more
-            stream.flush()
-    os._exit(code)
 
 
 def roll_call(processes: Processes) -> None:

@@ -13,8 +13,9 @@ import pytest
 import synth2_jax
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
+from synth2_jax.command_line import STAGES
+from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
-from synth2_jax.main import STAGES, load_config
 from synth2_jax.stages import (
     captions,
     encode_captions,

@@ -63,13 +63,14 @@ MAY_IMPORT = {
         *("data.images", "data.pipeline", "data.rejected"),
         *("stages.model_text", "stages.text_encoders", "stages.trained"),
     },
-    "main": {"stages"},
+    "command_line": set(),
+    "main": {"command_line"},
 }
 
 WITHOUT_TENSORFLOW = (
     *("layers", "models", "losses", "sampling", "training"),
     *("scenes", "captioners", "scoring", "testing", "planning"),
-    *("sharding", "config", "errors", "vocabulary", "api"),
+    *("sharding", "config", "errors", "vocabulary", "api", "command_line", "main"),
 )
 # clu and flax.training.checkpoints import TensorFlow when they find it, so they count as it.
 TENSORFLOW = (

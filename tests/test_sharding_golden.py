@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from synth2_jax import sharding
-from synth2_jax.main import load_config
+from synth2_jax.config import load_config
 from synth2_jax.stages import train
 from synth2_jax.training.train_state import flatten
 

@@ -14,7 +14,7 @@ import json, re, sys
 import jax, numpy as np
 from synth2_jax import sharding
 from synth2_jax.config import override
-from synth2_jax.main import load_config
+from synth2_jax.config import load_config
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.stages import train
 from synth2_jax.testing.fake_batches import FakeBatches

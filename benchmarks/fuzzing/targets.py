@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.fuzzing import corpus
 from benchmarks.fuzzing.mutations import CONFIG_VALUES, damage_file
-from synth2_jax import main
+from synth2_jax import command_line, main
 from synth2_jax.data import records
 
 Command = Callable[[pathlib.Path, pathlib.Path], Sequence[str]]
@@ -182,7 +182,7 @@ def _keys(section: Any, prefix: str = "") -> list[str]:
 
 def config_keys(arguments: Sequence[str]) -> list[str]:
     """Of the config that a command line gives, and those of its stage's dataclasses."""
-    config = main.parse(["synth2", *arguments])[1]
+    config = main.read_config(command_line.parse(["synth2", *arguments]))
     stage = pathlib.Path(main.__file__).parent / "stages" / f"{arguments[0]}.py"
     fields = [
         node.target.id
@@ -209,7 +209,7 @@ def overrides(arguments: list[str], rng: random.Random) -> tuple[list[str], str]
 
 def options(arguments: list[str], rng: random.Random) -> tuple[list[str], str]:
     """One of the stage's own options, or of synth2's."""
-    names = [*main.STAGES[arguments[0]].options, "workdir", "config", "verbose", "nonsense"]
+    names = [*command_line.STAGES[arguments[0]].options, "workdir", "config", "verbose", "nonsense"]
     name = rng.choice(names)
     added = f"--{name}={rng.choice(CONFIG_VALUES)}"
     if name in ("workdir", "output"):  # nothing outside of the case is written

@@ -41,7 +41,7 @@ def compare(
     *,
     classes: str | None = None,
     embedding: str | None = None,
-    clusters: str | None = None,
+    clusters: int | None = None,
 ) -> str:
     """Compares the sets; returns the page's path.
 
@@ -51,24 +51,22 @@ def compare(
       classes: as `captioners.classes.load_classes` takes them: "scenes", "common_objects", a text
         file of one class a line, or names.
       embedding: name or folder of a Sentence-Transformers model; the built-in n-grams if None.
-      clusters: their number, as typed.
+      clusters: their number.
 
     Raises:
       UserError: a file, name or number that is not what it should be.
     """
     paths = _paths(captions)
-    num_clusters = None if clusters is None else _count(clusters)
     class_names = None if classes is None else load_classes(classes, BUILT_IN)
     embed = embed_captions if embedding is None else sentence_transformer(embedding)
     sets = {name: read_captions(path) for name, path in paths.items()}
     sample_size = min(SAMPLE_SIZE, *(len(captions) for captions in sets.values()))
-    if num_clusters is None:
-        num_clusters = min(NUM_CLUSTERS, sample_size)
-    elif num_clusters > sample_size:
+    if clusters and clusters > sample_size:
         raise UserError(
-            f"--clusters={num_clusters}: found {sample_size} captions in the smallest set, "
+            f"--clusters={clusters}: found {sample_size} captions in the smallest set, "
             "expected at least one a cluster"
         )
+    num_clusters = clusters or min(NUM_CLUSTERS, sample_size)
     with Progress("report", 1 + len(sets), "steps") as progress:
         found = balance(
             sets, num_clusters=num_clusters, sample_size=sample_size, seed=SEED, embed=embed
@@ -113,12 +111,6 @@ def _paths(captions: str) -> dict[str, pathlib.Path]:
             raise UserError(f"--captions: the name {name!r} is there twice")
         paths[name] = pathlib.Path(path)
     return paths
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise UserError(f"--clusters={text}: expected a whole number, 1 or more")
-    return int(text)
 
 
 def read_captions(path: pathlib.Path) -> list[str]:

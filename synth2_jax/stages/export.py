@@ -78,14 +78,14 @@ def run(
     output: str = "",
     part: str = "",
     dtype: str = "",
-    overwrite: str = "false",
+    overwrite: bool = False,
     **of_a_folder: str,
 ) -> None:
     """Writes the folder or the file."""
     if not output:
-        raise UserError("export: no --output=FOLDER given, nor --output=FILE.safetensors")
-    if overwrite not in ("true", "false"):
-        raise UserError(f"--overwrite={overwrite}: expected true or false")
+        raise UserError(
+            "--output: not given. Give a folder, or FILE.safetensors for parameters alone"
+        )
     target = pathlib.Path(output)
     as_dtype = config_lib.dtype(dtype, "--dtype") if dtype else None
     _clear_up(target)
@@ -189,10 +189,8 @@ def _write_folder(
     dtype: Any,
     results: str = "",
     license: str = "",
-    file_mib: str = "4096",
+    file_mib: int = 4096,
 ) -> None:
-    if not file_mib.isdecimal() or int(file_mib) < 1:
-        raise UserError(f"--file-mib={file_mib}: expected a number of MiB, 1 or more")
     step = checkpoint_reader.latest_step(workdir)
     resolved, built_on = checkpoint_reader.read_description(workdir, step)
     model_name = str(resolved.get("model_name"))
@@ -206,9 +204,7 @@ def _write_folder(
     run_folder = checkpoint_reader.run_folder(workdir)
     scores = read_results(results, run_folder, model_name, trained)
     with _folder_written_whole(target) as folder:
-        files = write_folder(
-            folder, parameters.by_tensor(), parameters.arrays(), int(file_mib) * MIB
-        )
+        files = write_folder(folder, parameters.by_tensor(), parameters.arrays(), file_mib * MIB)
         # Of what is on the disk now, in the dtypes that a model has when it is loaded.
         tensors = open_safetensors(folder)
         arrays = (
@@ -294,7 +290,7 @@ def _fingerprints(arrays: Iterable[tuple[str, np.ndarray]], task: Any) -> dict[s
     return found
 
 
-def _check_free(target: pathlib.Path, replaceable: bool, overwrite: str) -> None:
+def _check_free(target: pathlib.Path, replaceable: bool, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     if not replaceable:
@@ -302,8 +298,8 @@ def _check_free(target: pathlib.Path, replaceable: bool, overwrite: str) -> None
             f"--output={target}: already exists and is not only an export, so it is kept. "
             "Choose another place"
         )
-    if overwrite == "false":
-        raise UserError(f"--output={target}: already exists. --overwrite=true replaces it")
+    if not overwrite:
+        raise UserError(f"--output={target}: already exists. --overwrite replaces it")
     if not os.access(target, os.W_OK):
         raise UserError(f"--output={target}: is there and read-only. Choose another place")
 

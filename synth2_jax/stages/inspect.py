@@ -3,12 +3,12 @@
 `synth2 inspect MIXTURE`, a name of SeqIO's: see inspect_mixture.py.
 
     synth2 inspect workdir/demo/generator
-    synth2 inspect workdir/demo/generator/checkpoints/2000 --fingerprints=true
+    synth2 inspect workdir/demo/generator/checkpoints/2000 --fingerprints
 
 Of a run, its checkpoints or one of them: steps, parameter tree with shapes and sizes, fingerprints,
-config. Only metadata is read, so a laptop can look at any model; `--fingerprints=true` reads every
+config. Only metadata is read, so a laptop can look at any model; `--fingerprints` reads every
 parameter, one at a time, for the parts' own fingerprints. Of an exported model: the same, as far as
-it has them; `--fingerprints=true` checks that no byte of it has changed. Of pairs: counts, shards,
+it has them; `--fingerprints` checks that no byte of it has changed. Of pairs: counts, shards,
 provenance, some captions; every byte is checked against the manifest.
 """
 
@@ -36,10 +36,8 @@ from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings
 NUM_SHOWN = 5
 
 
-def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_options: str) -> None:
+def run(config: Any, workdir: str, fingerprints: bool = False, **mixture_options: str) -> None:
     """Prints; a config is of use with a mixture alone."""
-    if fingerprints not in ("true", "false"):
-        raise UserError(f"--fingerprints={fingerprints}: expected true or false")
     folder = pathlib.Path(workdir)
     if not folder.exists() and folder.parent == pathlib.Path.cwd():
         try:
@@ -56,7 +54,7 @@ def run(config: Any, workdir: str, fingerprints: str = "false", **mixture_option
             f"{folder}: no such folder, expected a training run, an exported model, a folder of "
             "pairs, or the name of a mixture"
         )
-    described = _describe(folder, with_fingerprints=fingerprints == "true")
+    described = _describe(folder, with_fingerprints=fingerprints)
     print("\n".join(inert(line) for line in described.splitlines()))  # it may come from anywhere
 
 

@@ -60,16 +60,16 @@ def run(
     config: Any,
     workdir: str,
     topology: str = "",
-    slices: str = "1",
+    slices: int = 1,
     mesh: str = "",
-    batch: str = "",
+    batch: int | str = "",
     sample: str = "",
-    pairs: str = str(PAIRS),
+    pairs: float = PAIRS,
     name: str = "",
 ) -> dict[str, Any]:
     """Plans, prints and writes; returns what it wrote. Without a name the model's is taken."""
     if not topology:
-        raise UserError("plan: no --topology given, expected a pod such as v5e:16x16")
+        raise UserError("--topology: not given. Give a pod, such as --topology=v5e:16x16")
     jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is not to be taken
     chip = topologies.chip(topology)
     cfg, objective = train.build(config)
@@ -79,8 +79,7 @@ def run(
     if sampling:  # new captions need the encoder, wherever the training had its features from
         task = dataclasses.replace(objective.task, stored_text_features=False)
         objective = type(objective)(task)
-    num_pairs = _number("pairs", pairs)
-    devices = topologies.devices(topology, int(_number("slices", slices)))
+    devices = topologies.devices(topology, slices)
     mesh_config = _mesh_config(mesh, cfg.mesh)
     device_mesh = sharding.make_mesh(mesh_config, devices)
     planner = Planner(cfg, objective, sampling, device_mesh, mesh_config)
@@ -88,7 +87,7 @@ def run(
         size, compiled = largest_batch(planner)
     else:
         default = sampling.batch_size if sampling else cfg.data.batch_size
-        size = int(_number("batch", batch)) if batch else default
+        size = batch or default
         compiled = planner.compile(size)
 
     program, executable, seconds = compiled
@@ -103,7 +102,7 @@ def run(
         "model": name or cfg.model_name,
         "what": "sample" if sampling else "train",
         "topology": topology,
-        "slices": int(slices),
+        "slices": slices,
         "chips": device_mesh.size,
         "mesh": dict(device_mesh.shape),
         "batch": size,
@@ -131,7 +130,7 @@ def run(
         "versions": environment.versions(),
     }
     if sampling:
-        plan["pairs"] = _pairs(num_pairs, size, roofline.seconds, device_mesh.size, objective.task)
+        plan["pairs"] = _pairs(pairs, size, roofline.seconds, device_mesh.size, objective.task)
     file = f"{plan['model']}-{re.sub('[^a-z0-9]+', '-', topology)}-{plan['what']}.json"
     write_json(pathlib.Path(workdir) / file, plan)
     print(table(plan))
@@ -360,16 +359,6 @@ def _mesh_config(text: str, default: sharding.MeshConfig) -> sharding.MeshConfig
             )
         sizes[axis] = int(size)
     return config_lib.build(sharding.MeshConfig, {**sizes, "rules": default.rules}, "--mesh")
-
-
-def _number(option: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (1 <= value < math.inf and value == int(value)):
-        raise UserError(f"--{option}={text}: expected a whole number of at least 1")
-    return value
 
 
 def _pairs(

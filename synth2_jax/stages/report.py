@@ -20,7 +20,7 @@ def run(config: Any, workdir: str, *, captions: str | None = None, **options: st
     if captions is not None:
         return diversity_report.compare(workdir, captions, **options)
     if options:
-        raise UserError(f"report: --{next(iter(options))} goes with --captions=NAME=PATH")
+        raise UserError(f"--{next(iter(options))}: only works with --captions=NAME=PATH")
     folder = pathlib.Path(workdir) / "report"
     results, material = read_report(folder)
     page = folder / "index.html"

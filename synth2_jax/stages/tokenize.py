@@ -41,7 +41,6 @@ from synth2_jax.data.sources.source import (
     num_pairs,
     open_source,
 )
-from synth2_jax.errors import UserError
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.batches import in_batches
 from synth2_jax.sampling.pixels import make_decode, make_encode
@@ -96,12 +95,10 @@ class TokenizeConfig:
             raise ValueError(f"num_threads: found {self.num_threads}, expected 0 or more")
 
 
-def run(config: Any, workdir: str, on_the_fly: str = "false") -> dict[str, Manifest]:
+def run(config: Any, workdir: str, on_the_fly: bool = False) -> dict[str, Manifest]:
     """Tokenizes every split; returns the manifests. A split that is already there is left alone."""
     cfg = config_lib.build(TokenizeConfig, config)
-    if on_the_fly not in ("true", "false"):
-        raise UserError(f"--on-the-fly={on_the_fly}: expected true or false")
-    cfg = dataclasses.replace(cfg, on_the_fly=cfg.on_the_fly or on_the_fly == "true")
+    cfg = dataclasses.replace(cfg, on_the_fly=cfg.on_the_fly or on_the_fly)
     told = {"image_size": cfg.image_size, "pixel_range": cfg.pixel_range}
     trained = load_tokenizer(cfg.tokenizer, **told)
     return {

@@ -136,13 +136,11 @@ def test_folders_without_captions_are_refused(tmp_path):
         (["--captions=a=b.txt,"], "--captions: found '', expected"),
         (["--captions=={set}"], "expected NAME=PATH"),
         (["--captions=a={set},a={set}"], "--captions: the name 'a' is there twice"),
-        (["--captions=a={set}", "--clusters=0"], "--clusters=0: expected a whole number"),
-        (["--captions=a={set}", "--clusters=many"], "--clusters=many: expected a whole number"),
         (["--captions=a={set}", "--clusters=99"], "found 24 captions in the smallest set"),
         (["--captions=a={set}", "--classes=no.txt"], "no.txt': no such file"),
         (["--captions=a={set}", "--classes={wordless}"], "line 2: found '...', expected a class"),
-        (["--captions=a={set}", "--embeding=x"], "Did you mean: embedding"),
-        (["--classes=scenes"], "report: --classes goes with --captions=NAME=PATH"),
+        (["--captions=a={set}", "--embeding=x"], "did you mean '--embedding'"),
+        (["--classes=scenes"], "--classes: only works with --captions=NAME=PATH"),
         ([], "results.json: no such file; expected what `synth2 demo` leaves there"),
     ],
 )
@@ -173,7 +171,7 @@ def test_figures_of_sets_side_by_side(tmp_path, capfd):
         "narrow": write_rows(tmp_path / "narrow" / "captions.jsonl", NARROW).parent,
     }
     classes = write_lines(tmp_path / "classes.txt", ["dog", "cat", "cow", "sheep"])
-    figures, page = compare(tmp_path, sets, classes=str(classes), clusters="12")
+    figures, page = compare(tmp_path, sets, classes=str(classes), clusters=12)
     varied, narrow = figures["sets"]["varied"], figures["sets"]["narrow"]
     assert list(figures["sets"]) == ["varied", "narrow"]  # in the order given
     assert varied["captions"] == narrow["captions"] == 24
@@ -246,7 +244,7 @@ def test_examples_stand_in_their_cluster_and_say_from_which_set(tmp_path):
         "varied": write_lines(tmp_path / "varied.txt", VARIED),
         "narrow": write_lines(tmp_path / "narrow.txt", NARROW),
     }
-    figures, _ = compare(tmp_path, sets, clusters="4")
+    figures, _ = compare(tmp_path, sets, clusters=4)
     clusters = figures["largest_clusters"]
     assert len(clusters) == 4
     for name in sets:
@@ -270,7 +268,7 @@ def test_the_same_sets_give_the_same_files(tmp_path):
 
 def test_the_charts_are_drawn_to_the_figures(tmp_path):
     sets = {"a": write_lines(tmp_path / "a.txt", VARIED), "b": write_lines(tmp_path / "b", NARROW)}
-    figures, page = compare(tmp_path, sets, clusters="8")
+    figures, page = compare(tmp_path, sets, clusters=8)
     section = page[page.index('id="clusters"') : page.index('id="lengths"')]
     paths = re.findall(r'class="(line\d)" d="M([^"H]*)"', section)
     assert [css for css, _ in paths] == ["line0", "line1"]
@@ -318,7 +316,7 @@ def test_hostile_texts_are_inert_in_the_page_and_on_the_terminal(tmp_path, capfd
     }
     classes = write_lines(tmp_path / "classes.txt", ["<i>red dog</i>", "cat & dog"])
     # As many clusters as are shown, so that every caption is.
-    _, page = compare(tmp_path, sets, classes=str(classes), clusters="5")
+    _, page = compare(tmp_path, sets, classes=str(classes), clusters=5)
     printed = capfd.readouterr().out
     assert not ACTIVE.search(page) and not ACTIVE.search(printed)
     assert r"\x1b[31m<b>evil</b>\x07" in printed

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax import main
 from synth2_jax.stages.demo import curve, measured, steps_to_baseline, summary
 from synth2_jax.stages.experiment import ExperimentConfig
 from synth2_jax.training.metrics import JsonlWriter
@@ -48,7 +47,7 @@ def test_a_curve_is_one_metric_of_a_run(tmp_path):
     ],
 )
 def test_how_curve_and_table_are_measured_is_what_the_config_says(override, curve_by, pictures):
-    config = main.load_config("configs/scenes/demo.py")
+    config = config_lib.load_config("configs/scenes/demo.py")
     for key, text in override.items():
         if text is None:
             del config.unlock().vlm.validation.captions

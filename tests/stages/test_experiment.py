@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax import environment, folder_lock, main
+from synth2_jax import environment, folder_lock
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json
@@ -41,7 +41,7 @@ def filled_in(key):
 
 def demo_config(chain):
     """The demo's config, with the settings by which the chain's folders were made."""
-    config = main.load_config("configs/scenes/demo.py:tiny")
+    config = config_lib.load_config("configs/scenes/demo.py:tiny")
     sections = {
         name: chain.training(name, "")
         for name in ("tokenizer", "language_model", "generator", "vlm")
@@ -235,7 +235,7 @@ def test_a_mistake_in_the_last_section_is_found_before_the_first_step(chain, tmp
 
 
 def test_a_warm_up_as_long_as_its_run_is_found_before_the_first_step(tmp_path):
-    config = main.load_config("configs/scenes/demo.py:tiny")
+    config = config_lib.load_config("configs/scenes/demo.py:tiny")
     config.vlm.train.steps = 10
     with pytest.raises(UserError, match="config.vlm.optimizer.warmup_steps: found 10, expected"):
         Experiment(config, str(tmp_path))
@@ -243,7 +243,7 @@ def test_a_warm_up_as_long_as_its_run_is_found_before_the_first_step(tmp_path):
 
 @pytest.mark.parametrize("key", FILLED_IN)
 def test_a_value_that_a_step_would_overwrite_is_refused(tmp_path, key):
-    config = main.load_config("configs/scenes/demo.py:tiny")
+    config = config_lib.load_config("configs/scenes/demo.py:tiny")
     given = f"{key}.real" if key.endswith(("folders", "rates")) else key
     config_lib.override(config, given, "7" if key.endswith(("seed", "rates")) else "elsewhere")
     with pytest.raises(UserError) as error:
@@ -254,7 +254,7 @@ def test_a_value_that_a_step_would_overwrite_is_refused(tmp_path, key):
 
 
 def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
-    config = main.load_config("configs/scenes/demo.py:tiny")
+    config = config_lib.load_config("configs/scenes/demo.py:tiny")
     changed = set()
 
     def record(stage, section, folder):

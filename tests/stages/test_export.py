@@ -94,7 +94,7 @@ def test_mistakes(chain, tmp_path, mistake):
 
     file.write_text("mine")
     line = mistake(export(run, file))
-    assert line.endswith("x.safetensors: already exists. --overwrite=true replaces it")
+    assert line.endswith("x.safetensors: already exists. --overwrite replaces it")
     assert file.read_text() == "mine"
     assert main.main(export(run, file, "--overwrite=true")) == 0
     assert open_safetensors(file)

@@ -332,10 +332,9 @@ def test_mistakes_of_the_call(runs, export, tmp_path, mistake):
     def line(name, *options, output=tmp_path / "new"):
         return mistake(["synth2", "export", str(runs / name), f"--output={output}", *options])
 
-    assert "no --output=FOLDER given" in line("vlm", output="")
+    assert "--output: not given. Give a folder, or FILE" in line("vlm", output="")
     assert "--part=vlm needs --output=FILE.safetensors" in line("vlm", "--part=vlm")
     assert "--dtype: a tokenizer stays as it is" in line("tokenizer", "--dtype=bfloat16")
-    assert "--file-mib=0: expected a number of MiB" in line("vlm", "--file-mib=0")
     assert "sampling steps: found 12, expected 1 to 4" in line("generator")
     (tmp_path / "c.py").write_text(SAMPLING % {"smapler": {}})
     given = f"--config={tmp_path / 'c.py'}"
@@ -348,7 +347,7 @@ def test_mistakes_of_the_call(runs, export, tmp_path, mistake):
 def test_what_is_there_is_replaced_only_when_it_is_an_export(runs, vlm, tmp_path, mistake):
     argv = ["synth2", "export", str(runs / "language_model"), f"--output={vlm}"]
     before = (vlm / "config.json").read_text()
-    assert "already exists. --overwrite=true replaces it" in mistake(argv)
+    assert "already exists. --overwrite replaces it" in mistake(argv)
     assert (vlm / "config.json").read_text() == before
     assert main.main([*argv, "--overwrite=true"]) == 0
     assert load_trained(vlm, "language_model") and not (vlm / "load_example.py").exists()
@@ -370,7 +369,7 @@ def test_what_a_killed_export_left_is_removed_and_what_it_replaced_is_put_back(
         other.touch()
     target.rename(left.with_suffix(".before"))  # as it is between the two renames
     argv = ["synth2", "export", str(runs / "vlm"), f"--output={target}"]
-    assert "already exists. --overwrite=true replaces it" in mistake(argv)
+    assert "already exists. --overwrite replaces it" in mistake(argv)
     assert (target / "config.json").read_bytes() == held
     assert sorted(tmp_path.glob(".*")) == sorted(others)
 

@@ -19,12 +19,10 @@ SYNTHESIZE = "configs/scenes/synthesize.py"
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "plan: no --topology given, expected a pod such as v5e:16x16"),
+        ({}, "--topology: not given. Give a pod, such as --topology=v5e:16x16"),
         ({"topology": "v5:16x16"}, "--topology=v5:16x16: unknown chip 'v5'; did you mean 'v5"),
         ({"topology": "v5e"}, "--topology=v5e: expected chips as in v5e:16x16 or v5p:4x8x8"),
         ({"topology": "v5e:16"}, "--topology=v5e:16: expected chips as in v5e:16x16"),
-        ({"topology": "v5e:2x2", "pairs": "many"}, "--pairs=many: expected a whole number"),
-        ({"topology": "v5e:2x2", "slices": "0"}, "--slices=0: expected a whole number"),
         (
             {"topology": "v5e:2x2", "sample": SYNTHESIZE},
             "--sample: found a vlm to sample from, expected a generator",
@@ -155,7 +153,7 @@ def test_rematerialization_is_seen(tmp_path):
         with config.unlocked():
             for part in ("maskgit", "text_encoder"):
                 config.model.generator[part].update({"scan_layers": True, "remat": remat})
-        found = plan.run(config, str(tmp_path), topology="v5e:2x2", mesh="fsdp=4", batch="64")
+        found = plan.run(config, str(tmp_path), topology="v5e:2x2", mesh="fsdp=4", batch=64)
         ratios.append(found["flops_ratio"])
     assert ratios[0] < 1.1 and 1.15 < ratios[1] < 1.35  # a forward pass again is up to a third
 
@@ -177,9 +175,9 @@ def test_the_sampler(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch": str(2**22)}, "does not fit a chip's memory: a batch of 4194304 needs"),
+        ({"batch": 2**22}, "does not fit a chip's memory: a batch of 4194304 needs"),
         ({"mesh": "data=3"}, "data=3 fsdp=1 tensor=1 does not fit 4 devices"),
-        ({"batch": "63"}, "batch: found 63 rows, which cannot be split over 4 devices"),
+        ({"batch": 63}, "batch: found 63 rows, which cannot be split over 4 devices"),
     ],
 )
 def test_what_cannot_be(tmp_path, options, message):

@@ -1,0 +1,370 @@
+"""The command line of `synth2`: its stages, their options, and the help.
+
+Nothing here imports a stage, JAX or TensorFlow: the help and most mistakes take no time.
+"""
+
+import argparse
+import ast
+import dataclasses
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from synth2_jax.errors import UserError, nearest
+
+# A URL, alone or in a list such as NAME=URL,NAME=URL.
+_URL = re.compile(r"(?<![^,=])[A-Za-z][A-Za-z0-9+.-]+://")
+_EXIT_CODES = """\
+`synth2 STAGE --help` shows what a stage does and its options.
+
+Exit codes:
+    0  done
+    2  a mistake in what was asked for, or a path that the system refuses; one line names it
+  129  stopped by SIGHUP (a closed terminal)
+  130  stopped by Ctrl-C
+  141  the reader of the output has gone
+  143  stopped by SIGTERM
+    1  anything else
+
+After a stop, give the same command again. `train` has saved where it was; `tokenize`,
+`encode_captions`, `synthesize` and `filter` keep finished shards; `captions` keeps a server's
+answers; `demo` and `study` keep finished steps. Other stages begin again."""
+
+
+def check_local(key: str, text: str) -> None:
+    """Raises UserError on a URL where a path is expected: it would become a folder named "gs:"."""
+    if found := _URL.search(text):
+        raise UserError(
+            f"{key}: found {found[0]}..., expected a path of this machine: object stores do not "
+            "work yet. Mount or copy what is there."
+        )
+
+
+# The functions below are types of options: argparse puts the option in front of their errors.
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _path(text: str) -> str:
+    """A path with the home folder in the place of ~, which a shell leaves in `--workdir=~/x`."""
+    expanded = os.path.expanduser(text)
+    if re.match("~(/|$)", expanded):
+        raise argparse.ArgumentTypeError(
+            f"found {text}, but HOME is not set, so ~ has no meaning. Give the whole path."
+        )
+    return expanded
+
+
+def _whole(text: str) -> int:
+    """A whole number of 1 or more, also as 711e6."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (1 <= value < math.inf and value == int(value)):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of 1 or more")
+    return int(value)
+
+
+def _whole_or_auto(text: str) -> int | str:
+    return text if text == "auto" else _whole(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """`--NAME=PLACEHOLDER`; without a placeholder a switch, `--NAME`."""
+
+    help: str
+    placeholder: str = ""
+    type: Callable[[str], Any] = _text
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage takes on its command line.
+
+    Attributes:
+      needs_config: whether --config=FILE must be given.
+      workdir: the folder without --workdir; None where it must be given.
+      takes_folder: whether the workdir may be given without `--workdir=`.
+      writes: the option that names the folder it writes to, which no other command may write to
+        meanwhile; "" where what it writes is one small file, written whole.
+      options: keyword arguments of the stage's `run`, which it gets when they are given.
+    """
+
+    needs_config: bool = True
+    workdir: str | None = None
+    takes_folder: bool = False
+    writes: str = "workdir"
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+
+
+# In the order data flows. Each is a module of stages/ with `run(config, workdir, **options)`.
+STAGES = {
+    "tokenize": Stage(
+        options={
+            "on_the_fly": Option("store the images themselves; the training step makes the tokens")
+        }
+    ),
+    "encode_captions": Stage(),
+    "train": Stage(),
+    "captions": Stage(),
+    "synthesize": Stage(),
+    "filter": Stage(),
+    "evaluate": Stage(),
+    "report": Stage(
+        needs_config=False,
+        takes_folder=True,
+        options={
+            "captions": Option(
+                "caption sets to compare; without it a demo's page is made again",
+                "NAME=PATH,NAME=PATH",
+            ),
+            "classes": Option(
+                "count how many captions name each of these classes: scenes, common_objects, "
+                "FILE.txt or names",
+                "CLASSES",
+            ),
+            "embedding": Option(
+                "a Sentence-Transformers model, by name or folder; default: hashed n-grams", "MODEL"
+            ),
+            "clusters": Option("number of clusters; default: 20", "N", _whole),
+        },
+    ),
+    "demo": Stage(),
+    "study": Stage(),
+    "plan": Stage(
+        workdir="workdir/plan",
+        writes="",
+        options={
+            "name": Option("name in files and tables; default: the config file's", "NAME"),
+            "topology": Option("the pod, such as v5e:16x16", "POD"),
+            "slices": Option("number of pods; default: 1", "N", _whole),
+            "mesh": Option("such as data=16,fsdp=16; default: the config's", "MESH"),
+            "batch": Option(
+                "rows of all chips, or auto for the largest batch that fits; default: the config's",
+                "N",
+                _whole_or_auto,
+            ),
+            "sample": Option(
+                "plan sampling by this synthesize config, not training", "FILE", _path
+            ),
+            "pairs": Option("number of pairs to sample; default: 711e6", "N", _whole),
+        },
+    ),
+    "inspect": Stage(
+        needs_config=False,
+        takes_folder=True,
+        writes="",
+        options={
+            "fingerprints": Option(
+                "of a run: read every parameter for the fingerprint of each part; of an export: "
+                "check that no byte has changed"
+            ),
+            "modules": Option(
+                "of a mixture: the modules that register it, separated by commas", "MODULES"
+            ),
+            "tokenizer": Option(
+                "of a mixture: the tokenizer that made its tokens, to draw its pictures",
+                "DIR",
+                _path,
+            ),
+            "output": Option(
+                "of a mixture: the picture to write; default: MIXTURE.png", "FILE", _path
+            ),
+        },
+    ),
+    "export": Stage(
+        needs_config=False,
+        takes_folder=True,
+        writes="output",
+        options={
+            "output": Option(
+                "the folder to write, or FILE.safetensors for the parameters alone", "DIR", _path
+            ),
+            "part": Option("of a file: such as vlm/resampler; default: all parts", "PART"),
+            "dtype": Option(
+                "of floating-point parameters, such as bfloat16; default: unchanged", "DTYPE"
+            ),
+            "overwrite": Option("replace an export that is there"),
+            "results": Option(
+                "of a folder: results.json files for its model card, separated by commas",
+                "FILES",
+                _path,
+            ),
+            "license": Option(
+                "of a folder: the licence in its model card, such as apache-2.0", "LICENSE"
+            ),
+            "file_mib": Option(
+                "of a folder: MiB of parameters in a file; default: 4096", "N", _whole
+            ),
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command line that was read.
+
+    Attributes:
+      stage: a key of STAGES.
+      config: FILE[:ARGUMENT]; None without one.
+      overrides: (key, text) of each --config.KEY=TEXT, in order.
+      workdir: absolute.
+      options: the stage's own options that were given.
+      verbose: whether to log more.
+    """
+
+    stage: str
+    config: str | None
+    overrides: Sequence[tuple[str, str]]
+    workdir: str
+    options: Mapping[str, Any]
+    verbose: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes are UserErrors, and whose help shows a closed pipe."""
+
+    def __init__(self, **given: Any):
+        given.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **given)
+
+    def error(self, message: str) -> None:
+        raise UserError(message.removeprefix("argument "))
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", flush=True, file=file)
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Reads a command line, the program's name included.
+
+    Raises:
+      UserError: an unknown stage or option, a missing one, or a wrong value.
+      SystemExit: with 0, after the help that was asked for.
+    """
+    arguments = ["--help"] if argv[1:] in ([], ["help"]) else list(argv[1:])
+    if arguments[0] not in (*STAGES, "-h", "--help"):
+        raise UserError(f"stage {arguments[0]!r}: unknown; {nearest(arguments[0], STAGES)}")
+    stage = STAGES.get(arguments[0], Stage())
+    plain, overrides = _split(arguments, stage)
+    given, unknown = _parser().parse_known_args(plain)
+    if unknown:
+        _refuse(unknown[0], stage)
+    if not given.config and (overrides or stage.needs_config):
+        raise UserError("--config: not given. Give a config file, --config=FILE (see configs/)")
+    positional = getattr(given, "DIR", None)
+    if positional and given.workdir:
+        _refuse(positional, stage)
+    if not (workdir := given.workdir or positional or stage.workdir):
+        how = f"synth2 {given.stage} DIR" if stage.takes_folder else "--workdir=DIR"
+        raise UserError(f"--workdir: not given. Give a folder, {how}")
+    found = {name: getattr(given, name) for name in stage.options}
+    options = {name: value for name, value in found.items() if value not in (None, False)}
+    for name, value in {"workdir": workdir, **options}.items():
+        if isinstance(value, str) and name != "license":
+            check_local(_flag(name), value)
+    if "name" in stage.options:
+        options.setdefault("name", _config_name(given.config))
+    absolute = pathlib.Path(workdir).absolute()
+    for folder in (absolute, *absolute.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--workdir={workdir}: {folder} is a file, expected a folder")
+    return Command(
+        given.stage, given.config, overrides, os.path.abspath(workdir), options, given.verbose
+    )
+
+
+def _split(arguments: Sequence[str], stage: Stage) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns the arguments for argparse, and (key, text) of each `--config.KEY=TEXT`.
+
+    Names of options come in one spelling: `-on_the_fly=true` is `--on-the-fly`.
+    """
+    switches = [name for name, option in stage.options.items() if not option.placeholder]
+    plain, overrides = [], []
+    for argument in arguments:
+        named = re.match(r"--?([a-z][\w-]+)(.*)", argument, re.DOTALL)
+        if not named:
+            plain.append(argument)
+        elif re.match(r"config\.", named[1] + named[2]):
+            key, equals, text = named[2].partition("=")
+            if not equals or not all(key[1:].split(".")):
+                raise UserError(f"{argument}: expected --config.KEY=VALUE")
+            overrides.append((key[1:], text))
+        elif named[2] and named[1].replace("-", "_") in (*switches, "verbose"):
+            if named[2] not in ("=true", "=false"):
+                raise UserError(f"{argument}: expected true or false")
+            plain += [_flag(named[1])] * (named[2] == "=true")
+        else:
+            plain.append(_flag(named[1]) + named[2])
+    return plain, overrides
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _refuse(argument: str, stage: Stage) -> None:
+    """Raises UserError on an argument that the stage does not take."""
+    if not argument.startswith("-"):
+        raise UserError(f"argument {argument!r}: unexpected; options start with --")
+    known = [_flag(name) for name in ("config", "workdir", "verbose", "help", *stage.options)]
+    name = argument.partition("=")[0]
+    raise UserError(f"{name}: unknown option; {nearest(name, known)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="synth2",
+        usage=_usage("STAGE", Stage()),
+        description="Trains vision-language models on synthetic pairs of captions and images.",
+        epilog=_EXIT_CODES,
+    )
+    stages = parser.add_subparsers(dest="stage", metavar="STAGE", title="stages", required=True)
+    for name, stage in STAGES.items():
+        described = _docstring(name)
+        headline = described.partition("\n")[0].partition(": ")[2]
+        sub = stages.add_parser(
+            name,
+            help=headline.replace("%", "%%"),
+            description=described,
+            usage=_usage(name, stage),
+        )
+        sub.add_argument("--config", metavar="FILE[:ARG]", type=_path, help="a Python config file")
+        sub.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config")
+        sub.add_argument("--workdir", metavar="DIR", type=_path, help="the folder to work in")
+        sub.add_argument("--verbose", action="store_true", help="log more")
+        if stage.takes_folder:
+            sub.add_argument("DIR", nargs="?", type=_path, help="short for --workdir=DIR")
+        for option_name, option in stage.options.items():
+            flag, text = _flag(option_name), option.help.replace("%", "%%")
+            if option.placeholder:
+                sub.add_argument(flag, metavar=option.placeholder, type=option.type, help=text)
+            else:
+                sub.add_argument(flag, action="store_true", help=text)
+    return parser
+
+
+def _config_name(given: str) -> str:
+    """Returns a name for a config: "generator-stored" for `configs/generator.py:stored`."""
+    file, _, argument = given.partition(":")
+    return "-".join([pathlib.Path(file).stem, *re.findall(r"\w+", argument)])
+
+
+def _usage(name: str, stage: Stage) -> str:
+    config = "--config=FILE" if stage.needs_config else "[--config=FILE]"
+    folder = "DIR" if stage.takes_folder else "--workdir=DIR"
+    return f"synth2 {name} {folder} {config} [--config.KEY=VALUE ...] [--OPTION ...]"
+
+
+def _docstring(stage: str) -> str:
+    """Returns the docstring of the stage's file, which is neither imported nor parsed."""
+    text = (pathlib.Path(__file__).parent / "stages" / f"{stage}.py").read_text("utf-8")
+    return ast.literal_eval(text[: text.index('"""', 3) + 3])
