@@ -1,4 +1,4 @@
-"""`synth2 captions`: captions class by class, so many of each, from one of three sources.
+"""`synth2 captions`: writes captions class by class, from one of three sources.
 
 The source is the one that the config names: `language_model`, in this process; `server`, any that
 speaks OpenAI's chat API; `text_file`, captions that are there already.

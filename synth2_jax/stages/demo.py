@@ -1,4 +1,4 @@
-"""`synth2 demo`: the whole of Synth² on the built-in data, from nothing to a report.
+"""`synth2 demo`: runs all of Synth² on the built-in data, from nothing to a report.
 
 Real pairs -> tokenizer -> language model -> synthetic captions -> synthetic image tokens -> a VLM
 on real pairs and one on real and synthetic pairs, at equal steps -> scores, pictures, a page.

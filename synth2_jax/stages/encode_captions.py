@@ -1,4 +1,4 @@
-"""`synth2 encode_captions`: pairs -> the same pairs with what a text encoder makes of each caption.
+"""`synth2 encode_captions`: stores with each pair what a text encoder makes of its caption.
 
 A generator with `stored_text_features` is trained on them without the encoder in its step, in its
 memory or in its checkpoints; a T5-XXL there costs more than the generator. Models that read no

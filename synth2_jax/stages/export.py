@@ -1,4 +1,4 @@
-"""`synth2 export DIR --output=FOLDER`: a trained model to use elsewhere, and to share.
+"""`synth2 export DIR --output=FOLDER`: writes a trained model to use elsewhere, and to share.
 
     synth2 export workdir/demo/vlm_real_synthetic --output=my_vlm --license=apache-2.0 \\
         --results=workdir/demo/evaluation/vlm_real_synthetic/results.json

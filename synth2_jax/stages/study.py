@@ -1,4 +1,4 @@
-"""`synth2 study`: the demo's comparison over several seeds and more arms, one arm at a time.
+"""`synth2 study`: runs the demo's comparison over several seeds and more arms.
 
 Arms are those of stages/experiment.py. Tokenizer, language model and captions are trained or
 written once; generator, synthetic pairs and VLM anew for each seed. Writes into the workdir, after

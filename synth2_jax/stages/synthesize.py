@@ -1,4 +1,4 @@
-"""`synth2 synthesize`: captions -> image tokens by the generator, as shards of synthetic pairs.
+"""`synth2 synthesize`: makes synthetic pairs: image tokens for captions, by the generator.
 
 No pixel is rendered. A shard is the unit of work: after a kill, the same command makes only the
 shards that are missing.

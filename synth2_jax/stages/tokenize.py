@@ -1,4 +1,4 @@
-"""`synth2 tokenize`: images with captions -> folders of pairs, by a trained tokenizer.
+"""`synth2 tokenize`: turns images with captions into folders of pairs by a trained tokenizer.
 
 Writes WORKDIR/SPLIT for each split that the config names. A shard is the
 unit of work, of any number of processes: after a kill, the same command makes only the shards that
