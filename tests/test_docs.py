@@ -133,6 +133,33 @@ def test_scripts_and_configs_that_pages_name_exist():
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
+# --- architecture ---
+
+
+def test_the_rooms_of_the_architecture_page_are_those_of_the_package():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.partition("## Rooms")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)(?:\.py|/)?`", row)}
+    package = pathlib.Path(synth2_jax.__file__).parent
+    assert named == {
+        path.stem
+        for path in package.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    } - {"__init__"}
+
+
+def test_a_walk_leads_through_twelve_files_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    walks = page.partition("## Walks")[2].partition("\n## ")[0].split("\n### ")[1:]
+    assert len(walks) == 3
+    for walk in walks:
+        files = re.findall(r"^\d+\. `([\w/]+\.py)`", walk, re.MULTILINE)
+        assert 3 < len(set(files)) <= 12, walk
+        folders = (ROOT / "synth2_jax", ROOT)
+        assert [file for file in files if not any((f / file).is_file() for f in folders)] == []
+
+
 # --- errors ---
 
 
