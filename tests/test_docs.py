@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import synth2_jax
-from synth2_jax import main
+from synth2_jax import command_line, main
 from synth2_jax.scenes import dataset
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -60,8 +60,10 @@ def configs_page():
     return module
 
 
-def unknown_keys(stage: str, config, words: list[str]) -> list[str]:
+def unknown_keys(words: list[str]) -> list[str]:
     """The `--config.KEY=` of a command that the stage's dataclasses do not have."""
+    command = command_line.parse(words)
+    stage, config = command.stage, main.read_config(command)
     start = f"--{configs_page().SECTIONS.get(stage, 'config')}."
     keys = [key for word in words if (key := word.partition("=")[0]).startswith("--config.")]
     if not keys:
@@ -98,8 +100,7 @@ def test_there_are_commands_to_check():
 def test_every_command_names_a_stage_a_config_and_keys_that_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(page):
-        stage, config, *_ = main.parse(words)
-        assert not unknown_keys(stage, config, words), words
+        assert not unknown_keys(words), words
 
 
 def test_a_key_that_does_not_exist_is_found(monkeypatch):
@@ -109,8 +110,7 @@ def test_a_key_that_does_not_exist_is_found(monkeypatch):
         *("--config.model.vlm.resampler.num_latents=2", "--config.data.folders.any=x"),
         *("--config.model.vlm.resampler.num_latent=2", "--config.dat.folders.any=x"),
     ]
-    stage, config, *_ = main.parse(words)
-    assert unknown_keys(stage, config, words) == [
+    assert unknown_keys(words) == [
         "--config.model.vlm.resampler.num_latent",
         "--config.dat.folders.any",
     ]
