@@ -20,6 +20,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["synth2_jax", "synth2_jax.*"]),
     package_data={
         "synth2_jax.captioners": ["class_lists/*.txt"],
+        "synth2_jax.pages": ["templates/*.j2"],
         "synth2_jax.planning": ["libtpu_flags.txt"],
         "synth2_jax.scenes": ["*.model"],
     },
@@ -30,6 +31,8 @@ setuptools.setup(
         "absl-py",
         "flax>=0.12",
         "jax>=0.10",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
         "ml_collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.8",

@@ -72,6 +72,7 @@ class Results:
     """See `report_page.render_page`. What is missing here is not shown."""
 
     arms: Mapping[str, Mapping[str, Number] | None] | None = None
+    standard_errors: Mapping[str, Mapping[str, Number] | None] | None = None
     tokenizer: Mapping[str, Number] | None = None
     generator: Mapping[str, Number] | None = None
     steps_per_second: Mapping[str, Number] | None = None

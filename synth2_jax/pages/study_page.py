@@ -1,33 +1,22 @@
-"""The page of a study: the arms' scores and learning curves as pictures, beside the table."""
+"""The page of a study: the arms' scores and learning curves, with their spread over the seeds."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from synth2_jax.pages.charts import arm_legend, bar_table, line_chart
-from synth2_jax.pages.html import (
-    KICKER,
-    MIXED,
-    PERCENT,
-    REAL,
-    arm_colour,
-    arm_name,
-    document,
-    escaped,
-    figure,
-    number,
-    ordered_arms,
-    signed,
-)
+from synth2_jax.pages.arms import MIXED, REAL, arm_colour, arm_name, ordered_arms
+from synth2_jax.pages.charts import MARKER_SIGNS, Line, bar_chart, curve_points, line_chart, svg
+from synth2_jax.pages.document import render
+from synth2_jax.pages.numbers import PERCENT, finite, number, signed
 
 _GROUPS = (("all pictures", "cider"), ("seen", "cider_seen"), ("never seen", "cider_unseen"))
 
 
-def render_study(runs: Mapping[str, Mapping], table: str, footnote: str) -> str:
+def render_study(runs: Mapping[str, Mapping], table: Sequence[Sequence[str]], footnote: str) -> str:
     """Writes the whole page.
 
     Args:
       runs: "runs" of study.json: {"arm/seed": {score: value, "curve": [[step, CIDEr], ...]}}.
-      table: the study's table in Markdown.
+      table: cells of the study's table, its head first.
       footnote: the lines below it.
 
     Returns:
@@ -39,22 +28,38 @@ def render_study(runs: Mapping[str, Mapping], table: str, footnote: str) -> str:
             arm, seed = name.split("/")
             by_arm.setdefault(arm, {})[seed] = run
     arms = ordered_arms(by_arm)
-    notes = "".join(f'<p class="fine">{escaped(line)}</p>' for line in footnote.splitlines())
-    body = f"""<header>
-{KICKER}
-<h1>Which part of a synthetic pair helps?</h1>
-<p class="answer">{_answer(by_arm)}</p>
-</header>
-<main>
-<section id="arms"><h2>The arms</h2>
-{_html_table(table)}{notes}</section>
-<section id="scores"><h2>Seen and unseen combinations</h2>
-{_bars(by_arm, arms)}</section>
-<section id="curves"><h2>Learning curves</h2>
-{_curves(by_arm, arms)}</section>
-</main>
-<footer>This page needs no network.</footer>"""
-    return document("Synth² on Scenes: a study of the arms", body)
+    colours = {arm: arm_colour(arm, arms) for arm in arms}
+    return render(
+        "study.html.j2",
+        answer=_answer(by_arm),
+        head=table[0],
+        rows=table[1:],
+        footnote=footnote,
+        signs=MARKER_SIGNS,
+        names=[(colour, arm_name(arm)) for arm, colour in colours.items()],
+        scores=svg(
+            bar_chart(
+                {
+                    title: {
+                        colour: mean_and_spread(run.get(key) for run in by_arm[arm].values())
+                        for arm, colour in colours.items()
+                    }
+                    for title, key in _GROUPS
+                }
+            ),
+            "CIDEr of each arm on all, seen and never seen combinations",
+        ),
+        curves=svg(
+            line_chart(
+                [mean_curve(by_arm[arm].values(), colour) for arm, colour in colours.items()],
+                (440, 300),
+                x_title="training steps",
+                y_title="CIDEr",
+                from_zero=True,
+            ),
+            "CIDEr over training steps, one line an arm",
+        ),
+    )
 
 
 def _answer(by_arm: Mapping[str, Mapping[str, Mapping]]) -> str:
@@ -75,52 +80,19 @@ def _answer(by_arm: Mapping[str, Mapping[str, Mapping]]) -> str:
     )
 
 
-def _html_table(markdown: str) -> str:
-    """The cells of a Markdown table; its second line is the rule under the heads."""
-    head, _, *rows = [line.strip("| ").split(" | ") for line in markdown.strip().splitlines()]
-    heads = f'<th scope="col">{escaped(head[0])}</th>' + "".join(
-        f'<th scope="col" class="n">{escaped(cell)}</th>' for cell in head[1:]
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escaped(row[0])}</th>'
-        + "".join(f'<td class="n">{escaped(cell)}</td>' for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
+def mean_and_spread(values: Iterable) -> tuple[float | None, float | None]:
+    """Mean and standard deviation of the values that are numbers; one value has no spread."""
+    found = [value for value in map(finite, values) if value is not None]
     return (
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
+        statistics.mean(found) if found else None,
+        statistics.stdev(found) if len(found) > 1 else None,
     )
 
 
-def _bars(by_arm: Mapping[str, Mapping[str, Mapping]], arms: Sequence[str]) -> str:
-    charts = []
-    for title, key in _GROUPS:
-        means = {arm: statistics.mean(run[key] for run in by_arm[arm].values()) for arm in arms}
-        rows = [(arm_name(arm), mean, number(mean)) for arm, mean in means.items()]
-        charts.append(f"<div><p><b>{title}</b></p>{bar_table(rows)}</div>")
-    caption = (
-        "CIDEr, mean of the seeds, by whether real pairs show all of a test picture's combinations "
-        "of colour and shape (seen) or not."
-    )
-    return figure("".join(charts), caption)
-
-
-def _curves(by_arm: Mapping[str, Mapping[str, Mapping]], arms: Sequence[str]) -> str:
-    lines = [(arm_colour(arm, arms), _mean_curve(by_arm[arm].values())) for arm in arms]
-    chart = line_chart(
-        lines,
-        "CIDEr over training steps, one line an arm",
-        (440, 300),
-        x_title="training steps",
-        y_title="CIDEr",
-        from_zero=True,
-    )
-    return figure(arm_legend(arms) + chart, "CIDEr while training, mean of the seeds.")
-
-
-def _mean_curve(runs: Iterable[Mapping]) -> list[tuple[float, float]]:
-    """Mean over runs at the steps that all of them have."""
-    curves = [dict(map(tuple, run.get("curve") or ())) for run in runs]
-    common = set.intersection(*map(set, curves)) if curves else set()
-    return [(step, statistics.mean(curve[step] for curve in curves)) for step in sorted(common)]
+def mean_curve(runs: Iterable[Mapping], colour: int) -> Line:
+    """Mean and standard deviation over runs at the steps that all of them have."""
+    curves = [dict(curve_points(run.get("curve"))) for run in runs]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    found = [mean_and_spread(curve[step] for curve in curves) for step in steps]
+    points = [(step, mean) for step, (mean, _) in zip(steps, found, strict=True)]
+    return Line(points, colour, [spread or 0.0 for _, spread in found])

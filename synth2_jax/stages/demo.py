@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ import numpy as np
 from synth2_jax import config as config_lib
 from synth2_jax import environment
 from synth2_jax.files import read_json_lines, write_json
-from synth2_jax.pages.html import number, picture
+from synth2_jax.pages.document import picture
+from synth2_jax.pages.numbers import number
 from synth2_jax.scenes import dataset, language, oracle
 from synth2_jax.scenes import scores as scenes_scores
+from synth2_jax.scoring.captions import PAPER_SCALE, cider_d
 from synth2_jax.scoring.diversity import balance
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import report
+from synth2_jax.stages.document_frequencies import read_document_frequencies
 from synth2_jax.stages.evaluate import EvaluateConfig
 from synth2_jax.stages.experiment import SCORES, Experiment, ExperimentConfig
 from synth2_jax.stages.image_space import speed_by_space
@@ -64,6 +68,12 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     times = experiment.times()
     results = {
         "arms": {arm: _scores(arms[arm]) for arm in COMPARED},
+        "standard_errors": {
+            arm: standard_errors(
+                _captioned(experiment, arm), config_lib.build(ExperimentConfig, config).evaluate
+            )
+            for arm in COMPARED
+        },
         "tokenizer": {"objects_right": tokenizer_right},
         "generator": generator_scores,
         "steps_per_second": speed,
@@ -226,15 +236,31 @@ def _read_captioned(path: pathlib.Path) -> list[_Captioned]:
     names = [field.name for field in dataclasses.fields(_Captioned)]
     return [
         parse_as(_Captioned, {n: row[n] for n in names if n in row}, path, "evaluate")
-        for row in read_json_lines(path)[:NUM_SHOWN]
+        for row in read_json_lines(path)
     ]
 
 
-def _test_captions(experiment: Experiment) -> list[dict[str, Any]]:
-    rows = {
-        arm: _read_captioned(experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl")
-        for arm in COMPARED
+def _captioned(experiment: Experiment, arm: str) -> list[_Captioned]:
+    return _read_captioned(experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl")
+
+
+def standard_errors(rows: Sequence[_Captioned], scoring: EvaluateConfig) -> dict[str, float | None]:
+    """Standard error of each CIDEr over the test pictures; None for fewer than two pictures."""
+    frequency = None
+    if scoring.document_frequencies:
+        frequency = read_document_frequencies(scoring.document_frequencies)
+    captions, references = [row.caption for row in rows], [row.references for row in rows]
+    scores = cider_d(captions, references, frequency=frequency).per_image * PAPER_SCALE
+    unseen = np.array([scenes_scores.has_unseen(scenes_scores.scene_of(row.key)) for row in rows])
+    parts = {"cider": scores, "cider_seen": scores[~unseen], "cider_unseen": scores[unseen]}
+    return {
+        name: float(part.std(ddof=1) / np.sqrt(len(part))) if len(part) > 1 else None
+        for name, part in parts.items()
     }
+
+
+def _test_captions(experiment: Experiment) -> list[dict[str, Any]]:
+    rows = {arm: _captioned(experiment, arm) for arm in COMPARED}
     shown = []
     for row, *others in list(zip(*rows.values(), strict=False))[:NUM_SHOWN]:
         split, number = row.key.rsplit("-", 1)

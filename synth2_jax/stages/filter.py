@@ -33,8 +33,7 @@ from synth2_jax.files import read_json, write_bytes, write_json, write_text
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vlm import VLM
 from synth2_jax.models.vq_tokenizer import VQTokenizer
-from synth2_jax.pages.charts import line_chart
-from synth2_jax.pages.html import document, escaped, figure
+from synth2_jax.pages.filter_page import render_filter
 from synth2_jax.progress import Progress
 from synth2_jax.scoring.alignment import (
     LikelihoodRatioConfig,
@@ -53,7 +52,6 @@ from synth2_jax.vocabulary import load_vocabulary
 SCORES = "scores"
 SUMMARY = "summary.json"
 _PERCENTILES = (5, 25, 50, 75, 95)
-_BINS = 60
 _SCORE = [("score", "<f4")]
 _RETRIEVAL = [*_SCORE, ("rank", "<i4"), ("best", "<i4")]  # best: a row of the shard
 
@@ -470,7 +468,7 @@ def _write(
         "chosen": chosen,
     }
     write_json(folder / SUMMARY, summary)
-    write_text(folder / "index.html", _page(summary, scores))
+    write_text(folder / "index.html", render_filter(_counts(summary).strip(), scores))
     _print(summary)
 
 
@@ -503,19 +501,9 @@ def _statistics(scores: np.ndarray) -> dict[str, float]:
 def _print(summary: Mapping[str, Any]) -> None:
     for name, statistics in summary["scores"].items():
         print(f"{name:>16}  " + "  ".join(f"{k} {v:.4g}" for k, v in statistics.items()))
-    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("kept", "repaired", "dropped"))
-    print(f"{summary['pairs']:>16,} pairs: {counts}, by {summary['chosen']['by']}")
+    print(f"{_counts(summary)}, by {summary['chosen']['by']}")
 
 
-def _page(summary: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> str:
-    figures = []
-    for name, values in scores.items():
-        counts, edges = np.histogram(values[np.isfinite(values)], _BINS)
-        points = list(zip(((edges[1:] + edges[:-1]) / 2).tolist(), counts.tolist(), strict=True))
-        chart = line_chart(
-            [(None, points)], f"histogram of {name}", (640, 240), x_title="nats", y_title="pairs"
-        )
-        figures.append(figure(chart, escaped(name)))
+def _counts(summary: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{summary[name]:,} {name}" for name in ("kept", "repaired", "dropped"))
-    heading = f"<header><h1>{summary['pairs']:,} pairs: {counts}</h1></header>"
-    return document("synth2 filter", f"{heading}<main>{''.join(figures)}</main>")
+    return f"{summary['pairs']:>16,} pairs: {counts}"

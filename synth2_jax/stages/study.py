@@ -17,9 +17,9 @@ from synth2_jax import config as config_lib
 from synth2_jax import environment
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import read_json, write_json, write_text
-from synth2_jax.pages.html import DASH, finite, lookup
+from synth2_jax.pages.numbers import DASH, finite, lookup
 from synth2_jax.pages.report_files import Curve
-from synth2_jax.pages.study_page import render_study
+from synth2_jax.pages.study_page import mean_and_spread, render_study
 from synth2_jax.scenes import scores as scenes_scores
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages.demo import curve, steps_to_baseline
@@ -128,12 +128,14 @@ def write_results(
     )
     shared = " One generator for all seeds." if cfg.share_generator else ""
     cells, notes = table(study, cfg), f"{footnote(study, made_with)}{shared}\n"
-    write_text(folder / "study.md", f"{cells}\n{notes}")
+    rule = ["---"] * len(cells[0])
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in (cells[0], rule, *cells[1:]))
+    write_text(folder / "study.md", f"{lines}\n{notes}")
     write_text(folder / "study.html", render_study(study, cells, notes))
 
 
-def table(study: Mapping[str, Any], cfg: StudyConfig) -> str:
-    """Markdown: mean and standard deviation over the seeds that are there."""
+def table(study: Mapping[str, Any], cfg: StudyConfig) -> list[list[str]]:
+    """Cells, the head first: mean and standard deviation over the seeds that are there."""
     heads = [
         "arm",
         "seeds",
@@ -144,7 +146,7 @@ def table(study: Mapping[str, Any], cfg: StudyConfig) -> str:
         "BLEU-4",
         "objects right",
     ]
-    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    rows = [heads]
     real = _values(study, "real", "cider", cfg.seeds)
     for arm in cfg.arms:
         cider = _values(study, arm, "cider", cfg.seeds)
@@ -158,8 +160,8 @@ def table(study: Mapping[str, Any], cfg: StudyConfig) -> str:
             cells.append(_mean_and_spread(_values(study, arm, score, cfg.seeds).values()))
         right = _values(study, arm, "objects_right", cfg.seeds).values()
         cells.append(_mean_and_spread(right, scale=100) + " %")
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+        rows.append(cells)
+    return rows
 
 
 def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
@@ -208,8 +210,7 @@ def _values(
 
 
 def _mean_and_spread(values: Iterable[float], scale: float = 1) -> str:
-    values = [scale * value for value in values]
-    if not values:
+    mean, spread = mean_and_spread(scale * value for value in values)
+    if mean is None:
         return DASH
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    return f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"

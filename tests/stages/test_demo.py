@@ -2,13 +2,19 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 
 import pytest
 
 from synth2_jax import config as config_lib
+from synth2_jax.scenes import dataset
+from synth2_jax.scenes.scores import has_unseen
+from synth2_jax.scoring.captions import cider_d
+from synth2_jax.stages import demo
 from synth2_jax.stages.demo import curve, measured, steps_to_baseline, summary
+from synth2_jax.stages.evaluate import EvaluateConfig
 from synth2_jax.stages.experiment import ExperimentConfig
 from synth2_jax.training.metrics import JsonlWriter
 
@@ -27,6 +33,26 @@ from synth2_jax.training.metrics import JsonlWriter
 )
 def test_steps_to_baseline(baseline, other, expected):
     assert steps_to_baseline(baseline, other) == expected
+
+
+def test_standard_errors_are_over_the_test_pictures():
+    examples = dataset.examples("test", 6)
+    rows = [
+        demo._Captioned(f"test-{i}", example.captions[i % 2], example.captions[:1])
+        for i, example in enumerate(examples)
+    ]
+    scores = [
+        100 * score
+        for score in cider_d([r.caption for r in rows], [r.references for r in rows]).per_image
+    ]
+    found = demo.standard_errors(rows, EvaluateConfig(folder="", vlm=""))
+    assert found["cider"] == pytest.approx(statistics.stdev(scores) / len(scores) ** 0.5)
+    by_unseen = {True: [], False: []}
+    for example, score in zip(examples, scores, strict=True):
+        by_unseen[has_unseen(example.scene)].append(score)
+    for name, part in (("cider_unseen", by_unseen[True]), ("cider_seen", by_unseen[False])):
+        expected = statistics.stdev(part) / len(part) ** 0.5 if len(part) > 1 else None
+        assert found[name] == (expected and pytest.approx(expected))
 
 
 def test_a_curve_is_one_metric_of_a_run(tmp_path):

@@ -83,14 +83,14 @@ def test_what_was_trained_on_what(card):
     assert "| lost | 1.0 | gone |  |  |" in card
     assert "image tokens of tokenizer ffffffffffffffff" in card
     assert '"checkpoint": "my_generator", "fingerprint": "abc123", "step": 7' in card
-    assert "Step 3 of 3, of 16 rows each. Drawn up to there: 32 real, 16 synthetic ex" in card
+    assert "Step 3 of 3, of 16 rows each.\nDrawn up to there: 32 real, 16 synthetic ex" in card
     assert "/real" not in card.split("## Training data")[1].replace("scenes/real", "")  # no path
 
 
 def test_limits_follow_from_the_data(card):
     limits = card.split("## Limitations")[1]
     assert "25 % of the pairs on disk are synthetic" in limits
-    assert "trained on Scenes" in limits and "What was in `lost` is not known" in limits
+    assert "trained on Scenes" in limits and "The contents of `lost` are not known" in limits
     assert "2 synthetic captions were longer" in limits
     assert "A pair was drawn 0.12 times in the mean" in limits
     assert "No scores are known" in limits and "rounded" not in limits

@@ -1,26 +1,17 @@
+"""Numbers, pictures and templates that every page is made of."""
+
 import base64
 import io
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from synth2_jax.pages.html import (
-    arm_colour,
-    arm_name,
-    duration,
-    escaped,
-    image_tag,
-    lookup,
-    mark,
-    number,
-    ordered_arms,
-    percent,
-    picture,
-    signed,
-)
-from synth2_jax.stages.experiment import ARMS
+from synth2_jax.pages.document import picture, render
+from synth2_jax.pages.numbers import duration, lookup, number, percent, signed
 
 
 def test_picture_is_the_image_enlarged_pixel_by_pixel():
@@ -58,7 +49,6 @@ def test_lookup_is_none_where_the_path_ends_early():
         (duration(99.4), "99 s"),
         (duration(2290), "38 min"),
         (duration(6180), "1 h 43 min"),
-        (escaped("<a b='c'>&"), "&lt;a b=&#x27;c&#x27;&gt;&amp;"),
     ],
 )
 def test_numbers_and_texts(found, expected):
@@ -71,27 +61,23 @@ def test_what_is_no_number_is_a_dash(write, value):
     assert write(value) == "–"
 
 
-def test_a_picture_is_a_data_uri_or_missing():
-    assert 'src="data:image/png;base64,AA"' in image_tag("data:image/png;base64,AA", "it")
-    assert "<img" not in image_tag(None, "it") and "–" in image_tag(None, "it")
-    with pytest.raises(ValueError, match="expected a data:image/ URI"):
-        image_tag("http://example.org/a.png", "it")
+@pytest.mark.parametrize(
+    "hostile, shown",
+    [
+        ("<b a='c'>&", "&lt;b a=&#39;c&#39;&gt;&amp;"),
+        ("{{ 7 * 7 }}{% raw %}", "{{ 7 * 7 }}{% raw %}"),
+        ("\x1b[31m\u202e\ud800\n", "\\x1b[31m\\u202e\\ud800\\n"),
+        ("5\N{NO-BREAK SPACE}%", "5\N{NO-BREAK SPACE}%"),
+        (None, "–"),
+    ],
+)
+def test_text_is_inert_in_every_template(hostile, shown):
+    assert f"<h1>{shown}</h1>" in render("filter.html.j2", heading=hostile, histograms={})
 
 
-def test_marks_are_signs_with_words():
-    for share, sign in ((1, "✓"), (0.99, "✗"), (0, "✗"), (None, "–"), (math.nan, "–")):
-        assert sign in mark(share, "objects") and "objects" in mark(share, "objects")
-
-
-def test_the_compared_arms_come_first_and_keep_their_colours():
-    arms = ordered_arms({"captions_only": 1, "real_synthetic": 2}, None, {"real": 3})
-    assert arms == ["real", "real_synthetic", "captions_only"]
-    assert [arm_colour(arm, arms) for arm in arms] == [0, 1, 2]
-    assert arm_colour("real_synthetic", ["real_synthetic"]) == 1
-    assert sorted(arm_colour(arm, list(ARMS)) for arm in ARMS) == [0, 1, 2, 3, 4, 5]
-    assert [arm_name(arm) for arm in (*arms, "<b>")] == [
-        "real only",
-        "real + synthetic",
-        "blank images",
-        "&lt;b&gt;",
-    ]
+def test_no_template_library_is_imported_before_a_page_is_written():
+    program = (
+        "import sys; import synth2_jax.pages.report_page, synth2_jax.pages.model_card; "
+        "assert not {'jinja2', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

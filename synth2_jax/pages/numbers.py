@@ -1,0 +1,54 @@
+"""Numbers as pages write them. A number that is missing or not finite is a dash."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+DASH = "–"
+PERCENT = "\N{NO-BREAK SPACE}%"
+_LARGEST = 1e100  # differences of such numbers are finite too
+
+
+def lookup(tree, *path):
+    """The value at a path of keys, or None where any of them is missing."""
+    for key in path:
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(key)
+    return tree
+
+
+def finite(value) -> float | None:
+    """The value as a float; None where it is missing, no number, or none that a chart can show."""
+    if isinstance(value, (int, float, np.number)) and abs(value) <= _LARGEST:
+        return float(value)
+    return None
+
+
+def number(value, digits: int = 1) -> str:
+    """1234.5 -> "1,234.5"."""
+    value = finite(value)
+    return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def percent(share, digits: int = 0) -> str:
+    """0.31 -> "31 %"."""
+    share = finite(share)
+    return DASH if share is None else number(100 * share, digits) + PERCENT
+
+
+def signed(value, digits: int = 1, unit: str = "") -> str:
+    """2 -> "+2.0"."""
+    value = finite(value)
+    return DASH if value is None else f"{value:+,.{digits}f}".replace("-", "−") + unit
+
+
+def duration(seconds) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    seconds = finite(seconds)
+    if seconds is None:
+        return DASH
+    if seconds < 99.5:
+        return f"{number(seconds, 0 if seconds >= 10 else 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
