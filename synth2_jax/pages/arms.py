@@ -19,12 +19,8 @@ def ordered_arms(*trees) -> list[str]:
     return [a for a in (REAL, MIXED) if a in found] + [a for a in found if a not in (REAL, MIXED)]
 
 
-def arm_name(arm: str) -> str:
-    """The arm as a page names it."""
-    return ARM_NAMES.get(arm) or arm.replace("_", " ")
-
-
-def arm_colour(arm: str, arms: Sequence[str]) -> int:
-    """Index of the arm's colour and marker; the compared arms always have the same."""
-    others = [a for a in arms if a not in (REAL, MIXED)]
-    return {REAL: 0, MIXED: 1}.get(arm, 2 + others.index(arm) % 4 if arm in others else 2)
+def named_arms(arms: Sequence[str]) -> list[tuple[str, int, str]]:
+    """Each arm with its colour and its name on a page; the compared arms' colours never change."""
+    others = [arm for arm in arms if arm not in (REAL, MIXED)]
+    colours = {REAL: 0, MIXED: 1} | {arm: 2 + i % 4 for i, arm in enumerate(others)}
+    return [(arm, colours[arm], ARM_NAMES.get(arm) or arm.replace("_", " ")) for arm in arms]

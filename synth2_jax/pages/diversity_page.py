@@ -136,7 +136,7 @@ def render_captions(figures: Mapping) -> str:
 
 def _charts(
     points: Mapping[str, Points], x_title: str
-) -> list[tuple[list[tuple[int, str]], str | None]]:
+) -> list[tuple[list[tuple[str, int, str]], str | None]]:
     """Legend and chart of as many sets at a time as there are colours."""
     charts = []
     for start in range(0, len(points), len(COLOURS)):
@@ -149,7 +149,7 @@ def _charts(
             from_zero=True,
         )
         label = f"{_Y_TITLE} by {x_title}, one line a caption set"
-        charts.append((list(enumerate(names)), svg(chart, label)))
+        charts.append(([(name, i, name) for i, name in enumerate(names)], svg(chart, label)))
     return charts
 
 

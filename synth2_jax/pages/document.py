@@ -38,8 +38,8 @@ def _environment(kind: str):
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    named = (numbers.number, numbers.percent, numbers.signed, numbers.duration, numbers.finite)
-    environment.filters |= {function.__name__: function for function in named}
+    for name in ("finite", "number", "percent", "signed", "signed_percent", "duration"):
+        environment.filters[name] = getattr(numbers, name)
     environment.filters |= {"code": _code, "picture": _picture_uri, "inert": inert}
     return environment
 

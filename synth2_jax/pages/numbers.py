@@ -25,6 +25,12 @@ def finite(value) -> float | None:
     return None
 
 
+def gain(after, before) -> float | None:
+    """(after - before) / before, or None where that says nothing."""
+    after, before = finite(after), finite(before)
+    return None if after is None or before is None or before <= 0 else after / before - 1
+
+
 def number(value, digits: int = 1) -> str:
     """1234.5 -> "1,234.5"."""
     value = finite(value)
@@ -41,6 +47,12 @@ def signed(value, digits: int = 1, unit: str = "") -> str:
     """2 -> "+2.0"."""
     value = finite(value)
     return DASH if value is None else f"{value:+,.{digits}f}".replace("-", "−") + unit
+
+
+def signed_percent(share, digits: int = 1) -> str:
+    """0.25 -> "+25.0 %"."""
+    share = finite(share)
+    return DASH if share is None else signed(100 * share, digits, PERCENT)
 
 
 def duration(seconds) -> str:

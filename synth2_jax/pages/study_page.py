@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from synth2_jax.pages.arms import MIXED, REAL, arm_colour, arm_name, ordered_arms
+from synth2_jax.pages.arms import MIXED, REAL, named_arms, ordered_arms
 from synth2_jax.pages.charts import MARKER_SIGNS, Line, bar_chart, curve_points, line_chart, svg
 from synth2_jax.pages.document import render
-from synth2_jax.pages.numbers import PERCENT, finite, number, signed
+from synth2_jax.pages.numbers import finite, gain, number, signed_percent
 
 _GROUPS = (("all pictures", "cider"), ("seen", "cider_seen"), ("never seen", "cider_unseen"))
 
@@ -27,8 +27,21 @@ def render_study(runs: Mapping[str, Mapping], table: Sequence[Sequence[str]], fo
         if "cider" in run:  # not the generator's scores
             arm, seed = name.split("/")
             by_arm.setdefault(arm, {})[seed] = run
-    arms = ordered_arms(by_arm)
-    colours = {arm: arm_colour(arm, arms) for arm in arms}
+    arms = named_arms(ordered_arms(by_arm))
+    scores = {
+        title: {
+            colour: mean_and_spread(run.get(key) for run in by_arm[arm].values())
+            for arm, colour, _ in arms
+        }
+        for title, key in _GROUPS
+    }
+    curves = line_chart(
+        [mean_curve(by_arm[arm].values(), colour) for arm, colour, _ in arms],
+        (440, 300),
+        x_title="training steps",
+        y_title="CIDEr",
+        from_zero=True,
+    )
     return render(
         "study.html.j2",
         answer=_answer(by_arm),
@@ -36,47 +49,27 @@ def render_study(runs: Mapping[str, Mapping], table: Sequence[Sequence[str]], fo
         rows=table[1:],
         footnote=footnote,
         signs=MARKER_SIGNS,
-        names=[(colour, arm_name(arm)) for arm, colour in colours.items()],
-        scores=svg(
-            bar_chart(
-                {
-                    title: {
-                        colour: mean_and_spread(run.get(key) for run in by_arm[arm].values())
-                        for arm, colour in colours.items()
-                    }
-                    for title, key in _GROUPS
-                }
-            ),
-            "CIDEr of each arm on all, seen and never seen combinations",
-        ),
-        curves=svg(
-            line_chart(
-                [mean_curve(by_arm[arm].values(), colour) for arm, colour in colours.items()],
-                (440, 300),
-                x_title="training steps",
-                y_title="CIDEr",
-                from_zero=True,
-            ),
-            "CIDEr over training steps, one line an arm",
-        ),
+        names=arms,
+        scores=svg(bar_chart(scores), "CIDEr of each arm on all, seen and never seen combinations"),
+        curves=svg(curves, "CIDEr over training steps, one line an arm"),
     )
 
 
 def _answer(by_arm: Mapping[str, Mapping[str, Mapping]]) -> str:
     real, mixed = by_arm.get(REAL, {}), by_arm.get(MIXED, {})
-    seeds = [seed for seed in real if seed in mixed]
-    if not seeds:
+    pairs = [(mixed[seed]["cider"], real[seed]["cider"]) for seed in real if seed in mixed]
+    pairs = [pair for pair in pairs if gain(*pair) is not None]
+    if not pairs:
         return "No answer yet: the two arms that are compared are not both there."
-    before, after = ([arm[seed]["cider"] for seed in seeds] for arm in (real, mixed))
-    gains = [100 * (b / a - 1) for a, b in zip(before, after, strict=True)]
-    gain, spread = statistics.mean(gains), statistics.stdev(gains) if len(gains) > 1 else 0.0
+    after, before = map(statistics.mean, zip(*pairs, strict=True))
+    mean, spread = mean_and_spread(gain(*pair) for pair in pairs)
     verdict = "Too close to call"
-    if abs(gain) > spread:
-        verdict = "Yes, synthetic pairs help" if gain > 0 else "No"
+    if abs(mean) > (spread or 0):
+        verdict = "Yes, synthetic pairs help" if mean > 0 else "No"
     return (
-        f"{verdict}: CIDEr is {number(statistics.mean(after))} with real + synthetic pairs and "
-        f"{number(statistics.mean(before))} with real pairs only, a gain of "
-        f"{signed(gain, 1, PERCENT)} ± {number(spread)} over {len(seeds)} seeds."
+        f"{verdict}: CIDEr is {number(after)} with real + synthetic pairs and {number(before)} "
+        f"with real pairs only, a gain of {signed_percent(mean)} ± {number(100 * (spread or 0))} "
+        f"over {len(pairs)} seeds."
     )
 
 
@@ -92,7 +85,7 @@ def mean_and_spread(values: Iterable) -> tuple[float | None, float | None]:
 def mean_curve(runs: Iterable[Mapping], colour: int) -> Line:
     """Mean and standard deviation over runs at the steps that all of them have."""
     curves = [dict(curve_points(run.get("curve"))) for run in runs]
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    steps = sorted(set.intersection(*map(set, curves)))
     found = [mean_and_spread(curve[step] for curve in curves) for step in steps]
     points = [(step, mean) for step, (mean, _) in zip(steps, found, strict=True)]
     return Line(points, colour, [spread or 0.0 for _, spread in found])

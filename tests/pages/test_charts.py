@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from synth2_jax.pages.arms import arm_colour, ordered_arms
+from synth2_jax.pages.arms import named_arms, ordered_arms
 from synth2_jax.pages.charts import (
     COLOURS,
     MARKER_SIGNS,
@@ -87,7 +87,8 @@ def test_a_chart_follows_the_colours_of_the_page_and_is_always_the_same():
 def test_the_compared_arms_come_first_and_every_arm_has_a_colour_and_a_marker():
     arms = ordered_arms({"captions_only": 1, "real_synthetic": 2}, None, {"real": 3})
     assert arms == ["real", "real_synthetic", "captions_only"]
-    assert [arm_colour(arm, arms) for arm in arms] == [0, 1, 2]
-    assert arm_colour("real_synthetic", ["real_synthetic"]) == 1
-    assert sorted(arm_colour(arm, list(ARMS)) for arm in ARMS) == list(range(len(COLOURS)))
+    names = ["real only", "real + synthetic", "blank images"]
+    assert named_arms(arms) == list(zip(arms, range(3), names, strict=True))
+    assert named_arms(["real_synthetic"])[0][1] == 1  # whatever else is there
+    assert sorted(colour for _, colour, _ in named_arms(list(ARMS))) == list(range(len(COLOURS)))
     assert len(set(COLOURS)) == len(set(MARKERS)) == len(set(MARKER_SIGNS)) == len(COLOURS)

@@ -13,9 +13,9 @@ def runs(**cider_by_arm):
     return {
         f"{arm}/{seed}": {
             "cider": cider,
-            "cider_seen": cider + 1,
-            "cider_unseen": None if cider == 1 else cider - 1,
-            "curve": [[10, cider / 2], [20 + seed, cider], [30, cider]],
+            "cider_seen": cider and cider + 1,
+            "cider_unseen": None if cider in (None, 1) else cider - 1,
+            "curve": [[10, cider and cider / 2], [20 + seed, cider], [30, cider]],
         }
         for arm, values in cider_by_arm.items()
         for seed, cider in enumerate(values)
@@ -30,6 +30,8 @@ def runs(**cider_by_arm):
         ([100, 110], [104, 109], "Too close to call: "),
         ([100, 200], [110, 240, 1], "a gain of +15.0 % ± 7.1 over 2 seeds"),  # 10 % and 20 %
         ([1.0], [], "No answer yet"),
+        ([0.0], [5.0], "No answer yet"),
+        ([None], [5.0], "No answer yet"),
         ([], [], "No answer yet"),
     ],
 )
