@@ -19,10 +19,10 @@ setuptools.setup(
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["synth2_jax", "synth2_jax.*"]),
     package_data={
-        "synth2_jax.captioners": ["class_lists/*.txt"],
+        "synth2_jax.caption_writing": ["class_lists/*.txt"],
         "synth2_jax.pages": ["templates/*.j2"],
         "synth2_jax.planning": ["libtpu_flags.txt"],
-        "synth2_jax.scenes": ["*.model"],
+        "synth2_jax.domains.scenes": ["*.model"],
     },
     entry_points={"console_scripts": ["synth2 = synth2_jax.main:console"]},
     python_requires=">=3.11",

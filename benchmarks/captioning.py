@@ -30,8 +30,8 @@ from synth2_jax.models.vlm import VLM, VLMConfig  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.captions import make_caption  # noqa: E402
 from synth2_jax.sampling.text_decode import TextDecodeConfig  # noqa: E402
+from synth2_jax.text.vocabulary import PAD_ID  # noqa: E402
 from synth2_jax.training.train_state import flatten  # noqa: E402
-from synth2_jax.vocabulary import PAD_ID  # noqa: E402
 
 SCENES = "configs/scenes/vlm.py"
 NEVER = -1  # an id that no token has: nothing ends a caption

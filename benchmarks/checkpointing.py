@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 from benchmarks.bare_steps import BareSteps, Training, training_of  # noqa: E402
 from benchmarks.result import Figure, number, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
+from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training import checksums  # noqa: E402
 from synth2_jax.training.checkpoints import Checkpoints  # noqa: E402
 from synth2_jax.training.train_loop import TrainLoopConfig, train  # noqa: E402

@@ -36,7 +36,7 @@ from synth2_jax import sharding  # noqa: E402
 from synth2_jax.errors import UserError, nearest  # noqa: E402
 from synth2_jax.planning import hlo, topologies  # noqa: E402
 from synth2_jax.stages import plan, train  # noqa: E402
-from synth2_jax.stages.synthesize import SynthesizeConfig  # noqa: E402
+from synth2_jax.synthesis.token_generator import SynthesizeConfig  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import write_result  # noqa: E402
-from synth2_jax.captioners.classes import COMMON_OBJECTS, load_classes  # noqa: E402
-from synth2_jax.captioners.drafts import Draft  # noqa: E402
-from synth2_jax.captioners.duplicates import jaccard  # noqa: E402
-from synth2_jax.captioners.filters import FilterConfig  # noqa: E402
-from synth2_jax.captioners.selection import Selection  # noqa: E402
+from synth2_jax.caption_writing.classes import COMMON_OBJECTS, load_classes  # noqa: E402
+from synth2_jax.caption_writing.drafts import Draft  # noqa: E402
+from synth2_jax.caption_writing.duplicates import jaccard  # noqa: E402
+from synth2_jax.caption_writing.filters import FilterConfig  # noqa: E402
+from synth2_jax.caption_writing.selection import Selection  # noqa: E402
 
 SIMILARITY = 0.8
 NUM_CHECKED = 20_000  # changed captions whose true similarity is computed

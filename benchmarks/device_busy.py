@@ -27,16 +27,17 @@ from PIL import Image  # noqa: E402
 
 from benchmarks.result import write_result  # noqa: E402
 from synth2_jax.config import load_config  # noqa: E402
+from synth2_jax.data import pair_shards  # noqa: E402
 from synth2_jax.data.pair_writer import PairWriter  # noqa: E402
 from synth2_jax.data.records import Provenance  # noqa: E402
 from synth2_jax.data.sources.source import SourceConfig, open_source  # noqa: E402
+from synth2_jax.domains.scenes import dataset  # noqa: E402
+from synth2_jax.loading.run import Trained  # noqa: E402
 from synth2_jax.progress import Progress  # noqa: E402
-from synth2_jax.scenes import dataset  # noqa: E402
-from synth2_jax.stages import pair_shards, tokenize  # noqa: E402
-from synth2_jax.stages.device_stream import BusyClock  # noqa: E402
-from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator  # noqa: E402
+from synth2_jax.sampling.device_stream import BusyClock  # noqa: E402
+from synth2_jax.stages import tokenize  # noqa: E402
+from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator  # noqa: E402
 from synth2_jax.training.objectives import make_objective  # noqa: E402
-from synth2_jax.training.trained import Trained  # noqa: E402
 
 _TARS = 8
 

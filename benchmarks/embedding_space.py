@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
-from synth2_jax.stages.image_space import speed_by_space  # noqa: E402
+from synth2_jax.experiments.image_space import speed_by_space  # noqa: E402
 
 SCENES = "configs/scenes/vlm.py"
 

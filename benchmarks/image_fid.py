@@ -31,12 +31,12 @@ from benchmarks.result import write_result  # noqa: E402
 from synth2_jax.data import records  # noqa: E402
 from synth2_jax.data.images import decode_image  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
+from synth2_jax.loading.run import Trained  # noqa: E402
+from synth2_jax.loading.trained import load_tokenizer  # noqa: E402
 from synth2_jax.sampling.batches import in_batches  # noqa: E402
 from synth2_jax.sampling.pixels import make_decode, make_encode  # noqa: E402
 from synth2_jax.scoring import feature_model  # noqa: E402
 from synth2_jax.scoring.frechet import FeatureStatistics, frechet_distance  # noqa: E402
-from synth2_jax.stages.trained import load_tokenizer  # noqa: E402
-from synth2_jax.training.trained import Trained  # noqa: E402
 
 
 def real_images(pattern: str, size: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -32,6 +32,7 @@ from benchmarks import device_limits  # noqa: E402
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
+from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
 from synth2_jax.models.vq_tokenizer import VQTokenizer  # noqa: E402
@@ -39,7 +40,6 @@ from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, row_keys  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training.objectives import (  # noqa: E402
     GeneratorTask,
     VLMTask,

@@ -47,12 +47,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
+from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.interop.tensor_files import require  # noqa: E402
 from synth2_jax.models.vlm import VLM  # noqa: E402
 from synth2_jax.sampling.captions import make_caption  # noqa: E402
 from synth2_jax.sampling.text_decode import TextDecodeConfig  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training.objectives import VLMObjective, make_objective  # noqa: E402
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from synth2_jax.training.train_state import (  # noqa: E402

@@ -37,8 +37,16 @@ from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.config import dtype as dtype_of  # noqa: E402
 from synth2_jax.data.pipeline import DataConfig  # noqa: E402
+from synth2_jax.domains.scenes import (  # noqa: E402
+    dataset,
+    oracle,
+    renderer,
+    scores,
+)
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.files import write_text  # noqa: E402
+from synth2_jax.loading.run import Trained  # noqa: E402
+from synth2_jax.loading.trained import load_trained  # noqa: E402
 from synth2_jax.models.mask_schedule import masked_counts  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
 from synth2_jax.models.vq_tokenizer import VQTokenizer  # noqa: E402
@@ -47,11 +55,8 @@ from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig  # noqa: E402
 from synth2_jax.sampling.pixels import make_decode  # noqa: E402
-from synth2_jax.scenes import dataset, oracle, renderer, scores  # noqa: E402
-from synth2_jax.stages.model_text import text_ids  # noqa: E402
-from synth2_jax.stages.trained import load_trained  # noqa: E402
-from synth2_jax.training.trained import Trained  # noqa: E402
-from synth2_jax.vocabulary import load_vocabulary  # noqa: E402
+from synth2_jax.text.caption_ids import text_ids  # noqa: E402
+from synth2_jax.text.vocabulary import load_vocabulary  # noqa: E402
 
 # What is tried of each knob beside what is set, in this order: what matters most comes first. A
 # sample temperature of 0 is left out: pictures of one caption would be alike.

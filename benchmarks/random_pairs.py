@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from synth2_jax.data import pair_writer, records
-from synth2_jax.scenes import dataset
+from synth2_jax.domains.scenes import dataset
 
 
 def write_pairs(

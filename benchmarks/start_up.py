@@ -40,6 +40,7 @@ import jax.numpy as jnp  # noqa: E402
 from benchmarks.result import Figure, number, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
+from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
 from synth2_jax.models.vlm import VLM  # noqa: E402
@@ -49,7 +50,6 @@ from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, row_keys  # noqa: E402
 from synth2_jax.sampling.text_decode import TextDecodeConfig  # noqa: E402
 from synth2_jax.stages import train as train_stage  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training.checkpoints import Checkpoints  # noqa: E402
 from synth2_jax.training.metrics import make_writers  # noqa: E402
 from synth2_jax.training.optimizer import make_optimizer  # noqa: E402

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import device_limits  # noqa: E402
 from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
+from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.pixels import make_decode, make_encode  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training.objectives import make_objective  # noqa: E402
 
 SCENES = "configs/scenes/tokenizer.py"

@@ -34,8 +34,8 @@ from benchmarks.random_pairs import write_pairs  # noqa: E402
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data import pipeline  # noqa: E402
+from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.errors import UserError, nearest  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training.metrics import make_writers  # noqa: E402
 from synth2_jax.training.train_loop import TrainLoopConfig, train  # noqa: E402
 

@@ -22,9 +22,9 @@ from benchmarks import device_limits  # noqa: E402
 from benchmarks.bare_steps import BareSteps, training_of  # noqa: E402
 from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
+from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
-from synth2_jax.testing.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training import train_state  # noqa: E402
 from synth2_jax.training.objectives import GeneratorTask, VLMTask  # noqa: E402
 

@@ -35,6 +35,10 @@ from synth2_jax.data.images import ImageLimits, decode_image, middle_square
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.rejected import Rejected
 from synth2_jax.errors import UserError
+from synth2_jax.loading.caption_decode import caption_decode
+from synth2_jax.loading.run import Trained
+from synth2_jax.loading.text_encoders import with_text_encoder
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.models.mask_schedule import masked_counts
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vlm import VLM
@@ -46,11 +50,8 @@ from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.pixels import make_decode, make_encode
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.stages.model_text import caption_decode, text_ids
-from synth2_jax.stages.text_encoders import with_text_encoder
-from synth2_jax.stages.trained import load_trained
-from synth2_jax.training.trained import Trained
-from synth2_jax.vocabulary import Vocabulary, load_vocabulary
+from synth2_jax.text.caption_ids import text_ids
+from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
 
 Path = str | os.PathLike[str]
 Picture = Path | bytes | Image.Image | np.ndarray

@@ -90,6 +90,7 @@ class Stage:
 
     Attributes:
       needs_config: whether --config=FILE must be given.
+      room: the folder of its file.
       workdir: the folder without --workdir; None where it must be given.
       takes_folder: whether the workdir may be given without `--workdir=`.
       writes: the option that names the folder it writes to, which no other command may write to
@@ -98,13 +99,14 @@ class Stage:
     """
 
     needs_config: bool = True
+    room: str = "stages"
     workdir: str | None = None
     takes_folder: bool = False
     writes: str = "workdir"
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
 
 
-# In the order data flows. Each is a module of stages/ with `run(config, workdir, **options)`.
+# In the order data flows. Each is a file of its room with `run(config, workdir, **options)`.
 STAGES = {
     "tokenize": Stage(
         options={
@@ -136,8 +138,8 @@ STAGES = {
             "clusters": Option("number of clusters; default: 20", "N", _whole),
         },
     ),
-    "demo": Stage(),
-    "study": Stage(),
+    "demo": Stage(room="experiments"),
+    "study": Stage(room="experiments"),
     "plan": Stage(
         workdir="workdir/plan",
         writes="",
@@ -366,5 +368,5 @@ def _usage(name: str, stage: Stage) -> str:
 
 def _docstring(stage: str) -> str:
     """Returns the docstring of the stage's file, which is neither imported nor parsed."""
-    text = (pathlib.Path(__file__).parent / "stages" / f"{stage}.py").read_text("utf-8")
+    text = (pathlib.Path(__file__).parent / STAGES[stage].room / f"{stage}.py").read_text("utf-8")
     return ast.literal_eval(text[: text.index('"""', 3) + 3])

@@ -117,7 +117,8 @@ def _run(command: Command) -> None:
     if processes := distributed.from_environment():
         distributed.start(processes)
     config = read_config(command)
-    run = importlib.import_module(f"synth2_jax.stages.{command.stage}").run
+    room = STAGES[command.stage].room
+    run = importlib.import_module(f"synth2_jax.{room}.{command.stage}").run
     with distributed.through_process_0(_lock(command)):
         run(config, command.workdir, **command.options)
 

@@ -17,7 +17,7 @@ from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.testing.untrained_runs import write_untrained_run
-from synth2_jax.vocabulary import load_vocabulary
+from synth2_jax.text.vocabulary import load_vocabulary
 
 DECODE = TextDecodeConfig("greedy", max_length=4)
 SAMPLER, GUIDANCE = ParallelDecodeConfig(num_steps=2, sample_temperature=3.0), GuidanceConfig(0.0)
@@ -131,7 +131,7 @@ def test_an_image_depends_on_caption_seed_and_number_alone(generator):
 
 @pytest.mark.slow  # compiles another batch size
 def test_images_are_those_of_the_stage(generator):
-    from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
+    from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator
 
     config = SynthesizeConfig("", "", sampler=SAMPLER, guidance=GUIDANCE, batch_size=4, seed=7)
     expected = TokenGenerator(generator.trained, config)(CAPTIONS, range(4))
@@ -151,7 +151,7 @@ def test_embeddings_are_codes_and_images_come_when_they_are_asked_for(generator)
 
 
 def test_decoded_images_are_those_of_tokenize(generator):
-    from synth2_jax.stages.tokenize import decode_images
+    from synth2_jax.loading.tokenizing import decode_images
 
     made = generator.generate(CAPTIONS)
     np.testing.assert_array_equal(made.images, decode_images(generator.trained, made.tokens))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synth2_jax import sharding
-from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training.checkpoints import Checkpoints
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks.kills import check_environment, commands, contents
 from synth2_jax import sharding
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
 from synth2_jax.sharding import MeshConfig
-from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import train_state
 from synth2_jax.training.checkpoints import Checkpoints

@@ -10,13 +10,13 @@ import pytest
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.planning import model_flops
 from synth2_jax.sampling.guidance import guidance_scales
 from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import row_keys
-from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_state import create_train_state, state_layout

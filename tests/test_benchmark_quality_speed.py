@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
+from synth2_jax.loading.run import Trained
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
-from synth2_jax.scenes import dataset
 from synth2_jax.training.objectives import make_objective
-from synth2_jax.training.trained import Trained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

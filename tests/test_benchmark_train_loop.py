@@ -10,8 +10,8 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data import records
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
-from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -12,7 +12,7 @@ from synth2_jax.command_line import STAGES, parse
 from synth2_jax.errors import UserError
 
 VLM = "--config=configs/scenes/vlm.py"
-STAGE_FILES = pathlib.Path(command_line.__file__).parent / "stages"
+PACKAGE = pathlib.Path(command_line.__file__).parent
 
 
 def helped(capsys, *arguments):
@@ -27,7 +27,7 @@ def helped(capsys, *arguments):
 def test_help_lists_the_stages_with_a_line_each(capsys, arguments):
     told = " ".join(helped(capsys, *arguments).split())
     for stage in STAGES:
-        text = (STAGE_FILES / f"{stage}.py").read_text()
+        text = (PACKAGE / STAGES[stage].room / f"{stage}.py").read_text()
         named, colon, headline = text.partition("\n")[0].partition(": ")
         assert named.startswith(f'"""`synth2 {stage}') and colon
         assert f"{stage} {headline.removesuffix('.')}" in told
@@ -37,7 +37,7 @@ def test_help_lists_the_stages_with_a_line_each(capsys, arguments):
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_help_of_a_stage_is_what_its_file_says_and_its_options(stage, capsys):
     told = helped(capsys, stage, "--config=no.py", "--help")
-    headline = (STAGE_FILES / f"{stage}.py").read_text().partition("\n")[0]
+    headline = (PACKAGE / STAGES[stage].room / f"{stage}.py").read_text().partition("\n")[0]
     assert headline.removeprefix('"""') in told
     for name, option in STAGES[stage].options.items():
         assert f"--{name.replace('_', '-')}" in told
@@ -57,8 +57,13 @@ def test_help_comes_before_anything_heavy_is_imported():
 
 
 def test_every_stage_is_a_module_with_run_and_every_module_a_stage():
-    stages = {path.stem for path in STAGE_FILES.glob("*.py") if "\ndef run(" in path.read_text()}
-    assert stages == set(STAGES)
+    found = {
+        path.stem: room
+        for room in ("stages", "experiments")
+        for path in (PACKAGE / room).glob("*.py")
+        if "\ndef run(" in path.read_text()
+    }
+    assert found == {name: stage.room for name, stage in STAGES.items()}
 
 
 def test_the_home_folder_is_found_or_asked_for(monkeypatch):

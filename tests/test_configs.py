@@ -16,17 +16,10 @@ from synth2_jax import sharding
 from synth2_jax.command_line import STAGES
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
-from synth2_jax.stages import (
-    captions,
-    encode_captions,
-    evaluate,
-    study,
-    synthesize,
-    tokenize,
-    train,
-)
+from synth2_jax.experiments import study
+from synth2_jax.experiments.experiment import Experiment
+from synth2_jax.stages import captions, encode_captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages import filter as filter_stage
-from synth2_jax.stages.experiment import Experiment
 from synth2_jax.training import train_state
 from synth2_jax.training.optimizer import make_optimizer
 

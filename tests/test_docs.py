@@ -23,7 +23,7 @@ from PIL import Image
 
 import synth2_jax
 from synth2_jax import command_line, main
-from synth2_jax.scenes import dataset
+from synth2_jax.domains.scenes import dataset
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

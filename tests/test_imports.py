@@ -20,8 +20,8 @@ PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 
 # Anyone may import these.
 LEAVES = {
-    *("errors", "config", "vocabulary", "sharding", "files", "progress", "environment"),
-    *("distributed", "folder_lock", "side_files", "inert_text"),
+    *("errors", "config", "sharding", "files", "progress", "environment"),
+    *("distributed", "folder_lock", "side_files", "stop_signal", "inert_text"),
 }
 
 # What else a room may import. A room is a folder or a file right under synth2_jax.
@@ -29,39 +29,43 @@ MAY_IMPORT = {
     # Its attributes come from `api` when they are first asked for (by importlib, which no table
     # sees): `import synth2_jax`, which every module does, must neither cost seconds nor go round.
     "__init__": set(),
-    "errors": set(),
-    "config": set(),
-    "vocabulary": set(),
-    "sharding": set(),
-    "files": set(),
-    "side_files": set(),
-    "folder_lock": set(),
-    "progress": set(),
-    "environment": set(),
-    "inert_text": set(),
-    "distributed": set(),
+    **{leaf: set() for leaf in LEAVES},
+    "text": set(),
     "layers": set(),
-    "models": {"layers"},
+    "models": {"text", "layers"},
     "losses": {"layers", "models"},
-    "sampling": {"layers", "models"},
+    "sampling": {"text", "layers", "models"},
     "training": {"layers", "models", "losses", "sampling"},
-    "scenes": {"captioners.prompts"},
-    "captioners": {"layers", "models", "sampling"},
+    "domains": {"text"},
+    "caption_writing": {"layers", "models", "sampling", "text"},
     "scoring": {"layers", "models", "sampling"},
     "interop": {"layers", "models"},
     "planning": {"layers", "models", "losses", "sampling", "training"},
-    "data": {"scenes", "captioners.prompts", "testing.fake_batches"},
-    "testing": {"layers", "models", "losses", "sampling", "training", "captioners.prompts"},
-    "pages": {"scenes", "captioners", "data", "scoring", "training.metrics"},
-    "stages": {
-        *("layers", "models", "losses", "sampling", "training", "pages"),
-        *("scenes", "captioners", "data", "scoring", "interop", "testing", "planning"),
+    "data": {"text", "domains"},
+    "loading": {*("text", "layers", "models", "sampling", "training"), *("interop", "data")},
+    "synthesis": {
+        *("text", "layers", "models", "sampling", "training"),
+        *("caption_writing", "data", "loading"),
     },
-    # For people who want no stages: of these it takes how a folder, text and pixels become arrays.
+    "evaluation": {
+        *("text", "layers", "models", "sampling", "training"),
+        *("domains", "data", "scoring", "loading"),
+    },
+    "testing": {"text", "layers", "models", "losses", "sampling", "training"},
+    "pages": {"domains", "caption_writing", "data", "scoring", "training.metrics"},
+    # For people who want no stages.
     "api": {
-        *("layers", "models", "sampling", "training"),
+        *("text", "layers", "models", "sampling", "training", "loading"),
         *("data.images", "data.pipeline", "data.rejected"),
-        *("stages.model_text", "stages.text_encoders", "stages.trained"),
+    },
+    "stages": {
+        *("text", "layers", "models", "losses", "sampling", "training"),
+        *("domains", "caption_writing", "data", "scoring", "interop", "planning"),
+        *("loading", "synthesis", "evaluation", "pages"),
+    },
+    "experiments": {
+        *("text", "models", "sampling", "training", "domains", "caption_writing", "data"),
+        *("scoring", "loading", "synthesis", "evaluation", "pages", "stages"),
     },
     "command_line": set(),
     "main": {"command_line"},
@@ -69,8 +73,8 @@ MAY_IMPORT = {
 
 WITHOUT_TENSORFLOW = (
     *("layers", "models", "losses", "sampling", "training"),
-    *("scenes", "captioners", "scoring", "testing", "planning"),
-    *("sharding", "config", "errors", "vocabulary", "api", "command_line", "main"),
+    *("domains", "caption_writing", "scoring", "testing", "planning", "text", "loading"),
+    *("sharding", "config", "errors", "api", "stop_signal", "command_line", "main"),
 )
 # clu and flax.training.checkpoints import TensorFlow when they find it, so they count as it.
 TENSORFLOW = (

@@ -17,7 +17,7 @@ from synth2_jax.config import override
 from synth2_jax.config import load_config
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.stages import train
-from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.training import train_state
 from synth2_jax.training.metrics import mean
 from synth2_jax.training.optimizer import make_optimizer

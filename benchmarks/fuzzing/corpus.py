@@ -28,9 +28,9 @@ from synth2_jax.data import records
 from synth2_jax.data.pair_writer import PairWriter, write_pairs
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json, write_json_lines
-from synth2_jax.stages.trained import load_trained
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.testing.untrained_runs import MODELS, write_untrained_run
-from synth2_jax.vocabulary import BUILT_IN
+from synth2_jax.text.vocabulary import BUILT_IN
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "scenes"

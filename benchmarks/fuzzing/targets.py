@@ -158,7 +158,7 @@ def train(case: pathlib.Path, built: pathlib.Path) -> list[str]:
 
 
 def last_parameters(case: pathlib.Path, printed: str) -> Any:
-    from synth2_jax.stages.trained import load_trained
+    from synth2_jax.loading.trained import load_trained
 
     del printed
     return load_trained(case, "language_model").fingerprint("language_model")
@@ -180,10 +180,16 @@ def _keys(section: Any, prefix: str = "") -> list[str]:
     return keys
 
 
+# Whose config is not in the file of the stage.
+_CONFIG_FILES = {"synthesize": "synthesis/token_generator.py", "evaluate": "evaluation/scorer.py"}
+
+
 def config_keys(arguments: Sequence[str]) -> list[str]:
     """Of the config that a command line gives, and those of its stage's dataclasses."""
     config = main.read_config(command_line.parse(["synth2", *arguments]))
-    stage = pathlib.Path(main.__file__).parent / "stages" / f"{arguments[0]}.py"
+    name = arguments[0]
+    file = _CONFIG_FILES.get(name, f"{command_line.STAGES[name].room}/{name}.py")
+    stage = pathlib.Path(main.__file__).parent / file
     fields = [
         node.target.id
         for node in ast.walk(ast.parse(stage.read_text("utf-8")))

@@ -24,7 +24,7 @@ import ml_collections
 
 from configs.gemma import models
 from configs.paper import vlm as paper
-from synth2_jax.captioners.prompts import CHAT_CAPTION_PROMPT
+from synth2_jax.text.prompts import CHAT_CAPTION_PROMPT
 
 FSDP = {"270m": 1, "1b": 4, "4b": 16}
 

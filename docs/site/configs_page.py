@@ -22,6 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from synth2_jax import command_line
+
 # The dataclass of each stage's config, as it is named in the stage's module.
 STAGES = {
     "tokenize": "TokenizeConfig",
@@ -60,7 +62,8 @@ Generated from the code. Under each heading are the paths where its keys are use
 
 def config_class(stage: str) -> type:
     """Returns the dataclass that a stage builds from its config."""
-    return getattr(importlib.import_module(f"synth2_jax.stages.{stage}"), STAGES[stage])
+    module = f"synth2_jax.{command_line.STAGES[stage].room}.{stage}"
+    return getattr(importlib.import_module(module), STAGES[stage])
 
 
 def task_classes() -> dict[str, type]:

@@ -26,7 +26,7 @@ from synth2_jax.data.preprocessors import (
 )
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.vocabulary import END_OF_TURN, START_OF_TURN
+from synth2_jax.text.vocabulary import END_OF_TURN, START_OF_TURN
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 _TEXT = _Spec(tf.string, rank=0)

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from synth2_jax.captioners.prompts import CAPTION_PROMPT
 from synth2_jax.config import check_seeds
 from synth2_jax.data import records, views
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.sharding import ALL_ROWS, DataLayout
-from synth2_jax.vocabulary import Vocabulary, vocabulary_path
+from synth2_jax.text.prompts import CAPTION_PROMPT
+from synth2_jax.text.vocabulary import Vocabulary, vocabulary_path
 
 if TYPE_CHECKING:
     import seqio
 
+    from synth2_jax.data.fake_batches import FakeBatches
     from synth2_jax.data.iterators import Stream, TrainIterator
-    from synth2_jax.testing.fake_batches import FakeBatches
 
 _SOURCES = ("seqio", "fake")
 _MAX_SHUFFLE_BUFFER = 100_000_000
@@ -126,7 +126,7 @@ def train_iterator(
         malformed files.
     """
     if config.source == "fake":
-        from synth2_jax.testing.fake_batches import FakeBatches
+        from synth2_jax.data.fake_batches import FakeBatches
 
         if batch_spec is None:
             raise UserError("config.data.source=fake: needs the shapes of a batch, found none")

@@ -20,12 +20,12 @@ import numpy as np
 import seqio
 import tensorflow_text as tf_text
 
-from synth2_jax.captioners.prompts import CAPTION_PROMPT, class_prompt
 from synth2_jax.data import preprocessors, records, views
 from synth2_jax.data.tensorflow_cpu import quiet, tf
+from synth2_jax.domains.scenes import dataset as scenes
 from synth2_jax.errors import UserError
-from synth2_jax.scenes import dataset as scenes
-from synth2_jax.vocabulary import vocabulary_path
+from synth2_jax.text.prompts import CAPTION_PROMPT, class_prompt
+from synth2_jax.text.vocabulary import vocabulary_path
 
 SCENES_IMAGES = "scenes_images"
 SCENES_TEXT = "scenes_text"

@@ -27,7 +27,7 @@ from synth2_jax.layers.attention import KeysValues
 from synth2_jax.layers.stack import Stack, check_remat
 from synth2_jax.models.language_model import LanguageModel
 from synth2_jax.sharding import constrain
-from synth2_jax.vocabulary import PAD_ID, Vocabulary
+from synth2_jax.text.vocabulary import PAD_ID, Vocabulary
 
 # Logical names of the package's parameters, by the end of their paths. None is an axis over the
 # matrices that it keeps in one array: query, key and value, or gate and up.

@@ -24,7 +24,7 @@ from synth2_jax.layers.masks import causal_mask
 from synth2_jax.layers.mlp import GatedMLP
 from synth2_jax.layers.norms import RMSNorm
 from synth2_jax.layers.stack import Stack, check_remat, interleave
-from synth2_jax.vocabulary import Vocabulary
+from synth2_jax.text.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

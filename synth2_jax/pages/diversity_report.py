@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from synth2_jax.captioners.classes import load_classes
-from synth2_jax.captioners.filters import forms
+from synth2_jax.caption_writing.classes import load_classes
+from synth2_jax.caption_writing.filters import forms
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines, write_json, write_text
 from synth2_jax.inert_text import inert
 from synth2_jax.pages.diversity_page import measures, render_captions
 from synth2_jax.progress import Progress
-from synth2_jax.scenes import dataset
 from synth2_jax.scoring.caption_embedding import embed_captions, sentence_transformer
 from synth2_jax.scoring.class_coverage import ClassCoverage, class_coverage
 from synth2_jax.scoring.diversity import Balance, SetBalance, balance

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from synth2_jax.models.language_model import LanguageModel, init_cache
 from synth2_jax.models.vlm import VLM
 from synth2_jax.sampling.text_decode import TextDecodeConfig, decode
-from synth2_jax.vocabulary import EOS_ID, PAD_ID
+from synth2_jax.text.vocabulary import EOS_ID, PAD_ID
 
 
 def make_caption(

@@ -21,31 +21,31 @@ import jax
 import numpy as np
 
 from synth2_jax import config as config_lib
-from synth2_jax.captioners.classes import load_classes
-from synth2_jax.captioners.drafts import Draft, Request
-from synth2_jax.captioners.filters import FilterConfig
-from synth2_jax.captioners.journal import Journal
-from synth2_jax.captioners.openai_server import OpenAIServerSource, ServerConfig
-from synth2_jax.captioners.selection import Selection
-from synth2_jax.captioners.sources import LanguageModelSource
-from synth2_jax.captioners.templates import Prompts, load_template
-from synth2_jax.captioners.text_file import TextFileSource
+from synth2_jax.caption_writing.classes import load_classes
+from synth2_jax.caption_writing.drafts import Draft, Request
+from synth2_jax.caption_writing.filters import FilterConfig
+from synth2_jax.caption_writing.folder import ANSWERS, CAPTIONS, MANIFEST
+from synth2_jax.caption_writing.journal import Journal
+from synth2_jax.caption_writing.openai_server import OpenAIServerSource, ServerConfig
+from synth2_jax.caption_writing.selection import Selection
+from synth2_jax.caption_writing.sources import LanguageModelSource
+from synth2_jax.caption_writing.templates import Prompts, load_template
+from synth2_jax.caption_writing.text_file import TextFileSource
 from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import JsonLinesFile, write_json, write_json_lines
+from synth2_jax.loading.trained import load_trained, others_reader
 from synth2_jax.models.gemma import GemmaConfig
 from synth2_jax.models.language_model import LanguageModelConfig
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.scenes import dataset
-from synth2_jax.stages.trained import load_trained, others_reader
+from synth2_jax.stop_signal import StopSignal
+from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
 from synth2_jax.training.fingerprint import fingerprint
-from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Params
-from synth2_jax.vocabulary import Vocabulary, load_vocabulary
 
 SCENES = "scenes"  # the class list of the built-in data set
-CAPTIONS, MANIFEST, ANSWERS = "captions.jsonl", "manifest.json", "answers.jsonl"
 _SETTLE_EVERY = 1 << 18  # lines of a file
 _HOPELESS = 1000  # drafts of one round, none of them usable: more would not be either
 

@@ -25,19 +25,18 @@ from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
-from synth2_jax.data import records, views
+from synth2_jax.data import pair_shards, records, views
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair
 from synth2_jax.errors import UserError
+from synth2_jax.loading.text_encoders import LoadedTextEncoder, load_text_encoder
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.progress import Progress
-from synth2_jax.stages import pair_shards
-from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
-from synth2_jax.stages.model_text import text_ids
-from synth2_jax.stages.text_encoders import LoadedTextEncoder, load_text_encoder
+from synth2_jax.sampling.device_stream import BusyClock, in_background, on_device
+from synth2_jax.stop_signal import StopSignal
+from synth2_jax.text.caption_ids import text_ids
+from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
 from synth2_jax.training.fingerprint import fingerprint
-from synth2_jax.training.stop_signal import StopSignal
-from synth2_jax.vocabulary import Vocabulary, load_vocabulary
 
 _BATCHES_AHEAD = 4
 

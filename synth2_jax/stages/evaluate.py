@@ -9,280 +9,30 @@ parameters are restored, on however many devices there are.
 Legend: B batch, I images a text, N image tokens, P prompt tokens, T text tokens.
 """
 
-import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.data.references import ReferencedImage, read_references
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.data.references import ReferencedImage
+from synth2_jax.errors import UserError
+from synth2_jax.evaluation import coco_files
+from synth2_jax.evaluation.clip_results import clip_results
+from synth2_jax.evaluation.more_scores import each_alone
+from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import write_json, write_json_lines
-from synth2_jax.models.vlm import VLM
-from synth2_jax.sampling.captions import make_caption, make_prompted_caption
-from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.scenes import dataset
-from synth2_jax.scenes import scores as scenes_scores
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.scoring import feature_model
-from synth2_jax.scoring.captions import PAPER_SCALE, cider_d, score_captions
-from synth2_jax.scoring.meteor import check_meteor
-from synth2_jax.scoring.vqa import score_answers
-from synth2_jax.stages import coco_files
-from synth2_jax.stages.clip_results import clip_results
-from synth2_jax.stages.document_frequencies import read_document_frequencies
-from synth2_jax.stages.more_scores import MORE_SCORES, each_alone, more_score
-from synth2_jax.stages.protocol import ProtocolConfig, is_plain, make_prompts
-from synth2_jax.stages.trained import load_trained
-from synth2_jax.training.objectives import VLMObjective
-from synth2_jax.training.stop_signal import StopSignal
-from synth2_jax.training.train_state import Objective, Params
-from synth2_jax.vocabulary import load_vocabulary
+from synth2_jax.stop_signal import StopSignal
 
 RESULTS = "results.json"
-_PROMPT_STEP = 32  # prompts are padded to multiples: one compilation for all lengths up to one
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """How to caption and score.
-
-    Attributes:
-      folder: pairs of images with references.
-      vlm: workdir or export of a VLM.
-      max_images: scores only the first so many images; None for all.
-      batch_size: images a batch, over all devices.
-      decode: greedy, or beam (Flamingo: 3 beams).
-      protocol: the prompt, and the examples in front of it.
-      document_frequencies: a folder of pairs or a COCO file of captions whose images CIDEr counts;
-        "" for the references that are scored.
-      more_scores: "cider_plain", CIDEr as first defined; "meteor", which needs Java.
-      feature_model: MODULE:FUNCTION or FILE.py:FUNCTION of a CLIP (see `scoring.feature_model`), by
-        which captions get their CLIPScore; of the pictures as the tokenizer decodes them. While a
-        VLM is trained it is not asked.
-      scenes_split: when the images are of this split of Scenes, objects are scored too, and CIDEr
-        apart for pictures with and without a combination that the split `real` never shows.
-      mesh: where the model lies.
-    """
-
-    folder: str
-    vlm: str = ""
-    max_images: int | None = None
-    batch_size: int = 128
-    decode: TextDecodeConfig = TextDecodeConfig()
-    protocol: ProtocolConfig = ProtocolConfig()
-    document_frequencies: str = ""
-    more_scores: tuple[str, ...] = ()
-    feature_model: str = ""
-    scenes_split: str = ""
-    mesh: sharding.MeshConfig = sharding.MeshConfig()
-
-    def __post_init__(self):
-        if self.scenes_split:
-            dataset.split_size(self.scenes_split)  # raises on an unknown name
-        config_lib.check_counts(self, "batch_size", "max_images")
-        if self.decode.method == "nucleus":
-            raise UserError("decode.method: found nucleus, expected greedy or beam")
-        for name in self.more_scores:
-            if name not in MORE_SCORES:
-                raise UserError(f"more_scores: unknown {name!r}; {nearest(name, MORE_SCORES)}")
-        if "meteor" in self.more_scores:
-            check_meteor()  # now, not after an hour of captions
-        of_captions = (
-            self.scenes_split or self.document_frequencies or self.more_scores or self.feature_model
-        )
-        if self.protocol.task == "vqa" and of_captions:
-            raise UserError(f"found {of_captions!r}, a score of captions, with protocol.task vqa")
-
-
-class CaptionScorer:
-    """Captions the same images with one VLM after another, or with one as it is trained.
-
-    Args:
-      objective: the VLM's; its models and configs are used, not its loss.
-      config: see EvaluateConfig.
-      data: what the VLM is trained on; its vocabulary and prompt are used.
-      fingerprints: the images must have been made by the tokenizer of fingerprints["tokenizer"].
-      mesh: where the parameters lie; each process reads the images of its own devices.
-      rules: which logical axis lies where on it.
-      stop: polled between batches.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        config: EvaluateConfig,
-        data: DataConfig,
-        fingerprints: Mapping[str, str],
-        mesh: Mesh,
-        rules: sharding.AxisRules = sharding.AXIS_RULES,
-        stop: StopSignal | None = None,
-    ):
-        if not isinstance(objective, VLMObjective):
-            raise UserError(f"captions: a {type(objective).__name__} writes none, expected a VLM")
-        self._config = config
-        self._stop = stop
-        self._vocabulary = load_vocabulary(data.vocabulary)
-        self.images = read_references(config.folder, fingerprints["tokenizer"], config.max_images)
-        split, first = config.scenes_split, self.images[0].key
-        if split and not first.startswith(f"{split}-"):
-            raise UserError(
-                f"config.scenes_split: found {split!r}, but the first image is {first!r}"
-            )
-        if config.protocol.task == "vqa":
-            _check_questions(config.folder, self.images)
-        if config.protocol.by_domain:
-            _domains(config.folder, self.images)  # raises where there are none
-        self._prompts = None
-        if not is_plain(config.protocol, self.images):
-            self._prompts = make_prompts(
-                self.images,
-                config.protocol,
-                self._vocabulary,
-                data.prompt,
-                fingerprints["tokenizer"],
-            )
-        self._frequency = None
-        if config.document_frequencies:
-            self._frequency = read_document_frequencies(config.document_frequencies)
-        model = VLM(objective.task.vlm)
-        prompt = self._vocabulary.encode(data.prompt)
-        end_id = self._vocabulary.end_id(prompt)
-        caption = make_caption(model, prompt, config.decode, end_id)
-        prompted_caption = make_prompted_caption(model, config.decode, end_id)
-
-        def caption_tokens(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-            with sharding.constraints(mesh, rules):
-                embeddings_BNC = objective.image_embeddings(params, batch["image_tokens"])
-                return caption(params["vlm"], embeddings_BNC)[0]
-
-        def prompted_tokens(
-            params: Params, batch: Mapping[str, jax.Array], length: jax.Array
-        ) -> jax.Array:
-            with sharding.constraints(mesh, rules):
-                tokens_BIN = batch["image_tokens"]
-                embeddings = objective.image_embeddings(
-                    params, tokens_BIN.reshape((-1, tokens_BIN.shape[-1]))
-                )
-                embeddings_BINC = embeddings.reshape((*tokens_BIN.shape, -1))
-                return prompted_caption(
-                    params["vlm"], embeddings_BINC, batch["inputs"], batch["image_of_text"], length
-                )[0]
-
-        # Gathered here, once: every process then has the captions of all.
-        gathered = NamedSharding(mesh, PartitionSpec())
-        self._caption_tokens = jax.jit(caption_tokens, out_shardings=gathered)
-        self._prompted_tokens = jax.jit(prompted_tokens, out_shardings=gathered)
-        self._mesh = mesh
-        sharding.check_rows(config.batch_size, mesh, "config.batch_size")
-
-    def captions(self, params: Params) -> list[str]:
-        """One caption an image, on every process."""
-        written: dict[int, str] = {}
-        for numbers in self._batches():
-            if self._stop and self._stop.requested():
-                self._stop.exit("nothing is written yet")
-            ids_BT = np.asarray(self._written(params, numbers))
-            for number, ids in zip(numbers, ids_BT, strict=False):  # the rest fills the batch up
-                written[number] = self._vocabulary.decode(ids.tolist())
-        return [written[number] for number in range(len(self.images))]
-
-    def _batches(self) -> Iterator[list[int]]:
-        """Numbers of images; those of one batch have prompts of one length."""
-        groups: dict[int, list[int]] = collections.defaultdict(list)
-        for number in range(len(self.images)):
-            groups[len(self._prompts[number].inputs) if self._prompts else 0].append(number)
-        size = self._config.batch_size
-        for _, numbers in sorted(groups.items()):
-            yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
-
-    def _written(self, params: Params, numbers: Sequence[int]) -> jax.Array:
-        """Token ids of a batch; it is filled up with its last image: one shape, one compilation."""
-        size = self._config.batch_size
-        filled = np.array([*numbers, *[numbers[-1]] * (size - len(numbers))])
-        mine = filled[sharding.data_layout(self._mesh).rows(size)]
-        if not self._prompts:
-            tokens_BN = np.stack([self.images[number].image_tokens for number in mine])
-            batch = sharding.put_batch({"image_tokens": tokens_BN}, self._mesh)
-            return self._caption_tokens(params, batch)
-        prompts = [self._prompts[number] for number in mine]
-        length = len(prompts[0].inputs)
-        padding = (0,) * (-length % _PROMPT_STEP)
-        arrays = {
-            "image_tokens": np.stack([np.stack(prompt.images) for prompt in prompts]),
-            "inputs": np.array([prompt.inputs + padding for prompt in prompts], np.int32),
-            "image_of_text": np.array(
-                [prompt.image_of_text + padding for prompt in prompts], np.int32
-            ),
-        }
-        batch = sharding.put_batch(arrays, self._mesh)
-        return self._prompted_tokens(params, batch, np.int32(length))
-
-    def scores(self, params: Params) -> dict[str, float]:
-        """Numbers only, for training's metrics; a score that fails is a warning."""
-        captions = self.captions(params)
-        more, failed = each_alone(self.more_scores(captions))
-        for line in failed:
-            logging.warning("config.validation.captions.%s", line)
-        results = self.score(captions) | more
-        return {name: value for name, value in results.items() if isinstance(value, float)}
-
-    def score(self, captions: Sequence[str]) -> dict[str, Any]:
-        """Scores x100 as papers print them, and with `scenes_split` shares of objects right."""
-        if self._config.protocol.task == "vqa":
-            references = [image.references for image in self.images]
-            stem = self._config.protocol.stem_answers
-            return score_answers(captions, references, stem=stem)
-        score = functools.partial(score_captions, frequency=self._frequency)
-        results = self._in_all_and_by_domain(score, captions)
-        if self._config.scenes_split:
-            results |= self._scenes_results(captions)
-        return results
-
-    def more_scores(self, captions: Sequence[str]) -> dict[str, Callable[[], dict[str, Any]]]:
-        """{config key: what computes that score}, of those that the config asks for."""
-
-        def scorer(name: str) -> Callable[[], dict[str, Any]]:
-            score = functools.partial(more_score, name, frequency=self._frequency)
-            return lambda: self._in_all_and_by_domain(score, captions)
-
-        return {f"more_scores={name}": scorer(name) for name in self._config.more_scores}
-
-    def _in_all_and_by_domain(
-        self, score: Callable[..., dict[str, Any]], captions: Sequence[str]
-    ) -> dict[str, Any]:
-        """`score(captions, references)` of all images, and where it is asked for of each domain."""
-        references = [image.references for image in self.images]
-        results = score(captions, references)
-        if self._config.protocol.by_domain:
-            for domain, numbers in _domains(self._config.folder, self.images).items():
-                found = score([captions[i] for i in numbers], [references[i] for i in numbers])
-                results |= {f"{name}/{domain}": value for name, value in found.items()}
-        return results
-
-    def _scenes_results(self, captions: Sequence[str]) -> dict[str, float | None]:
-        """objects_right, and CIDEr by whether the picture shows an unseen combination.
-
-        None where there are no such pictures.
-        """
-        scenes = [scenes_scores.scene_of(image.key) for image in self.images]
-        results = {"objects_right": scenes_scores.caption_objects_right(captions, scenes)}
-        # One document frequency, that of all images, so that the two parts compare.
-        references = [image.references for image in self.images]
-        per_image = cider_d(captions, references, frequency=self._frequency).per_image * PAPER_SCALE
-        unseen = np.array([scenes_scores.has_unseen(scene) for scene in scenes])
-        for name, chosen in (("unseen", unseen), ("seen", ~unseen)):
-            results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else None
-        return results
 
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
@@ -353,27 +103,3 @@ def _write_captions(
     else:
         write_json(folder / "predictions.json", coco_files.caption_results(images, captions))
         write_json(folder / "references.json", coco_files.caption_annotations(images))
-
-
-def _check_questions(folder: str, images: Sequence[ReferencedImage]) -> None:
-    for image in images:
-        if not image.prompt or len(image.references) < 2:
-            raise UserError(
-                f"pairs {folder}: {image.key!r} has the prompt {image.prompt!r} and "
-                f"{len(image.references)} answers, expected a question and the answers of several "
-                "people; tokenize with config.source.format=vqa and config.source.answers=all"
-            )
-
-
-def _domains(folder: str, images: Sequence[ReferencedImage]) -> dict[str, list[int]]:
-    """{NAME: numbers of the images whose keys are NAME/...}."""
-    domains: dict[str, list[int]] = collections.defaultdict(list)
-    for number, image in enumerate(images):
-        name, slash, _ = image.key.partition("/")
-        if not slash:
-            raise UserError(
-                f"pairs {folder}: evaluate.protocol.by_domain expects keys such as in-domain/42, "
-                f"found {image.key!r}"
-            )
-        domains[name].append(number)
-    return dict(sorted(domains.items()))

@@ -6,7 +6,7 @@
         --config=configs/scenes/synthesize.py
     synth2 export workdir/pod/checkpoints/1000 --output=resampler.safetensors --part=vlm/resampler
 
-DIR is a training run, its checkpoints or one of them. FOLDER is what `interop.exported` describes,
+DIR is a training run, its checkpoints or one of them. FOLDER is what `loading.exported` describes,
 with a model card (README.md), the run's config (training.json), and for a VLM or a generator an
 example (load_example.py); everything that takes a run's workdir takes it too. A config says how the
 model samples by default: the sections `sampler` and `guidance` of a generator, `decode` of a VLM.
@@ -45,21 +45,21 @@ from synth2_jax.files import (
     write_json,
     write_text,
 )
-from synth2_jax.interop import exported
 from synth2_jax.interop.safetensors_file import FORMAT, write_folder, write_tensors
 from synth2_jax.interop.tensor_files import open_safetensors
+from synth2_jax.loading import exported
+from synth2_jax.loading.caption_decode import caption_decode
+from synth2_jax.loading.run import with_own_vocabulary
 from synth2_jax.models.mask_schedule import masked_counts
 from synth2_jax.pages.model_card import CardFacts, model_card, read_results
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.stages.model_text import caption_decode
+from synth2_jax.text.vocabulary import load_vocabulary, vocabulary_path
 from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings
 from synth2_jax.training.objectives import make_objective
-from synth2_jax.training.trained import with_own_vocabulary
-from synth2_jax.vocabulary import load_vocabulary, vocabulary_path
 
 MIB = 2**20
 README, TRAINING, EXAMPLE = "README.md", "training.json", "load_example.py"
@@ -234,7 +234,7 @@ def _write_folder(
         write_json(folder / exported.CONFIG, description)
         write_text(folder / TRAINING, config_lib.to_json(resolved))
         if model_name in _EXAMPLES:
-            example = importlib.resources.files(__package__) / _EXAMPLES[model_name]
+            example = importlib.resources.files("synth2_jax.loading") / _EXAMPLES[model_name]
             write_text(folder / EXAMPLE, example.read_text())
         card = model_card(
             CardFacts(

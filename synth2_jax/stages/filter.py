@@ -30,6 +30,9 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.records import Manifest, Pair, Shard
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import read_json, write_bytes, write_json, write_text
+from synth2_jax.loading.run import Trained
+from synth2_jax.loading.text_encoders import with_text_encoder
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vlm import VLM
 from synth2_jax.models.vq_tokenizer import VQTokenizer
@@ -42,12 +45,9 @@ from synth2_jax.scoring.alignment import (
     make_pool_likelihood,
     retrieve,
 )
-from synth2_jax.stages.model_text import text_ids, vlm_text
-from synth2_jax.stages.text_encoders import with_text_encoder
-from synth2_jax.stages.trained import load_trained
-from synth2_jax.training.stop_signal import StopSignal
-from synth2_jax.training.trained import Trained
-from synth2_jax.vocabulary import load_vocabulary
+from synth2_jax.stop_signal import StopSignal
+from synth2_jax.text.caption_ids import text_ids, vlm_text
+from synth2_jax.text.vocabulary import load_vocabulary
 
 SCORES = "scores"
 SUMMARY = "summary.json"

@@ -27,7 +27,7 @@ from synth2_jax.data import records, views
 from synth2_jax.errors import UnknownNameError, UserError, nearest
 from synth2_jax.files import read_json
 from synth2_jax.inert_text import inert
-from synth2_jax.interop.exported import is_exported, open_exported
+from synth2_jax.loading.exported import is_exported, open_exported
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.stages import inspect_mixture
 from synth2_jax.training import checkpoint_reader

@@ -24,7 +24,7 @@ from synth2_jax.data.rejected import Rejected
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_bytes
 from synth2_jax.inert_text import inert
-from synth2_jax.training.trained import Trained
+from synth2_jax.loading.run import Trained
 
 NUM_SHOWN = 10
 _COLUMNS, _SIDE, _MARGIN, _LINE, _LINES = 5, 160, 12, 14, 4
@@ -103,7 +103,7 @@ def pictures(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarra
         return np.stack([example["image"] for example in examples])
     if not tokenizer or not all("image_tokens" in example for example in examples):
         return None
-    from synth2_jax.stages.tokenize import decode_images
+    from synth2_jax.loading.tokenizing import decode_images
 
     ids_BN = np.stack([example["image_tokens"] for example in examples])
     trained = _load_tokenizer(tokenizer, ids_BN.shape[1])
@@ -118,7 +118,7 @@ def pictures(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarra
 
 def _load_tokenizer(path: str, num_tokens: int) -> Trained:
     """Another's files do not tell the size of its images; the number of tokens does."""
-    from synth2_jax.stages.trained import load_tokenizer, others_reader
+    from synth2_jax.loading.trained import load_tokenizer, others_reader
 
     told = {}
     if reader := others_reader(path, "tokenizer"):

@@ -33,7 +33,7 @@ from synth2_jax.files import write_json
 from synth2_jax.planning import dataflow, hlo, model_flops, topologies
 from synth2_jax.planning.estimate import estimate
 from synth2_jax.stages import train
-from synth2_jax.stages.synthesize import SynthesizeConfig, make_generate_numbered
+from synth2_jax.synthesis.token_generator import SynthesizeConfig, make_generate_numbered
 from synth2_jax.training import train_state
 from synth2_jax.training.objectives import GeneratorTask
 from synth2_jax.training.optimizer import make_optimizer

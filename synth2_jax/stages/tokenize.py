@@ -22,12 +22,12 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from PIL import Image
 
 from synth2_jax import config as config_lib
+from synth2_jax.data import pair_shards
 from synth2_jax.data.caption_text import CaptionLimits, clean_caption
 from synth2_jax.data.images import ImageLimits, decode_image, encode_png, middle_square
 from synth2_jax.data.pair_writer import PairWriter
@@ -41,14 +41,12 @@ from synth2_jax.data.sources.source import (
     num_pairs,
     open_source,
 )
+from synth2_jax.loading.run import Trained
+from synth2_jax.loading.tokenizing import make_encoder
+from synth2_jax.loading.trained import load_tokenizer
 from synth2_jax.progress import Progress
-from synth2_jax.sampling.batches import in_batches
-from synth2_jax.sampling.pixels import make_decode, make_encode
-from synth2_jax.stages import pair_shards
-from synth2_jax.stages.device_stream import BusyClock, in_background, on_device
-from synth2_jax.stages.trained import load_tokenizer
-from synth2_jax.training.stop_signal import StopSignal
-from synth2_jax.training.trained import Trained
+from synth2_jax.sampling.device_stream import BusyClock, in_background, on_device
+from synth2_jax.stop_signal import StopSignal
 
 _BATCHES_AHEAD = 2
 _MAX_HELD = 1 << 30  # bytes of files that wait to be decoded
@@ -216,7 +214,7 @@ def _tokenized(
             return
         batches = in_background(_batches(prepared, cfg.batch_size, size), _BATCHES_AHEAD)
         with contextlib.closing(batches):
-            for items, ids_BN in on_device(_make_encode(trained), batches, clock):
+            for items, ids_BN in on_device(make_encoder(trained), batches, clock):
                 rows = iter(ids_BN)
                 for shard, item in items:
                     ids_N = next(rows) if isinstance(item, _Prepared) else None
@@ -345,35 +343,3 @@ def _size(source: Source, shards: Sequence[int]) -> tuple[int, str]:
 def _counts(source: Source, item: _Prepared | Skipped | None) -> bool:
     """Whether an item is one of those that `_size` tells; None is a shard's end."""
     return (item is None) == (source.num_images is None)
-
-
-def encode_images(trained: Trained, images: np.ndarray, batch_size: int, label: str) -> np.ndarray:
-    """Token ids i32[num, N] of images u8[num, H, W, 3]."""
-    return _in_batches(_make_encode(trained), images, batch_size, label)
-
-
-def _make_encode(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
-    """Images u8[B,H,W,3] -> token ids i32[B,N], jitted."""
-    return _of_tokenizer(make_encode, trained)
-
-
-def decode_images(trained: Trained, ids: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Pictures u8[num, H, W, 3] of token ids; `trained` is any model with a tokenizer in it."""
-    decode = _of_tokenizer(make_decode, trained)
-    return _in_batches(decode, np.asarray(ids, np.int32), batch_size, "decode")
-
-
-def _of_tokenizer(make: Callable, trained: Trained) -> Callable[[np.ndarray], jax.Array]:
-    function = jax.jit(make(trained.objective.task.tokenizer))
-    return functools.partial(function, jax.device_put(trained.params["tokenizer"]))
-
-
-def _in_batches(
-    function: Callable[[np.ndarray], jax.Array], rows: np.ndarray, batch_size: int, label: str
-) -> np.ndarray:
-    parts = []
-    with Progress(label, len(rows), "images") as progress:
-        for part in in_batches(function, rows, batch_size):
-            parts.append(part)
-            progress.add(len(part))
-    return np.concatenate(parts)

@@ -22,13 +22,15 @@ from synth2_jax import sharding
 from synth2_jax.data import pipeline
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import write_bytes, write_text
 from synth2_jax.interop.safetensors_file import read_tensors
+from synth2_jax.loading.run import VOCABULARY
+from synth2_jax.loading.text_encoders import load_text_encoder
+from synth2_jax.loading.trained import load_part
 from synth2_jax.models import vgg
-from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
-from synth2_jax.stages.stream import StreamConfig, StreamedBatches
-from synth2_jax.stages.text_encoders import load_text_encoder
-from synth2_jax.stages.trained import load_part
+from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
+from synth2_jax.text.vocabulary import BUILT_IN, load_vocabulary
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import DataIterator
 from synth2_jax.training.fingerprint import fingerprint, with_settings
@@ -37,8 +39,6 @@ from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
 from synth2_jax.training.train_state import Objective, Params, TrainState
 from synth2_jax.training.train_step import check_batch, step_rngs
-from synth2_jax.training.trained import VOCABULARY
-from synth2_jax.vocabulary import BUILT_IN, load_vocabulary
 
 # Where each model keeps the parts that it is built on: {part: path in its parameter tree}. A
 # tokenizer has its part only where its loss is perceptual, a generator a text encoder only where

@@ -5,8 +5,8 @@ import pathlib
 
 import sentencepiece
 
-from synth2_jax.captioners.prompts import CHAT_CAPTION_PROMPT, CHAT_CLASS_PROMPT
-from synth2_jax.vocabulary import END_OF_TURN, START_OF_TURN, Vocabulary
+from synth2_jax.text.prompts import CHAT_CAPTION_PROMPT, CHAT_CLASS_PROMPT
+from synth2_jax.text.vocabulary import END_OF_TURN, START_OF_TURN, Vocabulary
 
 
 def chat_vocabulary(path: pathlib.Path) -> Vocabulary:

@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from synth2_jax import sharding
 from synth2_jax.config import check_seeds
 from synth2_jax.errors import UserError
+from synth2_jax.stop_signal import StopSignal
 from synth2_jax.training import train_state
 from synth2_jax.training.changed_settings import changed_settings
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
 from synth2_jax.training.fingerprint import of_parameters
 from synth2_jax.training.metrics import Sums, Writer
 from synth2_jax.training.optimizer import Optimizer
-from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.train_state import Objective, Params, TrainState, create_train_state
 from synth2_jax.training.train_step import check_batch, compile_train_step
 from synth2_jax.training.watch import Watch

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from synth2_jax.errors import UserError
+from synth2_jax.stop_signal import StopSignal
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import Checkpoints
 from synth2_jax.training.metrics import Metrics, Sums, Writer
-from synth2_jax.training.stop_signal import StopSignal
 
 # A finite loss can have an infinite gradient, which spoils the parameters all the same.
 WATCHED = ("loss", "grad_norm")

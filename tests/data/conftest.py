@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from synth2_jax.data import pair_writer, records
-from synth2_jax.vocabulary import load_vocabulary, vocabulary_path
+from synth2_jax.text.vocabulary import load_vocabulary, vocabulary_path
 
 CAPTIONS = (
     "a red circle",

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from synth2_jax.captioners.prompts import in_turns
 from synth2_jax.data import feature_converters, tasks
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError
-from synth2_jax.stages.model_text import vlm_text
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
-from synth2_jax.vocabulary import END_OF_TURN, load_vocabulary
+from synth2_jax.text.caption_ids import vlm_text
+from synth2_jax.text.prompts import in_turns
+from synth2_jax.text.vocabulary import END_OF_TURN, load_vocabulary
 
 PROMPT = load_vocabulary("scenes").encode("Output:")
 RED = load_vocabulary("scenes").encode("a red circle")

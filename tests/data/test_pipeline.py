@@ -20,7 +20,7 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import DamagedError, UserError
 from synth2_jax.sharding import DataLayout
-from synth2_jax.vocabulary import train_vocabulary, vocabulary_path
+from synth2_jax.text.vocabulary import train_vocabulary, vocabulary_path
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -85,7 +85,7 @@ def test_batches_are_as_the_models_take_them(both, model_name, expected):
 
 
 def test_scenes_images(monkeypatch):
-    from synth2_jax.scenes import dataset
+    from synth2_jax.domains.scenes import dataset
 
     monkeypatch.setitem(dataset.SPLITS, "images", 5)
     config = DataConfig(mixture="scenes_images", batch_size=4)
@@ -137,7 +137,7 @@ def test_images_keep_their_captions(both):
 
 
 def pipeline_vocabulary():
-    from synth2_jax.vocabulary import load_vocabulary
+    from synth2_jax.text.vocabulary import load_vocabulary
 
     return load_vocabulary("scenes")
 

@@ -272,7 +272,7 @@ def test_text_must_be_as_it_was_encoded(both, tmp_path):
     with raises_line("config.data.text_length: found 30, expected 24", both.folders["real"]):
         pipeline.stored_text_encoder(dataclasses.replace(both, text_length=30))
     copy = tmp_path / "other.model"
-    from synth2_jax.vocabulary import vocabulary_path
+    from synth2_jax.text.vocabulary import vocabulary_path
 
     copy.write_bytes(pathlib.Path(vocabulary_path("scenes")).read_bytes())
     renamed = dataclasses.replace(both, vocabulary=str(copy))  # the file's contents count

@@ -18,9 +18,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from synth2_jax import sharding
-from synth2_jax.captioners.drafts import Request
-from synth2_jax.captioners.prompts import CHAT_CLASS_PROMPT
-from synth2_jax.captioners.sources import LanguageModelSource
+from synth2_jax.caption_writing.drafts import Request
+from synth2_jax.caption_writing.sources import LanguageModelSource
 from synth2_jax.errors import UserError
 from synth2_jax.interop.gemma import language_model_config, load_language_model
 from synth2_jax.models.gemma import RELEASED, GemmaConfig
@@ -31,9 +30,10 @@ from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.sampling.captions import make_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
+from synth2_jax.text.prompts import CHAT_CLASS_PROMPT
+from synth2_jax.text.vocabulary import END_OF_TURN, START_OF_TURN, load_vocabulary, train_vocabulary
 from synth2_jax.training.objectives import VLMObjective, VLMTask
 from synth2_jax.training.train_state import create_train_state, state_layout
-from synth2_jax.vocabulary import END_OF_TURN, START_OF_TURN, load_vocabulary, train_vocabulary
 
 pytestmark = pytest.mark.interop
 

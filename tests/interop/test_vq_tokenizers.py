@@ -24,8 +24,8 @@ from synth2_jax.interop.llamagen import LLAMAGEN
 from synth2_jax.interop.open_muse import VQGAN
 from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
 from synth2_jax.interop.taming import TAMING
+from synth2_jax.loading.trained import load_part, load_tokenizer, load_trained, others_reader
 from synth2_jax.models.vq_tokenizer import VQTokenizer
-from synth2_jax.stages.trained import load_part, load_tokenizer, load_trained, others_reader
 
 STORED = pathlib.Path(__file__).parents[1] / "data" / "tokenizers"
 # By file: the prefix that its path needs, and what its own code takes black and white to be.

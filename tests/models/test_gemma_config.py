@@ -11,7 +11,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.models.gemma import RELEASED, GemmaConfig
 from synth2_jax.models.language_model import LanguageModelConfig, init_cache
 from synth2_jax.models.vlm import VLMConfig
-from synth2_jax.vocabulary import load_vocabulary
+from synth2_jax.text.vocabulary import load_vocabulary
 
 SIZES = dict(
     vocab_size=512,

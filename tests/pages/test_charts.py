@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from synth2_jax.experiments.experiment import ARMS
 from synth2_jax.pages.arms import named_arms, ordered_arms
 from synth2_jax.pages.charts import (
     COLOURS,
@@ -18,7 +19,6 @@ from synth2_jax.pages.charts import (
     svg,
     thinned,
 )
-from synth2_jax.stages.experiment import ARMS
 
 
 def test_points_that_are_no_numbers_are_left_out():

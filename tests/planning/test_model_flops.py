@@ -11,7 +11,7 @@ from synth2_jax.planning import hlo, model_flops
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages import train
-from synth2_jax.stages.synthesize import SynthesizeConfig, make_generate_numbered
+from synth2_jax.synthesis.token_generator import SynthesizeConfig, make_generate_numbered
 from synth2_jax.training import train_state
 from synth2_jax.training.optimizer import make_optimizer
 from synth2_jax.training.train_step import compile_train_step

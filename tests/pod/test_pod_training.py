@@ -32,7 +32,7 @@ RESTORE = """
 import sys
 from synth2_jax import sharding
 from synth2_jax.training.fingerprint import fingerprint
-from synth2_jax.training.trained import load_trained
+from synth2_jax.loading.trained import load_trained
 
 mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, sys.argv[2:])))
 params = load_trained(sys.argv[1], "language_model", mesh=mesh).params

@@ -11,8 +11,8 @@ from synth2_jax.models.resampler import ResamplerConfig
 from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.sampling.captions import make_caption, make_prompted_caption, make_write
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.text.vocabulary import EOS_ID, PAD_ID
 from synth2_jax.training import train_state
-from synth2_jax.vocabulary import EOS_ID, PAD_ID
 
 B, N, C, V, LENGTH = 3, 4, 6, 24, 5
 WIDTH = {

@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 import pytest
 
-from synth2_jax.scenes import dataset
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.scoring.words import tokenize
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "ptb_differences.md"

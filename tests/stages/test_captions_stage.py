@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from synth2_jax.captioners.prompts import CLASS_PROMPT
 from synth2_jax.files import read_json_lines
-from synth2_jax.training.trained import load_trained
+from synth2_jax.loading.trained import load_trained
+from synth2_jax.text.prompts import CLASS_PROMPT
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 

@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax.scenes import dataset
-from synth2_jax.scenes.scores import has_unseen
+from synth2_jax.domains.scenes import dataset
+from synth2_jax.domains.scenes.scores import has_unseen
+from synth2_jax.evaluation.scorer import EvaluateConfig
+from synth2_jax.experiments import demo
+from synth2_jax.experiments.demo import curve, measured, steps_to_baseline, summary
+from synth2_jax.experiments.experiment import ExperimentConfig
 from synth2_jax.scoring.captions import cider_d
-from synth2_jax.stages import demo
-from synth2_jax.stages.demo import curve, measured, steps_to_baseline, summary
-from synth2_jax.stages.evaluate import EvaluateConfig
-from synth2_jax.stages.experiment import ExperimentConfig
 from synth2_jax.training.metrics import JsonlWriter
 
 

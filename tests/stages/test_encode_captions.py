@@ -21,24 +21,25 @@ from synth2_jax.data import records, views
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.interop.lazy_array import of_array
-from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
-from synth2_jax.stages import encode_captions, text_encoders
-from synth2_jax.stages.encode_captions import EncodeCaptionsConfig
-from synth2_jax.stages.model_text import text_ids
-from synth2_jax.stages.stream import StreamConfig, StreamedBatches
-from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
-from synth2_jax.stages.text_encoders import (
+from synth2_jax.loading import text_encoders
+from synth2_jax.loading.text_encoders import (
     LoadedTextEncoder,
     load_text_encoder,
     with_text_encoder,
 )
+from synth2_jax.loading.trained import load_trained
+from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
+from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.stages import encode_captions
+from synth2_jax.stages.encode_captions import EncodeCaptionsConfig
+from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
+from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator
+from synth2_jax.text.caption_ids import text_ids
+from synth2_jax.text.vocabulary import load_vocabulary, vocabulary_path
 from synth2_jax.training.checkpoint_reader import read_description, saved_arrays
 from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.objectives import make_objective
-from synth2_jax.training.trained import load_trained
-from synth2_jax.vocabulary import load_vocabulary, vocabulary_path
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 

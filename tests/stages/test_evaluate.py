@@ -12,12 +12,12 @@ from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import read_references
 from synth2_jax.errors import UserError
+from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import read_json_lines
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.scoring.captions import score_captions
-from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
 from synth2_jax.training import train_state
-from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 

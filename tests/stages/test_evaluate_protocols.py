@@ -15,17 +15,18 @@ import pytest
 from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import ReferencedImage
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
+from synth2_jax.evaluation.coco_files import answer_results, caption_annotations, caption_results
+from synth2_jax.evaluation.protocol import ProtocolConfig, make_prompts
+from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import read_json_lines
+from synth2_jax.loading.run import Trained
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.scenes import dataset
 from synth2_jax.scoring.captions import score_captions
-from synth2_jax.stages.coco_files import answer_results, caption_annotations, caption_results
-from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
-from synth2_jax.stages.protocol import ProtocolConfig, make_prompts
+from synth2_jax.text.vocabulary import EOS_ID, PAD_ID, load_vocabulary
 from synth2_jax.training import train_state
-from synth2_jax.training.trained import Trained, load_trained
-from synth2_jax.vocabulary import EOS_ID, PAD_ID, load_vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_IMAGES = 12
@@ -52,7 +53,7 @@ def support(monkeypatch):
         assert (folder, fingerprint) == ("S", "tok")
         return held["images"][:max_images]
 
-    monkeypatch.setattr("synth2_jax.stages.protocol.read_references", read)
+    monkeypatch.setattr("synth2_jax.evaluation.protocol.read_references", read)
     return held
 
 

@@ -15,11 +15,13 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.records import Pair, Provenance, read_manifest
 from synth2_jax.data.references import pair_key
 from synth2_jax.errors import UserError
+from synth2_jax.evaluation import more_scores
+from synth2_jax.evaluation import scorer as scorer_file
+from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import read_json_lines
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.scoring.captions import cider_plain, document_frequency, score_captions
-from synth2_jax.stages import evaluate, more_scores
-from synth2_jax.stages.evaluate import CaptionScorer, EvaluateConfig
-from synth2_jax.stages.trained import load_trained
+from synth2_jax.stages import evaluate
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
 SCENES = DataConfig()
@@ -112,7 +114,7 @@ def failing(*arguments, **options):
 
 def test_a_score_that_fails_leaves_all_others(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(more_scores, "meteor", failing)
-    monkeypatch.setattr(evaluate, "check_meteor", lambda: None)
+    monkeypatch.setattr(scorer_file, "check_meteor", lambda: None)
     (tmp_path / "clip.py").write_text(
         "def features(inputs):\n    raise RuntimeError('no weights')\n"
     )
@@ -135,7 +137,7 @@ def test_a_score_that_fails_leaves_all_others(folder, tmp_path, monkeypatch):
 
 
 def test_captions_are_written_before_any_score(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "score_captions", failing)
+    monkeypatch.setattr(scorer_file, "score_captions", failing)
     with pytest.raises(ValueError, match="could not convert"):
         evaluate.run(config_of(folder), str(tmp_path))
     assert len(read_json_lines(tmp_path / "captions.jsonl")) == 3
@@ -144,7 +146,7 @@ def test_captions_are_written_before_any_score(folder, tmp_path, monkeypatch):
 
 def test_a_score_that_fails_does_not_end_a_training(folder, monkeypatch, caplog):
     monkeypatch.setattr(more_scores, "meteor", failing)
-    monkeypatch.setattr(evaluate, "check_meteor", lambda: None)
+    monkeypatch.setattr(scorer_file, "check_meteor", lambda: None)
     scorer, params = scorer_of(folder, more_scores=("meteor",))
     assert {"cider", "bleu4"} <= scorer.scores(params).keys()
     assert "config.validation.captions.more_scores=meteor failed (ValueError" in caplog.text

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from synth2_jax.errors import UserError
+from synth2_jax.experiments import demo, study
+from synth2_jax.experiments.experiment import SCORES, Experiment
 from synth2_jax.files import write_json_lines
-from synth2_jax.stages import demo, study
-from synth2_jax.stages.experiment import SCORES, Experiment
 
 GOOD = dict.fromkeys(SCORES, 1.0)
 

@@ -19,16 +19,16 @@ from synth2_jax import config as config_lib
 from synth2_jax import main
 from synth2_jax.data.images import encode_png
 from synth2_jax.interop.tensor_files import open_safetensors, safetensors_header
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.models.vlm import VLM
 from synth2_jax.models.vq_tokenizer import VQTokenizer, normalized
 from synth2_jax.sampling.captions import make_caption
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.text.vocabulary import Vocabulary
 from synth2_jax.training.objectives import VLMTask
 from synth2_jax.training.train_state import flatten, unflatten
-from synth2_jax.training.trained import load_trained
-from synth2_jax.vocabulary import Vocabulary
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "scenes"
 
@@ -220,7 +220,7 @@ def test_on_a_mesh_each_device_holds_its_part(exported):
 import sys
 import jax, numpy as np
 from synth2_jax import sharding
-from synth2_jax.stages.trained import load_trained
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.training.train_state import flatten, params_layout
 mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
 whole, split = (load_trained(sys.argv[1], "vlm", mesh=m) for m in (None, mesh))

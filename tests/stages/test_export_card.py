@@ -6,7 +6,7 @@ import pytest
 
 from synth2_jax import main
 from synth2_jax.data import records
-from synth2_jax.stages.trained import load_trained
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
 

@@ -16,12 +16,12 @@ from synth2_jax.errors import UserError
 from synth2_jax.files import temporary_name
 from synth2_jax.interop.safetensors_file import write_tensors
 from synth2_jax.interop.tensor_files import open_safetensors
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stages import export as stage
-from synth2_jax.stages.trained import load_trained
 from synth2_jax.testing.untrained_runs import MODELS, STEP, write_untrained_run
+from synth2_jax.text.vocabulary import BUILT_IN, load_vocabulary
 from synth2_jax.training.train_state import flatten
-from synth2_jax.vocabulary import BUILT_IN, load_vocabulary
 
 OTHERS = [name for name in MODELS if name != "vlm"]
 FILES = {"README.md", "config.json", "model.safetensors", "training.json"}

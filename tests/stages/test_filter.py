@@ -10,11 +10,11 @@ from synth2_jax import config as config_lib
 from synth2_jax.data import pair_writer, records, views
 from synth2_jax.data.records import Pair
 from synth2_jax.errors import UserError
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages import filter as stage
 from synth2_jax.stages.filter import FilterConfig, choose
-from synth2_jax.stages.trained import load_trained
 from synth2_jax.testing.untrained_runs import write_untrained_run
-from synth2_jax.vocabulary import BUILT_IN
+from synth2_jax.text.vocabulary import BUILT_IN
 
 ALL_SCORES = "likelihood_ratio,caption,cycle"
 

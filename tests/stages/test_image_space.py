@@ -1,7 +1,7 @@
 """Both spaces are measured on one model, which differs in nothing else, and on one batch."""
 
 from configs.scenes import models
-from synth2_jax.stages import image_space
+from synth2_jax.experiments import image_space
 
 
 def test_the_two_objectives_differ_in_their_image_space_alone(monkeypatch):

@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from synth2_jax import main
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages.inspect import describe_run
 from synth2_jax.training import checkpoint_reader
-from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 

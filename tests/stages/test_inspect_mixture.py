@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from synth2_jax.errors import UserError
+from synth2_jax.loading.tokenizing import decode_images
+from synth2_jax.loading.trained import load_tokenizer
 from synth2_jax.stages.inspect_mixture import pictures
-from synth2_jax.stages.tokenize import decode_images
-from synth2_jax.stages.trained import load_tokenizer
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
 VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"

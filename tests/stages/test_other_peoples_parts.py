@@ -13,11 +13,11 @@ from PIL import Image
 
 from synth2_jax import main
 from synth2_jax.data import records
+from synth2_jax.domains.scenes.dataset import REFERENCES
 from synth2_jax.errors import UserError
 from synth2_jax.interop import hugging_face, maskgit_weights
+from synth2_jax.loading.trained import load_tokenizer, load_trained
 from synth2_jax.models.text_encoder import TextEncoderConfig
-from synth2_jax.scenes.dataset import REFERENCES
-from synth2_jax.stages.trained import load_tokenizer, load_trained
 from synth2_jax.training.checkpoint_reader import restore_params
 from synth2_jax.training.fingerprint import fingerprint
 

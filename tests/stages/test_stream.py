@@ -5,20 +5,20 @@ import json
 import numpy as np
 import pytest
 
+from synth2_jax.caption_writing.folder import CAPTIONS
 from synth2_jax.data import records
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sharding import ALL_ROWS, DataLayout
-from synth2_jax.stages.captions import CAPTIONS
-from synth2_jax.stages.model_text import vlm_text
-from synth2_jax.stages.stream import StreamConfig, StreamedBatches
-from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
+from synth2_jax.text.caption_ids import vlm_text
+from synth2_jax.text.vocabulary import load_vocabulary
 from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
-from synth2_jax.training.trained import load_trained
-from synth2_jax.vocabulary import load_vocabulary
 
 
 def test_shares():

@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from synth2_jax.errors import UserError
-from synth2_jax.stages.study import StudyConfig, footnote, table, write_results
+from synth2_jax.experiments.study import StudyConfig, footnote, table, write_results
 
 MADE_WITH = {"jax": "0.10.2", "device": "1 x cpu", "commit": "0123456789"}
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from synth2_jax import main
-from synth2_jax.stages.experiment import ARMS
-from synth2_jax.stages.study import TITLES
+from synth2_jax.experiments.experiment import ARMS
+from synth2_jax.experiments.study import TITLES
 
 pytestmark = pytest.mark.slow
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from synth2_jax import config as config_lib
+from synth2_jax.caption_writing.folder import read_manifest
 from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.files import JsonLinesFile, read_json_lines, write_json, write_json_lines
-from synth2_jax.stages import synthesize
-from synth2_jax.stages.synthesize import SynthesizeConfig, TokenGenerator
-from synth2_jax.training.trained import load_trained
+from synth2_jax.loading.trained import load_trained
+from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
@@ -208,10 +208,10 @@ def test_a_manifest_of_other_captions_is_refused(tmp_path):
     ):
         write_json(tmp_path / "manifest.json", {key: value})
         with pytest.raises(UserError, match=rf"captions.jsonl: found {key} .*, expected .*again"):
-            synthesize._manifest(tmp_path, captions)
+            read_manifest(tmp_path, captions)
     for manifest in (
         {"num_captions": 1, "sha256": captions.sha256},
         {"source": "another tool"},
     ):
         write_json(tmp_path / "manifest.json", manifest)
-        assert synthesize._manifest(tmp_path, captions) == manifest
+        assert read_manifest(tmp_path, captions) == manifest

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from synth2_jax.data import records
-from synth2_jax.scenes import dataset
-from synth2_jax.stages.tokenize import decode_images, encode_images
-from synth2_jax.training.trained import load_trained
+from synth2_jax.domains.scenes import dataset
+from synth2_jax.loading.tokenizing import decode_images, encode_images
+from synth2_jax.loading.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 

@@ -17,9 +17,9 @@ from synth2_jax import main
 from synth2_jax.data import records
 from synth2_jax.data.rejected import reasons
 from synth2_jax.data.sources.source import ImageText
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages import tokenize
 from synth2_jax.testing.untrained_runs import write_untrained_run
-from synth2_jax.training.trained import load_trained
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "scenes" / "tokenize.py"
 NUM = 6  # images of a case

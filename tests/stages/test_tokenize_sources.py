@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from synth2_jax.data import records
-from synth2_jax.scenes import dataset
+from synth2_jax.domains.scenes import dataset
+from synth2_jax.loading.tokenizing import encode_images
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages.inspect import describe_pairs
-from synth2_jax.stages.tokenize import encode_images
 from synth2_jax.training.metrics import read_metrics
-from synth2_jax.training.trained import load_trained
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 

@@ -8,12 +8,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from synth2_jax import main
+from synth2_jax.loading.tokenizing import encode_images
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.models.vgg import VGGConfig, from_torchvision
-from synth2_jax.stages import tokenize
 from synth2_jax.training.checkpoint_reader import restore_params
 from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
-from synth2_jax.training.trained import load_trained
 
 VGG = VGGConfig(widths=(4, 6), convs=(1, 1))
 MODEL = {
@@ -116,7 +116,7 @@ def test_who_uses_the_tokenizer_sees_nothing_of_it(trained):
     assert found.params.keys() == {"tokenizer", "perceptual"}
     assert found.provenance("tokenizer")["fingerprint"] == fingerprint(found.params["tokenizer"])
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    assert tokenize.encode_images(found, images, 4, "test").shape == (3, 4)
+    assert encode_images(found, images, 4, "test").shape == (3, 4)
 
 
 @pytest.mark.slow

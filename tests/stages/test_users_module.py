@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synth2_jax.scenes import dataset
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.stages.inspect_mixture import contact_sheet
 from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.metrics import read_metrics

@@ -12,10 +12,10 @@ from synth2_jax import sharding
 from synth2_jax.data import pipeline
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.evaluation.scorer import EvaluateConfig
 from synth2_jax.stages import train
-from synth2_jax.stages.evaluate import EvaluateConfig
-from synth2_jax.stages.stream import StreamConfig
 from synth2_jax.stages.train import ValidationConfig
+from synth2_jax.synthesis.stream import StreamConfig
 from synth2_jax.training.train_loop import TrainLoopConfig
 from synth2_jax.training.train_state import TrainState
 from synth2_jax.training.train_step import step_rngs

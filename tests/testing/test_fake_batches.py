@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.data.fake_batches import FakeBatches
 
 SPEC = {
     "image_tokens": jax.ShapeDtypeStruct((4, 16), jnp.int32),

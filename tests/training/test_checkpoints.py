@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from synth2_jax import sharding
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
 from synth2_jax.sharding import DataLayout, MeshConfig
-from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.testing.untrained_runs import STEP, write_untrained_run
 from synth2_jax.training import checkpoint_reader, checksums, train_state

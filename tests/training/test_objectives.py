@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from synth2_jax import sharding
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
 from synth2_jax.models.text_encoder import TextEncoder
-from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.training import train_state
 from synth2_jax.training.metrics import mean
 from synth2_jax.training.objectives import OBJECTIVES, make_objective

@@ -2,7 +2,7 @@
 
 import pytest
 
-from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import speed
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer

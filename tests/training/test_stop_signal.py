@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from synth2_jax.training.stop_signal import EXIT_CODE, StopSignal
+from synth2_jax.stop_signal import EXIT_CODE, StopSignal
 
 
 def stop_this_process():

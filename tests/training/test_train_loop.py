@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from synth2_jax import sharding
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
 from synth2_jax.sharding import MeshConfig
-from synth2_jax.testing.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import train_loop
 from synth2_jax.training.checkpoint_reader import latest_step, restore_params
@@ -32,7 +32,7 @@ from synth2_jax.training.train_loop import TrainLoopConfig, train
 RUN = """
 import json, os, sys, time
 from synth2_jax import sharding
-from synth2_jax.testing.fake_batches import FakeBatches
+from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import JsonlWriter
@@ -537,7 +537,7 @@ def test_the_loop_stays_readable():
 
 def test_training_imports_no_tensorflow():
     code = (
-        "import sys, synth2_jax.training.train_loop, synth2_jax.testing.fake_batches\n"
+        "import sys, synth2_jax.training.train_loop, synth2_jax.data.fake_batches\n"
         "banned = {'tensorflow', 'seqio', 'clu', 'tensorboard', 'flax.training.checkpoints'}\n"
         "assert not banned & set(sys.modules), banned & set(sys.modules)"
     )

@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
+from synth2_jax.stop_signal import StopSignal
 from synth2_jax.training import watch as watch_lib
-from synth2_jax.training.stop_signal import StopSignal
 from synth2_jax.training.watch import Watch
 
 

@@ -1,7 +1,7 @@
 """The built-in pictures."""
 
 from synth2_jax.data.sources.source import ImageText, ListSource, SourceConfig
-from synth2_jax.scenes import dataset
+from synth2_jax.domains.scenes import dataset
 
 
 def open_scenes(

@@ -25,8 +25,8 @@ from synth2_jax.data.sources.source import (
     open_source,
     short_names,
 )
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
-from synth2_jax.scenes import dataset
 
 
 def picture(number=0):

@@ -1,0 +1,212 @@
+"""Which drafts are good captions. A filter names why a draft is dropped, or returns None."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+import unicodedata
+from collections.abc import Callable
+
+from synth2_jax import config as config_lib
+from synth2_jax.caption_writing.drafts import Draft
+from synth2_jax.caption_writing.languages import check_language, is_in_language
+from synth2_jax.errors import UserError, nearest
+from synth2_jax.text.words import count_words, is_unspaced, words
+
+DUPLICATES = ("verbatim", "normalized", "near")
+
+CaptionFilter = Callable[[Draft], str | None]
+
+# Joiners and direction marks belong to the spelling of some languages and to emoji.
+_ALLOWED_FORMAT = frozenset("\u200c\u200d\u200e\u200f")
+_REFUSED_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+_MARKUP = re.compile(r"</?[a-zA-Z!][^<>]*>|&(?:[a-zA-Z]{2,8}|#x?[0-9a-fA-F]{1,6});")
+
+# Plurals that a class's own letters do not begin.
+_IRREGULAR = {
+    "child": "children",
+    "foot": "feet",
+    "goose": "geese",
+    "man": "men",
+    "mouse": "mice",
+    "person": "people",
+    "tooth": "teeth",
+    "woman": "women",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """Attributes:
+
+    min_words, max_words: length of a caption; characters, in scripts without spaces.
+    max_characters: of a caption.
+    names_class: whether a caption must name its class.
+    language: code such as "en" (`languages.LANGUAGES`); "" for any.
+    blocklist: file with one word or phrase a line that no caption may hold, in any case.
+    duplicates: "verbatim", "normalized" (case and punctuation do not count) or "near".
+    similarity: of near-duplicates, Jaccard of words and pairs of words.
+    """
+
+    min_words: int = 3
+    max_words: int | None = None
+    max_characters: int = 1000
+    names_class: bool = True
+    language: str = ""
+    blocklist: str = ""
+    duplicates: str = "verbatim"
+    similarity: float = 0.8
+
+    def __post_init__(self):
+        config_lib.check_counts(self, "min_words", "max_words", "max_characters")
+        if self.max_words is not None and self.max_words < self.min_words:
+            raise UserError(
+                f"max_words: found {self.max_words}, expected min_words={self.min_words} or more"
+            )
+        if self.language:
+            check_language(self.language, "language")
+        if self.duplicates not in DUPLICATES:
+            raise UserError(
+                f"duplicates: unknown {self.duplicates!r}; {nearest(self.duplicates, DUPLICATES)}"
+            )
+        if not 0.3 <= self.similarity <= 1:
+            raise UserError(f"similarity: found {self.similarity}, expected 0.3 to 1")
+
+    def describe(self) -> dict[str, object]:
+        """For a manifest: the settings, with the sha256 of the blocklist in the place of its path.
+
+        A path says nothing of what was in the file.
+        """
+        found = dataclasses.asdict(self)
+        if self.blocklist:
+            found["blocklist"] = hashlib.sha256(_read(self.blocklist)).hexdigest()
+        return found
+
+
+def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
+    """Returns a function that names why a draft is dropped, or returns None for a good one.
+
+    It remembers what it let through, word for word or by its words; near-duplicates are
+    `duplicates.NearDuplicates`'s.
+
+    Raises:
+      UserError: a blocklist that cannot be read.
+    """
+    blocked = _phrases(config.blocklist) if config.blocklist else {}
+    seen: set[str] = set()
+    key = str if config.duplicates == "verbatim" else normalized
+
+    def reason(draft: Draft) -> str | None:
+        if draft.problem:
+            return draft.problem
+        caption = draft.caption
+        if not draft.finished:
+            return "unfinished"
+        if len(caption) > config.max_characters:
+            return "too long"
+        if why := _malformed(caption):
+            return why
+        num_words = count_words(caption)
+        if num_words < config.min_words:
+            return "too short"
+        if config.max_words is not None and num_words > config.max_words:
+            return "too long"
+        needs_name = config.names_class and draft.class_name is not None
+        if needs_name and not names(caption, draft.class_name):
+            return "class not named"
+        if config.language and not is_in_language(caption, config.language):
+            return "another language"
+        if blocked and _holds(words(caption), blocked):
+            return "blocked"
+        if key(caption) in seen:
+            return "duplicate"
+        seen.add(key(caption))
+        return None
+
+    return reason
+
+
+def normalized(caption: str) -> str:
+    """The words alone, folded; a caption without any, such as of emoji, stays as it is."""
+    return " ".join(words(caption)) or caption
+
+
+def names(caption: str, class_name: str) -> bool:
+    """Whether a caption names its class, in the singular or plural.
+
+    >>> names("two red cherries", "cherry"), names("a covered bridge", "red")
+    (True, False)
+    """
+    return _naming(class_name).search(caption) is not None
+
+
+def forms(class_name: str) -> tuple[str, ...]:
+    """A class name, and its plural where that is more than an ending.
+
+    >>> forms("wine glass"), forms("kitchen knife")
+    (('wine glass',), ('kitchen knife', 'kitchen knives'))
+    """
+    start, space, last = class_name.rpartition(" ")
+    plural = ""
+    if last.lower() in _IRREGULAR:
+        plural = _IRREGULAR[last.lower()]
+    elif last.endswith("y"):
+        plural = f"{last[:-1]}ies"
+    elif last.endswith(("f", "fe")):
+        plural = f"{last.removesuffix('e')[:-1]}ves"
+    return (class_name, f"{start}{space}{plural}") if plural else (class_name,)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _naming(class_name: str) -> re.Pattern[str]:
+    # From the start of a word, so that "red" is not found in "covered"; plurals name it too.
+    edge = "" if is_unspaced(class_name[0]) else r"(?<!\w)"
+    either = "|".join(map(re.escape, forms(class_name)))
+    return re.compile(f"{edge}(?:{either})", re.IGNORECASE)
+
+
+def _malformed(caption: str) -> str | None:
+    if not caption.isprintable() or not caption.isascii():
+        for character in caption:
+            if character == "\N{REPLACEMENT CHARACTER}":
+                return "not UTF-8"
+            if (
+                unicodedata.category(character) in _REFUSED_CATEGORIES
+                and character not in _ALLOWED_FORMAT
+            ):
+                return "control characters"
+    if _MARKUP.search(caption):
+        return "markup"
+    return None
+
+
+def _read(path: str) -> bytes:
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"blocklist {path!r}: no such file, expected one word or phrase a line")
+    return file.read_bytes()
+
+
+def _phrases(path: str) -> dict[int, set[tuple[str, ...]]]:
+    """{number of words: phrases of so many}."""
+    found: dict[int, set[tuple[str, ...]]] = {}
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"blocklist {path}: line {number} is not UTF-8") from error
+        phrase = tuple(words(text))
+        if phrase and not text.startswith("#"):
+            found.setdefault(len(phrase), set()).add(phrase)
+    if not found:
+        raise UserError(f"blocklist {path}: found no words, expected one word or phrase a line")
+    return found
+
+
+def _holds(found: list[str], phrases: dict[int, set[tuple[str, ...]]]) -> bool:
+    return any(
+        tuple(found[start : start + length]) in group
+        for length, group in phrases.items()
+        for start in range(len(found) - length + 1)
+    )

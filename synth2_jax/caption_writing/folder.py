@@ -1,0 +1,22 @@
+"""A folder of captions, as `synth2 captions` writes it."""
+
+import pathlib
+from typing import Any
+
+from synth2_jax.errors import UserError
+from synth2_jax.files import JsonLinesFile, read_json
+
+CAPTIONS, MANIFEST, ANSWERS = "captions.jsonl", "manifest.json", "answers.jsonl"
+
+
+def read_manifest(folder: pathlib.Path, captions: JsonLinesFile) -> dict[str, Any]:
+    """Who wrote the captions; UserError where it is the manifest of other ones."""
+    manifest = read_json(folder / MANIFEST, "captions")
+    for key, found in (("num_captions", captions.num_rows), ("sha256", captions.sha256)):
+        expected = manifest.get(key, found)  # other people's may not say it
+        if expected != found:
+            raise UserError(
+                f"{captions.path}: found {key} {found}, expected {expected!r:.80} as in "
+                f"{MANIFEST}. Run `synth2 captions` again, or delete {key} from {MANIFEST}"
+            )
+    return manifest

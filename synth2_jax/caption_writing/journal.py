@@ -1,0 +1,136 @@
+"""Answers that were paid for, one JSON object a line, on the disk before they are used.
+
+A line is appended and synced as its answer arrives, so a kill loses no more than the line it tears.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from synth2_jax.caption_writing.answers import Answer
+from synth2_jax.errors import UserError
+
+_CHECKSUM = "crc32"
+_ROOM = 16 << 20  # bytes that answers under way may take, and more
+
+
+class Journal:
+    """A context manager around a file of answers, each under the key of its request.
+
+    Raises:
+      UserError: another process has the file open, or a line that is not the last is damaged.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._answers: dict[str, Answer] = {}
+
+    def __enter__(self) -> "Journal":
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Without a buffer, which would keep what a full disk refuses and write it later.
+        self._file = open(self._path, "ab+", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(f"{self._path}: another run is writing there") from error
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *exception_info) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str) -> Answer | None:
+        return self._answers.get(key)
+
+    def answers(self) -> list[Answer]:
+        """All of them, also those that this run has no use for."""
+        return list(self._answers.values())
+
+    def check_room(self) -> None:
+        """Raises UserError when the disk is so full that an answer might find no room."""
+        found = os.fstatvfs(self._file.fileno())
+        free = found.f_bavail * found.f_frsize
+        if found.f_blocks and free < _ROOM:  # some mounted file systems do not know their size
+            raise UserError(
+                f"{self._path}: the disk is full (found {free >> 20} MiB, expected {_ROOM >> 20} "
+                "MiB); nothing more is asked. Make room, and run the same command again."
+            )
+
+    def append(self, key: str, answer: Answer) -> None:
+        """Returns when the answer is on the disk.
+
+        Raises:
+          UserError: it cannot be written; the file is as it was.
+        """
+        row = {"key": key, **dataclasses.asdict(answer)}
+        # In ASCII: an answer may hold half of a surrogate pair, which has no UTF-8.
+        line = json.dumps({**row, _CHECKSUM: _checksum(row)}) + "\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            self._write(line.encode("ascii"))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise UserError(
+                f"{self._path}: {error.strerror}; an answer that was paid for is lost, the "
+                f"{len(self)} before it are kept. Make room, and run the same command again."
+            ) from error
+        self._answers[key] = answer
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            line = line[self._file.write(line) :]
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        *lines, torn = self._file.read().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                self._take(line)
+            except ValueError as error:
+                raise UserError(
+                    f"{self._path}: line {number} is damaged ({error}); delete that line, and its "
+                    "caption is asked for again"
+                ) from error
+        if not torn:
+            return
+        try:
+            self._take(torn)
+            self._write(b"\n")
+        except ValueError:
+            logging.warning("%s: the last line is torn and is left out", self._path)
+            self._file.truncate(sum(len(line) + 1 for line in lines))
+
+    def _take(self, line: bytes) -> None:
+        """Keeps the answer of a line; ValueError says what is wrong with it."""
+        try:
+            row = json.loads(line)
+            checksum = row.pop(_CHECKSUM, None)  # which lines of earlier versions do not have
+            if checksum not in (None, _checksum(row)):
+                raise ValueError(f"{_CHECKSUM} differs")
+            key, answer = row.pop("key"), Answer(**row)
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no answer under a key: {error}") from error
+        if not isinstance(key, str):
+            raise ValueError(f"key: found {key!r:.60}, expected a text")
+        self._answers[key] = answer
+
+
+def _checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())

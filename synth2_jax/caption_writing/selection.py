@@ -1,0 +1,115 @@
+"""Which drafts end up in the set of captions: good ones, distinct, and so many of each class."""
+
+import collections
+from collections.abc import Mapping
+
+from synth2_jax.caption_writing.drafts import Draft
+from synth2_jax.caption_writing.duplicates import NearDuplicates
+from synth2_jax.caption_writing.filters import FilterConfig, make_filter
+from synth2_jax.errors import UserError
+
+OVER_QUOTA = "over quota"
+_MIN_DRAFTS = 100  # a share of fewer says little
+
+
+class Selection:
+    """Drafts offered one by one; `settle` now and then, and at the end.
+
+    Args:
+      quotas: {class name: captions to keep}, None for all; drafts without a class have the name
+        None. A draft of another class is dropped.
+      filter_config: what a good caption is.
+      max_dropped_share: of the drafts offered; those over their quota do not count.
+
+    Attributes:
+      kept: {class name: drafts}, in the order they were offered.
+      dropped: {reason: drafts}.
+    """
+
+    def __init__(
+        self,
+        quotas: Mapping[str | None, int | None],
+        filter_config: FilterConfig,
+        max_dropped_share: float = 1.0,
+    ):
+        self.kept: dict[str | None, list[Draft]] = {name: [] for name in quotas}
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self._quotas = quotas
+        self._reason = make_filter(filter_config)
+        self._near = None
+        if filter_config.duplicates == "near":
+            self._near = NearDuplicates(filter_config.similarity)
+        self._max_dropped_share = max_dropped_share
+        self._offered = 0
+        self._waiting: list[Draft] = []
+
+    def offer(self, draft: Draft) -> bool:
+        """Whether the draft may be kept, as far as is known before `settle`.
+
+        Raises:
+          UserError: more than `max_dropped_share` of the drafts were dropped.
+        """
+        self._offered += 1
+        if draft.class_name in self.kept and self._is_full(draft.class_name):
+            self.dropped[OVER_QUOTA] += 1
+            return False
+        why = draft.problem
+        if not why and draft.class_name not in self.kept:
+            why = "unknown class"
+        if why := why or self._reason(draft):
+            self.dropped[why] += 1
+            self._check_share()
+            return False
+        self._waiting.append(draft)
+        return True
+
+    def settle(self) -> int:
+        """Drops near-duplicates and what is over quota; returns how many of those offered.
+
+        Raises:
+          UserError: more than `max_dropped_share` of the drafts were dropped.
+        """
+        waiting, self._waiting = self._waiting, []
+        dropped = [False] * len(waiting)
+        if self._near:
+            dropped = self._near.add([draft.caption for draft in waiting]).tolist()
+        num_dropped = 0
+        for draft, is_near in zip(waiting, dropped, strict=True):
+            if is_near:
+                self.dropped["near-duplicate"] += 1
+            elif self._is_full(draft.class_name):
+                self.dropped[OVER_QUOTA] += 1
+            else:
+                self.kept[draft.class_name].append(draft)
+                continue
+            num_dropped += 1
+        self._check_share()
+        return num_dropped
+
+    def lacks(self) -> dict[str | None, int]:
+        """{class name: captions short of its quota}, without those that have theirs."""
+        lacking = {
+            name: quota - len(self.kept[name])
+            for name, quota in self._quotas.items()
+            if quota is not None
+        }
+        return {name: number for name, number in lacking.items() if number}
+
+    def is_full(self) -> bool:
+        """Whether every class has its quota."""
+        return all(map(self._is_full, self._quotas))
+
+    def _is_full(self, name: str | None) -> bool:
+        quota = self._quotas[name]
+        return quota is not None and len(self.kept[name]) >= quota
+
+    def _check_share(self) -> None:
+        if self._offered < _MIN_DRAFTS:
+            return
+        bad = self.dropped.total() - self.dropped[OVER_QUOTA]
+        if bad > self._max_dropped_share * self._offered:
+            raise UserError(
+                f"captions: {bad} of {self._offered} drafts were dropped, "
+                f"{dict(self.dropped.most_common())}; expected at most "
+                f"config.max_dropped_share={self._max_dropped_share}"
+            )

@@ -1,0 +1,117 @@
+"""Prompt templates: texts with the named slots {class_name}, {style} and {length}.
+
+A doubled brace stands for itself, as in `str.format`.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import string
+
+from synth2_jax.errors import UserError, nearest
+from synth2_jax.text import prompts
+
+SLOTS = ("class_name", "style", "length")
+BUILT_IN = {
+    "class": prompts.CLASS_PROMPT,
+    "chat": prompts.CHAT_CLASS_PROMPT,
+    "describe": prompts.DESCRIBE_PROMPT,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A text, the slots in it, and the sha256 of its UTF-8 bytes.
+
+    Raises UserError on a slot that is not of SLOTS, on braces that do not close, and when
+    {class_name} is missing: every class would be asked in the same words.
+    """
+
+    text: str
+    name: str = "template"
+
+    def __post_init__(self):
+        for slot in self.slots:
+            if slot not in SLOTS:
+                raise UserError(f"{self.name}: unknown slot {{{slot}}}; {nearest(slot, SLOTS)}")
+        if "class_name" not in self.slots:
+            raise UserError(f"{self.name}: found no slot {{class_name}}, expected it in the text")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """In the order of the text."""
+        try:
+            parts = list(string.Formatter().parse(self.text))
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}; write {{{{ for a brace") from error
+        for _, slot, form, conversion in parts:
+            if slot is not None and (form or conversion):
+                raise UserError(
+                    f"{self.name}: slot {{{slot}}} has a format, expected its name alone"
+                )
+        return tuple(slot for _, slot, _, _ in parts if slot is not None)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Prompts of one template, whose styles and lengths take turns over the draws of a class.
+
+    Args:
+      template: what to fill in.
+      styles: values of {style}.
+      lengths: values of {length}, in words.
+
+    Raises:
+      UserError: a slot without values, or values without their slot.
+    """
+
+    template: Template
+    styles: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for slot, key in (("style", "styles"), ("length", "lengths")):
+            if (slot in self.template.slots) != bool(getattr(self, key)):
+                found = "no" if getattr(self, key) else "a"
+                raise UserError(
+                    f"{self.template.name}: found {found} slot {{{slot}}} and "
+                    f"{len(getattr(self, key))} {key}, expected both or neither"
+                )
+
+    def targets(self, draw: int) -> dict[str, str | int]:
+        """{"style": ..., "length": ...} of a draw, those that the template asks for."""
+        found: dict[str, str | int] = {}
+        if self.styles:
+            found["style"] = self.styles[draw % len(self.styles)]
+        if self.lengths:
+            turn = draw // max(1, len(self.styles))
+            found["length"] = self.lengths[turn % len(self.lengths)]
+        return found
+
+    def prompt(self, class_name: str, draw: int) -> str:
+        """The whole text that the model reads."""
+        return self.template.text.format(class_name=class_name, **self.targets(draw))
+
+
+def load_template(name: str) -> Template:
+    """A template by built-in name, or read from a file; line breaks at its end are not part of it.
+
+    Raises:
+      UserError: no such file, not UTF-8, or what `Template` refuses.
+    """
+    if name in BUILT_IN:
+        return Template(BUILT_IN[name], f"template {name}")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"template {name!r}: no such file; expected a text file or one of {sorted(BUILT_IN)}"
+        )
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"template {name}: not UTF-8: {error}") from error
+    return Template(text.replace("\r\n", "\n").rstrip("\n"), f"template {name}")

@@ -1,0 +1,107 @@
+"""Captions that are there already: one a line of text, or JSON objects in a .jsonl file.
+
+A bad line is a draft with a problem, so that it is counted and the rest is used.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from synth2_jax.caption_writing.drafts import Draft
+from synth2_jax.caption_writing.filters import forms
+from synth2_jax.errors import UserError
+from synth2_jax.text.words import words
+
+_READ_BYTES = 1 << 20
+_MOST_SEARCHED = 10_000  # characters of a caption; to normalize combining marks takes long
+
+
+class TextFileSource:
+    """The lines of a file as drafts; `draw` is the number of the line, from 1.
+
+    A JSON object has its caption under "caption", and may have its class under "class". Where it
+    has none, the class is the one of the list that the caption names, longer names first.
+
+    Args:
+      path: a name that ends in .jsonl is of JSON lines, any other of plain text.
+      classes: names to find; None where captions need no class.
+
+    Raises:
+      UserError: no such file.
+    """
+
+    def __init__(self, path: str, classes: Sequence[str] | None):
+        self._path = pathlib.Path(path)
+        if not self._path.is_file():
+            raise UserError(f"text_file {path!r}: no such file, expected one caption a line")
+        self._finder = None if classes is None else _ClassFinder(classes)
+
+    def num_lines(self) -> int:
+        """Blank ones too."""
+        with open(self._path, "rb") as file:
+            return sum(1 for _ in file)
+
+    def read(self) -> Iterator[Draft]:
+        """Every line but the blank ones."""
+        parse = _parse_json if self._path.suffix == ".jsonl" else _parse_text
+        with open(self._path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    yield Draft(None, number, "", problem="not UTF-8")
+                    continue
+                class_name, caption, problem = parse(text)
+                if not problem and class_name is None and self._finder:
+                    class_name = self._finder(caption)
+                    problem = "" if class_name else "class not named"
+                yield Draft(class_name, number, caption, problem=problem)
+
+    def describe(self) -> dict[str, str]:
+        """For a manifest: the file's name and the sha256 of its bytes."""
+        digest = hashlib.sha256()
+        with open(self._path, "rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+        return {"file": self._path.name, "file_sha256": digest.hexdigest()}
+
+
+def _parse_text(line: str) -> tuple[str | None, str, str]:
+    return None, line.strip(), ""
+
+
+def _parse_json(line: str) -> tuple[str | None, str, str]:
+    """(class or None, caption, problem or "")."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, "", "not JSON"
+    if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
+        return None, "", "no caption"
+    class_name = row.get("class")
+    if class_name is not None and not isinstance(class_name, str):
+        return None, "", "unknown class"
+    return class_name, row["caption"].strip(), ""
+
+
+class _ClassFinder:
+    """The class that a caption names: the one of most words, and of those the first named."""
+
+    def __init__(self, classes: Sequence[str]):
+        self._by_words: dict[tuple[str, ...], str] = {}
+        for name in classes:
+            for form in forms(name):
+                for ending in ("", "s", "es"):
+                    self._by_words.setdefault(tuple(words(form + ending)), name)
+        self._lengths = sorted({len(key) for key in self._by_words}, reverse=True)
+
+    def __call__(self, caption: str) -> str | None:
+        found = words(caption[:_MOST_SEARCHED])
+        for length in self._lengths:
+            for start in range(len(found) - length + 1):
+                if name := self._by_words.get(tuple(found[start : start + length])):
+                    return name
+        return None

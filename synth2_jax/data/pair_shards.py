@@ -1,0 +1,91 @@
+"""Folders of pairs as the work of one or several processes: shards written in turn, then finished.
+
+Used by every stage that writes pairs.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+from synth2_jax.data.pair_writer import PairWriter
+from synth2_jax.data.records import Manifest, Pair, Skipped, read_manifest
+from synth2_jax.data.rejected import reasons
+from synth2_jax.errors import UserError
+from synth2_jax.stop_signal import StopSignal
+
+Result = tuple[int, Pair | Skipped | None]
+_MIN_FOUND = 1000  # pairs before a share of them says something
+
+
+class SkipBudget:
+    """Stops a run in which too many pairs are skipped: something is wrong, and hours are at stake.
+
+    Args:
+      label: the beginning of the message.
+      max_share: of the pairs that were found.
+      key: of the config that sets it.
+    """
+
+    def __init__(self, label: str, max_share: float, key: str):
+        self._label, self._max_share, self._key = label, max_share, key
+        self._num_pairs = 0
+        self._skipped: dict[str, int] = {}
+
+    def add(self, item: Pair | Skipped) -> None:
+        """Counts one pair; UserError when too many of a thousand or more were skipped."""
+        if isinstance(item, Pair):
+            self._num_pairs += 1
+            return
+        self._skipped[item.reason] = self._skipped.get(item.reason, 0) + item.num_pairs
+        if self._num_pairs + sum(self._skipped.values()) >= _MIN_FOUND:
+            self.check(self._num_pairs, self._skipped, f"the last is {item.key}: {item.detail}")
+
+    def check(self, num_pairs: int, skipped: Mapping[str, int], detail: str = "") -> None:
+        """Raises UserError when too many are skipped."""
+        found = num_pairs + sum(skipped.values())
+        if sum(skipped.values()) > self._max_share * found:
+            raise UserError(
+                f"{self._label}: {sum(skipped.values()):,} of {found:,} pairs are skipped "
+                f"({reasons(skipped)}), expected at most {self._max_share:.0%}, {self._key}"
+                + (f"; {detail}" if detail else "")
+            )
+
+
+def my_shards(writer: PairWriter) -> list[int]:
+    """The missing shards that are this process's to write."""
+    count, mine = jax.process_count(), jax.process_index()
+    return [index for index in writer.missing() if index % count == mine]
+
+
+def write_shards(writer: PairWriter, results: Iterable[Result]) -> None:
+    """Writes (shard, pair) results; those of a shard follow each other and end in (shard, None)."""
+    results = iter(results)
+    for shard, first in results:
+        writer.write_shard(shard, _until_none(first, results))
+
+
+def _until_none(item: Pair | Skipped | None, results: Iterator[Result]) -> Iterator[Pair | Skipped]:
+    while item is not None:
+        yield item
+        _, item = next(results)
+
+
+def watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> Iterator[Result]:
+    """The results, until SIGTERM comes or too many are skipped; finished shards stay."""
+    for shard, item in results:
+        if stop.received:
+            stop.exit("finished shards are kept; the same command goes on")
+        if item is not None:
+            budget.add(item)
+        yield shard, item
+
+
+def finish(folder: str, writer: PairWriter) -> Manifest:
+    """The manifest, written by one process when all of them are done with their shards."""
+    if jax.process_count() == 1:
+        return writer.finish()
+    multihost_utils.sync_global_devices("pairs: all shards are there")
+    manifest = writer.finish() if jax.process_index() == 0 else None
+    multihost_utils.sync_global_devices("pairs: the manifest is there")
+    return manifest or read_manifest(folder)

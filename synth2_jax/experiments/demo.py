@@ -1,0 +1,306 @@
+"""`synth2 demo`: runs all of Synth² on the built-in data, from nothing to a report.
+
+Real pairs -> tokenizer -> language model -> synthetic captions -> synthetic image tokens -> a VLM
+on real pairs and one on real and synthetic pairs, at equal steps -> scores, pictures, a page.
+Writes WORKDIR/report/index.html and WORKDIR/report/results.json; stopped and started again, it goes
+on.
+"""
+
+import dataclasses
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from synth2_jax import config as config_lib
+from synth2_jax import environment
+from synth2_jax.domains.scenes import dataset, language, oracle
+from synth2_jax.domains.scenes import scores as scenes_scores
+from synth2_jax.evaluation.document_frequencies import read_document_frequencies
+from synth2_jax.evaluation.scorer import EvaluateConfig
+from synth2_jax.experiments.experiment import SCORES, Experiment, ExperimentConfig
+from synth2_jax.experiments.image_space import speed_by_space
+from synth2_jax.files import read_json_lines, write_json
+from synth2_jax.loading.run import Trained
+from synth2_jax.loading.tokenizing import decode_images, encode_images
+from synth2_jax.pages.document import picture
+from synth2_jax.pages.numbers import number
+from synth2_jax.scoring.captions import PAPER_SCALE, cider_d
+from synth2_jax.scoring.diversity import balance
+from synth2_jax.side_files import parse_as
+from synth2_jax.stages import report
+from synth2_jax.training import metrics
+
+COMPARED = ("real", "real_synthetic")
+NUM_SHOWN = 12  # pictures a section of the page
+LOSSES = {
+    "tokenizer": "reconstruction",
+    "language_model": "loss",
+    "generator": "loss",
+    "vlm_real": "loss",
+    "vlm_real_synthetic": "loss",
+}
+
+
+def run(config: Any, workdir: str) -> dict[str, Any]:
+    """Runs every step that is missing, then writes the report; returns the results."""
+    start = time.monotonic()
+    experiment = Experiment(config, workdir)
+    tokenizer = experiment.tokenizer()
+    experiment.language_model()
+    experiment.pairs()
+    experiment.captions()
+    experiment.generator()
+    experiment.synthesize()
+    vlms = {arm: experiment.vlm(arm) for arm in COMPARED}
+    arms = {arm: experiment.evaluate(arm) for arm in COMPARED}
+
+    print("== report", flush=True)
+    reconstructions, tokenizer_right = _reconstructions(tokenizer)
+    synthetic, generator_scores = _synthetic(experiment)
+    curves = {arm: curve(experiment.path(f"vlm_{arm}"), "validation/cider") for arm in COMPARED}
+    caption_sets = _caption_sets(experiment)
+    vlm = vlms["real_synthetic"].config
+    speed = speed_by_space(vlm["model"], vlm["data"]["batch_size"])
+    times = experiment.times()
+    results = {
+        "arms": {arm: _scores(arms[arm]) for arm in COMPARED},
+        "standard_errors": {
+            arm: standard_errors(
+                _captioned(experiment, arm), config_lib.build(ExperimentConfig, config).evaluate
+            )
+            for arm in COMPARED
+        },
+        "tokenizer": {"objects_right": tokenizer_right},
+        "generator": generator_scores,
+        "steps_per_second": speed,
+        "balance": _balance(caption_sets),
+        "steps_to_baseline": steps_to_baseline(curves["real"], curves["real_synthetic"]),
+        "seconds": sum(times.values())
+        + time.monotonic()
+        - start
+        - sum(experiment.seconds.values()),
+        "seconds_by_stage": times,
+        "peak_memory_gib": experiment.peak_memory_gib(),
+        "measured": measured(config_lib.build(ExperimentConfig, config)),
+        "tiny": bool(config.tiny),
+        "config": config.to_dict(),
+        "versions": environment.describe(),
+        "commit": ", ".join(experiment.commits()),
+        "captions_scored_by": arms["real"]["provenance"],
+    }
+    material = {
+        "scenes": _real_scenes(),
+        "reconstructions": reconstructions,
+        "synthetic": synthetic,
+        "test": _test_captions(experiment),
+        "curves": curves,
+        "losses": {name: curve(experiment.path(name), loss) for name, loss in LOSSES.items()},
+    }
+    folder = pathlib.Path(workdir) / "report"
+    write_json(folder / "results.json", results)
+    write_json(folder / "material.json", material)
+    print(summary(results))
+    report.run(None, workdir)
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The results in a few lines for a terminal."""
+    real, both = (results["arms"][arm] for arm in COMPARED)
+    gain = both["cider"] / real["cider"] - 1 if real["cider"] else float("nan")
+    speed = results["steps_per_second"]
+    unseen = ", ".join(number(arm["cider_unseen"]) for arm in (real, both))
+    lines = [
+        f"CIDEr: real only {real['cider']:.1f}, real + synthetic {both['cider']:.1f} ({gain:+.0%})",
+        f"CIDEr on combinations never seen: {unseen}",
+        f"objects right: {real['objects_right']:.1%}, {both['objects_right']:.1%}",
+        f"tokenizer {results['tokenizer']['objects_right']:.1%}, "
+        f"generator {results['generator']['objects_right']:.1%} of objects right",
+        f"embedding space {speed['embedding'] / speed['pixel']:.2f}x the steps/s of pixel space",
+        f"{results['seconds'] / 60:.1f} minutes, {results['peak_memory_gib']:.1f} GiB of memory",
+    ]
+    if results["tiny"]:
+        lines.insert(0, "tiny: this shows that everything runs; its numbers mean nothing")
+    return "\n".join(lines)
+
+
+def measured(cfg: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """On how many test pictures, and by which decoding, the curve and the table are scored."""
+    pictures = cfg.tokenize.max_images or dataset.split_size("test")
+
+    def by(scoring: EvaluateConfig) -> dict[str, Any]:
+        return {
+            "pictures": min(pictures, scoring.max_images or pictures),
+            "method": scoring.decode.method,
+            "num_beams": scoring.decode.num_beams,
+        }
+
+    curve_by = cfg.vlm.validation.captions
+    return {"table": by(cfg.evaluate), **({"curve": by(curve_by)} if curve_by else {})}
+
+
+def curve(folder: str, name: str) -> list[list[float]]:
+    """[[step, value], ...] of one of a run's metrics."""
+    rows = metrics.read_metrics(pathlib.Path(folder) / "metrics.jsonl")
+    return [[row["step"], row[name]] for row in rows if name in row]
+
+
+def steps_to_baseline(
+    baseline: list[list[float]], other: list[list[float]]
+) -> dict[str, float] | None:
+    """When the other arm first reaches the baseline's last score; None if it never does."""
+    if not baseline or not other:
+        return None
+    last_step, target = baseline[-1]
+    for step, value in other:
+        if value >= target:
+            return {"steps": step, "share": step / last_step}
+    return None
+
+
+def _scores(results: dict[str, Any]) -> dict[str, float]:
+    return {name: results[name] for name in SCORES}
+
+
+def _real_scenes() -> list[dict[str, Any]]:
+    return [
+        {
+            "picture": picture(example.image),
+            "captions": list(example.captions),
+            "combinations": ", ".join(
+                language.class_name(item.combination) for item in example.scene.objects
+            ),
+        }
+        for example in dataset.examples("real", NUM_SHOWN)
+    ]
+
+
+def _reconstructions(tokenizer: Trained) -> tuple[list[dict[str, Any]], float]:
+    examples = dataset.examples("test")
+    images = np.stack([example.image for example in examples])
+    decoded = decode_images(tokenizer, encode_images(tokenizer, images, 256, "tokenize test"))
+    scenes = [example.scene for example in examples]
+    shown = [
+        {
+            "original": picture(image),
+            "reconstruction": picture(again),
+            "right": seen == scene,
+        }
+        for image, again, seen, scene in zip(
+            images[:NUM_SHOWN], decoded, oracle.read(decoded[:NUM_SHOWN]), scenes, strict=False
+        )
+    ]
+    return shown, scenes_scores.picture_objects_right(decoded, scenes)
+
+
+def _synthetic(experiment: Experiment) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """What the oracle sees in the synthetic pairs."""
+    captions, images, scenes = experiment.read_synthetic()
+    shown = [
+        {
+            "caption": caption,
+            "picture": picture(image),
+            "verdict": {
+                name: list(counts)
+                for name, counts in language.agreement(language.parse(caption), scene).items()
+            },
+            "read_back": ", ".join(
+                f"{item.size} {item.colour} {item.shape}" for item in scene.objects
+            )
+            or "nothing",
+            "unseen": scenes_scores.claims_unseen(caption),
+        }
+        for caption, image, scene in list(zip(captions, images, scenes, strict=True))[:NUM_SHOWN]
+    ]
+    return shown, scenes_scores.agreement_shares(captions, scenes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Captioned:
+    """A row of captions.jsonl of an evaluation; keys of Scenes are SPLIT-NUMBER."""
+
+    key: str
+    caption: str
+    references: tuple[str, ...]
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w+-\d{1,9}", self.key, re.ASCII):
+            raise ValueError(f"key is {self.key!r:.40}, expected SPLIT-NUMBER")
+
+
+def _read_captioned(path: pathlib.Path) -> list[_Captioned]:
+    names = [field.name for field in dataclasses.fields(_Captioned)]
+    return [
+        parse_as(_Captioned, {n: row[n] for n in names if n in row}, path, "evaluate")
+        for row in read_json_lines(path)
+    ]
+
+
+def _captioned(experiment: Experiment, arm: str) -> list[_Captioned]:
+    return _read_captioned(experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl")
+
+
+def standard_errors(rows: Sequence[_Captioned], scoring: EvaluateConfig) -> dict[str, float | None]:
+    """Standard error of each CIDEr over the test pictures; None for fewer than two pictures."""
+    frequency = None
+    if scoring.document_frequencies:
+        frequency = read_document_frequencies(scoring.document_frequencies)
+    captions, references = [row.caption for row in rows], [row.references for row in rows]
+    scores = cider_d(captions, references, frequency=frequency).per_image * PAPER_SCALE
+    unseen = np.array([scenes_scores.has_unseen(scenes_scores.scene_of(row.key)) for row in rows])
+    parts = {"cider": scores, "cider_seen": scores[~unseen], "cider_unseen": scores[unseen]}
+    return {
+        name: float(part.std(ddof=1) / np.sqrt(len(part))) if len(part) > 1 else None
+        for name, part in parts.items()
+    }
+
+
+def _test_captions(experiment: Experiment) -> list[dict[str, Any]]:
+    rows = {arm: _captioned(experiment, arm) for arm in COMPARED}
+    shown = []
+    for row, *others in list(zip(*rows.values(), strict=False))[:NUM_SHOWN]:
+        split, number = row.key.rsplit("-", 1)
+        example = dataset.examples(split, int(number) + 1)[-1]
+        captions = {arm: of_arm.caption for arm, of_arm in zip(rows, (row, *others), strict=True)}
+        shown.append(
+            {
+                "picture": picture(example.image),
+                "references": list(row.references),
+                "unseen": scenes_scores.has_unseen(example.scene),
+                "captions": {
+                    arm: {
+                        "text": caption,
+                        "objects_right": scenes_scores.caption_objects_right(
+                            [caption], [example.scene]
+                        ),
+                    }
+                    for arm, caption in captions.items()
+                },
+            }
+        )
+    return shown
+
+
+def _caption_sets(experiment: Experiment) -> dict[str, list[str]]:
+    return {
+        "real": [c for example in dataset.examples("real") for c in example.captions],
+        "synthetic": experiment.written_captions(),
+        "test": [c for example in dataset.examples("test") for c in example.captions],
+    }
+
+
+def _balance(caption_sets: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    sample = min(1000, *(len(captions) for captions in caption_sets.values()))
+    found = balance(caption_sets, sample_size=sample, num_clusters=min(20, sample), seed=0)
+    return {
+        name: {
+            "top5_share": found.sets[name].top_share,
+            "entropy": found.sets[name].entropy,
+            "captions": len(captions),
+        }
+        for name, captions in caption_sets.items()
+    }

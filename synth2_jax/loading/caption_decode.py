@@ -1,0 +1,31 @@
+"""How a loaded VLM writes captions."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from synth2_jax import config as config_lib
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.text.vocabulary import Vocabulary
+
+
+def caption_decode(
+    section: Mapping[str, Any] | None, data: DataConfig, vocabulary: Vocabulary, where: str
+) -> TextDecodeConfig:
+    """How a VLM writes captions: by default at most as long as those that it was trained on.
+
+    Args:
+      section: of a config; it may leave anything out.
+      data: what the VLM was trained on.
+      vocabulary: of the VLM.
+      where: see `config.build`.
+
+    Raises:
+      UserError: an unknown key, or a value that will not do.
+    """
+    decode = config_lib.build(TextDecodeConfig, section, where)
+    if section and "max_length" in section:
+        return decode
+    longest = data.text_length - len(vocabulary.encode(data.prompt))
+    return dataclasses.replace(decode, max_length=max(1, longest))

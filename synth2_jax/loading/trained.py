@@ -1,0 +1,205 @@
+"""Models by their path: a run's workdir, a folder of `synth2 export`, a third-party checkpoint."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from synth2_jax import sharding
+from synth2_jax.errors import UserError
+from synth2_jax.interop import (
+    diffusers_vq,
+    gemma,
+    hugging_face,
+    ibq,
+    llamagen,
+    maskgit_weights,
+    open_muse,
+    t5x,
+    taming,
+)
+from synth2_jax.interop.lazy_array import LazyArray
+from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
+from synth2_jax.loading.exported import CONFIG, is_exported, open_exported
+from synth2_jax.loading.run import Trained, load_run
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
+from synth2_jax.training import train_state
+from synth2_jax.training.fingerprint import fingerprint
+from synth2_jax.training.objectives import make_objective
+from synth2_jax.training.train_state import Objective, Params
+
+# What has the functions `PART_config(path)` and `load_PART(path, config)`, t5x's the latter alone.
+Reader = ModuleType | taming.TamingLayout
+# Who reads other people's checkpoints of each part, by what `recognise` finds.
+OTHERS: Mapping[str, Mapping[str, Reader]] = {
+    "tokenizer": {
+        "maskgit_tokenizer": maskgit_weights,
+        "taming": taming.TAMING,
+        "ibq": ibq.IBQ,
+        "llamagen": llamagen.LLAMAGEN,
+        "open_muse_vqgan": open_muse.VQGAN,
+        "open_muse_maskgit": open_muse.MASKGIT,
+        "diffusers_vq": diffusers_vq,
+    },
+    "text_encoder": {"t5x": t5x, "hugging_face_t5": hugging_face},
+    "language_model": {"gemma": gemma, "hugging_face_gemma": gemma},
+}
+
+
+def load_trained(
+    path: str | os.PathLike[str],
+    model_name: str,
+    step: int | None = None,
+    *,
+    mesh: Mesh | None = None,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
+) -> Trained:
+    """Loads a run, an exported folder or a third-party tokenizer.
+
+    With a mesh its devices read their own parts straight from the files. The parameters of an
+    exported folder are then compared with the fingerprints that they were exported with.
+
+    Raises:
+      UserError: no path, nothing to load there, or another kind of model; tensors that do not fit,
+        all of them named; bytes of an exported folder that have changed.
+    """
+    path = str(path)
+    if model_name == "tokenizer" and path and others_reader(path, model_name):
+        return _others_tokenizer(path, mesh, rules, {})
+    if not path or not is_exported(path):
+        return load_run(path, model_name, step, mesh=mesh, rules=rules)
+    exported = open_exported(path)
+    config = exported.config()
+    if config["model_name"] != model_name:
+        raise UserError(f"{path}: holds a {config['model_name']}, expected a {model_name}")
+    if step not in (None, config["step"]):
+        raise UserError(f"{path}: found step {config['step']}, expected step {step}")
+    objective = make_objective(model_name, config["model"], os.path.join(path, CONFIG))
+    if mesh:
+        layout = train_state.params_layout(objective, mesh, rules)
+    else:
+        boxed = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
+        layout = nn.unbox(boxed)
+    params = jax.tree.map(_read, exported.params(train_state.flatten(layout)), dict(layout))
+    exported.check_fingerprints({part: fingerprint(tree) for part, tree in params.items()})
+    return Trained(objective, params, config, config["built_on"], path, config["step"])
+
+
+def load_tokenizer(path: str | os.PathLike[str], **told: Any) -> Trained:
+    """A tokenizer, with what the files of other people's do not tell.
+
+    Args:
+      path: as in `load_trained`.
+      told: fields of its VQTokenizerConfig, such as `image_size`; None where nothing is told.
+
+    Raises:
+      UserError: as `load_trained`; or a run's or an export's tokenizer that is otherwise.
+    """
+    told = {name: value for name, value in told.items() if value is not None}
+    if path and others_reader(str(path), "tokenizer"):
+        return _others_tokenizer(str(path), None, sharding.AXIS_RULES, told)
+    found = load_trained(path, "tokenizer")
+    for name, value in told.items():
+        own = getattr(found.objective.task.tokenizer, name)
+        if own != value:
+            raise UserError(f"{path}: {name} is {own}, found {value} in the config; leave it out")
+    return found
+
+
+def load_part(
+    path: str,
+    part: str,
+    config: Any,
+    objective: Objective,
+    prefix: str,
+    *,
+    mesh: Mesh,
+    rules: sharding.AxisRules = sharding.AXIS_RULES,
+) -> Params:
+    """A pretrained part of another model, on its mesh: each device reads what it is to hold.
+
+    Args:
+      path: a run or an export of the part, or another's checkpoint of it.
+      part: a key of OTHERS.
+      config: what the part must be.
+      objective: of the model that is to hold it.
+      prefix: where that model holds it ("vlm/language_model").
+      mesh, rules: where it lies.
+
+    Raises:
+      UserError: as `load_trained`.
+    """
+    reader = others_reader(path, part)
+    if reader is None:
+        return load_trained(path, part, mesh=mesh, rules=rules).params[part]
+    if part == "tokenizer":
+        _check_pixel_range(reader, path, config)
+    layout = _subtree(train_state.params_layout(objective, mesh, rules), prefix)
+    load = getattr(reader, f"load_{part}")
+    return jax.tree.map(train_state.place, load(path, config), layout)
+
+
+def _check_pixel_range(reader: Reader, path: str, config: VQTokenizerConfig) -> None:
+    """No tensor shows it, so a config that forgets it would train on wrong ids."""
+    trained_with = reader.tokenizer_config(path).pixel_range
+    if config.pixel_range != trained_with:
+        raise UserError(
+            f"--config.model.tokenizer.pixel_range: found {config.pixel_range}, expected "
+            f"{trained_with}, which {path} was trained with"
+        )
+
+
+def others_reader(path: str, part: str) -> Reader | None:
+    """What reads the checkpoint there; None where it is a run or an export.
+
+    Raises:
+      UserError: nothing is there, or something else, with what it looks like.
+    """
+    found = recognise(path)
+    if found.kind in ("run", "export"):
+        return None
+    if found.kind == "taming_names" and part == "tokenizer":
+        choices = " or ".join(f"{prefix}:{path}" for prefix in PREFIXES)
+        raise UserError(
+            f"{path}: found the tensor names of three models (taming-transformers, IBQ, "
+            f"open-muse), which give other ids. Say which it is: {choices}"
+        )
+    readers = OTHERS.get(part, {})
+    if found.kind not in readers:
+        expected = ", ".join([KINDS["run"], KINDS["export"], *(KINDS[kind] for kind in readers)])
+        raise UserError(f"{path}: looks like {found.description}; expected a {part}: {expected}")
+    return readers[found.kind]
+
+
+def _others_tokenizer(
+    path: str, mesh: Mesh | None, rules: sharding.AxisRules, told: Mapping[str, Any]
+) -> Trained:
+    """As if it had been trained here, up to the step, which nobody knows."""
+    reader = others_reader(path, "tokenizer")
+    config = reader.tokenizer_config(path, **told)
+    section = {"tokenizer": dataclasses.asdict(config)}
+    objective = make_objective("tokenizer", section)
+    tree = reader.load_tokenizer(path, config)
+    if mesh:
+        layout = train_state.params_layout(objective, mesh, rules)["tokenizer"]
+        params = jax.tree.map(train_state.place, tree, layout)
+    else:
+        params = jax.tree.map(np.asarray, tree)
+    resolved = {"model_name": "tokenizer", "model": section}
+    return Trained(objective, {"tokenizer": params}, resolved, {}, path, step=0)
+
+
+def _subtree(tree: Any, path: str) -> Any:
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
+def _read(tensor: LazyArray, leaf: jax.ShapeDtypeStruct) -> Any:
+    return np.asarray(tensor) if leaf.sharding is None else train_state.place(tensor, leaf)

@@ -1,0 +1,212 @@
+import hashlib
+
+import pytest
+
+from synth2_jax.caption_writing.drafts import Draft
+from synth2_jax.caption_writing.filters import FilterConfig, forms, make_filter, names
+from synth2_jax.caption_writing.languages import LANGUAGES, is_in_language
+from synth2_jax.errors import UserError
+from synth2_jax.text.words import count_words, words
+
+
+def draft(caption, class_name="red circle", finished=True, problem=""):
+    return Draft(class_name, 0, caption, finished, problem)
+
+
+def reason(caption, **settings):
+    """Why a caption without a class is dropped."""
+    return make_filter(FilterConfig(**settings))(draft(caption, None))
+
+
+@pytest.mark.parametrize(
+    "caption, class_name, finished, expected",
+    [
+        ("a red circle", "red circle", True, None),
+        ("two red circles over a ring", "red circle", True, None),
+        ("A Red Circle here", "red circle", True, None),
+        ("a big, red circle.", "red circle", True, None),
+        ("a t-shirt (large)", "t-shirt", True, None),
+        ("what is c++ really", "c++", True, None),
+        ("a red circle", "red circle", False, "unfinished"),
+        ("red circle", "red circle", True, "too short"),
+        ("", "red circle", True, "too short"),
+        ("a covered circle", "red circle", True, "class not named"),
+        ("a covered bridge", "red", True, "class not named"),
+        ("a circle, red", "red circle", True, "class not named"),
+        ("two sharp kitchen knives", "kitchen knife", True, None),
+        ("a bowl of cherries", "cherry", True, None),
+        ("some people at a table", "person", True, None),
+        ("緑の芝生の上に赤い円がある", "赤い円", True, None),
+        ("緑の芝生の上に青い円がある", "赤い円", True, "class not named"),
+    ],
+)
+def test_it_names_why_a_draft_is_dropped(caption, class_name, finished, expected):
+    assert make_filter()(draft(caption, class_name, finished)) == expected
+
+
+def test_a_source_s_own_problem_comes_first():
+    assert make_filter()(draft("a red circle", problem="not JSON")) == "not JSON"
+
+
+@pytest.mark.parametrize(
+    "caption, expected",
+    [
+        ("a red circle", None),
+        ("\x1b[31ma red circle\x1b[0m", "control characters"),
+        ("a red\x00 circle", "control characters"),
+        ("a red\tcircle here", "control characters"),
+        ("a red \u202ecircle", "control characters"),  # turns the rest of a line around
+        ("a red\u2028circle here", "control characters"),
+        ("a half \ud83d of a pair", "control characters"),
+        ("a red \ufffd circle", "not UTF-8"),
+        ("a <b>red</b> circle", "markup"),
+        ("a <img src=x onerror=alert(1)> circle", "markup"),
+        ("salt &amp; pepper here", "markup"),
+        ("a sign that says 3 < 4 > 2", None),
+        ("salt & pepper here", None),
+        ("می\u200cخواهم یک سگ ببینم", None),  # a joiner is part of the word
+        ("a family 👨\u200d👩\u200d👧 here", None),
+        ("a　wide　space", None),
+        ("x" * 1000, "too short"),
+        ("a b " * 2500, "too long"),
+        ("犬" * 10_000, "too long"),
+    ],
+)
+def test_what_no_caption_may_hold(caption, expected):
+    assert reason(caption) == expected
+
+
+def test_length_is_counted_in_words_and_in_characters_without_spaces():
+    assert reason("a red circle", min_words=4) == "too short"
+    assert reason("a red circle", max_words=3) is None
+    assert reason("a big red circle", max_words=3) == "too long"
+    assert count_words("芝生の犬。") == 4
+    assert count_words("a t-shirt, red") == 3
+
+
+def test_every_script_gets_through():
+    for caption in (
+        "собака лежит на траве",
+        "ένας σκύλος στο γρασίδι",
+        "كلب على العشب الأخضر",
+        "घास पर एक कुत्ता है",
+        "สุนัขบนหญ้า",
+        "잔디 위의 개 한 마리",
+        "芝生の上の犬",
+        "🐕 🌳 🌞",
+    ):
+        assert reason(caption) is None
+
+
+def test_duplicates_are_dropped_and_only_of_what_was_kept():
+    why = make_filter()
+    assert why(draft("a red circle", finished=False)) == "unfinished"
+    assert why(draft("a red circle", "blue ring")) == "class not named"
+    assert why(draft("a red circle")) is None
+    assert why(draft("a red circle")) == "duplicate"
+    assert why(draft("a red circle.")) is None  # another text, word for word
+    assert make_filter()(draft("a red circle")) is None  # each filter remembers its own
+
+
+def test_normalized_duplicates_have_the_same_words():
+    why = make_filter(FilterConfig(duplicates="normalized"))
+    assert why(draft("a red circle", None)) is None
+    for caption in ("A red circle.", "a  red, circle", "ａ red circle!"):
+        assert why(draft(caption, None)) == "duplicate"
+    assert why(draft("red a circle", None)) is None
+    assert why(draft("🐕 🐕 🐕", None)) is None  # no words: the text itself
+    assert why(draft("🐈 🐈 🐈", None)) is None
+    assert why(draft("🐈 🐈 🐈", None)) == "duplicate"
+
+
+def test_class_need_not_be_named_when_the_config_says_so():
+    why = make_filter(FilterConfig(names_class=False))
+    assert why(draft("three happy puppies", "dog")) is None
+
+
+def test_blocklist_holds_words_and_phrases_in_any_case(tmp_path):
+    path = tmp_path / "blocked.txt"
+    path.write_bytes("# words\nGore\nstock photo\nстрах\n".encode())
+    blocked = {"blocklist": str(path)}
+    assert reason("a scene of gore, red", **blocked) == "blocked"
+    assert reason("a scene of ｇｏｒｅ here", **blocked) == "blocked"
+    assert reason("a Stock-Photo of dogs", **blocked) == "blocked"
+    assert reason("собака и страх там", **blocked) == "blocked"
+    assert reason("a gorey photo of stock", **blocked) is None
+    found = FilterConfig(**blocked).describe()["blocklist"]
+    assert found == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "contents, text",
+    [(b"", "found no words"), (b"ok\n\xff\n", "line 2 is not UTF-8"), (None, "no such file")],
+)
+def test_a_blocklist_that_is_none(tmp_path, contents, text):
+    path = tmp_path / "blocked.txt"
+    if contents is not None:
+        path.write_bytes(contents)
+    with pytest.raises(UserError, match=text):
+        make_filter(FilterConfig(blocklist=str(path)))
+
+
+SENTENCES = {
+    "en": "A brown dog is lying on the grass near a tree",
+    "de": "Ein brauner Hund liegt auf dem Gras neben einem Baum",
+    "fr": "Un chien brun est couché dans l'herbe près de la maison",
+    "es": "Un perro marrón está tumbado en la hierba junto a un árbol",
+    "it": "Un cane marrone è sdraiato sul prato vicino alla casa di legno",
+    "nl": "Een bruine hond ligt op het gras naast een boom",
+    "pt": "Um cachorro marrom está na grama perto de uma árvore",
+    "ru": "Коричневая собака лежит на траве возле дерева",
+    "ja": "茶色の犬が木のそばの芝生に寝ている",
+    "zh": "一只棕色的狗躺在树旁的草地上",
+    "ko": "갈색 개가 나무 옆 잔디에 누워 있다",
+    "ar": "كلب بني مستلق على العشب قرب شجرة",
+    "el": "Ένας καφέ σκύλος ξαπλώνει στο γρασίδι",
+    "he": "כלב חום שוכב על הדשא ליד עץ",
+    "hi": "एक भूरा कुत्ता पेड़ के पास घास पर लेटा है",
+    "th": "สุนัขสีน้ำตาลนอนอยู่บนหญ้า",
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_a_sentence_is_in_its_language_and_in_no_other(language):
+    assert [other for other in LANGUAGES if is_in_language(SENTENCES[language], other)] == (
+        ["ru", "uk"] if language == "ru" else [language]  # told apart by script alone
+    )
+
+
+def test_short_texts_get_the_benefit_of_the_doubt():
+    assert is_in_language("red bicycle", "en") and is_in_language("red bicycle", "de")
+    assert not is_in_language("rote rostige Räder lehnen müde draußen", "en")  # none is ours
+    assert not is_in_language("🐕 🌳", "ru")
+    assert reason("ein Hund am Strand", language="en") == "another language"
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"language": "eng"}, "language: unknown language 'eng'; did you mean 'en'?"),
+        ({"duplicates": "exact"}, "duplicates: unknown 'exact'"),
+        ({"min_words": 0}, "min_words: found 0, expected 1 or more"),
+        ({"max_words": 2}, "max_words: found 2, expected min_words=3 or more"),
+        ({"similarity": 1.5}, "similarity: found 1.5, expected 0.3 to 1"),
+    ],
+)
+def test_mistakes(settings, text):
+    with pytest.raises(UserError) as error:
+        FilterConfig(**settings)
+    assert str(error.value).startswith(text)
+
+
+def test_forms_and_names():
+    assert forms("goose") == ("goose", "geese")
+    assert forms("toy") == ("toy", "toies")  # no word, so it matches nothing
+    assert forms("red ring") == ("red ring",)
+    assert names("Two GEESE", "goose") and not names("a mongoose", "goose")
+
+
+def test_words_of_any_script():
+    assert words("A T-shirt, RED; 犬と猫") == ["a", "t", "shirt", "red", "犬", "と", "猫"]
+    assert words("Straße STRASSE") == ["strasse", "strasse"]
+    assert words("\x1b[31m ... 🐕") == ["31m"]

@@ -1,0 +1,168 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from synth2_jax.domains.scenes import dataset, language
+from synth2_jax.domains.scenes.renderer import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from synth2_jax.errors import UserError
+
+DRAWN_AS_REAL = ("real", "validation")
+BALANCED = ("images", "test", "text")
+
+
+def scenes(split):
+    return [dataset.scene(split, i) for i in range(min(dataset.SPLITS[split], 1500))]
+
+
+@pytest.fixture(scope="module")
+def by_split():
+    return {split: scenes(split) for split in dataset.SPLITS}
+
+
+@pytest.fixture(scope="module")
+def shown(by_split):
+    """How often each split shows each (colour, shape)."""
+    return {
+        split: sum((language.combinations(scene.objects) for scene in found), Counter())
+        for split, found in by_split.items()
+    }
+
+
+def equal(first, second):
+    return (first.key, first.scene, first.captions) == (
+        second.key,
+        second.scene,
+        second.captions,
+    ) and np.array_equal(first.image, second.image)
+
+
+def test_an_example_is_the_same_however_it_is_reached():
+    longer, shorter = dataset.examples("test", 12), dataset.examples("test", 5)
+    assert len(longer) == 12 and all(map(equal, longer[:5], shorter))
+    assert [example.scene for example in longer] == [dataset.scene("test", i) for i in range(12)]
+    np.testing.assert_array_equal(dataset.images("test", 12), [example.image for example in longer])
+    assert dataset.texts(9)[:4] == dataset.texts(4)
+
+
+def test_an_example_has_a_key_a_picture_and_five_captions():
+    example = dataset.examples("real", 3)[2]
+    assert example.key == "real-000002"
+    assert example.image.shape == (32, 32, 3) and example.image.dtype == np.uint8
+    assert len(example.captions) == dataset.REFERENCES == 5
+
+
+def test_default_counts_are_the_splits_sizes():
+    assert len(dataset.examples("validation")) == dataset.SPLITS["validation"]
+    assert len(dataset.images("test")) == dataset.SPLITS["test"]
+
+
+def test_splits_do_not_share_randomness():
+    # Also the shades: the same draws would give the same shades even where the weights differ.
+    shades = {
+        split: [item.shade for i in range(200) for item in dataset.scene(split, i).objects]
+        for split in dataset.SPLITS
+    }
+    everything = sum(shades.values(), [])
+    assert len(set(everything)) == len(everything)
+    counts = {
+        split: tuple(len(dataset.scene(split, i).objects) for i in range(200))
+        for split in dataset.SPLITS
+    }
+    assert len(set(counts.values())) == len(dataset.SPLITS)
+
+
+def test_scenes_have_one_to_three_objects_in_cells_of_their_own(by_split):
+    for found in by_split.values():
+        counts = Counter(len(scene.objects) for scene in found)
+        assert set(counts) == {1, 2, 3}
+        assert min(counts.values()) > 0.2 * len(found)
+        assert all(len({o.cell for o in scene.objects}) == len(scene.objects) for scene in found)
+
+
+def test_everything_that_can_be_drawn_is_drawn_evenly(by_split):
+    for found in by_split.values():
+        items = [item for scene in found for item in scene.objects]
+        for drawn, options in (
+            (Counter(scene.background for scene in found), BACKGROUNDS),
+            (Counter(item.size for item in items), SIZES),
+            (Counter(item.cell for item in items), ((0, 0), (0, 1), (1, 0), (1, 1))),
+        ):
+            assert set(drawn) == set(options)
+            assert min(drawn.values()) > 0.7 * max(drawn.values())
+
+
+@pytest.mark.parametrize("split", BALANCED)
+def test_balanced_splits_show_all_combinations_equally_often(shown, split):
+    counts = np.array([shown[split][c] for c in dataset.COMBINATIONS])
+    assert len(counts) == 30 and counts.min() > 0
+    expected = counts.mean()
+    # 29 degrees of freedom; 15 % of the pictures show one combination twice, which adds variance.
+    assert ((counts - expected) ** 2 / expected).sum() < 80
+    assert counts.max() < 2.5 * counts.min()
+
+
+@pytest.mark.parametrize("split", DRAWN_AS_REAL)
+def test_real_never_shows_an_unseen_combination(shown, split):
+    unseen = dataset.unseen_combinations()
+    assert len(unseen) == 6
+    assert not unseen & set(shown[split])
+    assert unseen < set(shown["test"])
+
+
+def test_real_shows_every_seen_combination(shown):
+    assert set(shown["real"]) == set(dataset.COMBINATIONS) - dataset.unseen_combinations()
+
+
+def test_every_colour_and_shape_is_seen_with_several_partners(shown):
+    for colour in COLOURS:
+        assert len({s for c, s in shown["real"] if c == colour}) >= 3
+        assert any(c == colour for c, _ in dataset.unseen_combinations())
+    for shape in SHAPES:
+        assert len({c for c, s in shown["real"] if s == shape}) >= 3
+        assert any(s == shape for _, s in dataset.unseen_combinations())
+
+
+def test_real_has_a_long_tail(shown):
+    weights = np.sort(dataset.long_tail())[::-1]
+    assert np.isclose(weights.sum(), 1) and (weights >= 0).all()
+    counts = np.sort([shown["real"][c] for c in dataset.COMBINATIONS])[::-1]
+    total = counts.sum()
+    assert counts[:5].sum() > 0.6 * total
+    assert 0 < counts[10:20].sum() < 0.25 * total
+    # Drawn by those weights, the repeated objects of some pictures too.
+    np.testing.assert_allclose(counts / total, weights, atol=0.03)
+
+
+def test_seen_weights_follow_zipfs_law():
+    weights = dataset.long_tail()
+    ranks = np.sort(weights.max() / weights[weights > 0])  # weights are 1 / rank
+    np.testing.assert_allclose(ranks, ranks.round(), atol=1e-9)
+    assert ranks[0] == 1 and len(set(ranks.round())) == 24 and ranks[-1] <= 30.5
+
+
+def test_classes_are_the_combinations_in_words():
+    assert len(dataset.CLASSES) == len(set(dataset.CLASSES)) == 30
+    assert dataset.CLASSES[0] == "red circle"
+
+
+def test_lines_of_text_name_a_class_that_the_caption_speaks_of():
+    for name, caption in dataset.texts(300):
+        claimed = {c.combination for c in language.parse(caption).objects}
+        assert tuple(name.split()) in claimed
+
+
+def test_two_alike_are_drawn_now_and_then(by_split):
+    def alike(scene):
+        return max(language.combinations(scene.objects).values()) > 1
+
+    share = np.mean([alike(scene) for scene in by_split["test"]])
+    assert 0.05 < share < 0.25
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda s: dataset.scene(s, 0), dataset.examples, dataset.images, dataset.split_size]
+)
+def test_an_unknown_split_is_a_user_error(draw):
+    with pytest.raises(UserError, match="'vaildation'; did you mean 'validation'"):
+        draw("vaildation")
