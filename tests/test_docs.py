@@ -7,6 +7,7 @@ where a tiny demo has been. Every `synth2` command of the other blocks is parsed
 import ast
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -114,6 +115,24 @@ def test_a_key_that_does_not_exist_is_found(monkeypatch):
         "--config.model.vlm.resampler.num_latent",
         "--config.dat.folders.any",
     ]
+
+
+def test_what_pages_and_notebook_import_from_the_package_exists():
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for page in PAGES:
+        code += [text for _, language, text in blocks(page) if language == "python"]
+    names = [
+        (node.module, alias.name)
+        for text in code
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("synth2_jax")
+        for alias in node.names
+    ]
+    assert len(names) >= 4
+    for module, name in names:
+        if not hasattr(importlib.import_module(module), name):
+            importlib.import_module(f"{module}.{name}")
 
 
 def test_readme_is_short_and_its_links_lead_somewhere():
