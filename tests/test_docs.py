@@ -53,12 +53,15 @@ def commands(page: pathlib.Path) -> list[list[str]]:
 
 
 @functools.cache
-def configs_page():
-    path = ROOT / "docs" / "site" / "configs_page.py"
-    spec = importlib.util.spec_from_file_location("configs_page", path)
+def load(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def configs_page():
+    return load(ROOT / "docs" / "site" / "configs_page.py")
 
 
 def unknown_keys(words: list[str]) -> list[str]:
@@ -159,13 +162,25 @@ def test_the_rooms_of_the_architecture_page_are_those_of_the_package():
     page = (ROOT / "docs" / "architecture.md").read_text()
     table = page.partition("## Rooms")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`(\w+)(?:\.py|/)?`", row)}
+    row_of = {
+        name: number
+        for number, row in enumerate(rows)
+        for name in re.findall(r"`(\w+)(?:\.py|/)?`", row)
+    }
     package = pathlib.Path(synth2_jax.__file__).parent
-    assert named == {
+    assert row_of.keys() == {
         path.stem
         for path in package.iterdir()
         if path.suffix == ".py" or (path / "__init__.py").exists()
     } - {"__init__"}
+    allowed = load(ROOT / "tests" / "test_imports.py").MAY_IMPORT
+    upwards = [
+        f"{room} imports {other}"
+        for room in row_of
+        for other in allowed[room]
+        if row_of[other.partition(".")[0]] > row_of[room]
+    ]
+    assert upwards == []
 
 
 def test_a_walk_leads_through_twelve_files_that_exist():
