@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json
 from synth2_jax.pages.document import render
+from synth2_jax.pages.numbers import flat
 from synth2_jax.training.metrics import read_metrics
 
 RESULTS = "results.json"
@@ -159,7 +160,6 @@ def model_card(facts: CardFacts) -> str:
         num_real=sum(manifest.counts.get("real", 0) for manifest in manifests),
         num_synthetic=sum(manifest.counts.get("synthetic", 0) for manifest in manifests),
         num_cut=sum(manifest.captions_cut for manifest in manifests),
-        gone=[source.name for source in sources if source.contents is None],
         needs_text_encoder=getattr(task, "stored_text_features", False),
     )
     return re.sub(r"\n{3,}", "\n\n", card)
@@ -200,19 +200,11 @@ def _drawn(facts: CardFacts) -> dict[str, int]:
 
 def _scores(path: str, facts: CardFacts) -> tuple[str, dict[str, float], dict[str, str]]:
     """The end of the path, the scores, and the texts that come with them."""
-    flat = dict(_leaves(facts.scores[path], facts.model_name))
-    numbers = {name: value for name, value in flat.items() if isinstance(value, int | float)}
-    texts = {name: value for name, value in flat.items() if name not in numbers}
+    results = {k: v for k, v in facts.scores[path].items() if k not in (facts.model_name, "config")}
+    found = {name: value for name, value in flat(results) if not isinstance(value, bool)}
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    texts = {name: value for name, value in found.items() if isinstance(value, str)}
     return "/".join(pathlib.PurePath(path).parts[-2:]), numbers, texts
-
-
-def _leaves(results: Mapping[str, Any], model_name: str) -> Iterable[tuple[str, Any]]:
-    """(name, number or text); without the model, which the card is about, and the config."""
-    for name, value in results.items():
-        if isinstance(value, Mapping) and name not in (model_name, "config"):
-            yield from ((f"{name}.{inner}", leaf) for inner, leaf in _leaves(value, ""))
-        elif isinstance(value, int | float | str) and not isinstance(value, bool):
-            yield name, value
 
 
 def _is_scenes(data: DataConfig, manifests: Sequence[records.Manifest]) -> bool:

@@ -1,6 +1,7 @@
-"""Numbers as pages write them. A number that is missing or not finite is a dash."""
+"""Values of results, and numbers as pages write them: without a finite number, a dash."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,15 @@ def lookup(tree, *path):
             return None
         tree = tree.get(key)
     return tree
+
+
+def flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) of each value that is no mapping, or an empty one."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def finite(value) -> float | None:

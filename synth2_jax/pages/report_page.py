@@ -13,7 +13,7 @@ from synth2_jax.pages.charts import (
     thinned,
 )
 from synth2_jax.pages.document import render
-from synth2_jax.pages.numbers import finite, gain, lookup, number
+from synth2_jax.pages.numbers import finite, flat, gain, lookup, number
 
 TOO_CLOSE = 0.02  # relative CIDEr difference below which one run an arm is called a tie
 # Anchor, heading, and the keys of results or material, one of which the section needs.
@@ -72,8 +72,8 @@ def render_page(results: Mapping, material: Mapping) -> str:
         curves=_curves(results, curves, trained),
         scores=_scores(results, compared),
         losses=list(_losses(material.get("losses") or {})),
-        versions=list(_flat(results.get("versions") or {})),
-        config=list(_flat(results.get("config") or {})),
+        versions=list(flat(results.get("versions") or {})),
+        config=list(flat(results.get("config") or {})),
     )
 
 
@@ -113,11 +113,3 @@ def _losses(losses: Mapping) -> Iterable[tuple[str, float | None, str | None]]:
         chart = line_chart([Line(thinned(points))], (190, 120))
         name = model.replace("_", " ")
         yield name, points[-1][1] if points else None, svg(chart, f"training loss of {name}")
-
-
-def _flat(tree: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

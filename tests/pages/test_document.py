@@ -77,7 +77,7 @@ def test_text_is_inert_in_every_template(hostile, shown):
 
 def test_no_template_library_is_imported_before_a_page_is_written():
     program = (
-        "import sys; import synth2_jax.pages.report_page, synth2_jax.pages.model_card; "
+        "import sys; import synth2_jax.pages.report_page, synth2_jax.pages.study_page; "
         "assert not {'jinja2', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
