@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#7d6bb8", "#6f6f6f")
 MARKERS = ("o", "s", "^", "D", "v", "*")
 MARKER_SIGNS = ("●", "■", "▲", "◆", "▼", "★")  # the same in a legend's text
-INK, SOFT, RULE = "#1a1d21", "#59626c", "#d9dde1"
+INK, SOFT, RULE, PAPER = "#1a1d21", "#59626c", "#d9dde1", "#fefefe"
 # The style sheet's name of each colour, which differs in dark windows.
-_THEME = {INK: "ink", SOFT: "soft", RULE: "rule"} | {c: f"c{i}" for i, c in enumerate(COLOURS)}
+_THEME = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper"} | {
+    c: f"c{i}" for i, c in enumerate(COLOURS)
+}
 _OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "synth2", "text.parse_math": False}
 CURVE_POINTS = 120  # a curve of more points is drawn as this many means, or fewer
 
@@ -88,7 +90,7 @@ def line_chart(
     for line in lines:
         x, y = np.array(line.points, float).T
         if line.colour is None:
-            axes.plot(x, y, color=INK, linewidth=1.2)
+            axes.plot(x, y, color=INK, linewidth=1.2, marker="." if len(x) == 1 else "")
             continue
         colour, marker = COLOURS[line.colour], MARKERS[line.colour]
         axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.8)
@@ -97,11 +99,8 @@ def line_chart(
             axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.18, linewidth=0)
     if level:
         axes.axhline(level[0], color=INK, linewidth=1.2, linestyle=(0, (5, 3)))
-        axes.annotate(
-            *(level[1], (0.02, level[0])),
-            **{"xycoords": ("axes fraction", "data"), "textcoords": "offset points"},
-            **{"xytext": (0, 4), "color": INK},
-        )
+        text = axes.text(0.02, *level, transform=axes.get_yaxis_transform(), color=INK, va="bottom")
+        text.set_bbox({"facecolor": PAPER, "linewidth": 0, "pad": 1, "alpha": 0.7})
         if crossing is not None:
             axes.vlines(crossing, 0, level[0], color=INK, linewidth=1.2, linestyle=(0, (1, 2)))
     if from_zero:

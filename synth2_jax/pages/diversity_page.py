@@ -3,11 +3,9 @@
 Captions, class names and names of sets come from anywhere; the template shows them inert.
 """
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from synth2_jax.pages.charts import COLOURS, MARKER_SIGNS, Line, Points, line_chart, svg, thinned
 from synth2_jax.pages.document import NO_BREAK, render
@@ -16,60 +14,39 @@ from synth2_jax.pages.numbers import lookup, number, percent
 MOST_POINTS = 24  # of a line whose points all have markers
 MOST_BARS = 40  # classes with bars; of a longer list its two ends
 SHARE_DRAWN = 0.99  # of each set's captions, in the chart of lengths
-_PHRASES = {
-    "1": "Words",
-    "2": "Two words in a row",
-    "3": "Three words in a row",
-    "4": "Four words in a row",
-}  # order in captions.json -> title
+_ORDERS = ("1", "2", "3", "4")  # of n-grams, as captions.json names them
 _Y_TITLE = "% of the captions"
 
 
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """A figure that every set has.
+Row = tuple[str, list[tuple[str, float]], float | None]
 
-    Attributes:
-      title: its name.
-      path: its keys in a set's figures.
-      text_of: writes a value, `number` or `percent`.
-      digits: after the point.
-      full: the value that fills the bar below it; None for no bar.
+
+def measures(figures: Mapping) -> list[Row]:
+    """Name, (text, value) of each set, and the value that fills the bar below, None for no bar.
+
+    Figures of classes are only among them if a list of classes was given.
     """
 
-    title: str
-    path: tuple[str, ...]
-    text_of: Callable[[Any, int], str]
-    digits: int
-    full: float | None = None
+    def row(title, path, write=number, digits=0, full=None) -> Row:
+        values = [lookup(one, *path.split("/")) for one in figures["sets"].values()]
+        return title, [(write(value, digits), value) for value in values], full
 
-    def value(self, one: Mapping) -> Any:
-        return lookup(one, *self.path)
-
-    def text(self, one: Mapping) -> str:
-        return self.text_of(self.value(one), self.digits)
-
-
-def measures(figures: Mapping) -> list[Measure]:
-    """The figures of each set; those of classes only if a list of them was given."""
     most_entropy = math.log(figures["settings"]["clusters"])
     found = [
-        Measure("captions", ("captions",), number, 0),
-        Measure("of them unique", ("unique",), percent, 1),
-        Measure("words a caption", ("words", "mean"), number, 1),
-        Measure("different words", ("vocabulary",), number, 0),
-        *(Measure(f"distinct-{n}", ("distinct", n), number, 4) for n in _PHRASES),
-        Measure("in the 5 largest clusters", ("top5_share",), percent, 1, 1.0),
-        Measure("entropy over clusters, nats", ("entropy",), number, 2, most_entropy),
+        row("captions", "captions"),
+        row("of them unique", "unique", percent, 1),
+        row("words a caption", "words/mean", number, 1),
+        row("different words", "vocabulary"),
+        *(row(f"distinct-{order}", f"distinct/{order}", number, 4) for order in _ORDERS),
+        row("in the 5 largest clusters", "top5_share", percent, 1, full=1.0),
+        row("entropy over clusters, nats", "entropy", number, 2, full=most_entropy),
     ]
     if count := figures["num_classes"]:
         found += [
-            Measure("classes named", ("classes", "named"), percent, 1, 1.0),
-            Measure("captions of the rarest class", ("classes", "fewest"), number, 0),
-            Measure("captions of the middle class", ("classes", "median"), number, 1),
-            Measure(
-                "entropy over classes, nats", ("classes", "entropy"), number, 2, math.log(count)
-            ),
+            row("classes named", "classes/named", percent, 1, full=1.0),
+            row("captions of the rarest class", "classes/fewest"),
+            row("captions of the middle class", "classes/median", number, 1),
+            row("entropy over classes, nats", "classes/entropy", number, 2, full=math.log(count)),
         ]
     return found
 
@@ -86,7 +63,15 @@ def render_captions(figures: Mapping) -> str:
     sets = figures["sets"]
     top_share = {name: one["top5_share"] for name, one in sets.items()}
     histograms = {name: one["words"]["histogram"] for name, one in sets.items()}
-    classes = _classes(sets) if figures["num_classes"] else []
+    clusters = {
+        name: ranked(one["cluster_sizes"], sum(one["cluster_sizes"])) for name, one in sets.items()
+    }
+    classes, named = [], {}
+    if figures["num_classes"]:
+        classes = _classes(sets)
+        for name, one in sets.items():
+            shares = ranked(one["classes"]["captions"].values(), one["captions"])
+            named[name] = thinned(shares, MOST_POINTS)
     return render(
         "captions.html.j2",
         **figures,
@@ -97,41 +82,23 @@ def render_captions(figures: Mapping) -> str:
         measures=measures(figures),
         most_entropy=math.log(figures["settings"]["clusters"]),
         charts={
-            "clusters": _charts(
-                {
-                    name: ranked(one["cluster_sizes"], sum(one["cluster_sizes"]))
-                    for name, one in sets.items()
-                },
-                "cluster, from the set's largest on",
-            ),
+            "clusters": _charts(clusters, "cluster, from the set's largest on"),
             "lengths": _charts(lengths(histograms), "words a caption"),
-            "classes": _charts(
-                {
-                    name: thinned(
-                        ranked(one["classes"]["captions"].values(), one["captions"]), MOST_POINTS
-                    )
-                    for name, one in sets.items()
-                    if classes
-                },
-                "class, from the one named most on",
-            ),
+            "classes": _charts(named, "class, from the one named most on"),
         },
         share_drawn=SHARE_DRAWN,
         longest=max(histogram[-1][0] for histogram in histograms.values()),
         most_points=MOST_POINTS,
         classes=classes,
         highest_share=max((share for _, row in classes for _, share in row), default=0),
-        phrases=[
-            (
-                title,
-                itertools.zip_longest(
-                    *(one["most_frequent"][order] for one in sets.values()), fillvalue=("", None)
-                ),
-                order == "3",
-            )
-            for order, title in _PHRASES.items()
-        ],
+        phrases={order: _phrases(order, sets) for order in _ORDERS},
     )
+
+
+def _phrases(order: str, sets: Mapping[str, Mapping]) -> list[tuple]:
+    """(text, count) by rank and set; a set of fewer phrases has ("", None)."""
+    frequent = [one["most_frequent"][order] for one in sets.values()]
+    return list(itertools.zip_longest(*frequent, fillvalue=("", None)))
 
 
 def _charts(

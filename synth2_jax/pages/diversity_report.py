@@ -252,10 +252,7 @@ def table(figures: Mapping[str, Any]) -> str:
     """The page's table as plain text, a column a set."""
     sets = figures["sets"]
     rows = [("", *(inert(name, LONGEST_NAME) for name in sets))]
-    rows += [
-        (measure.title, *(measure.text(one) for one in sets.values()))
-        for measure in measures(figures)
-    ]
+    rows += [(title, *(text for text, _ in cells)) for title, cells, _ in measures(figures)]
     first, *others = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows

@@ -8,7 +8,6 @@ import pytest
 
 from synth2_jax import main
 from synth2_jax.data import pair_writer, records
-from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
 from synth2_jax.pages import diversity_page, diversity_report
 from synth2_jax.pages.diversity_report import read_captions
