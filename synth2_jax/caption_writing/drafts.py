@@ -19,7 +19,7 @@ class Draft:
 
     Attributes:
       class_name: None where a file does not say, and no class list was given to find it by.
-      problem: why there is no caption at all, such as "not UTF-8"; a reason to drop it.
+      drop_reason: why it is dropped unread, such as "not UTF-8"; "" for a caption to judge.
       model: who wrote it, where the source learns that with each answer.
       seed: of this draft, where it has one of its own.
     """
@@ -28,6 +28,6 @@ class Draft:
     draw: int
     caption: str
     finished: bool = True
-    problem: str = ""
+    drop_reason: str = ""
     model: str = ""
     seed: int | None = None

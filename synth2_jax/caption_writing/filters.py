@@ -1,4 +1,4 @@
-"""Which drafts are good captions. A filter names why a draft is dropped, or returns None."""
+"""Filters of captions: a function of a draft that returns why it is dropped, or None."""
 
 import dataclasses
 import functools
@@ -85,10 +85,10 @@ class FilterConfig:
 
 
 def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
-    """Returns a function that names why a draft is dropped, or returns None for a good one.
+    """Returns a function that returns why a draft is dropped, or None for a good one.
 
-    It remembers what it let through, word for word or by its words; near-duplicates are
-    `duplicates.NearDuplicates`'s.
+    It remembers the captions it has kept, verbatim or normalized. Near-duplicates are found by
+    `duplicates.NearDuplicates`.
 
     Raises:
       UserError: a blocklist that cannot be read.
@@ -97,16 +97,16 @@ def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
     seen: set[str] = set()
     key = str if config.duplicates == "verbatim" else normalized
 
-    def reason(draft: Draft) -> str | None:
-        if draft.problem:
-            return draft.problem
+    def drop_reason(draft: Draft) -> str | None:
+        if draft.drop_reason:
+            return draft.drop_reason
         caption = draft.caption
         if not draft.finished:
             return "unfinished"
         if len(caption) > config.max_characters:
             return "too long"
-        if why := _malformed(caption):
-            return why
+        if reason := _malformed(caption):
+            return reason
         num_words = count_words(caption)
         if num_words < config.min_words:
             return "too short"
@@ -124,7 +124,7 @@ def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
         seen.add(key(caption))
         return None
 
-    return reason
+    return drop_reason
 
 
 def normalized(caption: str) -> str:

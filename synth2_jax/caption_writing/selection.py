@@ -35,7 +35,7 @@ class Selection:
         self.kept: dict[str | None, list[Draft]] = {name: [] for name in quotas}
         self.dropped: collections.Counter[str] = collections.Counter()
         self._quotas = quotas
-        self._reason = make_filter(filter_config)
+        self._drop_reason = make_filter(filter_config)
         self._near = None
         if filter_config.duplicates == "near":
             self._near = NearDuplicates(filter_config.similarity)
@@ -53,11 +53,12 @@ class Selection:
         if draft.class_name in self.kept and self._is_full(draft.class_name):
             self.dropped[OVER_QUOTA] += 1
             return False
-        why = draft.problem
-        if not why and draft.class_name not in self.kept:
-            why = "unknown class"
-        if why := why or self._reason(draft):
-            self.dropped[why] += 1
+        if draft.class_name in self.kept:
+            reason = self._drop_reason(draft)
+        else:
+            reason = draft.drop_reason or "unknown class"
+        if reason:
+            self.dropped[reason] += 1
             self._check_share()
             return False
         self._waiting.append(draft)

@@ -1,6 +1,6 @@
 """Captions that are there already: one a line of text, or JSON objects in a .jsonl file.
 
-A bad line is a draft with a problem, so that it is counted and the rest is used.
+A bad line becomes a draft with a reason to drop it: it is counted, and the rest is used.
 """
 
 import hashlib
@@ -52,13 +52,13 @@ class TextFileSource:
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError:
-                    yield Draft(None, number, "", problem="not UTF-8")
+                    yield Draft(None, number, "", drop_reason="not UTF-8")
                     continue
-                class_name, caption, problem = parse(text)
-                if not problem and class_name is None and self._finder:
+                class_name, caption, reason = parse(text)
+                if not reason and class_name is None and self._finder:
                     class_name = self._finder(caption)
-                    problem = "" if class_name else "class not named"
-                yield Draft(class_name, number, caption, problem=problem)
+                    reason = "" if class_name else "class not named"
+                yield Draft(class_name, number, caption, drop_reason=reason)
 
     def describe(self) -> dict[str, str]:
         """For a manifest: the file's name and the sha256 of its bytes."""
@@ -74,7 +74,7 @@ def _parse_text(line: str) -> tuple[str | None, str, str]:
 
 
 def _parse_json(line: str) -> tuple[str | None, str, str]:
-    """(class or None, caption, problem or "")."""
+    """(class or None, caption, reason to drop it or "")."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

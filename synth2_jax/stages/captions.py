@@ -26,9 +26,10 @@ from synth2_jax.caption_writing.drafts import Draft, Request
 from synth2_jax.caption_writing.filters import FilterConfig
 from synth2_jax.caption_writing.folder import ANSWERS, CAPTIONS, MANIFEST
 from synth2_jax.caption_writing.journal import Journal
-from synth2_jax.caption_writing.openai_server import OpenAIServerSource, ServerConfig
+from synth2_jax.caption_writing.language_model import LanguageModelSource
+from synth2_jax.caption_writing.openai_server import OpenAIServerSource
 from synth2_jax.caption_writing.selection import Selection
-from synth2_jax.caption_writing.sources import LanguageModelSource
+from synth2_jax.caption_writing.server_config import ServerConfig
 from synth2_jax.caption_writing.templates import Prompts, load_template
 from synth2_jax.caption_writing.text_file import TextFileSource
 from synth2_jax.data.pipeline import DataConfig

@@ -9,8 +9,8 @@ from synth2_jax.errors import UserError
 from synth2_jax.text.words import count_words, words
 
 
-def draft(caption, class_name="red circle", finished=True, problem=""):
-    return Draft(class_name, 0, caption, finished, problem)
+def draft(caption, class_name="red circle", finished=True, drop_reason=""):
+    return Draft(class_name, 0, caption, finished, drop_reason=drop_reason)
 
 
 def reason(caption, **settings):
@@ -44,8 +44,8 @@ def test_it_names_why_a_draft_is_dropped(caption, class_name, finished, expected
     assert make_filter()(draft(caption, class_name, finished)) == expected
 
 
-def test_a_source_s_own_problem_comes_first():
-    assert make_filter()(draft("a red circle", problem="not JSON")) == "not JSON"
+def test_a_drafts_own_reason_comes_first():
+    assert make_filter()(draft("a red circle", drop_reason="not JSON")) == "not JSON"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import pytest
 
 from synth2_jax import config as config_lib
 from synth2_jax.caption_writing import openai_server
+from synth2_jax.caption_writing.chat_client import retry_after
 from synth2_jax.caption_writing.chat_text import caption_in
 from synth2_jax.caption_writing.drafts import Draft, Request
 from synth2_jax.caption_writing.journal import Journal
-from synth2_jax.caption_writing.openai_server import OpenAIServerSource, ServerConfig
+from synth2_jax.caption_writing.openai_server import OpenAIServerSource
+from synth2_jax.caption_writing.server_config import ServerConfig
 from synth2_jax.errors import UserError
 
 KEY = "sk-planted-0123456789"
@@ -135,15 +137,15 @@ def test_what_always_fails_is_given_up_and_asked_for_in_the_next_run(server, ask
         bad.get(int(body["messages"][0]["content"][-1])), {}
     )
     drafts, source = ask(requests(5), max_attempts=3)
-    assert drafts[1] == Draft("dog", 1, "", problem="no answer")
-    assert [draft.problem for draft in drafts] == ["no answer"] * 3 + [""] * 2
+    assert drafts[1] == Draft("dog", 1, "", drop_reason="no answer")
+    assert [draft.drop_reason for draft in drafts] == ["no answer"] * 3 + [""] * 2
     assert source.retries == 6 and source.failed == 3
     server.act = lambda body, number: {}
     server.bodies.clear()
     drafts, _ = ask(requests(5))
     asked = {body["messages"][0]["content"] for body in server.bodies}
     assert asked == {"dog 0", "dog 1", "dog 2"} and len(server.bodies) == 3
-    assert [draft.problem for draft in drafts] == [""] * 5
+    assert [draft.drop_reason for draft in drafts] == [""] * 5
 
 
 def test_a_server_that_asks_for_time_gets_it(server, ask, monkeypatch):
@@ -156,10 +158,11 @@ def test_a_server_that_asks_for_time_gets_it(server, ask, monkeypatch):
     assert time.monotonic() - start >= 0.4 and len(drafts) == 2
 
 
-@pytest.mark.parametrize("value, seconds", [("3", 3), ("0", 0), ("-1", 0), ("Wed, 21 Oct", None)])
+@pytest.mark.parametrize(
+    "value, seconds", [("3", 3), ("0", 0), ("-1", 0), ("Wed, 21 Oct", None), ("", None)]
+)
 def test_retry_after_is_read(value, seconds):
-    assert openai_server._retry_after({"retry-after": value}) == seconds
-    assert openai_server._retry_after({}) is None
+    assert retry_after({"retry-after": value} if value else {}) == seconds
 
 
 def test_no_more_than_so_many_a_minute(server, ask):
@@ -180,7 +183,7 @@ def test_odd_answers_are_kept_for_the_filter_to_judge(server, ask):
     server.act = lambda body, number: {"text": texts[int(body["messages"][0]["content"][-1])]}
     drafts, _ = ask(requests(5))
     assert [draft.caption for draft in drafts] == [caption_in(text or "") for text in texts]
-    assert {draft.problem for draft in drafts} == {""}
+    assert {draft.drop_reason for draft in drafts} == {""}
     assert ask(requests(5))[0] == drafts and len(server.bodies) == 5
 
 
@@ -275,7 +278,7 @@ def test_a_request_that_the_server_does_not_take_is_dropped_alone(server, ask):
         else {}
     )
     drafts, source = ask(requests(3))
-    assert [draft.problem for draft in drafts] == ["", "refused by the server", ""]
+    assert [draft.drop_reason for draft in drafts] == ["", "refused by the server", ""]
     assert len(server.bodies) == 3 and source.retries == 0
 
 
@@ -286,7 +289,7 @@ def test_many_failures_in_a_row_stop_the_run(server, ask, failure):
     server.act = lambda body, number: failure if len(server.answered) >= 5 else {}
     line = error_of(ask, requests(500), max_attempts=2, concurrency=4)
     assert "16 requests in a row failed, the last: status" in line
-    assert "the same command goes on" in line
+    assert "run the same command again to continue" in line
     assert len(server.bodies) < 100
     server.act = lambda body, number: {}
     num_answered = server.answered.total()
@@ -311,7 +314,7 @@ def test_cost_is_counted_and_limited_over_all_runs(server, ask):
     _, source = ask(requests(3), **prices)
     assert source.usage()["cost"] == 0.006
     line = error_of(ask, requests(50), max_cost=0.01, concurrency=1, **prices)
-    assert "have cost 0.01, as much as config.server.max_cost=0.01" in line
+    assert "config.server.max_cost: reached (answers have cost 0.01, the limit is 0.01)" in line
     assert len(server.bodies) == 5
     assert len(ask(requests(5), max_cost=0.01, **prices)[0]) == 5  # nothing is left to pay
 
@@ -326,7 +329,9 @@ def test_answers_that_do_not_say_what_they_took_are_counted(server, ask):
     _, source = ask(requests(8), input_price=1.0)
     found = source.usage()
     assert (found["answers"], found["without_usage"], found["prompt_tokens"]) == (8, 7, 1)
-    assert "8 in all, 1 prompt and 2 completion tokens, 7 answers did not say" in source.summary()
+    assert (
+        "8 in all, 1 prompt and 2 completion tokens, 7 answers did not report" in source.summary()
+    )
 
 
 @pytest.mark.parametrize("name", [None, 3, "", "\ud83d", "m\n", "\x1b[31m", "m" * 1001, ["m"]])
@@ -350,7 +355,7 @@ def test_answers_that_find_no_room_stop_the_run(server, ask, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(server.bodies) <= 3 + 4  # no more than were under way
     drafts, source = ask(requests(50))
-    assert source.answered == 47 and not any(draft.problem for draft in drafts)
+    assert source.answered == 47 and not any(draft.drop_reason for draft in drafts)
 
 
 def test_the_key_is_kept_out_of_what_a_server_echoes(server, ask, tmp_path, caplog):
@@ -395,7 +400,7 @@ def test_a_proxy_or_certificates_that_are_not_usable_are_named(
     monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "socksio", None)
     line = error_of(ask, requests(1))
-    assert line.startswith(f"{name}: no client can be made (") and reason in line
+    assert line.startswith(f"{name}: cannot be used (") and reason in line
     assert "orrect or unset the variable." in line and "hunter2" not in line
     assert not server.bodies
 
@@ -455,8 +460,8 @@ def test_without_the_package_a_line_says_how_to_install_it(ask, monkeypatch):
         ({"timeout": 0.0}, "timeout: found 0.0, expected more than 0"),
         ({"requests_per_minute": -1.0}, "requests_per_minute: found -1.0"),
         ({"top_p": 0.0}, "top_p: found 0.0"),
-        ({"temperature": -1.0}, "found a negative price or temperature"),
-        ({"max_cost": 1.0}, "max_cost: needs input_price or output_price"),
+        ({"temperature": -1.0}, "temperature: found -1.0, expected 0 or more"),
+        ({"max_cost": 1.0}, "max_cost: needs a price. Set input_price or output_price"),
         ({"extra_body": {"stream": True}}, "extra_body: found 'stream'"),
     ],
 )

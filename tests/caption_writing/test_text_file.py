@@ -26,7 +26,7 @@ def test_each_line_is_a_caption_of_the_class_it_names(tmp_path):
         Draft("hot dog", 3, "a hot dog and a dog"),
         Draft("dog", 4, "two Dogs with knives"),
         Draft("cherry", 5, "the cherries"),
-        Draft(None, 6, "a dogma", problem="class not named"),
+        Draft(None, 6, "a dogma", drop_reason="class not named"),
         Draft("犬", 7, "芝生の上の犬だ"),
     ]
 
@@ -34,7 +34,7 @@ def test_each_line_is_a_caption_of_the_class_it_names(tmp_path):
 def test_a_class_is_looked_for_at_the_beginning_of_a_long_line(tmp_path):
     marks = "\u0344\u0315" * 120_000  # a minute to normalize
     first, second = read(tmp_path, "captions.txt", f"a dog {marks}\n{marks} a dog".encode())
-    assert (first.class_name, second.problem) == ("dog", "class not named")
+    assert (first.class_name, second.drop_reason) == ("dog", "class not named")
 
 
 def test_without_classes_every_line_is_taken(tmp_path):
@@ -56,7 +56,7 @@ def test_json_lines_may_name_their_class_and_bad_ones_are_counted(tmp_path):
         b"[" * 100_000,
     ]
     found = read(tmp_path, "captions.jsonl", b"\n".join(lines))
-    assert [(d.class_name, d.caption, d.problem) for d in found] == [
+    assert [(d.class_name, d.caption, d.drop_reason) for d in found] == [
         ("cat", "a dog sits", ""),
         ("dog", "a dog sits", ""),
         ("dog", "a half \ud83d", ""),  # for the filter to drop
@@ -73,7 +73,7 @@ def test_json_lines_may_name_their_class_and_bad_ones_are_counted(tmp_path):
 
 def test_invalid_utf8_spoils_its_own_line_alone(tmp_path):
     found = read(tmp_path, "captions.txt", b"a dog\n\xff\xfe dog\n\xc3\na dog again\n")
-    assert [draft.problem for draft in found] == ["", "not UTF-8", "not UTF-8", ""]
+    assert [draft.drop_reason for draft in found] == ["", "not UTF-8", "not UTF-8", ""]
 
 
 def test_it_is_described_by_name_and_hash(tmp_path):

@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from synth2_jax import sharding
 from synth2_jax.caption_writing.drafts import Request
-from synth2_jax.caption_writing.sources import LanguageModelSource
+from synth2_jax.caption_writing.language_model import LanguageModelSource
 from synth2_jax.errors import UserError
 from synth2_jax.interop.gemma import language_model_config, load_language_model
 from synth2_jax.models.gemma import RELEASED, GemmaConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from synth2_jax import main
-from synth2_jax.caption_writing.sources import LanguageModelSource
+from synth2_jax.caption_writing.language_model import LanguageModelSource
 from synth2_jax.interop.gemma import language_model_config, load_language_model
 from synth2_jax.stages import captions as captions_stage
 from synth2_jax.stages.captions import CaptionsConfig

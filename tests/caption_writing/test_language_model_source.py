@@ -4,7 +4,7 @@ import pytest
 from flax import linen as nn
 
 from synth2_jax.caption_writing.drafts import Request
-from synth2_jax.caption_writing.sources import LanguageModelSource
+from synth2_jax.caption_writing.language_model import LanguageModelSource
 from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.text.prompts import class_prompt

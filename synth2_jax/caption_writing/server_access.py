@@ -1,0 +1,91 @@
+"""What it takes to reach a server: its address, the API key, and the proxies of the environment.
+
+The key comes from the environment and is in no file, message or log.
+"""
+
+import os
+import re
+import urllib.parse
+from collections.abc import Sequence
+
+from synth2_jax import config as config_lib
+from synth2_jax.caption_writing.answers import is_name
+from synth2_jax.caption_writing.secret_texts import Secrets
+from synth2_jax.caption_writing.server_config import ServerConfig
+from synth2_jax.errors import UserError
+
+KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_DEFAULT_URL = "https://api.openai.com/v1"
+_SECRET_CHARACTERS = 8  # a shorter key is no secret: servers without keys are given any text
+
+
+class ServerAccess:
+    """Attributes:
+
+    key: the API key.
+    base_url: without secrets, as it may stand in a manifest.
+    secrets: the key; it must not reach an answer, a file or a log.
+    quoted: what a server or library says as one clean line, also without the proxies' passwords.
+
+    Raises:
+      UserError: no OPENAI_API_KEY, one that no header can hold, or a config or address that holds
+        secrets.
+    """
+
+    def __init__(self, config: ServerConfig):
+        self.key = _checked_key(os.environ.get(KEY_VARIABLE, ""))
+        key = [self.key] if len(self.key) >= _SECRET_CHARACTERS else []
+        passwords = [_password(os.environ[name]) for name in environment_names(PROXIES)]
+        self.secrets = Secrets(*key)
+        self.quoted = Secrets(*key, *filter(None, passwords)).quoted
+        if self.secrets.are_in(config_lib.to_json(config)):
+            raise UserError(
+                f"config.server: holds the API key. Remove it; it is read from {KEY_VARIABLE}."
+            )
+        url = config.base_url or os.environ.get(URL_VARIABLE, "") or _DEFAULT_URL
+        self.base_url = _checked_url(url, holds_key=self.secrets.are_in(url))
+
+
+def environment_names(names: Sequence[str]) -> list[str]:
+    """Those that are set; each is read in lower case too."""
+    return [name for n in names for name in (n, n.lower()) if os.environ.get(name)]
+
+
+def _checked_key(text: str) -> str:
+    """The API key without spaces around it; the messages do not repeat it."""
+    key = text.strip()
+    if not key:
+        raise UserError(
+            f"{KEY_VARIABLE}: not set in the environment. Set it; a server that needs no key takes "
+            "any text."
+        )
+    if unfit := re.search(r"[^!-~]", key):
+        raise UserError(
+            f"{KEY_VARIABLE}: character {unfit.start() + 1} of {len(key)} is a space, a line break "
+            "or no ASCII, which no header can hold. Copy the key again."
+        )
+    return key
+
+
+def _checked_url(url: str, *, holds_key: bool) -> str:
+    """`url` without a slash at its end; the messages do not repeat it: it may hold a secret."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        parts, host = None, None
+    if not host or not is_name(url) or parts.scheme not in ("http", "https"):
+        raise UserError("config.server.base_url: no address, expected http://HOST/v1 or https://")
+    if "@" in parts.netloc or parts.query or parts.fragment or holds_key:
+        raise UserError(
+            "config.server.base_url: holds a user, password, query or key, expected the address "
+            f"alone. Remove them; the key is read from {KEY_VARIABLE}."
+        )
+    return url.rstrip("/")
+
+
+def _password(url: str) -> str:
+    """The password in a proxy's address; "" when it has none."""
+    return url.rpartition("@")[0].rpartition("/")[2].partition(":")[2]
