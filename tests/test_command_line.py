@@ -56,14 +56,14 @@ def test_help_comes_before_anything_heavy_is_imported():
     assert done.stdout.startswith("usage: synth2 train") and done.stdout.endswith("\n[]\n")
 
 
-def test_every_stage_is_a_module_with_run_and_every_module_a_stage():
-    found = {
-        path.stem: room
-        for room in ("stages", "experiments")
-        for path in (PACKAGE / room).glob("*.py")
-        if "\ndef run(" in path.read_text()
-    }
-    assert found == {name: stage.room for name, stage in STAGES.items()}
+@pytest.mark.parametrize("room, shares", [("stages", False), ("experiments", True)])
+def test_a_room_holds_one_file_a_stage_and_what_experiments_share(room, shares):
+    files = {path.stem: path.read_text() for path in (PACKAGE / room).glob("*.py")}
+    del files["__init__"]
+    stages = {name for name, text in files.items() if "\ndef run(" in text}
+    assert stages == {name for name, stage in STAGES.items() if stage.room == room}
+    imported = {name for name in files for text in files.values() if f".{name} import" in text}
+    assert files.keys() - stages <= (imported if shares else set())
 
 
 def test_the_home_folder_is_found_or_asked_for(monkeypatch):

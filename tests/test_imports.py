@@ -52,7 +52,7 @@ MAY_IMPORT = {
         *("domains", "data", "scoring", "loading"),
     },
     "testing": {"text", "layers", "models", "losses", "sampling", "training"},
-    "pages": {"domains", "caption_writing", "data", "scoring", "training.metrics"},
+    "pages": {"domains", "caption_writing", "data", "scoring", "training.metrics", "loading"},
     # For people who want no stages.
     "api": {
         *("text", "layers", "models", "sampling", "training", "loading"),

@@ -1,6 +1,6 @@
 """`synth2 inspect DIR`: says what is in a training run, an exported model or a folder of pairs.
 
-`synth2 inspect MIXTURE`, a name of SeqIO's: see inspect_mixture.py.
+`synth2 inspect MIXTURE`, a task or mixture of SeqIO: see pages/mixture.py.
 
     synth2 inspect workdir/demo/generator
     synth2 inspect workdir/demo/generator/checkpoints/2000 --fingerprints
@@ -29,7 +29,7 @@ from synth2_jax.files import read_json
 from synth2_jax.inert_text import inert
 from synth2_jax.loading.exported import is_exported, open_exported
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
-from synth2_jax.stages import inspect_mixture
+from synth2_jax.pages import mixture
 from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings
 
@@ -37,11 +37,11 @@ NUM_SHOWN = 5
 
 
 def run(config: Any, workdir: str, fingerprints: bool = False, **mixture_options: str) -> None:
-    """Prints; a config is of use with a mixture alone."""
+    """Prints what is there; only a mixture reads the config."""
     folder = pathlib.Path(workdir)
     if not folder.exists() and folder.parent == pathlib.Path.cwd():
         try:
-            inspect_mixture.show(config, folder.name, **mixture_options)
+            mixture.show(config, folder.name, **mixture_options)
         except UnknownNameError as error:
             here = [path.name for path in folder.parent.iterdir() if path.is_dir()]
             raise UserError(

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import tarfile
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from synth2_jax.domains.scenes import dataset
-from synth2_jax.stages.inspect_mixture import contact_sheet
 from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.metrics import read_metrics
 
@@ -23,16 +21,6 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "your_data.md"
 def my_tasks():
     block = re.search(r"<!-- my_tasks:begin -->\n```python\n(.*?)```\n", PAGE.read_text(), re.S)
     return block[1]
-
-
-def test_a_contact_sheet_shows_what_it_is_given(tmp_path):
-    images = np.zeros((7, 8, 8, 3), np.uint8)
-    images[6] = (255, 0, 0)
-    captions = ["a circle", "x" * 500, "", "日本 <b>\x1b[31m", "a\nb", "c", "a red square"]
-    sheet = np.asarray(contact_sheet(images, captions, ["real"] * 7))
-    reds = np.argwhere((sheet == (255, 0, 0)).all(axis=-1))
-    assert len(reds) == 160 * 160  # one picture, whole
-    assert reds[:, 0].min() > sheet.shape[0] / 2  # in the second row
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`synth2 inspect MIXTURE`: what a mixture draws from, and ten of its examples as a picture.
+"""`synth2 inspect MIXTURE`: the tasks of a mixture, and ten of its examples as a picture.
 
     synth2 inspect my_mixture --modules=my_tasks --tokenizer=workdir/demo/tokenizer
     synth2 inspect real_synthetic --config=configs/scenes/vlm.py:mixture \\
@@ -33,17 +33,18 @@ _COLUMNS, _SIDE, _MARGIN, _LINE, _LINES = 5, 160, 12, 14, 4
 def show(
     config: Any, mixture: str, modules: str = "", tokenizer: str = "", output: str = ""
 ) -> None:
-    """Prints what a mixture is, and draws its examples if they have pictures.
+    """Prints the tasks of a mixture and its first examples, and draws those that have images.
 
     Args:
-      config: of a training, of which `data` and `pretrained.tokenizer` are read; or None.
+      config: of a training, or None; `data` and `pretrained.tokenizer` are read.
       mixture: the name of a task or mixture.
-      modules: that register it, separated by commas.
-      tokenizer: whose codebook the image tokens index: a training run, an export, or another's.
-      output: the PNG file; MIXTURE.png in the current folder.
+      modules: Python modules that register it, separated by commas.
+      tokenizer: path of the tokenizer that made the image tokens: a training run, an export or a
+        third-party checkpoint.
+      output: the PNG file; "" for MIXTURE.png in the current folder.
 
     Raises:
-      UserError: no such mixture, or modules that fail.
+      UserError: no such mixture, modules that fail, or as `pictures`.
     """
     data, pretrained = (
         ({}, {}) if config is None else (config.get("data"), config.get("pretrained"))
@@ -61,7 +62,7 @@ def show(
     tokenizer = tokenizer or dict(pretrained or {}).get("tokenizer", "")
     images = pictures(examples, tokenizer)
     if images is None:
-        print("no pictures: give --tokenizer=WORKDIR, the run that made the image tokens")
+        print("no picture is drawn: give --tokenizer=WORKDIR, the run that made the image tokens")
         return
     path = pathlib.Path(output or f"{mixture}.png")
     captions = [str(example.get("caption", "")) for example in examples]
@@ -97,7 +98,7 @@ def pictures(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarra
     """Images u8[examples, H, W, 3]; None when nothing turns the examples into pixels.
 
     Raises:
-      UserError: no tokenizer there, or one that did not make the image tokens.
+      UserError: no tokenizer there, or it did not make the image tokens.
     """
     if all("image" in example for example in examples):
         return np.stack([example["image"] for example in examples])
@@ -110,24 +111,27 @@ def pictures(examples: Sequence[Mapping[str, Any]], tokenizer: str) -> np.ndarra
     config = trained.objective.task.tokenizer
     if ids_BN.max() >= config.codebook_size:
         raise UserError(
-            f"{tokenizer}: has {config.codebook_size} codes, the image tokens go up to "
-            f"{ids_BN.max()}"
+            f"{tokenizer}: has {config.codebook_size} codes, but the image tokens go up "
+            f"to {ids_BN.max()}. Give the tokenizer that made them."
         )
     return decode_images(trained, ids_BN, len(ids_BN))
 
 
 def _load_tokenizer(path: str, num_tokens: int) -> Trained:
-    """Another's files do not tell the size of its images; the number of tokens does."""
+    """A third-party checkpoint does not hold the size of its images; it follows from num_tokens."""
     from synth2_jax.loading.trained import load_tokenizer, others_reader
 
-    told = {}
+    size = {}
     if reader := others_reader(path, "tokenizer"):
         config = reader.tokenizer_config(path)
-        told["image_size"] = config.image_size // config.grid_size * math.isqrt(num_tokens)
-    trained = load_tokenizer(path, **told)
+        size["image_size"] = config.image_size // config.grid_size * math.isqrt(num_tokens)
+    trained = load_tokenizer(path, **size)
     made = trained.objective.task.tokenizer.num_tokens
     if made != num_tokens:
-        raise UserError(f"{path}: makes {made} tokens of an image, found {num_tokens}")
+        raise UserError(
+            f"{path}: makes {made} tokens of an image (the mixture has {num_tokens}). "
+            "Give the tokenizer that made the image tokens."
+        )
     return trained
 
 
