@@ -33,12 +33,12 @@ BLOCK = re.compile(rf"^({RUN})?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: pathlib.Path) -> list[tuple[bool, str, str]]:
-    """(whether it runs, language, text) of each fenced block."""
+    """Returns (runs in CI, language, text) of each fenced block."""
     return [(bool(run), language, text) for run, language, text in BLOCK.findall(page.read_text())]
 
 
 def commands(page: pathlib.Path) -> list[list[str]]:
-    """The words of each `synth2 STAGE` in the blocks, also of those by launch/tpu_run.sh."""
+    """Returns the words of each `synth2 STAGE` in the blocks, or by launch/tpu_run.sh."""
     found = []
     for _, _, text in blocks(page):
         for line in text.replace("\\\n", " ").splitlines():
@@ -65,7 +65,7 @@ def configs_page():
 
 
 def unknown_keys(words: list[str]) -> list[str]:
-    """The `--config.KEY=` of a command that the stage's dataclasses do not have."""
+    """Returns each `--config.KEY=` of a command that the stage's dataclasses do not have."""
     command = command_line.parse(words)
     stage, config = command.stage, main.read_config(command)
     start = f"--{configs_page().SECTIONS.get(stage, 'config')}."
@@ -198,7 +198,7 @@ def test_a_walk_leads_through_twelve_files_that_exist():
 
 
 def texts_of_the_package() -> Iterator[str]:
-    """Every string of the package, with "..." in the place of what it is filled with."""
+    """Yields every string of the package, with "..." in the place of what it is filled with."""
     for path in pathlib.Path(synth2_jax.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
@@ -288,7 +288,7 @@ def after_the_demo(tmp_path_factory, compilation_cache):
 
 
 def tiny(text: str) -> str:
-    """A block with the configs of Scenes as short as they can be."""
+    """Returns a block with the configs of Scenes as short as they can be."""
 
     def shorter(found: re.Match) -> str:
         has_tiny = "`:tiny`" in (ROOT / found[1]).read_text()

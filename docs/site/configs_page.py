@@ -182,7 +182,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _made(value: Any, field: dataclasses.Field) -> bool:
-    """Whether a field has what its factory makes."""
+    """Returns whether a field has what its factory makes."""
     factory = field.default_factory
     return factory is not dataclasses.MISSING and factory() == getattr(value, field.name)
 
