@@ -49,10 +49,10 @@ MAY_IMPORT = {
     },
     "evaluation": {
         *("text", "layers", "models", "sampling", "training"),
-        *("domains", "data", "scoring", "loading"),
+        *("domains", "caption_writing", "data", "scoring", "loading"),
     },
     "testing": {"text", "layers", "models", "losses", "sampling", "training"},
-    "pages": {"domains", "caption_writing", "data", "scoring", "training.metrics", "loading"},
+    "pages": {"data", "training.metrics", "loading"},
     # For people who want no stages.
     "api": {
         *("text", "layers", "models", "sampling", "training", "loading"),

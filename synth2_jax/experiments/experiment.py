@@ -24,12 +24,12 @@ from synth2_jax.data import pair_writer, records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.domains.scenes import language, oracle, renderer
 from synth2_jax.errors import UserError
+from synth2_jax.evaluation.caption_sets import read_captions
 from synth2_jax.evaluation.scorer import EvaluateConfig
 from synth2_jax.files import read_json, write_json
 from synth2_jax.loading import tokenizing
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.trained import load_trained
-from synth2_jax.pages.diversity_report import read_captions
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages.captions import CaptionsConfig

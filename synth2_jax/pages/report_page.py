@@ -16,7 +16,7 @@ from synth2_jax.pages.document import render
 from synth2_jax.pages.numbers import finite, flat, gain, lookup, number
 
 TOO_CLOSE = 0.02  # relative CIDEr difference below which one run an arm is called a tie
-# Anchor, heading, and the keys of results or material, one of which the section needs.
+# Anchor, heading, and keys of results or material: the section needs one of them.
 SECTIONS = (
     ("how", "How it works", ()),
     ("scenes", "Real pairs", ("scenes",)),

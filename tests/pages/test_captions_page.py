@@ -9,8 +9,9 @@ import pytest
 from synth2_jax import main
 from synth2_jax.data import pair_writer, records
 from synth2_jax.errors import UserError
-from synth2_jax.pages import diversity_page, diversity_report
-from synth2_jax.pages.diversity_report import read_captions
+from synth2_jax.evaluation import caption_sets
+from synth2_jax.evaluation.caption_sets import read_captions
+from synth2_jax.pages import captions_page
 from synth2_jax.stages import report
 
 VARIED = [
@@ -213,7 +214,7 @@ def test_examples_stand_in_their_cluster_and_say_from_which_set(tmp_path):
     examples = [tuple(example) for cluster in clusters for example in cluster["examples"]]
     assert len(set(examples)) == len(examples)
     assert set(examples) <= {*(("varied", c) for c in VARIED), *(("narrow", c) for c in NARROW)}
-    assert max(len(cluster["examples"]) for cluster in clusters) == diversity_report.EXAMPLES
+    assert max(len(cluster["examples"]) for cluster in clusters) == caption_sets.EXAMPLES
 
 
 def test_the_same_sets_give_the_same_files(tmp_path):
@@ -226,7 +227,7 @@ def test_the_same_sets_give_the_same_files(tmp_path):
 
 
 def test_counts_are_drawn_from_the_largest_on_in_percent():
-    assert diversity_page.ranked([1, 3, 0], 4) == [(1, 75.0), (2, 25.0), (3, 0.0)]
+    assert captions_page.ranked([1, 3, 0], 4) == [(1, 75.0), (2, 25.0), (3, 0.0)]
 
 
 def test_more_sets_than_colours_get_another_chart(tmp_path):
@@ -246,7 +247,7 @@ def test_more_sets_than_colours_get_another_chart(tmp_path):
     ],
 )
 def test_lengths_are_drawn_as_far_as_captions_reach(histogram, expected):
-    points = diversity_page.lengths({"a": histogram})["a"]
+    points = captions_page.lengths({"a": histogram})["a"]
     assert points == list(enumerate(expected))
 
 

@@ -1,13 +1,12 @@
-"""`synth2 report --captions=NAME=PATH,NAME=PATH`: caption sets side by side, as table and plot.
+"""How varied caption sets are, side by side: the figures of `synth2 report --captions`.
 
-Writes WORKDIR/captions.json (every figure) and WORKDIR/captions.html (the page), and prints the
-table. A PATH is a captions.jsonl, a folder that holds one, a folder of pairs, or a text file of one
-caption a line.
+A set is a captions.jsonl, a folder that holds one, a folder of pairs, or a text file of one caption
+a line.
 """
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,7 @@ from synth2_jax.caption_writing.classes import load_classes
 from synth2_jax.caption_writing.filters import forms
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
-from synth2_jax.files import read_json_lines, write_json, write_text
-from synth2_jax.inert_text import inert
-from synth2_jax.pages.diversity_page import measures, render_captions
+from synth2_jax.files import read_json_lines
 from synth2_jax.progress import Progress
 from synth2_jax.scoring.caption_embedding import embed_captions, sentence_transformer
 from synth2_jax.scoring.class_coverage import ClassCoverage, class_coverage
@@ -31,25 +28,22 @@ LONGEST_CAPTION = 10_000  # characters; more is another kind of file
 NUM_CLUSTERS = 20
 SAMPLE_SIZE = 100_000  # captions of each set that are clustered, or fewer
 LARGEST, EXAMPLES = 5, 10  # clusters shown, captions shown of each
-LONGEST_NAME = 24  # of a set in the printed table
 SEED = 0
 
 
 def compare(
-    workdir: str,
     captions: str,
     *,
     classes: str | None = None,
     embedding: str | None = None,
     clusters: int | None = None,
-) -> str:
-    """Compares the sets; returns the page's path.
+) -> dict[str, Any]:
+    """Compares the sets; returns the contents of captions.json.
 
     Args:
-      workdir: the folder to write to.
       captions: "NAME=PATH,NAME=PATH".
-      classes: as `captioners.classes.load_classes` takes them: "scenes", "common_objects", a text
-        file of one class a line, or names.
+      classes: as `caption_writing.classes.load_classes` takes them: "scenes", "common_objects", a
+        text file of one class a line, or names.
       embedding: name or folder of a Sentence-Transformers model; the built-in n-grams if None.
       clusters: their number.
 
@@ -77,7 +71,7 @@ def compare(
             figures = _figures(sets[name], found.sets[name], class_names)
             figures_of[name] = {"path": str(path), **figures}
             progress.add(1)
-    figures = {
+    return {
         "sets": figures_of,
         "largest_clusters": _largest_clusters(found),
         "num_classes": class_names and len(class_names),
@@ -88,13 +82,6 @@ def compare(
             "seed": SEED,
         },
     }
-    folder = pathlib.Path(workdir)
-    write_json(folder / "captions.json", figures)
-    page = folder / "captions.html"
-    write_text(page, render_captions(figures))
-    print(table(figures))
-    print(f"report: {page}")
-    return str(page)
 
 
 # The sets
@@ -246,14 +233,3 @@ def _largest_clusters(found: Balance) -> list[dict[str, Any]]:
             }
         )
     return clusters
-
-
-def table(figures: Mapping[str, Any]) -> str:
-    """The page's table as plain text, a column a set."""
-    sets = figures["sets"]
-    rows = [("", *(inert(name, LONGEST_NAME) for name in sets))]
-    rows += [(title, *(text for text, _ in cells)) for title, cells, _ in measures(figures)]
-    first, *others = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows
-    )

@@ -7,10 +7,12 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from synth2_jax.inert_text import inert
 from synth2_jax.pages.charts import COLOURS, MARKER_SIGNS, Line, Points, line_chart, svg, thinned
 from synth2_jax.pages.document import NO_BREAK, render
 from synth2_jax.pages.numbers import lookup, number, percent
 
+LONGEST_NAME = 24  # of a set in the printed table
 MOST_POINTS = 24  # of a line whose points all have markers
 MOST_BARS = 40  # classes with bars; of a longer list its two ends
 SHARE_DRAWN = 0.99  # of each set's captions, in the chart of lengths
@@ -49,6 +51,16 @@ def measures(figures: Mapping) -> list[Row]:
             row("entropy over classes, nats", "classes/entropy", number, 2, full=math.log(count)),
         ]
     return found
+
+
+def text_table(figures: Mapping) -> str:
+    """The page's table as plain text, a column a set."""
+    rows = [("", *(inert(name, LONGEST_NAME) for name in figures["sets"]))]
+    rows += [(title, *(text for text, _ in cells)) for title, cells, _ in measures(figures)]
+    first, *others = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows
+    )
 
 
 def render_captions(figures: Mapping) -> str:
