@@ -1,1 +1,1 @@
-"""Who writes captions, and how they are asked to."""
+"""Sources of captions: a language model, a server or a file; and the filters of what they write."""

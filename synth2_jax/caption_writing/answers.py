@@ -6,25 +6,25 @@ import json
 import re
 from typing import Any
 
-_MOST_TOKENS = 10**9  # of one answer; more is no count
+_MOST_TOKENS = 10**9  # of one answer; a larger number is a mistake
 MOST_NAME = 1000  # characters of a model's name or a server's address
-_MOST_SAID = 10_000  # characters of an error that are looked at
+_MOST_SAID = 10_000  # characters of an error that are read
 _HTML = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype|html|head|body)\b", re.IGNORECASE)
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, as it is kept.
+    """One answer, as the journal keeps it.
 
     Attributes:
-      text: as it was written.
-      finish_reason: such as "stop"; "" where the server does not say.
-      model: who wrote it.
-      prompt_tokens, completion_tokens: what it took; None where the server does not say.
-      server: the address that gave it.
+      text: what the model wrote.
+      finish_reason: such as "stop"; "" if the server does not report it.
+      model: the model's name, as the server reports it.
+      prompt_tokens, completion_tokens: counts; None if the server does not report them.
+      server: the server's address.
 
-    Raises ValueError on a value of another type, a count below 0 or above 10^9, and a name that
+    Raises ValueError on a value of the wrong type, a count below 0 or above 10^9, and a name that
     cannot be printed.
     """
 
@@ -47,7 +47,7 @@ class Answer:
 
 
 class ErrorAnswer(Exception):
-    """An error in the place of an answer; `codes` are those that the server gives it."""
+    """The server sent an error as its answer; `codes` are the error's codes."""
 
     def __init__(self, codes: tuple[str, ...], said: str):
         super().__init__(said)
@@ -55,15 +55,15 @@ class ErrorAnswer(Exception):
 
 
 def parse_answer(content: str, model: str) -> Answer:
-    """The answer in the body of a response; what it says amiss besides the text is left out.
+    """Reads the answer in the body of a response. A malformed name or count becomes "" or None.
 
     Args:
       content: JSON.
-      model: what was asked, for an answer that does not name who wrote it.
+      model: the model that was asked, for an answer that does not name its model.
 
     Raises:
-      ErrorAnswer: an error is in it.
-      ValueError: something else is in it.
+      ErrorAnswer: the body holds an error.
+      ValueError: the body holds no answer.
     """
     try:
         answer = json.loads(content)
@@ -92,7 +92,7 @@ def parse_answer(content: str, model: str) -> Answer:
 
 
 def error_in(content: str) -> tuple[tuple[str, ...], str]:
-    """(codes, message) of the body of a response that says why there is no answer."""
+    """Returns (codes, message) of an error in the body of a response."""
     try:
         found = json.loads(content)
         error = found.get("error") or found
@@ -107,7 +107,7 @@ def error_in(content: str) -> tuple[tuple[str, ...], str]:
 
 
 def _plain(content: str) -> str:
-    """The text of an HTML page, which a proxy sends; "" where it is something else."""
+    """Returns the text of an HTML page, which proxies send; "" if `content` is no HTML."""
     if not _HTML.match(content[:_MOST_SAID]):
         return ""
     text = html.unescape(_TAGS.sub(" ", content[:_MOST_SAID]))
@@ -115,9 +115,9 @@ def _plain(content: str) -> str:
 
 
 def is_name(value: Any) -> bool:
-    """Whether a value can be the name of a model: a short text on one line."""
+    """Returns whether a value can be the name of a model: a short text on one line."""
     return isinstance(value, str) and value.isprintable() and len(value) <= MOST_NAME
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MOST_TOKENS  # no bool
+    return type(value) is int and 0 <= value <= _MOST_TOKENS  # bool is an int too

@@ -1,6 +1,6 @@
-"""One request to a server that speaks OpenAI's chat API, sent by the `openai` package.
+"""Sends one request to a server with OpenAI's chat API, by the `openai` package.
 
-A response is read up to a limit, and nothing secret that a server repeats gets out of here.
+A response is read up to a limit, and secrets that a server repeats are removed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from synth2_jax.caption_writing.server_access import (
 )
 from synth2_jax.errors import UserError
 
-PACKAGES = ("openai", "httpx2", "httpcore2")  # whose logs show headers
+PACKAGES = ("openai", "httpx2", "httpcore2")  # their logs show headers
 _MAX_BODY = 4 << 20  # bytes of a response
 _FATAL = {
     401: "refuses the API key",
@@ -63,7 +63,7 @@ class ChatClient:
 
     def __init__(self, access: ServerAccess, timeout: float):
         try:
-            import httpx2  # what openai speaks HTTP by
+            import httpx2  # the HTTP client of openai
             import openai
         except ImportError as error:
             raise UserError(
@@ -113,7 +113,7 @@ class ChatClient:
         return dataclasses.replace(answer, **clean, server=access.base_url)
 
     async def _content(self, body: Mapping[str, Any]) -> str:
-        """The body of the response; raises as `answer` does."""
+        """Returns the body of the response. Raises as `answer`."""
         openai, quoted = self._openai, self._access.quoted
         try:
             # The client's own limit is between two bytes; a server may send one now and then.
@@ -142,7 +142,7 @@ class ChatClient:
     def _failure(
         self, status: int, codes: Sequence[str], said: str, headers: Mapping[str, str]
     ) -> Exception:
-        """The exception for a response without an answer; an error may come with status 200."""
+        """Returns the exception for a response without an answer. An error may have status 200."""
         said = f"status {status}: {self._access.quoted(said)}"
         known = [_STATUS_OF_CODE[code] for code in codes if code in _STATUS_OF_CODE]
         if status == 200:
@@ -155,7 +155,7 @@ class ChatClient:
         return RefusedError(said)
 
     async def _limit(self, response: Any) -> None:
-        """Limits the body before it is read. A compressed one, which could grow, is refused."""
+        """Limits the size of a body before it is read; refuses a compressed one, which may grow."""
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise RetryError(f"found a body in {encoding!r:.40}, expected no compression")
@@ -177,7 +177,7 @@ class ChatClient:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait; None when it does not say, or gives a date."""
+    """Returns the seconds that a server asks to wait; None if it gives no number."""
     try:
         return max(0.0, float(headers.get("retry-after", "")))
     except ValueError:

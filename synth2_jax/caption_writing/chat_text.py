@@ -1,4 +1,4 @@
-"""The caption in what a chat model says, which is often more than the caption."""
+"""Finds the caption in an answer of a chat model, which often writes more than the caption."""
 
 import re
 
@@ -19,7 +19,7 @@ _QUOTES = ('""', "''", "“”", "‘’", "«»", "„“", "``")
 
 
 def caption_in(text: str) -> str:
-    """The caption on one line, without thoughts, a preamble, what follows it, and quotes around it.
+    """Returns the caption on one line, without thoughts, preamble, later paragraphs and quotes.
 
     >>> caption_in('Sure! Here is a caption:\\n\\n"A dog\\n on  grass."\\n\\nDo you like it?')
     'A dog on grass.'
@@ -35,7 +35,7 @@ def caption_in(text: str) -> str:
 
 
 def _without_preamble(text: str) -> str:
-    marks = re.match(r"[\s*_#]*", text)[0]  # of Markdown, which may end behind the preamble
+    marks = re.match(r"[\s*_#]*", text)[0]  # of Markdown; they may end after the preamble
     found = _PREAMBLE.match(text, len(marks))
     return text[found.end() :].lstrip().removeprefix(marks.strip()) if found else text
 

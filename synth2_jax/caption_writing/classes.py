@@ -1,4 +1,4 @@
-"""Class lists: names in the config, a file with one name a line, or a list that is built in."""
+"""Class lists: names in the config, a file with one name a line, or a built-in list."""
 
 import pathlib
 import re
@@ -17,10 +17,10 @@ _MAX_CHARACTERS = 100
 def load_classes(
     given: Sequence[str] | str, built_in: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[str, ...]:
-    """Distinct class names, in order.
+    """Returns distinct class names, in order.
 
-    Names that differ only in case or spaces are one class, as the first writes it, and a line in
-    the log says so.
+    Names that differ only in case or spaces are one class, spelled as the first of them; the log
+    counts such names.
 
     Args:
       given: names, or text with commas between names. Each is the name of a built-in list
@@ -29,7 +29,7 @@ def load_classes(
       built_in: further lists by name.
 
     Raises:
-      UserError: no such file, a line that is no name, or no names at all.
+      UserError: a missing file, a line that is no class name, or no names at all.
     """
     items = given.split(",") if isinstance(given, str) else given
     names: list[str] = []
@@ -51,13 +51,15 @@ def load_classes(
 
 
 def read_class_list(path: pathlib.Path) -> list[str]:
-    """The names in a file, one a line.
+    """Reads the names in a file, one a line.
 
     Raises:
-      UserError: no such file, or the line, by its number, that is not UTF-8 or no name.
+      UserError: a missing file, or a line that is not UTF-8 or no class name; with its number.
     """
     if not path.is_file():
-        raise UserError(f"classes {str(path)!r}: no such file, expected one class name a line")
+        raise UserError(
+            f"classes {str(path)!r}: no such file. Give a file with one class name a line."
+        )
     names = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path}: line {number}"
@@ -74,7 +76,7 @@ def read_class_list(path: pathlib.Path) -> list[str]:
 
 def _name(text: str, where: str) -> str:
     name = text
-    if len(text) <= 10 * _MAX_CHARACTERS:  # to normalize many combining marks takes minutes
+    if len(text) <= 10 * _MAX_CHARACTERS:  # many combining marks take minutes to normalize
         name = " ".join(unicodedata.normalize("NFC", text).split())
     if not name.isprintable() or not re.search(r"\w", name) or len(name) > _MAX_CHARACTERS:
         raise UserError(
@@ -94,7 +96,7 @@ def _merged(names: Sequence[str]) -> tuple[str, ...]:
         kept.setdefault(key, name)
     if len(kept) < len(names):
         logging.warning(
-            "classes: %d of %d names were there before and are merged: %s",
+            "classes: %d of %d names are duplicates and were merged: %s",
             len(names) - len(kept),
             len(names),
             ", ".join(map(repr, list(twice)[:10])) + (", ..." if len(twice) > 10 else ""),

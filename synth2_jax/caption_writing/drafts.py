@@ -1,11 +1,11 @@
-"""What is asked of a source of captions, and what it gives."""
+"""Requests to a source of captions, and the drafts it returns."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """Draw number `draw` of a class; `prompt` is what the model reads."""
+    """A request for one draft: draw number `draw` of a class. The model reads `prompt`."""
 
     class_index: int
     class_name: str
@@ -15,13 +15,14 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
-    """One caption as it was written: for which class, from which draw, and whether it ended.
+    """One caption before it is checked.
 
     Attributes:
-      class_name: None where a file does not say, and no class list was given to find it by.
-      drop_reason: why it is dropped unread, such as "not UTF-8"; "" for a caption to judge.
-      model: who wrote it, where the source learns that with each answer.
-      seed: of this draft, where it has one of its own.
+      class_name: None if a file does not give it and there is no class list to find it in.
+      finished: whether the model ended the caption itself.
+      drop_reason: why there is no caption to check, such as "not UTF-8"; "" if there is one.
+      model: the model's name, if each answer reports it.
+      seed: the draft's own seed, if it has one.
     """
 
     class_name: str | None

@@ -1,14 +1,14 @@
-"""Near-duplicates among many captions: MinHash, locality-sensitive hashing, then a count.
+"""Finds near-duplicates among many captions by MinHash and locality-sensitive hashing.
 
 A caption is the set of its words and its pairs of neighbouring words. Captions are near-duplicates
 when the Jaccard similarity of their sets, |A and B| / |A or B|, reaches a bound. MinHash (Broder,
-1997): the smallest hash of a set is that of another with the probability of their similarity. Of P
-such hashes, rows of r make P / r bands; captions that agree in a whole band are compared in truth,
-so what is dropped is a near-duplicate beyond doubt, and of those at the bound a share of about
-(1 - s^r)^(P / r) is missed.
+1997): two sets have the same smallest hash with a probability equal to their similarity. P such
+hashes are split into P / r bands of r. Captions that agree in a whole band are then compared
+exactly, so each dropped caption is a near-duplicate; a pair of similarity s is missed with a
+probability of (1 - s^r)^(P / r).
 
-Legend: N captions, F features of a caption (all captions' in one array), P hashes, B bands, Q pairs
-of captions.
+Legend: N captions, F features (those of all captions in one array), P hashes, B bands, Q pairs of
+captions.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ import numpy as np
 
 from synth2_jax.text.words import words
 
-NUM_HASHES = 120  # divided by 1 to 6, 8 and 10
-_MISSED = 0.01  # of pairs right at the bound, at most
-_MAX_HEADS = 16  # in a band, a caption is compared with so many of those that agree with it
+NUM_HASHES = 120  # divisible by 1 to 6, 8 and 10
+_MISSED = 0.01  # largest share of the pairs at the bound that may be missed
+_MAX_HEADS = 16  # most captions of its band that a caption is compared with
 _CHUNK = 1 << 13  # captions at a time: their features stay in the cache
 _PAIRS_CHUNK = 1 << 16
-_FEATURE_BITS = 48  # beside 16 bits for the number of a row in its chunk
+_FEATURE_BITS = 48  # the other 16 bits hold the number of a row in its chunk
 
 
 def jaccard(a: str, b: str) -> float:
-    """Similarity of two captions, 0 to 1; 0 when one has no words."""
+    """Returns the similarity of two captions, 0 to 1; 0 when one has no words."""
     x, y = _feature_set(a), _feature_set(b)
     return len(x & y) / len(x | y) if x and y else 0.0
 
 
 def num_rows(similarity: float) -> int:
-    """The most hashes a band that miss at most 1% of the pairs right at the bound."""
+    """Returns the largest size of a band that misses at most 1% of the pairs at the bound."""
     fitting = (
         rows
         for rows in (10, 8, 6, 5, 4, 3, 2, 1)
@@ -46,14 +46,14 @@ def num_rows(similarity: float) -> int:
 
 
 class NearDuplicates:
-    """Captions that are no near-duplicates of each other, and which of new ones would be.
+    """Keeps captions that are no near-duplicates of each other, and finds those of new captions.
 
         near = NearDuplicates(similarity=0.8)
         dropped_N = near.add(captions)
 
-    Each dropped caption is similar to one that is kept. One by one that is one before it; of many
-    at once, which is much faster, it may also be one behind it. Captions without words are never
-    similar. A kept caption takes some 500 bytes.
+    Each dropped caption is similar to a kept one. If captions are added one by one, that is an
+    earlier one. If many are added at once, which is much faster, it may also be a later one.
+    Captions without words are never similar. A kept caption takes about 500 bytes.
     """
 
     def __init__(self, similarity: float, seed: int = 0):
@@ -62,7 +62,7 @@ class NearDuplicates:
         self._kept = self._hashes.describe([])
 
     def add(self, captions: Sequence[str]) -> np.ndarray:
-        """Whether each caption, bool[N], is a near-duplicate; the others are kept."""
+        """Returns which captions, bool[N], are near-duplicates; the others are kept."""
         new = self._hashes.describe(captions)
         dropped_N = np.zeros(len(captions), bool)
         rows_N = np.arange(len(captions))
@@ -72,12 +72,12 @@ class NearDuplicates:
             found, undecided = self._resolve(self._similar(table, num_kept), len(table))
             dropped_N[rows_N[found[num_kept:]]] = True
             self._kept = table.take(np.flatnonzero(~found & ~undecided))
-            # Those whose only likeness was itself dropped are compared once more.
+            # Captions similar only to a dropped one are compared again.
             rows_N = rows_N[undecided[num_kept:]]
         return dropped_N
 
     def _similar(self, table: "_Table", num_kept: int) -> dict[int, int]:
-        """{row: the row before it that it is similar to}, for rows from `num_kept` on."""
+        """Returns {row: an earlier row similar to it}, for rows from `num_kept` on."""
         open_N = table.counts_N > 0
         like: dict[int, int] = {}
         for band_N in table.bands_BN:
@@ -100,18 +100,19 @@ class NearDuplicates:
         return like
 
     def _resolve(self, like: dict[int, int], num: int) -> tuple[np.ndarray, np.ndarray]:
-        """(dropped bool[N], undecided bool[N]): like a kept one, and like one that is neither."""
+        """Returns (dropped bool[N], undecided bool[N]): similar to a kept row, or to neither."""
         dropped_N, undecided_N = np.zeros(num, bool), np.zeros(num, bool)
-        for row in sorted(like):  # whom it is like comes before it
+        for row in sorted(like):  # the similar row is an earlier one
             gone = dropped_N[like[row]] or undecided_N[like[row]]
             (undecided_N if gone else dropped_N)[row] = True
         return dropped_N, undecided_N
 
 
 def _groups(rows_N: np.ndarray, band_N: np.ndarray, num_kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows sorted by their band, without those alone in it; and which are the first of theirs.
+    """Returns the rows that share a band with another, and which are the first of their band.
 
-    Bands that hold kept captions only are left out too: those were compared before.
+    The rows are sorted by band. Bands of kept captions only are left out: those were compared
+    before.
     """
     if not len(rows_N):
         return rows_N, np.zeros(0, bool)
@@ -125,13 +126,13 @@ def _groups(rows_N: np.ndarray, band_N: np.ndarray, num_kept: int) -> tuple[np.n
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """Captions as numbers.
+    """Features and hashes of captions.
 
     Attributes:
       features_F: u64, the hashed features, distinct and sorted within each caption.
       counts_N: i64, features of each caption.
-      bands_BN: u64, equal where all hashes of a band are.
-      bytes_NP: u8, of each hash.
+      bands_BN: u64, equal for captions that agree in all hashes of a band.
+      bytes_NP: u8, one byte of each hash.
     """
 
     features_F: np.ndarray
@@ -155,9 +156,9 @@ class _Table:
         )
 
     def similar(self, a_Q: np.ndarray, b_Q: np.ndarray, similarity: float) -> np.ndarray:
-        """bool[Q]: whether captions a and b have a Jaccard similarity of `similarity` or more."""
+        """Returns bool[Q]: whether captions a and b are at least this similar (Jaccard)."""
         similar_Q = np.zeros(len(a_Q), bool)
-        # Far-off pairs are left out first, by their hashes: three standard deviations and more.
+        # Hashes that are three standard deviations too far apart need no exact comparison.
         spread = 3 * (similarity * (1 - similarity) / NUM_HASHES) ** 0.5
         for start in range(0, len(a_Q), _PAIRS_CHUNK):
             a, b = a_Q[start : start + _PAIRS_CHUNK], b_Q[start : start + _PAIRS_CHUNK]
@@ -170,7 +171,7 @@ class _Table:
         return similar_Q
 
     def _shared(self, a_Q: np.ndarray, b_Q: np.ndarray) -> np.ndarray:
-        """i64[Q]: features that a and b share; features of both, sorted, stand there twice."""
+        """Returns i64[Q], the number of features that a and b share."""
         pairs_Q = np.arange(len(a_Q), dtype=np.uint64) << np.uint64(_FEATURE_BITS)
         both = []
         for side_Q in (a_Q, b_Q):
@@ -178,13 +179,14 @@ class _Table:
             features = self.features_F[_ranges(self._starts_N[side_Q], counts_Q)]
             both.append(features | np.repeat(pairs_Q, counts_Q))
         sorted_features = np.sort(np.concatenate(both))
+        # A feature of both captions is there twice.
         twice = sorted_features[1:][sorted_features[1:] == sorted_features[:-1]]
         pair = (twice >> np.uint64(_FEATURE_BITS)).astype(np.int64)
         return np.bincount(pair, minlength=len(a_Q))
 
 
 class _Hashes:
-    """Makes tables of captions; the same captions have the same hashes in every process."""
+    """Makes tables of captions. The same captions have the same hashes in every process."""
 
     def __init__(self, rows: int, seed: int):
         rng = np.random.default_rng(seed)
@@ -229,7 +231,7 @@ def _feature_set(caption: str) -> set[str | tuple[str, str]]:
 
 
 def _features(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The features of a chunk of captions as `_Table` has them: (u64[F], i64[N])."""
+    """Returns features_F and counts_N of `_Table`, for a chunk of captions."""
     texts = [words(caption) for caption in captions]
     num_words_N = np.array([len(text) for text in texts], np.int64)
     word_ids = np.fromiter(
@@ -249,18 +251,18 @@ def _features(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=1 << 18)
 def _word_id(word: str) -> int:
-    # Not hash(): that one differs from process to process.
+    # Not hash(), which differs from process to process.
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest())
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Bits of u64 values, each spread over all (the last steps of MurmurHash3)."""
+    """Mixes the bits of u64 values (the last steps of MurmurHash3)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
     return values ^ (values >> np.uint64(33))
 
 
 def _ranges(starts_N: np.ndarray, counts_N: np.ndarray) -> np.ndarray:
-    """start, start + 1, ..., start + count - 1 of each, one after the other."""
+    """Returns start, start + 1, ..., start + count - 1 of each row, concatenated."""
     before_N = np.cumsum(counts_N) - counts_N
     return np.repeat(starts_N - before_N, counts_N) + np.arange(counts_N.sum())

@@ -1,4 +1,4 @@
-"""Filters of captions: a function of a draft that returns why it is dropped, or None."""
+"""Filter of captions: a function of a draft that returns why the draft is dropped, or None."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ DUPLICATES = ("verbatim", "normalized", "near")
 
 CaptionFilter = Callable[[Draft], str | None]
 
-# Joiners and direction marks belong to the spelling of some languages and to emoji.
+# Some languages and emoji need joiners and direction marks.
 _ALLOWED_FORMAT = frozenset("\u200c\u200d\u200e\u200f")
 _REFUSED_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 _MARKUP = re.compile(r"</?[a-zA-Z!][^<>]*>|&(?:[a-zA-Z]{2,8}|#x?[0-9a-fA-F]{1,6});")
 
-# Plurals that a class's own letters do not begin.
+# Plurals that do not begin with the singular.
 _IRREGULAR = {
     "child": "children",
     "foot": "feet",
@@ -40,13 +40,14 @@ _IRREGULAR = {
 class FilterConfig:
     """Attributes:
 
-    min_words, max_words: length of a caption; characters, in scripts without spaces.
-    max_characters: of a caption.
+    min_words, max_words: length of a caption in words, or in characters in scripts without spaces.
+    max_characters: length of a caption in characters.
     names_class: whether a caption must name its class.
     language: code such as "en" (`languages.LANGUAGES`); "" for any.
-    blocklist: file with one word or phrase a line that no caption may hold, in any case.
+    blocklist: file with one word or phrase a line; a caption that holds one is dropped. Case does
+      not count.
     duplicates: "verbatim", "normalized" (case and punctuation do not count) or "near".
-    similarity: of near-duplicates, Jaccard of words and pairs of words.
+    similarity: least Jaccard similarity of near-duplicates, over words and pairs of words.
     """
 
     min_words: int = 3
@@ -74,10 +75,7 @@ class FilterConfig:
             raise UserError(f"similarity: found {self.similarity}, expected 0.3 to 1")
 
     def describe(self) -> dict[str, object]:
-        """For a manifest: the settings, with the sha256 of the blocklist in the place of its path.
-
-        A path says nothing of what was in the file.
-        """
+        """Returns the settings for a manifest, with the blocklist's sha256 in place of its path."""
         found = dataclasses.asdict(self)
         if self.blocklist:
             found["blocklist"] = hashlib.sha256(_read(self.blocklist)).hexdigest()
@@ -91,7 +89,7 @@ def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
     `duplicates.NearDuplicates`.
 
     Raises:
-      UserError: a blocklist that cannot be read.
+      UserError: the blocklist cannot be read.
     """
     blocked = _phrases(config.blocklist) if config.blocklist else {}
     seen: set[str] = set()
@@ -128,12 +126,12 @@ def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
 
 
 def normalized(caption: str) -> str:
-    """The words alone, folded; a caption without any, such as of emoji, stays as it is."""
+    """Returns only the words, case-folded; a caption without words, such as emoji, is unchanged."""
     return " ".join(words(caption)) or caption
 
 
 def names(caption: str, class_name: str) -> bool:
-    """Whether a caption names its class, in the singular or plural.
+    """Returns whether a caption names its class, in the singular or plural.
 
     >>> names("two red cherries", "cherry"), names("a covered bridge", "red")
     (True, False)
@@ -142,7 +140,7 @@ def names(caption: str, class_name: str) -> bool:
 
 
 def forms(class_name: str) -> tuple[str, ...]:
-    """A class name, and its plural where that is more than an ending.
+    """Returns a class name, and its plural if that is more than an ending.
 
     >>> forms("wine glass"), forms("kitchen knife")
     (('wine glass',), ('kitchen knife', 'kitchen knives'))
@@ -160,7 +158,7 @@ def forms(class_name: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _naming(class_name: str) -> re.Pattern[str]:
-    # From the start of a word, so that "red" is not found in "covered"; plurals name it too.
+    # At the start of a word, so that "red" is not found in "covered". An ending may follow.
     edge = "" if is_unspaced(class_name[0]) else r"(?<!\w)"
     either = "|".join(map(re.escape, forms(class_name)))
     return re.compile(f"{edge}(?:{either})", re.IGNORECASE)
@@ -184,18 +182,22 @@ def _malformed(caption: str) -> str | None:
 def _read(path: str) -> bytes:
     file = pathlib.Path(path)
     if not file.is_file():
-        raise UserError(f"blocklist {path!r}: no such file, expected one word or phrase a line")
+        raise UserError(
+            f"blocklist {path!r}: no such file. Give a file with one word or phrase a line."
+        )
     return file.read_bytes()
 
 
 def _phrases(path: str) -> dict[int, set[tuple[str, ...]]]:
-    """{number of words: phrases of so many}."""
+    """Reads the blocklist: {number of words: phrases of that length}."""
     found: dict[int, set[tuple[str, ...]]] = {}
     for number, line in enumerate(_read(path).splitlines(), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
-            raise UserError(f"blocklist {path}: line {number} is not UTF-8") from error
+            raise UserError(
+                f"blocklist {path}: line {number} is not UTF-8. Save the file as UTF-8."
+            ) from error
         phrase = tuple(words(text))
         if phrase and not text.startswith("#"):
             found.setdefault(len(phrase), set()).add(phrase)

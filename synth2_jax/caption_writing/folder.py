@@ -1,4 +1,4 @@
-"""A folder of captions, as `synth2 captions` writes it."""
+"""The folder of captions that `synth2 captions` writes."""
 
 import pathlib
 from typing import Any
@@ -10,13 +10,13 @@ CAPTIONS, MANIFEST, ANSWERS = "captions.jsonl", "manifest.json", "answers.jsonl"
 
 
 def read_manifest(folder: pathlib.Path, captions: JsonLinesFile) -> dict[str, Any]:
-    """Who wrote the captions; UserError where it is the manifest of other ones."""
+    """Reads the manifest; raises UserError if it belongs to other captions."""
     manifest = read_json(folder / MANIFEST, "captions")
     for key, found in (("num_captions", captions.num_rows), ("sha256", captions.sha256)):
-        expected = manifest.get(key, found)  # other people's may not say it
+        expected = manifest.get(key, found)  # third-party manifests may lack it
         if expected != found:
             raise UserError(
                 f"{captions.path}: found {key} {found}, expected {expected!r:.80} as in "
-                f"{MANIFEST}. Run `synth2 captions` again, or delete {key} from {MANIFEST}"
+                f"{MANIFEST}. Run `synth2 captions` again, or delete {key} from {MANIFEST}."
             )
     return manifest

@@ -1,6 +1,7 @@
-"""Answers that were paid for, one JSON object a line, on the disk before they are used.
+"""Keeps answers that were paid for, one JSON object a line, on disk before they are used.
 
-A line is appended and synced as its answer arrives, so a kill loses no more than the line it tears.
+Each line is appended and synced when its answer arrives, so a killed run loses at most the line
+that it was writing.
 """
 
 import contextlib
@@ -19,14 +20,14 @@ from synth2_jax.caption_writing.answers import Answer
 from synth2_jax.errors import UserError
 
 _CHECKSUM = "crc32"
-_ROOM = 16 << 20  # bytes that answers under way may take, and more
+_ROOM = 16 << 20  # bytes; more than the answers under way can take
 
 
 class Journal:
-    """A context manager around a file of answers, each under the key of its request.
+    """File of answers, each with the key of its request. A context manager.
 
     Raises:
-      UserError: another process has the file open, or a line that is not the last is damaged.
+      UserError: another process has the file open, or a line before the last is damaged.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -35,14 +36,16 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a buffer, which would keep what a full disk refuses and write it later.
+        # Without a buffer, which would keep a line that a full disk refuses, and write it later.
         self._file = open(self._path, "ab+", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError as error:
             self._file.close()
-            raise UserError(f"{self._path}: another run is writing there") from error
+            raise UserError(
+                f"{self._path}: another run is writing to it. Wait for it to end, or stop it."
+            ) from error
         except BaseException:
             self._file.close()
             raise
@@ -58,11 +61,11 @@ class Journal:
         return self._answers.get(key)
 
     def answers(self) -> list[Answer]:
-        """All of them, also those that this run has no use for."""
+        """Returns all answers, also those that this run does not use."""
         return list(self._answers.values())
 
     def check_room(self) -> None:
-        """Raises UserError when the disk is so full that an answer might find no room."""
+        """Raises UserError when the disk may have no room for the answers under way."""
         found = os.fstatvfs(self._file.fileno())
         free = found.f_bavail * found.f_frsize
         if found.f_blocks and free < _ROOM:  # some mounted file systems do not know their size
@@ -72,13 +75,13 @@ class Journal:
             )
 
     def append(self, key: str, answer: Answer) -> None:
-        """Returns when the answer is on the disk.
+        """Returns once the answer is on disk.
 
         Raises:
-          UserError: it cannot be written; the file is as it was.
+          UserError: it cannot be written; the file is unchanged.
         """
         row = {"key": key, **dataclasses.asdict(answer)}
-        # In ASCII: an answer may hold half of a surrogate pair, which has no UTF-8.
+        # In ASCII: an answer may hold half of a surrogate pair, which UTF-8 cannot encode.
         line = json.dumps({**row, _CHECKSUM: _checksum(row)}) + "\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
@@ -105,8 +108,8 @@ class Journal:
                 self._take(line)
             except ValueError as error:
                 raise UserError(
-                    f"{self._path}: line {number} is damaged ({error}); delete that line, and its "
-                    "caption is asked for again"
+                    f"{self._path}: line {number} is damaged ({error}). Delete that line; its "
+                    "caption is asked for again."
                 ) from error
         if not torn:
             return
@@ -114,14 +117,14 @@ class Journal:
             self._take(torn)
             self._write(b"\n")
         except ValueError:
-            logging.warning("%s: the last line is torn and is left out", self._path)
+            logging.warning("%s: the last line is incomplete and is removed", self._path)
             self._file.truncate(sum(len(line) + 1 for line in lines))
 
     def _take(self, line: bytes) -> None:
-        """Keeps the answer of a line; ValueError says what is wrong with it."""
+        """Reads the answer of a line; raises ValueError if the line is damaged."""
         try:
             row = json.loads(line)
-            checksum = row.pop(_CHECKSUM, None)  # which lines of earlier versions do not have
+            checksum = row.pop(_CHECKSUM, None)  # lines of earlier versions have none
             if checksum not in (None, _checksum(row)):
                 raise ValueError(f"{_CHECKSUM} differs")
             key, answer = row.pop("key"), Answer(**row)

@@ -1,4 +1,4 @@
-"""Captions from a language model in this process.
+"""Writes captions by a language model in this process.
 
 Legend: B batch, P prompt tokens, T generated tokens.
 """
@@ -26,11 +26,11 @@ class LanguageModelSource:
     Synth², section 3.1.
 
     Args:
-      config, params: the model; a Gemma is asked in its chat format (`prompts.in_turns`).
+      config, params: the model. Prompts of a Gemma are in its chat format (`prompts.in_turns`).
       vocabulary: its vocabulary.
-      decode: how to sample; nucleus, or every caption of a class is the same.
-      seed: draw i of a class depends on (seed, class, i) alone, whatever the batches are.
-      batch_size: captions at a time.
+      decode: how to sample: with nucleus, as otherwise all captions of a class are the same.
+      seed: draw i of a class depends only on (seed, class, i), not on its batch.
+      batch_size: number of captions that are written at once.
 
     Raises:
       UserError: the vocabulary is not the model's.
@@ -51,16 +51,15 @@ class LanguageModelSource:
         self._batch_size = batch_size
         self._params = jax.device_put(params)
         model = config.make()
-        self._write = functools.cache(
-            lambda end_id: jax.jit(make_write(model, decode, end_id))  # one program an end
-        )
+        # One program for each end token.
+        self._write = functools.cache(lambda end_id: jax.jit(make_write(model, decode, end_id)))
         self._key = jax.random.key(seed)
         self._row_keys = jax.jit(
             jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(self._key, row[0]), row[1]))
         )
 
     def write(self, requests: Sequence[Request]) -> Iterator[Draft]:
-        """Drafts in an order of their own: batched by length of prompt and by what ends it."""
+        """Yields drafts in batches of prompts with the same length and the same end token."""
         groups = collections.defaultdict(list)
         for request in requests:
             prompt = self._vocabulary.encode(request.prompt)

@@ -1,8 +1,8 @@
-"""Whether a text is in a language, by its script and its commonest words.
+"""Guesses whether a text is in a language, by its script and its most common words.
 
-Scripts tell most of the world's languages apart; those that share Latin letters differ in words
-that hardly a sentence does without. A text of few words may hold none of them, so only a text that
-has more of another language's, or is long and has none, counts as foreign.
+Most languages differ in script. Those with Latin letters differ in words that nearly every sentence
+has. A short text may have none of these words, so it only counts as foreign if it has more words of
+another language, or is long and has none of this one.
 """
 
 import functools
@@ -44,7 +44,7 @@ _COMMON_WORDS = {
     }.items()
 }
 _LATIN = ("LATIN",)
-_LONG_WORDS = 6  # a sentence of so many words has a common one
+_LONG_WORDS = 6  # a sentence of this many words has a common one
 _SHARE_OF_LETTERS = 0.8  # names and units may be written in other letters
 
 LANGUAGES = tuple(sorted(_SCRIPTS | _COMMON_WORDS))
@@ -57,7 +57,7 @@ def check_language(language: str, where: str) -> None:
 
 
 def is_in_language(text: str, language: str) -> bool:
-    """Whether `text` may be in `language`, a code of LANGUAGES.
+    """Returns whether `text` may be in `language`, a code of LANGUAGES.
 
     >>> is_in_language("a dog on the beach", "en"), is_in_language("ein Hund am Strand", "en")
     (True, False)

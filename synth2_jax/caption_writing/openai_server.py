@@ -1,7 +1,7 @@
-"""Captions from any server that speaks OpenAI's chat API.
+"""Writes captions by any server with OpenAI's chat API.
 
-Answers are checked and written to a journal before they are used, so that nothing that was paid for
-is asked twice.
+Answers are checked and written to a journal before they are used: an answer that was paid for is
+never asked for twice.
 """
 
 import asyncio
@@ -24,20 +24,20 @@ from synth2_jax.caption_writing.server_access import ServerAccess
 from synth2_jax.caption_writing.server_config import ServerConfig, Usage
 from synth2_jax.errors import UserError
 
-_POLL_SECONDS = 0.2  # the caller gets control back this often while it waits for a draft
+_POLL_SECONDS = 0.2  # a waiting caller gets control back this often
 _MAX_WAIT = 60.0  # seconds before a retry
-_AHEAD = 4  # tasks for each request that may be under way, so that one slow answer stops no other
+_AHEAD = 4  # tasks for each concurrent request: one slow answer must not stop the others
 _MAX_FAILED_IN_A_ROW = 16
 _UNFINISHED = {"length", "content_filter"}
 
 
 class OpenAIServerSource:
-    """Drafts from a server, in the order of their requests, whatever the order of the answers.
+    """Drafts from a server, in the order of the requests.
 
     Args:
-      config: what to ask, and how fast.
-      journal: open; answers in it are used and new ones are added.
-      seed: every request has a seed of its own, from (seed, class name, draw).
+      config: the model, its sampling, and limits of speed and cost.
+      journal: an open one; its answers are used, and new ones are added.
+      seed: each request gets its own seed, made from (seed, class name, draw).
 
     Raises:
       UserError: as `ServerAccess`.
@@ -98,11 +98,11 @@ class OpenAIServerSource:
                 runner.run(self._finish(client, waiting))
 
     def usage(self) -> dict[str, Any]:
-        """Tokens and cost of all runs of the journal; for a manifest."""
+        """Returns tokens and cost of all runs of the workdir, for a manifest."""
         return self._usage.describe()
 
     def summary(self) -> str:
-        """What this run and all runs have asked for and paid, on one line."""
+        """Returns counts of this run and of all runs, on one line."""
         return (
             f"{self.answered} answers in this run, {self.retries} retries, {self.failed} failed; "
             f"{self._usage.summary()}"
@@ -118,7 +118,7 @@ class OpenAIServerSource:
             async with semaphore:
                 try:
                     answer, reason = await self._ask(client, key, body)
-                except UserError as error:  # of any request, not only of the one waited for
+                except UserError as error:  # also of a request that is not waited for yet
                     self._fatal = self._fatal or error
                     self._stopping.set()
                     reason = "not asked"
@@ -148,7 +148,7 @@ class OpenAIServerSource:
     async def _ask(
         self, client: ChatClient, key: str, body: dict[str, Any]
     ) -> tuple[Answer | None, str]:
-        """(answer, ""), once it is in the journal; or (None, why the draft is dropped)."""
+        """Returns (answer, ""), once it is in the journal, or (None, why the draft is dropped)."""
         why, reason = "", "no answer"
         for attempt in range(self._config.max_attempts):
             await self._wait_for_turn()
@@ -194,7 +194,7 @@ class OpenAIServerSource:
         if wait is None:
             # Full jitter, so that requests that failed together do not come back together.
             wait = random.uniform(0, min(_MAX_WAIT, 0.5 * 2**attempt))
-        else:  # a time that the server asks for holds for all requests
+        else:  # the server asks all requests to wait
             wait = min(wait, _MAX_WAIT)
             self._next_turn = max(self._next_turn, asyncio.get_running_loop().time() + wait)
         await self._pause(wait)

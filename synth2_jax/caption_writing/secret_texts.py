@@ -1,4 +1,4 @@
-"""Secrets, such as an API key, in every spelling that a message may have them in."""
+"""Finds secrets, such as an API key, in every spelling that a message may hold."""
 
 import base64
 import contextlib
@@ -8,32 +8,32 @@ import re
 from collections.abc import Iterator
 
 _MOST_READ, _MOST_QUOTED = 10_000, 300  # characters of a message
-_MOST_PER_CHARACTER = 16  # of a secret, as it is spelled in a message
+_MOST_PER_CHARACTER = 16  # characters that spell one character of a secret
 
 
 class Secrets:
     """Texts that no file, message or log may hold.
 
-    They are found as they are; with characters escaped as JSON, Python, URLs and HTML do it; and in
-    base64, also as a part of a longer text, as a header has it.
+    They are found unchanged, with characters escaped as in JSON, Python, URLs and HTML, and in
+    base64, also as a part of a longer text, as in a header.
     """
 
     def __init__(self, *secrets: str):
         spellings = [spelling for text in secrets for spelling in (_escaped(text), *_base64(text))]
-        self._pattern = re.compile("|".join(spellings) or r"(?!)")  # that never matches
+        self._pattern = re.compile("|".join(spellings) or r"(?!)")  # (?!) never matches
         self._longest = _MOST_PER_CHARACTER * max(map(len, secrets), default=0)
 
     def are_in(self, text: str) -> bool:
-        """Whether one of them is in `text`."""
+        """Returns whether `text` holds one of them."""
         return self._pattern.search(text) is not None
 
     def without(self, text: str) -> str:
-        """`text` with *** in their place."""
+        """Returns `text` with *** in place of each secret."""
         return self._pattern.sub("***", text)
 
     @contextlib.contextmanager
     def kept_from_logs(self, *packages: str) -> Iterator[None]:
-        """Meanwhile the loggers of these packages, which are imported, log *** in their place."""
+        """Makes the loggers of these imported packages log *** in place of each secret."""
 
         def without_secrets(record: logging.LogRecord) -> bool:
             record.msg, record.args, record.exc_info = self.without(record.getMessage()), (), None
@@ -53,18 +53,18 @@ class Secrets:
                 logger.removeFilter(without_secrets)
 
     def quoted(self, text: str) -> str:
-        """The beginning of `text` on one line, without secrets and what a terminal would obey."""
+        """Returns the start of `text` on one line, without secrets and control characters."""
         found = self.without(text[:_MOST_READ])
-        if len(text) > _MOST_READ:  # half of a secret may be at its end
+        if len(text) > _MOST_READ:  # it may end with half a secret
             found = found[: max(0, len(found) - self._longest)]
         return repr(" ".join(found.split())[:_MOST_QUOTED])[1:-1]
 
 
 def _escaped(text: str) -> str:
-    """A pattern of `text` as it is, or with any of its characters escaped, in upper or lower case.
+    """Returns a pattern of `text` unchanged, or with any of its characters escaped.
 
-    Each character is matched in one way only, and each repetition has a limit: a server may send
-    text that would otherwise take for ever.
+    Each character matches in one way only, and each repetition has a limit: otherwise a server
+    could send text that takes forever.
     """
 
     def spellings(character: str) -> str:
@@ -82,7 +82,7 @@ def _escaped(text: str) -> str:
 
 
 def _base64(text: str) -> list[str]:
-    """Patterns of what base64 makes of `text` behind 0, 1 or 2 bytes, whatever is around them."""
+    """Returns patterns of `text` in base64, after 0, 1 or 2 bytes and inside a longer text."""
     found = []
     for before in range(3):
         encoded = base64.b64encode(b"\0" * before + text.encode()).decode()

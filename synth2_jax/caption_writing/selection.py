@@ -1,4 +1,4 @@
-"""Which drafts end up in the set of captions: good ones, distinct, and so many of each class."""
+"""Selects the drafts that become captions: good, distinct, and up to a quota for each class."""
 
 import collections
 from collections.abc import Mapping
@@ -9,21 +9,22 @@ from synth2_jax.caption_writing.filters import FilterConfig, make_filter
 from synth2_jax.errors import UserError
 
 OVER_QUOTA = "over quota"
-_MIN_DRAFTS = 100  # a share of fewer says little
+_MIN_DRAFTS = 100  # a share of fewer drafts means little
 
 
 class Selection:
-    """Drafts offered one by one; `settle` now and then, and at the end.
+    """Takes drafts one by one. Call `settle` now and then, and at the end.
 
     Args:
-      quotas: {class name: captions to keep}, None for all; drafts without a class have the name
-        None. A draft of another class is dropped.
-      filter_config: what a good caption is.
-      max_dropped_share: of the drafts offered; those over their quota do not count.
+      quotas: {class name: number of captions, or None for all}; drafts without a class have the
+        name None. A draft of another class is dropped.
+      filter_config: settings of the filter.
+      max_dropped_share: largest share of drafts that may be dropped. Drafts over a quota do not
+        count.
 
     Attributes:
-      kept: {class name: drafts}, in the order they were offered.
-      dropped: {reason: drafts}.
+      kept: {class name: drafts}, in the order of `offer`.
+      dropped: {reason: number of drafts}.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Selection:
         self._waiting: list[Draft] = []
 
     def offer(self, draft: Draft) -> bool:
-        """Whether the draft may be kept, as far as is known before `settle`.
+        """Returns whether the draft is kept, unless `settle` drops it.
 
         Raises:
           UserError: more than `max_dropped_share` of the drafts were dropped.
@@ -65,7 +66,7 @@ class Selection:
         return True
 
     def settle(self) -> int:
-        """Drops near-duplicates and what is over quota; returns how many of those offered.
+        """Drops near-duplicates and drafts over their quota; returns how many.
 
         Raises:
           UserError: more than `max_dropped_share` of the drafts were dropped.
@@ -88,7 +89,7 @@ class Selection:
         return num_dropped
 
     def lacks(self) -> dict[str | None, int]:
-        """{class name: captions short of its quota}, without those that have theirs."""
+        """Returns {class name: number of captions that are missing}, without full classes."""
         lacking = {
             name: quota - len(self.kept[name])
             for name, quota in self._quotas.items()
@@ -97,7 +98,7 @@ class Selection:
         return {name: number for name, number in lacking.items() if number}
 
     def is_full(self) -> bool:
-        """Whether every class has its quota."""
+        """Returns whether every class has its quota."""
         return all(map(self._is_full, self._quotas))
 
     def _is_full(self, name: str | None) -> bool:
@@ -110,7 +111,8 @@ class Selection:
         bad = self.dropped.total() - self.dropped[OVER_QUOTA]
         if bad > self._max_dropped_share * self._offered:
             raise UserError(
-                f"captions: {bad} of {self._offered} drafts were dropped, "
-                f"{dict(self.dropped.most_common())}; expected at most "
-                f"config.max_dropped_share={self._max_dropped_share}"
+                f"config.max_dropped_share: {bad} of {self._offered} drafts were dropped (found "
+                f"{dict(self.dropped.most_common())}, expected a share of at most "
+                f"{self._max_dropped_share}). Change the prompt, the model or the filter, or raise "
+                "the limit."
             )

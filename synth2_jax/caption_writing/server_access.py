@@ -1,4 +1,4 @@
-"""What it takes to reach a server: its address, the API key, and the proxies of the environment.
+"""Address, API key and proxies of a server, checked.
 
 The key comes from the environment and is in no file, message or log.
 """
@@ -26,8 +26,8 @@ class ServerAccess:
 
     key: the API key.
     base_url: without secrets, as it may stand in a manifest.
-    secrets: the key; it must not reach an answer, a file or a log.
-    quoted: what a server or library says as one clean line, also without the proxies' passwords.
+    secrets: the key, which must not reach an answer, a file or a log.
+    quoted: function that turns a message of a server or library into one line without secrets.
 
     Raises:
       UserError: no OPENAI_API_KEY, one that no header can hold, or a config or address that holds
@@ -49,12 +49,12 @@ class ServerAccess:
 
 
 def environment_names(names: Sequence[str]) -> list[str]:
-    """Those that are set; each is read in lower case too."""
+    """Returns the variables that are set, in upper or lower case."""
     return [name for n in names for name in (n, n.lower()) if os.environ.get(name)]
 
 
 def _checked_key(text: str) -> str:
-    """The API key without spaces around it; the messages do not repeat it."""
+    """Returns the API key without spaces around it. Errors do not repeat it."""
     key = text.strip()
     if not key:
         raise UserError(
@@ -70,14 +70,14 @@ def _checked_key(text: str) -> str:
 
 
 def _checked_url(url: str, *, holds_key: bool) -> str:
-    """`url` without a slash at its end; the messages do not repeat it: it may hold a secret."""
+    """Returns `url` without a slash at its end. Errors do not repeat it: it may hold a secret."""
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
     except ValueError:
         parts, host = None, None
     if not host or not is_name(url) or parts.scheme not in ("http", "https"):
-        raise UserError("config.server.base_url: no address, expected http://HOST/v1 or https://")
+        raise UserError("config.server.base_url: no address, expected such as http://HOST/v1")
     if "@" in parts.netloc or parts.query or parts.fragment or holds_key:
         raise UserError(
             "config.server.base_url: holds a user, password, query or key, expected the address "
@@ -87,5 +87,5 @@ def _checked_url(url: str, *, holds_key: bool) -> str:
 
 
 def _password(url: str) -> str:
-    """The password in a proxy's address; "" when it has none."""
+    """Returns the password in a proxy's address; "" if there is none."""
     return url.rpartition("@")[0].rpartition("/")[2].partition(":")[2]

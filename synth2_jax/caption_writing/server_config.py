@@ -1,4 +1,4 @@
-"""Config of a server that writes captions, and the count of what its answers took."""
+"""Config of a server that writes captions, and the tokens and cost of its answers."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ class ServerConfig:
             raise UserError("max_cost: needs a price. Set input_price or output_price.")
 
     def sampling(self) -> dict[str, Any]:
-        """The fields of a request's body that shape an answer, in JSON's types."""
+        """Returns the fields of a request that change its answer, in JSON's types."""
         found = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -78,7 +78,7 @@ class ServerConfig:
 
 
 class Usage:
-    """Counts over all answers of a journal, for a manifest and the limit on cost."""
+    """Counts answers and tokens over all runs of a workdir, and their cost."""
 
     def __init__(self, config: ServerConfig, answers: Iterable[Answer]):
         self._config = config
@@ -114,12 +114,12 @@ class Usage:
             )
 
     def describe(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Returns the counts for a manifest."""
         names = ("answers", "prompt_tokens", "completion_tokens", "without_usage", "cost")
         return {name: getattr(self, name) for name in names}
 
     def summary(self) -> str:
-        """What all runs have asked for and paid, in words."""
+        """Returns the counts in words."""
         line = (
             f"{self.answers} in all, {self.prompt_tokens} prompt and {self.completion_tokens} "
             "completion tokens"

@@ -1,6 +1,6 @@
-"""Prompt templates: texts with the named slots {class_name}, {style} and {length}.
+"""Prompt templates: texts with the slots {class_name}, {style} and {length}.
 
-A doubled brace stands for itself, as in `str.format`.
+Braces are doubled to write them in a text, as in `str.format`.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ BUILT_IN = {
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A text, the slots in it, and the sha256 of its UTF-8 bytes.
+    """Text with slots.
 
-    Raises UserError on a slot that is not of SLOTS, on braces that do not close, and when
-    {class_name} is missing: every class would be asked in the same words.
+    Raises UserError on a slot that is not in SLOTS, on braces that do not close, and when
+    {class_name} is missing: all classes would get the same prompt.
     """
 
     text: str
@@ -39,15 +39,15 @@ class Template:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """In the order of the text."""
+        """The slots, in the order of the text."""
         try:
             parts = list(string.Formatter().parse(self.text))
         except ValueError as error:
-            raise UserError(f"{self.name}: {error}; write {{{{ for a brace") from error
+            raise UserError(f"{self.name}: {error}. Write {{{{ for a brace.") from error
         for _, slot, form, conversion in parts:
             if slot is not None and (form or conversion):
                 raise UserError(
-                    f"{self.name}: slot {{{slot}}} has a format, expected its name alone"
+                    f"{self.name}: slot {{{slot}}} has a format, expected only its name"
                 )
         return tuple(slot for _, slot, _, _ in parts if slot is not None)
 
@@ -58,15 +58,15 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Prompts of one template, whose styles and lengths take turns over the draws of a class.
+    """Makes prompts from a template; styles and lengths take turns over the draws of a class.
 
     Args:
-      template: what to fill in.
+      template: text of the prompts.
       styles: values of {style}.
       lengths: values of {length}, in words.
 
     Raises:
-      UserError: a slot without values, or values without their slot.
+      UserError: a slot has no values, or values have no slot.
     """
 
     template: Template
@@ -83,7 +83,7 @@ class Prompts:
                 )
 
     def targets(self, draw: int) -> dict[str, str | int]:
-        """{"style": ..., "length": ...} of a draw, those that the template asks for."""
+        """Returns {"style": ..., "length": ...} of a draw, for the slots that the template has."""
         found: dict[str, str | int] = {}
         if self.styles:
             found["style"] = self.styles[draw % len(self.styles)]
@@ -93,15 +93,15 @@ class Prompts:
         return found
 
     def prompt(self, class_name: str, draw: int) -> str:
-        """The whole text that the model reads."""
+        """Returns the whole text that the model reads."""
         return self.template.text.format(class_name=class_name, **self.targets(draw))
 
 
 def load_template(name: str) -> Template:
-    """A template by built-in name, or read from a file; line breaks at its end are not part of it.
+    """Returns a built-in template, or reads one from a file, without line breaks at its end.
 
     Raises:
-      UserError: no such file, not UTF-8, or what `Template` refuses.
+      UserError: a missing file, text that is not UTF-8, or as `Template`.
     """
     if name in BUILT_IN:
         return Template(BUILT_IN[name], f"template {name}")
@@ -113,5 +113,5 @@ def load_template(name: str) -> Template:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"template {name}: not UTF-8: {error}") from error
+        raise UserError(f"template {name}: not UTF-8: {error}. Save the file as UTF-8.") from error
     return Template(text.replace("\r\n", "\n").rstrip("\n"), f"template {name}")

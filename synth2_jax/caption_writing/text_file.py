@@ -1,4 +1,4 @@
-"""Captions that are there already: one a line of text, or JSON objects in a .jsonl file.
+"""Reads existing captions: lines of text, or JSON objects in a .jsonl file.
 
 A bad line becomes a draft with a reason to drop it: it is counted, and the rest is used.
 """
@@ -14,18 +14,18 @@ from synth2_jax.errors import UserError
 from synth2_jax.text.words import words
 
 _READ_BYTES = 1 << 20
-_MOST_SEARCHED = 10_000  # characters of a caption; to normalize combining marks takes long
+_MOST_SEARCHED = 10_000  # characters of a caption; many combining marks take long to normalize
 
 
 class TextFileSource:
-    """The lines of a file as drafts; `draw` is the number of the line, from 1.
+    """Reads the lines of a file as drafts; `draw` is the number of the line, from 1.
 
-    A JSON object has its caption under "caption", and may have its class under "class". Where it
-    has none, the class is the one of the list that the caption names, longer names first.
+    A JSON object has the key "caption", and may have the key "class". Without a class, it is the
+    class of the list that the caption names; longer names come first.
 
     Args:
-      path: a name that ends in .jsonl is of JSON lines, any other of plain text.
-      classes: names to find; None where captions need no class.
+      path: a file of JSON lines if it ends in .jsonl, otherwise of plain text.
+      classes: names to find in captions; None if captions need no class.
 
     Raises:
       UserError: no such file.
@@ -34,16 +34,18 @@ class TextFileSource:
     def __init__(self, path: str, classes: Sequence[str] | None):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
-            raise UserError(f"text_file {path!r}: no such file, expected one caption a line")
+            raise UserError(
+                f"text_file {path!r}: no such file. Give a file with one caption a line."
+            )
         self._finder = None if classes is None else _ClassFinder(classes)
 
     def num_lines(self) -> int:
-        """Blank ones too."""
+        """Counts all lines, also blank ones."""
         with open(self._path, "rb") as file:
             return sum(1 for _ in file)
 
     def read(self) -> Iterator[Draft]:
-        """Every line but the blank ones."""
+        """Yields a draft for each line that is not blank."""
         parse = _parse_json if self._path.suffix == ".jsonl" else _parse_text
         with open(self._path, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -61,7 +63,7 @@ class TextFileSource:
                 yield Draft(class_name, number, caption, drop_reason=reason)
 
     def describe(self) -> dict[str, str]:
-        """For a manifest: the file's name and the sha256 of its bytes."""
+        """Returns the file's name and sha256, for a manifest."""
         digest = hashlib.sha256()
         with open(self._path, "rb") as file:
             while block := file.read(_READ_BYTES):
@@ -74,7 +76,7 @@ def _parse_text(line: str) -> tuple[str | None, str, str]:
 
 
 def _parse_json(line: str) -> tuple[str | None, str, str]:
-    """(class or None, caption, reason to drop it or "")."""
+    """Returns (class or None, caption, why the draft is dropped or "")."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -88,7 +90,7 @@ def _parse_json(line: str) -> tuple[str | None, str, str]:
 
 
 class _ClassFinder:
-    """The class that a caption names: the one of most words, and of those the first named."""
+    """Finds the class that a caption names: the longest name, and the first of these."""
 
     def __init__(self, classes: Sequence[str]):
         self._by_words: dict[tuple[str, ...], str] = {}

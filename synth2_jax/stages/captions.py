@@ -1,12 +1,13 @@
 """`synth2 captions`: writes captions class by class, from one of three sources.
 
-The source is the one that the config names: `language_model`, in this process; `server`, any that
-speaks OpenAI's chat API; `text_file`, captions that are there already.
+The config names one source: `language_model`, which runs in this process; `server`, with OpenAI's
+chat API; or `text_file`, a file of captions.
 
-Writes WORKDIR/captions.jsonl (a caption a line, with who wrote it and how) and
-WORKDIR/manifest.json (the same of all of them, how many were dropped and why, tokens and cost). A
-server's answers are kept in WORKDIR/answers.jsonl as they arrive: the same command goes on from
-there, and another filter or quota asks for nothing that is there.
+Writes WORKDIR/captions.jsonl, one caption a line with its model and sampling, and
+WORKDIR/manifest.json: the model and sampling of all captions, how many drafts were dropped and why,
+tokens and cost. A server's answers are kept in WORKDIR/answers.jsonl as they arrive. The same
+command continues from there; with another filter or quota it asks only for answers that are
+missing.
 """
 
 import collections
@@ -47,33 +48,33 @@ from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.train_state import Params
 
 SCENES = "scenes"  # the class list of the built-in data set
-_SETTLE_EVERY = 1 << 18  # lines of a file
-_HOPELESS = 1000  # drafts of one round, none of them usable: more would not be either
+_SETTLE_EVERY = 1 << 18  # lines of a text file
+_HOPELESS = 1000  # the run stops after a round of this many drafts without a usable one
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionsConfig:
     """Attributes:
 
-    language_model: workdir or export of a language model; or a Gemma 3 of the package gemma or
-      Hugging Face, instruction-tuned, which is asked in its chat format.
-    vocabulary: path of a Gemma's SentencePiece model; a run has its own.
-    captions_per_class: captions that each class gets, without dropped drafts; None takes all of a
-      text file.
-    max_rounds: how often a class that lacks captions is asked for more.
-    classes: class names, files with one a line, "common_objects", or "scenes" for every colour and
-      shape. A text file's captions need none; a language model trained on Scenes has that list.
-    decode: of the language model; nucleus sampling.
-    batch_size: of the language model.
-    seed: of the draws.
+    language_model: workdir or export of a language model; or an instruction-tuned Gemma 3, in the
+      format of the package gemma or of Hugging Face, which gets prompts in its chat format.
+    vocabulary: path of a Gemma's SentencePiece model; empty for a run, which has its own.
+    captions_per_class: number of captions that each class gets; None takes all of a text file.
+    max_rounds: number of rounds in which classes without enough captions get more drafts.
+    classes: class names, files with one name a line, "common_objects", or "scenes" for every colour
+      and shape. Empty means no classes for a text file, and "scenes" for a language model trained
+      on Scenes.
+    decode: sampling of the language model; nucleus.
+    batch_size: captions that the language model writes at once.
+    seed: of all draws.
     server: model and address of a server.
-    text_file: path of a file with one caption a line, or .jsonl.
-    template: text of the prompt, a built-in name or a file; "" for "class" (our language model),
-      "chat" (a Gemma) or "describe" (a server).
-    styles, lengths: what the slots {style} and {length} hold, in turn over the draws of a class.
-    quotas: {class name: captions}, for classes that get another number.
+    text_file: path of a file with one caption a line, or of a .jsonl file.
+    template: name of a built-in prompt, or a file; "" is "class" for a language model of synth2,
+      "chat" for a Gemma and "describe" for a server.
+    styles, lengths: values of the slots {style} and {length}; the draws of a class take turns.
+    quotas: {class name: number of captions}, for classes that get another number.
     filter: which captions are dropped.
-    max_dropped_share: the run stops when a larger share of the drafts is dropped.
+    max_dropped_share: the run stops if a larger share of the drafts is dropped.
     """
 
     language_model: str = ""
@@ -103,18 +104,20 @@ class CaptionsConfig:
                 raise UserError(f"{kind}: found {min(values)}, expected 1 or more")
         given = [name for name in ("language_model", "server", "text_file") if getattr(self, name)]
         if len(given) > 1:
-            raise UserError(f"found {' and '.join(given)}, expected one source")
+            raise UserError(f"found {' and '.join(given)}, expected one source. Remove the others.")
         if self.text_file:
             for name in ("template", "styles", "lengths"):
                 if getattr(self, name):
-                    raise UserError(f"{name}: found with text_file, which is not prompted")
+                    raise UserError(
+                        f"{name}: found with text_file, which needs no prompt. Remove it."
+                    )
         elif self.captions_per_class is None:
             raise UserError("captions_per_class: missing, expected a number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Who wrote the captions: `row` is in every row, `manifest` in the manifest."""
+    """Source of the captions: `row` goes into every row, `manifest` into the manifest."""
 
     row: Mapping[str, Any]
     manifest: Mapping[str, Any]
@@ -141,11 +144,11 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
             origin = _ask_language_model(model, selection, prompts, cfg, stop)
     dropped = dict(selection.dropped)
     if not any(selection.kept.values()):
-        advice = ""
+        advice = ". Change the filter or the source."
         if model:
             advice = (
-                "; train the language model for longer, or give classes that its training data "
-                f"names (config.classes), not such as {classes[0]!r}"
+                ". Train the language model for longer, or give classes that its training data "
+                f"names (config.classes), not such as {classes[0]!r}."
             )
         raise UserError(
             f"captions: none of {sum(dropped.values())} drafts is usable, dropped {dropped}{advice}"
@@ -179,7 +182,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
 
 
 def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | None, int | None]:
-    """{class name: captions}; UserError when a quota is for no class of the list."""
+    """Returns {class name: number}; raises UserError on a quota for an unknown class."""
     names: Sequence[str | None] = (None,) if classes is None else classes
     for name in cfg.quotas:
         if name not in names:
@@ -188,7 +191,7 @@ def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | No
 
 
 def _classes(cfg: CaptionsConfig, model: "_LanguageModel | None") -> tuple[str, ...] | None:
-    """Class names; None for a text file whose captions need none."""
+    """Returns class names; None for a text file without classes."""
     given = cfg.classes
     if not any(given):
         if cfg.text_file:
@@ -200,9 +203,7 @@ def _classes(cfg: CaptionsConfig, model: "_LanguageModel | None") -> tuple[str, 
 
 @dataclasses.dataclass(frozen=True)
 class _LanguageModel:
-    """`mixture` is what a run was trained on, "" where nothing says it; `provenance` goes into the
-    manifest.
-    """
+    """Language model; `mixture` is its training data, "" if unknown."""
 
     config: LanguageModelConfig | GemmaConfig
     params: Params
@@ -232,7 +233,7 @@ def _ask_language_model(
 
 
 def _template(cfg: CaptionsConfig) -> str:
-    """The built-in template that the writer expects."""
+    """Returns the name of the built-in template for the source."""
     if cfg.server:
         return "describe"
     path = cfg.language_model
@@ -246,7 +247,8 @@ def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
         trained = load_trained(path, "language_model")
         if cfg.vocabulary:
             raise UserError(
-                f"config.vocabulary: found {cfg.vocabulary!r}, expected nothing: {path} has its own"
+                f"config.vocabulary: found {cfg.vocabulary!r}, but {path} has its own. "
+                "Remove the key."
             )
         data = config_lib.build(DataConfig, trained.config["data"])
         return _LanguageModel(
@@ -257,7 +259,7 @@ def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
             data.mixture,
         )
     if not cfg.vocabulary:
-        raise UserError(f"config.vocabulary: empty, expected the SentencePiece model of {path}")
+        raise UserError(f"config.vocabulary: empty. Give the SentencePiece model of {path}.")
     config = reader.language_model_config(path)
     params = jax.tree.map(np.asarray, reader.load_language_model(path, config))
     provenance = {"checkpoint": pathlib.Path(path).name, "fingerprint": fingerprint(params)}
@@ -273,7 +275,8 @@ def _ask_server(
 ) -> Origin:
     if jax.process_count() > 1:
         raise UserError(
-            f"captions: found {jax.process_count()} processes, expected one: each would pay"
+            f"captions: found {jax.process_count()} processes, expected one: each would pay for "
+            "its answers. Start one process."
         )
     with Journal(path) as journal:
         source = OpenAIServerSource(cfg.server, journal, seed=cfg.seed)
@@ -322,12 +325,12 @@ def _ask(
     cfg: CaptionsConfig,
     stop: StopSignal,
 ) -> None:
-    """Asks in rounds until every class has its number, so that the set is balanced."""
+    """Asks in rounds until every class has its quota, so that the set is balanced."""
     indices = {name: index for index, name in enumerate(selection.kept)}
     asked = collections.Counter()
     kept = "nothing is written yet"
     if cfg.server:
-        kept = "the answers are kept; the same command goes on"
+        kept = "the answers are kept; run the same command again to continue"
     total = sum(selection.lacks().values())
     with Progress("captions", total, "captions") as progress:
         for _ in range(cfg.max_rounds):

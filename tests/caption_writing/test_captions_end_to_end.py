@@ -161,7 +161,7 @@ def test_a_server_that_knows_one_sentence_is_given_up(server, tmp_path, run):
 def test_too_much_that_is_bad_stops_the_run_and_answers_are_kept(server, tmp_path, run):
     server.act = lambda body, number: {"text": f"Eine Katze und ein Hund {body['seed']}"}
     line = run(from_server(tmp_path, classes="dog", captions_per_class=500), code=2)
-    assert "100 of 100 drafts were dropped" in line and "config.max_dropped_share=0.5" in line
+    assert "config.max_dropped_share: 100 of 100 drafts were dropped" in line and "most 0.5" in line
     assert not (tmp_path / "captions.jsonl").exists()
     num_asked = len(server.bodies)
     assert num_asked < 300
@@ -339,7 +339,10 @@ def test_mistakes_from_a_server(server, tmp_path, run, overrides, text):
     "overrides, text",
     [
         ({"text_file": "no such"}, "text_file 'no such': no such file"),
-        ({"styles": "('a',)"}, "config.styles: found with text_file, which is not prompted"),
+        (
+            {"styles": "('a',)"},
+            "config.styles: found with text_file, which needs no prompt. Remove it.",
+        ),
         ({"classes": "zebra"}, "none of 1 drafts is usable, dropped {'class not named': 1}"),
     ],
 )
@@ -347,7 +350,7 @@ def test_mistakes_from_a_file(tmp_path, run, overrides, text):
     path = tmp_path / "captions.txt"
     path.write_text("a dog on the grass\n")
     line = run(from_file(tmp_path / "out", path, **overrides), code=2)
-    assert text in line and "train the language model" not in line
+    assert text in line and "Train the language model" not in line
 
 
 def test_several_processes_would_each_pay(server, tmp_path, run, monkeypatch):

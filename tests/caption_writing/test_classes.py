@@ -35,7 +35,7 @@ def test_duplicates_are_merged_and_a_line_says_so(caplog):
         )
     (record,) = caplog.records
     assert record.getMessage() == (
-        "classes: 3 of 6 names were there before and are merged: 'dog', 'café'"
+        "classes: 3 of 6 names are duplicates and were merged: 'dog', 'café'"
     )
 
 

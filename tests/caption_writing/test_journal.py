@@ -81,7 +81,7 @@ def test_damage_before_the_last_line_is_named(tmp_path, line):
     good = json.dumps(row_of("a")).encode()
     path.write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
     with pytest.raises(
-        UserError, match=r"answers.jsonl: line 2 is damaged \(.*delete that line"
+        UserError, match=r"answers.jsonl: line 2 is damaged \(.*Delete that line"
     ) as e:
         Journal(path).__enter__()
     assert str(e.value).isprintable()
@@ -108,7 +108,7 @@ def test_no_changed_answer_is_used(tmp_path):
 
 def test_two_runs_cannot_share_it(tmp_path):
     path = tmp_path / "answers.jsonl"
-    with Journal(path), pytest.raises(UserError, match="another run is writing there"):
+    with Journal(path), pytest.raises(UserError, match="another run is writing to it"):
         Journal(path).__enter__()
     with Journal(path):
         pass

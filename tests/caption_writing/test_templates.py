@@ -42,10 +42,10 @@ def test_a_template_file_is_named_by_its_hash(tmp_path):
         ("{clas_name}", "unknown slot {clas_name}; did you mean 'class_name'? one of: class_name"),
         ("{}: {class_name}", "unknown slot {}"),
         ("{class_name.upper}", "unknown slot {class_name.upper}"),
-        ("{class_name!r}", "slot {class_name} has a format, expected its name alone"),
+        ("{class_name!r}", "slot {class_name} has a format, expected only its name"),
         ("{class_name:>9}", "slot {class_name} has a format"),
         ("a dog", "found no slot {class_name}"),
-        ("{class_name", "write {{ for a brace"),
+        ("{class_name", "Write {{ for a brace"),
     ],
 )
 def test_a_text_that_is_no_template(text, expected):

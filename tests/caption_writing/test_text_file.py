@@ -86,5 +86,5 @@ def test_it_is_described_by_name_and_hash(tmp_path):
 
 
 def test_no_such_file():
-    with pytest.raises(UserError, match="text_file 'no such': no such file, expected one caption"):
+    with pytest.raises(UserError, match="text_file 'no such': no such file. Give a file"):
         TextFileSource("no such", None)

@@ -96,7 +96,7 @@ def test_a_class_that_is_never_named_is_reported(chain, tmp_path, mistake):
     assert manifest["short_of"] == {"zebra": 1}
     assert manifest["num_captions"] == 1
     line = mistake(chain.writing(tmp_path, classes="('zebra',)", max_rounds=1))
-    assert "none of 10 drafts is usable" in line and "train the language model" in line
+    assert "none of 10 drafts is usable" in line and "Train the language model" in line
     assert "(config.classes), not such as 'zebra'" in line
 
 

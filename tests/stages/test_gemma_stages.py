@@ -90,7 +90,7 @@ def test_the_manifest_names_the_weights(gemma):
 def test_a_gemma_without_its_vocabulary_is_one_line(gemma, tmp_path, capsys):
     assert captions(tmp_path, gemma, vocabulary="") == 2
     told = capsys.readouterr().err
-    assert "config.vocabulary: empty, expected the SentencePiece model of" in told
+    assert "config.vocabulary: empty. Give the SentencePiece model of" in told
     assert captions(tmp_path, gemma, vocabulary="scenes") == 2
     assert "scenes.model: found 512 pieces" in capsys.readouterr().err
     assert captions(tmp_path, gemma, language_model=gemma[0].parent) == 2
