@@ -10,8 +10,6 @@ command continues from there; with another filter or quota it asks only for answ
 missing.
 """
 
-import collections
-import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -23,12 +21,13 @@ import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax.caption_writing.classes import load_classes
-from synth2_jax.caption_writing.drafts import Draft, Request
+from synth2_jax.caption_writing.drafts import Draft
 from synth2_jax.caption_writing.filters import FilterConfig
 from synth2_jax.caption_writing.folder import ANSWERS, CAPTIONS, MANIFEST
 from synth2_jax.caption_writing.journal import Journal
 from synth2_jax.caption_writing.language_model import LanguageModelSource
 from synth2_jax.caption_writing.openai_server import OpenAIServerSource
+from synth2_jax.caption_writing.rounds import ask_in_rounds, read_file
 from synth2_jax.caption_writing.selection import Selection
 from synth2_jax.caption_writing.server_config import ServerConfig
 from synth2_jax.caption_writing.templates import Prompts, load_template
@@ -40,7 +39,6 @@ from synth2_jax.files import JsonLinesFile, write_json, write_json_lines
 from synth2_jax.loading.trained import load_trained, others_reader
 from synth2_jax.models.gemma import GemmaConfig
 from synth2_jax.models.language_model import LanguageModelConfig
-from synth2_jax.progress import Progress
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stop_signal import StopSignal
 from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
@@ -48,8 +46,6 @@ from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.train_state import Params
 
 SCENES = "scenes"  # the class list of the built-in data set
-_SETTLE_EVERY = 1 << 18  # lines of a text file
-_HOPELESS = 1000  # the run stops after a round of this many drafts without a usable one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +220,8 @@ def _ask_language_model(
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
-    _ask(source, selection, prompts, cfg, stop)
+    kept = "nothing is written yet"
+    ask_in_rounds(source, selection, prompts, stop, max_rounds=cfg.max_rounds, kept=kept)
     sampling = dataclasses.asdict(cfg.decode)
     return Origin(
         row={"model": model.provenance["fingerprint"], "seed": cfg.seed, "sampling": sampling},
@@ -281,7 +278,8 @@ def _ask_server(
     with Journal(path) as journal:
         source = OpenAIServerSource(cfg.server, journal, seed=cfg.seed)
         try:
-            _ask(source, selection, prompts, cfg, stop)
+            kept = "the answers are kept; run the same command again to continue"
+            ask_in_rounds(source, selection, prompts, stop, max_rounds=cfg.max_rounds, kept=kept)
         finally:
             print(f"captions: {source.summary()}", flush=True)
     sampling = cfg.server.sampling()
@@ -301,55 +299,11 @@ def _read_file(
     selection: Selection, classes: Sequence[str] | None, cfg: CaptionsConfig, stop: StopSignal
 ) -> Origin:
     source = TextFileSource(cfg.text_file, classes)
-    with Progress("captions", source.num_lines(), "lines") as progress:
-        for number, draft in enumerate(source.read(), start=1):
-            if stop.received:
-                stop.exit("nothing is written yet")
-            selection.offer(draft)
-            progress.add(1)
-            if number % _SETTLE_EVERY == 0:
-                selection.settle()
-                if selection.is_full():
-                    break
-        selection.settle()
+    read_file(source, selection, stop)
     return Origin(
         row={"model": None, "seed": None, "sampling": None},
         manifest={"source": "text_file", **source.describe()},
     )
-
-
-def _ask(
-    source: LanguageModelSource | OpenAIServerSource,
-    selection: Selection,
-    prompts: Prompts,
-    cfg: CaptionsConfig,
-    stop: StopSignal,
-) -> None:
-    """Asks in rounds until every class has its quota, so that the set is balanced."""
-    indices = {name: index for index, name in enumerate(selection.kept)}
-    asked = collections.Counter()
-    kept = "nothing is written yet"
-    if cfg.server:
-        kept = "the answers are kept; run the same command again to continue"
-    total = sum(selection.lacks().values())
-    with Progress("captions", total, "captions") as progress:
-        for _ in range(cfg.max_rounds):
-            requests = []
-            num_dropped = selection.dropped.total()
-            for name, number in selection.lacks().items():
-                for draw in range(asked[name], asked[name] + number):
-                    requests.append(Request(indices[name], name, draw, prompts.prompt(name, draw)))
-                asked[name] += number
-            with contextlib.closing(source.write(requests)) as drafts:
-                for draft in drafts:
-                    if stop.requested():
-                        stop.exit(kept)
-                    if draft is not None and selection.offer(draft):
-                        progress.add(1)
-            progress.add(-selection.settle())
-            num_dropped = selection.dropped.total() - num_dropped
-            if selection.is_full() or _HOPELESS <= num_dropped == len(requests):
-                break
 
 
 def _row(draft: Draft, origin: Origin, prompts: Prompts | None) -> dict[str, Any]:

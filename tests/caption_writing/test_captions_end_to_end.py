@@ -14,6 +14,7 @@ import time
 import pytest
 
 from synth2_jax import main
+from synth2_jax.caption_writing import rounds
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.files import read_json_lines
 from synth2_jax.stages import captions
@@ -365,7 +366,9 @@ def test_classes_are_given_or_those_of_the_training_data(tmp_path, run, monkeypa
     write_untrained_run(tmp_path / "model", "language_model", config={"data": data})
     asked = []
     # No caption of a model that is not trained is usable: the classes are what is looked at.
-    monkeypatch.setattr(captions, "_ask", lambda source, selection, *_: asked.append(selection))
+    monkeypatch.setattr(
+        captions, "ask_in_rounds", lambda _, selection, *__, **___: asked.append(selection)
+    )
     line = run(arguments(SCENES, tmp_path, language_model=tmp_path / "model"), code=2)
     if mixture == "scenes_text":
         assert tuple(asked[0].kept) == dataset.CLASSES
@@ -375,7 +378,7 @@ def test_classes_are_given_or_those_of_the_training_data(tmp_path, run, monkeypa
 
 
 def test_a_round_without_anything_usable_is_the_last(server, tmp_path, run, monkeypatch):
-    monkeypatch.setattr(captions, "_HOPELESS", 20)
+    monkeypatch.setattr(rounds, "_HOPELESS", 20)
     server.act = lambda body, number: {"text": f"nothing of the kind {body['seed']}"}
     many = {"captions_per_class": 10, "max_dropped_share": 1.0, "max_rounds": 4}
     assert "none of 20 drafts is usable" in run(from_server(tmp_path, **many), code=2)
