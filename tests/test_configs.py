@@ -18,6 +18,7 @@ from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
 from synth2_jax.experiments import study
 from synth2_jax.experiments.experiment import Experiment
+from synth2_jax.loading import pretrained
 from synth2_jax.stages import captions, encode_captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages import filter as filter_stage
 from synth2_jax.training import train_state
@@ -208,8 +209,8 @@ def dead_fields(classes, sources):
     )
 
 
-# Read by `getattr(config.pretrained, part)` in stages/train.py.
-READ_BY_NAME = {f"PretrainedConfig.{part}" for part in train.SOURCES}
+# Read by `getattr(config.pretrained, part)` in loading/pretrained.py.
+READ_BY_NAME = {f"PretrainedConfig.{part}" for part in pretrained.SOURCES}
 # Sections of the experiment, which reads them in the ConfigDict that they were built from.
 SECTIONS = ("ExperimentConfig.", "StudyExperimentConfig.")
 

@@ -21,7 +21,7 @@ PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 # Anyone may import these.
 LEAVES = {
     *("errors", "config", "sharding", "files", "progress", "environment"),
-    *("distributed", "folder_lock", "side_files", "stop_signal", "inert_text"),
+    *("distributed", "folder_lock", "side_files", "stop_signal", "inert_text", "user_code"),
 }
 
 # What else a room may import. A room is a folder or a file right under synth2_jax.
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "models": {"text", "layers"},
     "losses": {"layers", "models"},
     "sampling": {"text", "layers", "models"},
-    "training": {"layers", "models", "losses", "sampling"},
+    "training": {"text", "layers", "models", "losses", "sampling"},
     "domains": {"text"},
     "caption_writing": {"layers", "models", "sampling", "text"},
     "scoring": {"layers", "models", "sampling"},

@@ -70,7 +70,7 @@ def task_classes() -> dict[str, type]:
     """Returns {model name: the dataclass of `config.model`}."""
     from synth2_jax.training import objectives
 
-    return {name: task for name, (task, _) in objectives.OBJECTIVES.items()}
+    return {name: cls.task_class for name, cls in objectives.OBJECTIVES.items()}
 
 
 def sections(hint: Any) -> list[type]:

@@ -11,16 +11,13 @@ is named as FILE.py:features. Resizing and normalizing are the function's: it ge
 are.
 """
 
-import importlib
-import importlib.util
-import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from synth2_jax.errors import UserError
+from synth2_jax.user_code import load_named
 
 FeatureModel = Callable[[np.ndarray | Sequence[str]], np.ndarray]
 
@@ -37,30 +34,10 @@ def load(name: str) -> FeatureModel:
       UserError: a name of another form, no such module, file or function, or one that fails while
         it is imported.
     """
-    where, colon, function = name.rpartition(":")
-    if not colon or not where or not function:
-        raise UserError(f"feature model {name!r}: expected MODULE:FUNCTION or FILE.py:FUNCTION")
-    try:
-        module = _from_file(where) if where.endswith(".py") else importlib.import_module(where)
-    except UserError:
-        raise
-    except Exception as error:  # the user's code, which fails in any way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"feature model {name!r}: importing {where} fails: {reason}") from error
-    found = getattr(module, function, None)
+    found = load_named(name, f"feature model {name!r}")
     if not callable(found):
-        raise UserError(f"feature model {name!r}: {where} has no function {function!r}")
+        raise UserError(f"feature model {name!r}: expected a function, found {found!r:.60}")
     return _checked(found, name)
-
-
-def _from_file(name: str) -> Any:
-    path = pathlib.Path(os.path.expanduser(name))
-    if not path.is_file():
-        raise UserError(f"feature model: no file {name}")
-    spec = importlib.util.spec_from_file_location(f"feature_model_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _checked(function: Callable[[Any], Any], name: str) -> FeatureModel:

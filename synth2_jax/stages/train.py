@@ -6,7 +6,6 @@ Writes to the workdir: config.json, checkpoints/, metrics.jsonl and tensorboard/
 import dataclasses
 import functools
 import itertools
-import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,73 +23,17 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import write_bytes, write_text
-from synth2_jax.interop.safetensors_file import read_tensors
+from synth2_jax.loading.pretrained import PretrainedConfig, load_pretrained
 from synth2_jax.loading.run import VOCABULARY
-from synth2_jax.loading.text_encoders import load_text_encoder
-from synth2_jax.loading.trained import load_part
-from synth2_jax.models import vgg
 from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
 from synth2_jax.text.vocabulary import BUILT_IN, load_vocabulary
 from synth2_jax.training import metrics as metrics_lib
 from synth2_jax.training.checkpoints import DataIterator
-from synth2_jax.training.fingerprint import fingerprint, with_settings
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
-from synth2_jax.training.train_state import Objective, Params, TrainState
+from synth2_jax.training.train_state import Objective, TrainState
 from synth2_jax.training.train_step import check_batch, step_rngs
-
-# Where each model keeps the parts that it is built on: {part: path in its parameter tree}. A
-# tokenizer has its part only where its loss is perceptual, a generator a text encoder only where
-# it is frozen and in the step.
-BUILT_ON = {
-    "tokenizer": {"perceptual": "perceptual"},
-    "language_model": {},
-    "generator": {"tokenizer": "tokenizer", "text_encoder": "generator/text_encoder"},
-    "vlm": {"tokenizer": "tokenizer", "language_model": "vlm/language_model"},
-}
-# What the task says of each part, of which the part must be.
-PART_CONFIGS = {
-    "tokenizer": "tokenizer",
-    "text_encoder": "generator.text_encoder",
-    "language_model": "vlm.language_model",
-}
-# Which part of each model's task reads text.
-TEXT_PARTS = {
-    "tokenizer": None,
-    "language_model": "language_model",
-    "generator": "generator.text_encoder",
-    "vlm": "vlm.language_model",
-}
-# What `pretrained` holds for each part.
-SOURCES = {
-    "tokenizer": "a trained tokenizer or another's VQ-GAN",
-    "text_encoder": "a T5, or a trained generator for its text encoder",
-    "language_model": "a trained language_model or a Gemma",
-    "perceptual": "a .safetensors file of torchvision's vgg16",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainedConfig:
-    """Where the parts come from that stay frozen in this run's model; "" where there is none.
-
-    Attributes:
-      tokenizer: workdir or export of a trained tokenizer; or a third-party VQ-GAN (see
-        docs/other_models.md). "taming:", "ibq:" or "open_muse:" in front of the path says whose it
-        is where its files do not.
-      text_encoder: of a generator: a T5 of t5x or Hugging Face; or a trained generator, for its
-        text encoder. With stored features it says where to find what made them, for later stages.
-      language_model: workdir or export of a trained language model; a Gemma 3 of the package gemma
-        or Hugging Face.
-      perceptual: .safetensors file of torchvision's vgg16 (`VGG16_Weights.IMAGENET1K_V1`), for a
-        tokenizer with a perceptual loss.
-    """
-
-    tokenizer: str = ""
-    text_encoder: str = ""
-    language_model: str = ""
-    perceptual: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +83,14 @@ class TrainConfig:
 
 def run(config: Any, workdir: str) -> TrainState:
     """Trains what the config says, or goes on where the workdir's last checkpoint is."""
-    resolved = config.to_dict()
     cfg, objective = build(config)
+    resolved = config.to_dict() | {"model_name": _from_anywhere(cfg.model_name)}
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     _check_rows(cfg, mesh)
-    initial_params, fingerprints = _pretrained(cfg, objective, mesh, rules)
+    initial_params, fingerprints = load_pretrained(
+        cfg.pretrained, objective, mesh, rules, may_be_random=cfg.data.source == "fake"
+    )
     text_encoder = _stored_text_encoder(cfg, objective)
     if text_encoder:
         fingerprints["text_encoder"] = text_encoder["fingerprint"]
@@ -154,7 +99,7 @@ def run(config: Any, workdir: str) -> TrainState:
     if text_encoder and cfg.pretrained.text_encoder:
         # Later stages open it, perhaps from another folder than this one.
         resolved["pretrained"]["text_encoder"] = os.path.abspath(cfg.pretrained.text_encoder)
-    _keep_vocabulary(cfg, pathlib.Path(workdir))
+    _keep_vocabulary(cfg, objective, pathlib.Path(workdir))
     if jax.process_index() == 0:
         write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))
     writers = metrics_lib.make_writers(workdir, cfg.train.steps, cfg.model_name)
@@ -182,7 +127,7 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     """Returns the config and the objective; what needs no files is checked (UserError)."""
     cfg = config_lib.build(TrainConfig, section, where)
     objective = make_objective(cfg.model_name, cfg.model, where)
-    if cfg.stream and cfg.model_name != "vlm":
+    if cfg.stream and objective.batches != "vlm":
         raise UserError(
             f"{where}.stream: only works for model_name=vlm (this config trains a {cfg.model_name})"
         )
@@ -190,14 +135,19 @@ def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
     return cfg, objective
 
 
-def _keep_vocabulary(cfg: TrainConfig, workdir: pathlib.Path) -> None:
+def _from_anywhere(model_name: str) -> str:
+    """Later stages open a FILE.py:CLASS too, perhaps from another folder than this one."""
+    return os.path.abspath(model_name) if ".py:" in model_name else model_name
+
+
+def _keep_vocabulary(cfg: TrainConfig, objective: Objective, workdir: pathlib.Path) -> None:
     """Copies a vocabulary of the user's to the run: later stages need it, wherever it was.
 
     Raises:
       UserError: the run was begun with another one.
     """
     name, kept = cfg.data.vocabulary, workdir / VOCABULARY
-    if TEXT_PARTS[cfg.model_name] is None or name in BUILT_IN or not os.path.isfile(name):
+    if not _reads_text(objective) or name in BUILT_IN or not os.path.isfile(name):
         return
     contents = pathlib.Path(name).read_bytes()
     if kept.exists() and kept.read_bytes() != contents:
@@ -243,69 +193,17 @@ def _data(
     if batch_size:
         iterator = pipeline.train_iterator(
             dataclasses.replace(cfg.data, batch_size=batch_size),
-            cfg.model_name,
+            objective.batches,
             tokenizer_fingerprint=fingerprints.get("tokenizer"),
             text_encoder=text_encoder,
             batch_spec=objective.batch_spec(batch_size),
-            limits=_limits(cfg.model_name, objective),
+            limits=objective.limits,
             layout=layout,
         )
     if cfg.stream:
         tokenizer = fingerprints.get("tokenizer", "")
         iterator = StreamedBatches(cfg.stream, cfg.data, tokenizer, iterator, layout)
     return iterator
-
-
-def _pretrained(
-    cfg: TrainConfig, objective: Objective, mesh: Mesh, rules: sharding.AxisRules
-) -> tuple[dict[str, Params], dict[str, str]]:
-    """Returns the frozen parts by parameter path, and their fingerprints by name."""
-    built_on = _built_on(cfg.model_name, objective)
-    named = {"text_encoder"} if getattr(objective.task, "stored_text_features", False) else set()
-    for field in dataclasses.fields(cfg.pretrained):
-        source = getattr(cfg.pretrained, field.name)
-        if source and field.name not in built_on and field.name not in named:
-            raise UserError(
-                f"config.pretrained.{field.name}: found {source!r}, expected nothing: "
-                f"this {cfg.model_name} has no such part"
-            )
-    params, fingerprints = {}, {}
-    for part, path in built_on.items():
-        source = getattr(cfg.pretrained, part)
-        if not source:
-            if cfg.data.source == "fake":
-                continue  # Speed and sharding do not depend on what the frozen weights are.
-            raise UserError(f"config.pretrained.{part}: empty, expected {SOURCES[part]}")
-        params[path] = _load_part(part, source, objective, path, mesh, rules)
-        tokenizer = getattr(objective.task, "tokenizer", None)
-        fingerprints[part] = with_settings(part, fingerprint(params[path]), tokenizer)
-    return params, fingerprints
-
-
-def _built_on(model_name: str, objective: Objective) -> dict[str, str]:
-    """Those of BUILT_ON that this very model has."""
-    built_on, task = dict(BUILT_ON[model_name]), objective.task
-    if model_name == "tokenizer" and task.perceptual is None:
-        del built_on["perceptual"]
-    if model_name == "generator" and not (
-        task.freeze_text_encoder and not task.stored_text_features
-    ):
-        del built_on["text_encoder"]
-    return built_on
-
-
-def _load_part(
-    part: str, source: str, objective: Objective, path: str, mesh: Mesh, rules: sharding.AxisRules
-) -> Params:
-    if part == "perceptual":
-        tensors = read_tensors(source, prefix="features.")
-        return vgg.from_torchvision(tensors, objective.task.perceptual, source)
-    config = operator.attrgetter(PART_CONFIGS[part])(objective.task)
-    where = {"mesh": mesh, "rules": rules}
-    if part == "text_encoder":
-        asked_by = "config.pretrained.text_encoder"
-        return load_text_encoder(source, config, where=asked_by, **where).params
-    return load_part(source, part, config, objective, path, **where)
 
 
 def _validation(
@@ -334,10 +232,10 @@ def _validation(
     def held_out() -> Iterator[dict[str, np.ndarray]]:
         return pipeline.eval_batches(
             data,
-            cfg.model_name,
+            objective.batches,
             tokenizer_fingerprint=fingerprints.get("tokenizer"),
             text_encoder=text_encoder,
-            limits=_limits(cfg.model_name, objective),
+            limits=objective.limits,
             layout=sharding.data_layout(mesh),
         )
 
@@ -374,8 +272,7 @@ def _validation(
 
 def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
     """The model's text length and vocabulary must be the data's, all of it validation's too."""
-    part = TEXT_PARTS[cfg.model_name]
-    if part is None:
+    if not _reads_text(objective):
         return
     task = objective.task
     if task.text_length != cfg.data.text_length:
@@ -384,14 +281,7 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
             f"{task.text_length}"
         )
     if cfg.data.source != "fake" and cfg.data.vocabulary:  # without one, who reads it complains
-        read_by, name = operator.attrgetter(part)(task), f"{where}.model.{part}"
-        vocabulary = load_vocabulary(cfg.data.vocabulary)
-        if cfg.model_name != "generator":
-            read_by.check_vocabulary(vocabulary, name)
-        elif task.freeze_text_encoder:
-            vocabulary.check_table(read_by.vocab_size, name)
-        else:
-            vocabulary.check_rows(read_by.vocab_size, name)
+        objective.check_vocabulary(load_vocabulary(cfg.data.vocabulary), f"{where}.model")
     if cfg.validation.data is not None:
         for name in ("text_length", "vocabulary", "prompt"):
             held_out, trained_on = getattr(cfg.validation.data, name), getattr(cfg.data, name)
@@ -402,11 +292,5 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
                 )
 
 
-def _limits(model_name: str, objective: Objective) -> dict[str, int]:
-    """What tokens stay below: fake ones are drawn so, of others it is checked."""
-    limits, task = {}, objective.task
-    if tokenizer := getattr(task, "tokenizer", None):
-        limits["image_tokens"] = tokenizer.codebook_size
-    if part := TEXT_PARTS[model_name]:
-        limits["text_tokens"] = operator.attrgetter(part)(task).vocab_size
-    return limits
+def _reads_text(objective: Objective) -> bool:
+    return "text_tokens" in objective.limits

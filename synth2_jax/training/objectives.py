@@ -1,4 +1,4 @@
-"""What each of the four models is trained for: the model, its loss, and the part that stays frozen.
+"""The objectives: each model with its loss, its batches, and the pretrained parts it is built on.
 
 Parameter trees by model (a checkpoint of each can be used alone):
 
@@ -13,7 +13,9 @@ Legend: B batch, N image tokens, T text tokens, E text width.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -39,7 +41,9 @@ from synth2_jax.models.vq_tokenizer import (
     normalized,
     update_codebook,
 )
-from synth2_jax.training.train_state import Objective, Params
+from synth2_jax.text.vocabulary import Vocabulary
+from synth2_jax.training.train_state import Objective, Params, Part
+from synth2_jax.user_code import load_named
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossResult = tuple[Metrics, dict[str, Any]]
@@ -157,12 +161,62 @@ class VLMTask:
         config_lib.check_counts(self, "text_length")
 
 
-class TokenizerObjective:
+class BaseObjective:
+    """What objectives have in common: of `Objective`, all but the model and its loss.
+
+    Attributes:
+      task_class: dataclass of the section `config.model`.
+      batches: whose batches it takes, a key of data's CONVERTERS.
+      text_part: field of the task that holds the part which reads text; "" where none does.
+      task: a `task_class`.
+      parts: pretrained parts of the model by their names in `config.pretrained`.
+    """
+
+    task_class: type
+    batches: str
+    text_part: str = ""
+    parts: Mapping[str, Part] = MappingProxyType({})
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return tuple(f"^{part.path}/" for part in self.parts.values())
+
+    @property
+    def limits(self) -> dict[str, int]:
+        limits = {}
+        if tokenizer := getattr(self.task, "tokenizer", None):
+            limits["image_tokens"] = tokenizer.codebook_size
+        if self.text_part:
+            limits["text_tokens"] = self._reader.vocab_size
+        return limits
+
+    def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
+        self._reader.check_vocabulary(vocabulary, f"{where}.{self.text_part}")
+
+    def after_update(
+        self, params: Params, model_state: dict[str, Any], seen: dict[str, Any], rng: jax.Array
+    ) -> tuple[Params, dict[str, Any]]:
+        del seen, rng
+        return params, model_state
+
+    @property
+    def _reader(self) -> Any:
+        return operator.attrgetter(self.text_part)(self.task)
+
+
+class TokenizerObjective(BaseObjective):
     """VQ-GAN: reconstruction, codebook, perceptual and, from a step on, adversarial losses."""
 
+    task_class = TokenizerTask
+    batches = "tokenizer"
+
     def __init__(self, task: TokenizerTask):
-        self.task = task
-        self.frozen: tuple[str, ...] = ("^perceptual/",) if task.perceptual else ()
+        super().__init__(task)
+        if task.perceptual:
+            self.parts = {"perceptual": Part("perceptual", task.perceptual)}
         self._model = VQTokenizer(task.tokenizer)
         self._discriminator = Discriminator(task.discriminator) if task.discriminator else None
         self._perceptual = VGG(task.perceptual) if task.perceptual else None
@@ -226,23 +280,15 @@ class TokenizerObjective:
         return self._discriminator.apply({"params": params}, image)
 
 
-class _Unchanged:
-    """Models without mutable state: nothing happens after an update."""
-
-    def after_update(
-        self, params: Params, model_state: dict[str, Any], seen: dict[str, Any], rng: jax.Array
-    ) -> tuple[Params, dict[str, Any]]:
-        del seen, rng
-        return params, model_state
-
-
-class LanguageModelObjective(_Unchanged):
+class LanguageModelObjective(BaseObjective):
     """Next-token prediction on captions and prompts."""
 
-    frozen: tuple[str, ...] = ()
+    task_class = LanguageModelTask
+    batches = "language_model"
+    text_part = "language_model"
 
     def __init__(self, task: LanguageModelTask):
-        self.task = task
+        super().__init__(task)
         self._model = LanguageModel(task.language_model)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -268,14 +314,19 @@ class LanguageModelObjective(_Unchanged):
         }
 
 
-class GeneratorObjective(_Unchanged):
+class GeneratorObjective(BaseObjective):
     """Masked image tokens from the visible ones and the caption (Muse, section 2.3)."""
 
+    task_class = GeneratorTask
+    batches = "generator"
+    text_part = "generator.text_encoder"
+
     def __init__(self, task: GeneratorTask):
-        self.task = task
-        held = task.freeze_text_encoder and not task.stored_text_features
-        text_encoder = ("^generator/text_encoder/",) if held else ()
-        self.frozen: tuple[str, ...] = ("^tokenizer/", *text_encoder)
+        super().__init__(task)
+        self.parts = {"tokenizer": Part("tokenizer", task.tokenizer)}
+        if task.freeze_text_encoder and not task.stored_text_features:
+            encoder = Part("generator/text_encoder", task.generator.text_encoder)
+            self.parts["text_encoder"] = encoder
         self._tokenizer = VQTokenizer(task.tokenizer)
         config = task.generator
         if task.freeze_text_encoder:
@@ -285,6 +336,13 @@ class GeneratorObjective(_Unchanged):
         _check_tokens(
             task.generator.maskgit.num_tokens, task.generator.maskgit.codebook_size, task.tokenizer
         )
+
+    def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
+        where = f"{where}.{self.text_part}"
+        if self.task.freeze_text_encoder:
+            vocabulary.check_table(self._reader.vocab_size, where)
+        else:
+            vocabulary.check_rows(self._reader.vocab_size, where)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key)
@@ -346,13 +404,19 @@ class GeneratorObjective(_Unchanged):
         return spec
 
 
-class VLMObjective(_Unchanged):
+class VLMObjective(BaseObjective):
     """Captions from image embeddings; the language model stays as it is (Flamingo, section 2.2)."""
 
-    frozen = ("^tokenizer/", "^vlm/language_model/")
+    task_class = VLMTask
+    batches = "vlm"
+    text_part = "vlm.language_model"
 
     def __init__(self, task: VLMTask):
-        self.task = task
+        super().__init__(task)
+        self.parts = {
+            "tokenizer": Part("tokenizer", task.tokenizer),
+            "language_model": Part("vlm/language_model", task.vlm.language_model),
+        }
         self._tokenizer = VQTokenizer(task.tokenizer)
         self._model = VLM(task.vlm)
         _check_tokens(task.vlm.num_image_tokens, task.tokenizer.codebook_size, task.tokenizer)
@@ -409,25 +473,35 @@ class VLMObjective(_Unchanged):
 
 
 OBJECTIVES = {
-    "tokenizer": (TokenizerTask, TokenizerObjective),
-    "language_model": (LanguageModelTask, LanguageModelObjective),
-    "generator": (GeneratorTask, GeneratorObjective),
-    "vlm": (VLMTask, VLMObjective),
+    "tokenizer": TokenizerObjective,
+    "language_model": LanguageModelObjective,
+    "generator": GeneratorObjective,
+    "vlm": VLMObjective,
 }
 
 
 def make_objective(model_name: str, section: Any, where: str = "config") -> Objective:
-    """The objective called `model_name`, a key of OBJECTIVES, from the section `WHERE.model`.
+    """Returns an objective, built from the section `WHERE.model`.
+
+    Args:
+      model_name: a key of OBJECTIVES; or MODULE:CLASS or FILE.py:CLASS, a BaseObjective of yours.
+      section: fits the `task_class` of the objective.
+      where: see `config.build`.
 
     Raises:
       UserError: an unknown name, or a section that does not fit it.
     """
-    if model_name not in OBJECTIVES:
+    if ":" in model_name:
+        objective_class = load_named(model_name, f"{where}.model_name")
+        if not (isinstance(objective_class, type) and issubclass(objective_class, BaseObjective)):
+            raise UserError(f"{where}.model_name: {model_name} is no subclass of BaseObjective")
+    elif model_name in OBJECTIVES:
+        objective_class = OBJECTIVES[model_name]
+    else:
         raise UserError(
             f"{where}.model_name: {model_name!r} unknown; {nearest(model_name, OBJECTIVES)}"
         )
-    task_class, objective_class = OBJECTIVES[model_name]
-    return objective_class(config_lib.build(task_class, section, f"{where}.model"))
+    return objective_class(config_lib.build(objective_class.task_class, section, f"{where}.model"))
 
 
 def _init_tokenizer(model: VQTokenizer, key: jax.Array) -> Params:

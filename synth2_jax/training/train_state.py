@@ -4,6 +4,7 @@ Parameters are a nested dict; wherever some of them are chosen they are a flat o
 "/"-joined path ("language_model/layers/mlp/kernel"), which is what the patterns of configs match.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.text.vocabulary import Vocabulary
 
 Params = dict[str, Any]
 FlatParams = dict[str, Any]
@@ -41,10 +43,36 @@ class TrainState(struct.PyTreeNode):
     rng: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A pretrained part of a model; training leaves it as it is.
+
+    Attributes:
+      path: of its parameters in the model's tree, such as "vlm/language_model".
+      config: what the part must be.
+    """
+
+    path: str
+    config: Any
+
+
 class Objective(Protocol):
-    """What is trained: a model, its loss and its frozen part (see objectives.py)."""
+    """What is trained: a model, its loss, and what both need (see objectives.py).
+
+    Attributes:
+      frozen: patterns of the parameters that are not trained.
+      batches: whose batches it takes, such as "vlm".
+      parts: pretrained parts by their names in `config.pretrained`.
+      limits: {array of a batch: what its numbers stay below}; with "text_tokens" it reads text.
+    """
 
     frozen: Sequence[str]
+    batches: str
+    parts: Mapping[str, Part]
+    limits: Mapping[str, int]
+
+    def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
+        """Raises UserError where a vocabulary does not fit the model, which is at `where`."""
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Returns boxed variables {"params": ..., **model_state}."""

@@ -50,13 +50,13 @@ def test_a_function_of_a_file_or_of_a_module(folder):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("means", "expected MODULE:FUNCTION or FILE.py:FUNCTION"),
-        ("networks_of_this_test:", "expected MODULE:FUNCTION"),
-        (":means", "expected MODULE:FUNCTION"),
+        ("means", "expected MODULE:NAME or FILE.py:NAME"),
+        ("networks_of_this_test:", "expected MODULE:NAME"),
+        (":means", "expected MODULE:NAME"),
         ("nowhere.py:means", "no file nowhere.py"),
         ("no_such_module_at_all:means", "importing no_such_module_at_all fails: ModuleNotFound"),
-        ("networks_of_this_test:median", "has no function 'median'"),
-        ("networks_of_this_test:number", "has no function 'number'"),
+        ("networks_of_this_test:median", "holds no 'median'"),
+        ("networks_of_this_test:number", "expected a function, found 3"),
         ("fails:means", "importing fails fails: ModuleNotFoundError: No module named 'no_such_p"),
     ],
 )
