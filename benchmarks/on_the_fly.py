@@ -40,17 +40,14 @@ from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, row_keys  # noqa: E402
-from synth2_jax.training.objectives import (  # noqa: E402
-    GeneratorTask,
-    VLMTask,
-    make_objective,
-)
+from synth2_jax.training.objectives import make_objective  # noqa: E402
 from synth2_jax.training.optimizer import (  # noqa: E402
     Optimizer,
     OptimizerConfig,
     make_optimizer,
 )
 from synth2_jax.training.speed import interleaved_seconds  # noqa: E402
+from synth2_jax.training.tasks import GeneratorTask, VLMTask  # noqa: E402
 from synth2_jax.training.train_state import (  # noqa: E402
     Objective,
     Params,

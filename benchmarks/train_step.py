@@ -26,7 +26,7 @@ from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.training import train_state  # noqa: E402
-from synth2_jax.training.objectives import GeneratorTask, VLMTask  # noqa: E402
+from synth2_jax.training.tasks import GeneratorTask, VLMTask  # noqa: E402
 
 
 def measure(config, batch_size: int, steps: int, repeats: int) -> dict:

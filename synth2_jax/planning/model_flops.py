@@ -21,11 +21,7 @@ from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.training.objectives import (
-    GeneratorTask,
-    LanguageModelTask,
-    VLMTask,
-)
+from synth2_jax.training.tasks import GeneratorTask, LanguageModelTask, VLMTask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,8 +35,8 @@ from synth2_jax.planning.estimate import estimate
 from synth2_jax.stages import train
 from synth2_jax.synthesis.token_generator import SynthesizeConfig, make_generate_numbered
 from synth2_jax.training import train_state
-from synth2_jax.training.objectives import GeneratorTask
 from synth2_jax.training.optimizer import make_optimizer
+from synth2_jax.training.tasks import GeneratorTask
 from synth2_jax.training.train_state import Objective
 from synth2_jax.training.train_step import compile_train_step
 

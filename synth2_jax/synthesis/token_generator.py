@@ -25,7 +25,7 @@ from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.text.caption_ids import text_ids
 from synth2_jax.text.vocabulary import load_vocabulary
-from synth2_jax.training.objectives import GeneratorTask
+from synth2_jax.training.tasks import GeneratorTask
 from synth2_jax.training.train_state import Params
 
 _BATCHES_AHEAD = 4

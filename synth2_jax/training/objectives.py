@@ -16,7 +16,7 @@ import functools
 import operator
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,14 +26,13 @@ from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.losses.generator_loss import generator_loss, sample_mask
 from synth2_jax.losses.vlm_loss import vlm_loss
-from synth2_jax.losses.vq_loss import VQLossConfig, vq_loss
-from synth2_jax.models.discriminator import Discriminator, DiscriminatorConfig
-from synth2_jax.models.language_model import LanguageModel, LanguageModelConfig, shift_right
-from synth2_jax.models.mask_schedule import mask_ratio
-from synth2_jax.models.maskgit import Generator, GeneratorConfig
+from synth2_jax.losses.vq_loss import vq_loss
+from synth2_jax.models.discriminator import Discriminator
+from synth2_jax.models.language_model import LanguageModel, shift_right
+from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.quantizer import seen_codes
-from synth2_jax.models.vgg import VGG, VGGConfig
-from synth2_jax.models.vlm import VLM, VLMConfig
+from synth2_jax.models.vgg import VGG
+from synth2_jax.models.vlm import VLM
 from synth2_jax.models.vq_tokenizer import (
     VQTokenizer,
     VQTokenizerConfig,
@@ -42,123 +41,12 @@ from synth2_jax.models.vq_tokenizer import (
     update_codebook,
 )
 from synth2_jax.text.vocabulary import Vocabulary
+from synth2_jax.training.tasks import GeneratorTask, LanguageModelTask, TokenizerTask, VLMTask
 from synth2_jax.training.train_state import Objective, Params, Part
 from synth2_jax.user_code import load_named
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossResult = tuple[Metrics, dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerTask:
-    """config.model of a tokenizer.
-
-    Attributes:
-      tokenizer: what is trained.
-      loss: weights of its losses.
-      discriminator: where `loss.adversarial_weight` is above 0, and only there.
-      perceptual: the network whose features the perceptual loss compares; where
-        `loss.perceptual_weight` is above 0, and only there.
-      quantize_start: the first step that quantizes; before it an autoencoder is trained, whose
-        outputs then give the first codes.
-    """
-
-    tokenizer: VQTokenizerConfig
-    loss: VQLossConfig = VQLossConfig()
-    discriminator: DiscriminatorConfig | None = None
-    perceptual: VGGConfig | None = None
-    quantize_start: int = 0
-
-    def __post_init__(self):
-        if (self.discriminator is None) != (self.loss.adversarial_weight == 0):
-            raise ValueError(
-                f"adversarial_weight {self.loss.adversarial_weight} with discriminator "
-                f"{self.discriminator}, expected both or neither"
-            )
-        if (self.perceptual is None) != (self.loss.perceptual_weight == 0):
-            raise ValueError(
-                f"perceptual_weight {self.loss.perceptual_weight} with perceptual "
-                f"{self.perceptual}, expected both or neither"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModelTask:
-    """config.model of a language model.
-
-    Attributes:
-      language_model: what is trained.
-      text_length: T.
-    """
-
-    language_model: LanguageModelConfig
-    text_length: int
-
-    def __post_init__(self):
-        config_lib.check_counts(self, "text_length")
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorTask:
-    """config.model of a generator.
-
-    Attributes:
-      tokenizer: of the image tokens; frozen.
-      generator: the caption encoder and the image transformer.
-      text_length: T.
-      freeze_text_encoder: whether the caption encoder is a pretrained one that stays as it is
-        (Muse: T5-XXL); else it is trained with the rest. A frozen one has no dropout.
-      stored_text_features: whether the pairs hold what the frozen caption encoder makes of their
-        captions, so that neither the step nor the checkpoints hold the encoder.
-      mask_schedule: see models/mask_schedule.py.
-      caption_dropout: share of captions replaced by the null caption, for guidance (Muse: 0.1).
-      label_smoothing: MaskGIT: 0.1.
-      absent_code_weight: see losses/generator_loss.py; 1 is MaskGIT's loss.
-    """
-
-    tokenizer: VQTokenizerConfig
-    generator: GeneratorConfig
-    text_length: int
-    freeze_text_encoder: bool = False
-    stored_text_features: bool = False
-    mask_schedule: str = "cosine"
-    caption_dropout: float = 0.1
-    label_smoothing: float = 0.1
-    absent_code_weight: float = 1.0
-
-    def __post_init__(self):
-        config_lib.check_counts(self, "text_length")
-        mask_ratio(self.mask_schedule, 0.0)  # raises on an unknown name
-        if not 0 <= self.absent_code_weight <= 1:
-            raise ValueError(
-                f"absent_code_weight: found {self.absent_code_weight}, expected 0 to 1"
-            )
-        if self.stored_text_features and not self.freeze_text_encoder:
-            raise ValueError(
-                "stored_text_features: found True, expected it with freeze_text_encoder alone: "
-                "what is stored stays as it is"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class VLMTask:
-    """config.model of a VLM.
-
-    Attributes:
-      tokenizer: of the image tokens; frozen.
-      vlm: the language model (frozen), resampler and gated cross-attention.
-      text_length: T.
-      image_space: "embedding" looks codebook vectors up; "pixel" decodes the tokens to pixels and
-        encodes these again first, which is what a generator that renders its images costs.
-    """
-
-    tokenizer: VQTokenizerConfig
-    vlm: VLMConfig
-    text_length: int
-    image_space: Literal["embedding", "pixel"] = "embedding"
-
-    def __post_init__(self):
-        config_lib.check_counts(self, "text_length")
 
 
 class BaseObjective:

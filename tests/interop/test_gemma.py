@@ -32,7 +32,8 @@ from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
 from synth2_jax.text.prompts import CHAT_CLASS_PROMPT
 from synth2_jax.text.vocabulary import END_OF_TURN, START_OF_TURN, load_vocabulary, train_vocabulary
-from synth2_jax.training.objectives import VLMObjective, VLMTask
+from synth2_jax.training.objectives import VLMObjective
+from synth2_jax.training.tasks import VLMTask
 from synth2_jax.training.train_state import create_train_state, state_layout
 
 pytestmark = pytest.mark.interop

@@ -27,7 +27,7 @@ from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.text.vocabulary import Vocabulary
-from synth2_jax.training.objectives import VLMTask
+from synth2_jax.training.tasks import VLMTask
 from synth2_jax.training.train_state import flatten, unflatten
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "scenes"
