@@ -9,7 +9,11 @@ views               some of a folder's pairs, or with each other's images, witho
 tasks, mixtures     what SeqIO knows by name: sources with preprocessing, and rates
 preprocessors       task features from records
 feature_converters  the batch that each model takes, from task features
-iterators           a tf.data iterator whose position can be saved
+stream              which examples and rows to read, for which model
+train_batches       batches for training, whose position can be saved
+saved_position      the file format of such a position
+eval_batches        every example once, in order
+fake_batches        random batches
 pipeline            the entry: `DataConfig`, `train_iterator`, `eval_batches`
 
 `records`, `pair_writer` and `pipeline` import TensorFlow only when they read or write examples.

@@ -3,7 +3,7 @@
 Text stays text until here, and is tokenized in blocks: tokenizing each example by a call of its own
 costs more than all the rest of the pipeline.
 
-`key` and `source` of an example go along for messages and counts; `iterators` takes them off.
+`key` and `source` of an example go along for messages and counts; the model does not get them.
 
 Legend: B block of examples, N image tokens, H W pixels, T text tokens (targets), E width of stored
 features.

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import seqio
 
     from synth2_jax.data.fake_batches import FakeBatches
-    from synth2_jax.data.iterators import Stream, TrainIterator
+    from synth2_jax.data.stream import Stream
+    from synth2_jax.data.train_batches import TrainIterator
 
 _SOURCES = ("seqio", "fake")
 _MAX_SHUFFLE_BUFFER = 100_000_000
@@ -132,7 +133,7 @@ def train_iterator(
             raise UserError("config.data.source=fake: needs the shapes of a batch, found none")
         return FakeBatches(batch_spec, config.seed, limits, layout)
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
-    from synth2_jax.data.iterators import TrainIterator
+    from synth2_jax.data.train_batches import TrainIterator
 
     stream, identity = _stream(
         config, model_name, tokenizer_fingerprint, text_encoder, layout, limits
@@ -150,7 +151,7 @@ def eval_batches(
     layout: DataLayout = ALL_ROWS,
     with_keys: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One pass in order, with `valid` bool[B]; see `iterators.evaluation_batches`.
+    """One pass in order, with `valid` bool[B]; see `eval_batches.evaluation_batches`.
 
     `seed`, `shuffle_buffer`, `num_epochs` and rates play no part. Arguments and errors as in
     `train_iterator`; `with_keys` adds the examples' keys, an array of str.
@@ -158,7 +159,7 @@ def eval_batches(
     if config.source == "fake":
         raise UserError("config.data.source=fake: has no end, so there is nothing to evaluate")
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
-    from synth2_jax.data.iterators import evaluation_batches
+    from synth2_jax.data.eval_batches import evaluation_batches
 
     stream, _ = _stream(config, model_name, tokenizer_fingerprint, text_encoder, layout, limits)
     return evaluation_batches(stream, with_keys=with_keys)
@@ -224,7 +225,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
 
 def first_examples(config: DataConfig, count: int) -> list[dict[str, Any]]:
     """The task features of the first examples that a training draws; text as str."""
-    from synth2_jax.data.iterators import draw_examples
+    from synth2_jax.data.stream import draw_examples
 
     return draw_examples(_provider(config), config.split, config.seed, count)
 
@@ -239,7 +240,7 @@ def _stream(
 ) -> "tuple[Stream, dict[str, Any]]":
     """Registers what the config names; returns what to read and what identifies it."""
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
-    from synth2_jax.data.iterators import Stream
+    from synth2_jax.data.stream import Stream
 
     for name, folder in config.folders.items():
         if not folder:

@@ -7,7 +7,7 @@ from typing import Any
 from synth2_jax.config import to_json
 from synth2_jax.training import train_state
 
-# Data that differs is refused (see data/iterators.py), and so are other pretrained parts.
+# Data that differs is refused (see data/saved_position.py), and so are other pretrained parts.
 _SECTIONS = ("model/", "optimizer/", "stream/")
 _SHOWN = 5
 

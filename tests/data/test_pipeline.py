@@ -668,7 +668,7 @@ def test_a_damaged_shard_is_one_line(both):
         contents = bytearray(path.read_bytes())
         contents[len(contents) // 2] ^= 1
         path.write_bytes(contents)
-    with user_error("a shard is damaged or gone"):
+    with user_error("a shard is damaged or missing"):
         take(pipeline.train_iterator(both, "vlm"), 30)
 
 

@@ -1,0 +1,86 @@
+"""A saved position of a training iterator: its file format, and which data it belongs to.
+
+It is a zip of TensorFlow's checkpoint of the iterator (the places in the shards and the examples
+that wait in shuffle buffers) and a JSON header with the identity of the data.
+"""
+
+import io
+import json
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.files import temporary_folder
+
+_HEADER = "position.json"
+_VERSION = 1
+Identity = Mapping[str, Any]  # JSON values
+
+
+def pack(iterator: Iterator, identity: Identity, header: Mapping[str, Any]) -> bytes:
+    """The bytes of the position of a tf.data iterator; `header` holds JSON values."""
+    header = {"version": _VERSION, "identity": identity, **header}
+    packed = io.BytesIO()
+    with (
+        temporary_folder() as folder,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        archive.writestr(_HEADER, json.dumps(header))
+        tf.train.Checkpoint(iterator=iterator).write(f"{folder}/iterator")
+        for path in sorted(pathlib.Path(folder).iterdir()):
+            archive.write(path, path.name)
+    return packed.getvalue()
+
+
+def read_header(state: bytes, identity: Identity) -> dict[str, Any]:
+    """Reads the header that `pack` wrote, with its identity; fills in what old versions lack.
+
+    Raises:
+      UserError: the position is of other data than `identity`, but for `identity["reads"]`; names
+        what differs.
+      DamagedError: not a position.
+      Exception: of any other type; the position is damaged.
+    """
+    try:
+        header = json.loads(zipfile.ZipFile(io.BytesIO(state)).read(_HEADER))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DamagedError("data position: these bytes are not one of this pipeline") from error
+    if header["version"] != _VERSION:
+        raise UserError(f"data position: version {header['version']}, expected {_VERSION}")
+    saved, now = header["identity"], json.loads(json.dumps(identity))
+    _fill_in(saved, now)
+    for key in sorted({*now, *saved} - {"reads"}):
+        if now.get(key) != saved.get(key):
+            raise UserError(
+                f"data position: saved with {key} {saved.get(key)!r}, this run has "
+                f"{now.get(key)!r}; to change data, start from the parameters alone"
+            )
+    return {"restarted_at": 0, "skipped": 0, "source_tokens": {}, **header}
+
+
+def restore(state: bytes, iterator: Iterator) -> None:
+    """Moves a tf.data iterator to a position; any error means that the position is damaged."""
+    with zipfile.ZipFile(io.BytesIO(state)) as archive, temporary_folder() as folder:
+        archive.extractall(folder)
+        restored = tf.train.Checkpoint(iterator=iterator).read(f"{folder}/iterator")
+        restored.assert_consumed()
+
+
+def _fill_in(saved: dict[str, Any], now: Identity) -> None:
+    """Adds what older versions left out: `deal`, `schedule`, `vocabulary`, and `reads`.
+
+    They had `processes` in place of `reads`: the number of processes decided who reads what.
+    """
+    index, count = saved.pop("processes", (0, 1))
+    saved.setdefault("deal", "examples" if count == 1 else "shards")
+    saved.setdefault("schedule", {})
+    if "vocabulary" in now:
+        saved.setdefault("vocabulary", now["vocabulary"])
+    rows = saved["batch_size"] // count
+    by_examples = saved["deal"] == "examples"
+    saved.setdefault(
+        "reads", [[index * rows, (index + 1) * rows]] if by_examples else [index, count]
+    )

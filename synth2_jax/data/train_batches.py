@@ -1,0 +1,219 @@
+"""Batches for training, shuffled and mixed: the position in them can be saved and restored.
+
+Several processes share the data in one of two ways. "examples": all of them go through the same
+order, and each converts its own rows of every batch, so that the batches are the same on any mesh
+and number of processes. "shards": each data shard of the mesh (see `sharding.DataLayout`) reads
+files of its own, so that each of many processes reads less.
+
+Legend: B batch rows of this process, T text tokens.
+"""
+
+import collections
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import seqio
+from absl import logging
+
+from synth2_jax.data import mixtures, saved_position
+from synth2_jax.data.feature_converters import COMPANIONS
+from synth2_jax.data.stream import PREFETCH, Batch, Stream, one_line_errors, read, text_mask
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import UserError
+
+
+class TrainIterator:
+    """Shuffled, mixed batches whose position can be saved and restored exactly.
+
+    Args:
+      stream: what to read.
+      seed: of shuffling and mixing.
+      num_epochs: None reads for ever.
+      identity: what tells this data from other data, besides `stream` and `seed`; JSON values. A
+        position can only be restored into an iterator of the same identity.
+
+    Attributes:
+      source_counts: examples that this process read so far, by source ("real", "synthetic"); empty
+        for data without a source. Part of the saved position.
+      source_tokens: the text tokens of these examples, likewise.
+      last_keys: keys of the examples of the last batch; empty for data without keys.
+
+    Raises:
+      UserError: no examples, unfitting features, and in `__next__` unreadable ones.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        seed: int,
+        num_epochs: int | None = None,
+        identity: Mapping[str, object] | None = None,
+    ):
+        self._stream = stream
+        self._seed = seed
+        self._num_epochs = num_epochs
+        self._identity = {
+            "mixture": stream.provider.name,
+            "split": stream.split,
+            "model": stream.model_name,
+            "text_length": stream.text_length,
+            "batch_size": stream.batch_size,
+            "reads": stream.reads,
+            "deal": stream.deal,
+            "schedule": stream.schedule,
+            "seed": seed,
+            "num_epochs": num_epochs,
+            **(identity or {}),
+        }
+        self._num_batches = 0  # since the order began
+        self._restarted_at = 0  # the step at which the order began
+        self._skipped = 0  # batches that are skipped at the start of the order
+        self.last_keys: list[str] = []
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._tokens: collections.Counter[str] = collections.Counter()
+        self._lengths = stream.task_lengths()
+        self._iterator = self._start()
+
+    def _start(self) -> Iterator[Mapping[str, tf.Tensor]]:
+        stream = self._stream
+        with one_line_errors(stream.label):
+            provider, shard_info, rows = stream.provider, None, stream.batch_size
+            if stream.deals_shards:
+                shard_info = seqio.ShardInfo(stream.layout.shard, stream.layout.num_shards)
+                rows = len(stream.rows)
+            if stream.schedule:
+                provider = mixtures.scheduled(provider, stream.schedule, rows, self._restarted_at)
+            examples = read(
+                provider,
+                stream.split,
+                shuffle=True,
+                seed=self._seed + self._restarted_at,
+                num_epochs=self._num_epochs,
+                shard_info=shard_info,
+            )
+            if self._skipped:
+                examples = examples.skip(self._skipped * rows)
+            if len(stream.rows) < rows:
+                examples = _own_rows(examples, stream)
+            batches = stream.convert(examples, self._lengths)
+            batches = batches.batch(len(stream.rows), drop_remainder=True).prefetch(PREFETCH)
+            options = tf.data.Options()
+            options.deterministic = True
+            return iter(batches.with_options(options))
+
+    @property
+    def source_counts(self) -> dict[str, int]:
+        return dict(self._counts)
+
+    @property
+    def source_tokens(self) -> dict[str, int]:
+        return dict(self._tokens)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """`source_counts` and `source_tokens` under the names that they are logged by."""
+        examples = {f"data/{source}_examples": count for source, count in self._counts.items()}
+        return examples | {f"data/{source}_tokens": n for source, n in self._tokens.items()}
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        with one_line_errors(self._stream.label):
+            try:
+                tensors = next(self._iterator)
+            except StopIteration:
+                if self._num_batches == 0:
+                    raise UserError(
+                        f"{self._stream.label}: fewer examples than the "
+                        f"{len(self._stream.rows)} of one batch"
+                    ) from None
+                raise
+        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
+        self._stream.check(batch)
+        companions = {name: batch.pop(name) for name in COMPANIONS if name in batch}
+        self._num_batches += 1
+        sources = [source.decode() for source in companions.get("source", ())]
+        self._counts.update(sources)
+        if (mask_BT := text_mask(batch)) is not None:
+            for source, count in zip(sources, mask_BT.sum(axis=-1).tolist(), strict=False):
+                self._tokens[source] += count
+        self.last_keys = [key.decode() for key in companions.get("key", ())]
+        return batch
+
+    def get_state(self) -> bytes:
+        """The position after the last batch delivered; see `saved_position`."""
+        header = {
+            "num_batches": self._num_batches,
+            "source_counts": self.source_counts,
+            "source_tokens": self.source_tokens,
+            "restarted_at": self._restarted_at,
+            "skipped": self._skipped,
+        }
+        return saved_position.pack(self._iterator, self._identity, header)
+
+    def set_state(self, state: bytes) -> None:
+        """Resumes exactly where `get_state` was called, in this or another process.
+
+        If the process that saved had other rows of the batches, this reads the same order from its
+        start and skips what was used.
+
+        Raises:
+          UserError: a position of other data; names what differs.
+          Exception: of any other type; the position is damaged.
+        """
+        header = saved_position.read_header(state, self._identity)
+        if header["identity"]["reads"] != self._identity["reads"]:
+            logging.warning("%s: %s", self._stream.label, self._skip_to(header))
+            return
+        start = (header["restarted_at"], header["skipped"])
+        if self._num_batches or start != (self._restarted_at, self._skipped):
+            self._restarted_at, self._skipped = start
+            # TensorFlow's iterator does not hold the seeds of epochs, which have moved on.
+            self._iterator = self._start()
+        # First: after damage below, the next position finds that this iterator has moved.
+        self._num_batches = header["num_batches"]
+        if self._num_batches > self._skipped:
+            saved_position.restore(state, self._iterator)
+        self._take_counts(header)
+
+    def restart(self, state: bytes, step: int) -> str:
+        """Resumes at step `step` if the number of data shards changed; returns how, in words.
+
+        With deal "examples" the data resumes exactly. With "shards" it is unknown what the other
+        processes had read, so a new order begins, drawn from the seed and the step.
+
+        Raises:
+          UserError: as `set_state`.
+        """
+        header = saved_position.read_header(state, self._identity)
+        if self._stream.deal == "examples":
+            return self._skip_to(header)
+        self._take_counts(header)
+        self._restarted_at, self._num_batches, self._skipped = step, 0, 0
+        self._iterator = self._start()
+        return (
+            "a new order of the data starts here, so examples of the current epoch may be seen "
+            "twice or not at all (config.data.deal=examples resumes exactly)"
+        )
+
+    def _skip_to(self, header: Mapping[str, Any]) -> str:
+        """Starts the order of a position again and skips what was used; returns so, in words."""
+        self._take_counts(header)
+        self._restarted_at = header["restarted_at"]
+        self._num_batches = self._skipped = header["num_batches"]
+        self._iterator = self._start()
+        examples = self._skipped * self._stream.batch_size
+        return f"resuming the data exactly: skipping {examples:,} examples"
+
+    def _take_counts(self, header: Mapping[str, Any]) -> None:
+        self._counts = collections.Counter(header["source_counts"])
+        self._tokens = collections.Counter(header["source_tokens"])
+
+
+def _own_rows(examples: tf.data.Dataset, stream: Stream) -> tf.data.Dataset:
+    """Takes this process's rows of each batch; all processes leave out an incomplete last batch."""
+    batches = stream.needed(examples).batch(stream.batch_size, drop_remainder=True)
+    rows = stream.rows
+    return batches.map(lambda batch: {k: tf.gather(v, rows) for k, v in batch.items()}).unbatch()
