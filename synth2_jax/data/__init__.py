@@ -5,6 +5,9 @@ images              bytes of a picture -> pixels, or why not
 caption_text        a caption from anywhere -> clean text, or why not
 records             pairs on disk: shards and their manifest
 pair_writer         writing them, shard by shard
+pair_example        a pair -> the bytes of a TF Example
+shard_progress      which shards are finished, until the manifest is there
+unique_keys         no key is in a folder twice
 views               some of a folder's pairs, or with each other's images, without a copy
 tasks, mixtures     what SeqIO knows by name: sources with preprocessing, and rates
 preprocessors       task features from records

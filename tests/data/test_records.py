@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from synth2_jax.data import pair_writer, records, tfrecord_lengths
+from synth2_jax.data import pair_writer, records, tfrecord_lengths, unique_keys
 from synth2_jax.errors import UserError
 
 PROVENANCE = records.Provenance(
@@ -425,7 +425,7 @@ def test_a_pair_may_have_a_prompt_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("at_a_time", [100, 1 << 22])
 def test_many_keys_over_many_shards(tmp_path, monkeypatch, at_a_time):
-    monkeypatch.setattr(pair_writer, "_KEYS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(unique_keys, "_KEYS_AT_A_TIME", at_a_time)
     pairs = [dataclasses.replace(PAIR, key=f"real-{i}") for i in range(2000)]
     assert (
         pair_writer.write_pairs(tmp_path / "a", pairs, PROVENANCE, num_shards=7).num_pairs == 2000
