@@ -192,27 +192,44 @@ class ListSource(Source):
 
 
 class FileSource(Source):
-    """Files that each are a part; a subclass reads one.
+    """Files of which each is a part; a subclass reads one.
 
     Args:
-      name: of the format.
-      config: `path` names the files, see `find_files`.
-      max_images: of all files, as many of each.
+      config: `path` names the files, see `find_files`; the fields default to the format's.
+      max_images: images of all files together, the same number from each.
+
+    Attributes:
+      name: of the format; subclasses set it.
+      image_field, caption_field: where to look, as in SourceConfig; subclasses set the defaults.
     """
 
-    def __init__(self, name: str, config: SourceConfig, max_images: int | None):
-        self._paths = find_files(config.path, name)
+    name: str
+    image_field: str
+    caption_field: str
+
+    @classmethod
+    def open(
+        cls, config: SourceConfig, split: str, num_shards: int, max_images: int | None
+    ) -> Source:
+        """Opens the files of a config. Their number decides the number of parts."""
+        del split, num_shards
+        return cls(config, max_images)
+
+    def __init__(self, config: SourceConfig, max_images: int | None):
+        self.image_field = config.image_field or self.image_field
+        self.caption_field = config.caption_field or self.caption_field
+        self._paths = find_files(config.path, self.name)
         self._names = short_names(self._paths)
         self._limit = None if max_images is None else -(-max_images // len(self._paths))
         self.num_shards = len(self._paths)
-        self.description = {**describe_files(name, self._paths), "max_images": max_images}
+        self.description = {**describe_files(self.name, self._paths), "max_images": max_images}
 
     def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
         return self._examples(self._paths[shard], self._names[shard], tally)
 
     @abc.abstractmethod
     def _examples(self, path: pathlib.Path, name: str, tally: Tally) -> Iterator[Counted]:
-        """Those of one file, whose keys begin with its name; see `Source._read`."""
+        """The examples of one file, whose keys begin with its name; see `Source._read`."""
 
 
 def num_pairs(item: ImageText | Skipped) -> int:

@@ -11,8 +11,6 @@ from synth2_jax.data.sources.source import (
     Counted,
     FileSource,
     ImageText,
-    Source,
-    SourceConfig,
     Tally,
     looked_for,
     take,
@@ -20,27 +18,16 @@ from synth2_jax.data.sources.source import (
 from synth2_jax.data.tfrecord_lengths import is_gzip, record_lengths
 from synth2_jax.errors import UserError
 
-_IMAGES = "image/encoded;image;jpg;png"
-_CAPTIONS = "caption/text;caption;captions;text;txt;image/caption"
 _READ_BYTES = 1 << 20
 _DAMAGED = (ValueError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
-def open_tfrecord(
-    config: SourceConfig, split: str, num_shards: int, max_images: int | None
-) -> Source:
-    """Each TFRecord file is a part."""
-    del split, num_shards
-    return TFRecords("tfrecord", config, max_images)
-
-
 class TFRecords(FileSource):
-    """See `open_tfrecord`. Keys are the file's name and the number of the record."""
+    """TFRecord files. Keys are the file's name and the number of the record."""
 
-    def __init__(self, name: str, config: SourceConfig, max_images: int | None):
-        super().__init__(name, config, max_images)
-        self._image_field = config.image_field or _IMAGES
-        self._caption_field = config.caption_field or _CAPTIONS
+    name = "tfrecord"
+    image_field = "image/encoded;image;jpg;png"
+    caption_field = "caption/text;caption;captions;text;txt;image/caption"
 
     def _examples(self, path: pathlib.Path, name: str, tally: Tally) -> Iterator[Counted]:
         from synth2_jax.data.tensorflow_cpu import one_line, tf
@@ -60,7 +47,7 @@ class TFRecords(FileSource):
                 next(lengths, None)
                 record = next(records, None)
             except _DAMAGED + (tf.errors.DataLossError,) as error:
-                # What follows cannot be found: the length of each record stands before it.
+                # The next record cannot be found: the length of each is written before it.
                 yield 0, Skipped(key, "damaged TFRecord", f"{path.name}: {one_line(error)}")
                 return
             except (tf.errors.OpError, OSError) as error:
@@ -81,13 +68,16 @@ class TFRecords(FileSource):
             return Skipped(key, "not a TF Example", str(error))
         values = {name: list(feature.bytes_list.value) for name, feature in features.items()}
         values = {name: value for name, value in values.items() if value}
-        images, captions = take(values, self._image_field), take(values, self._caption_field)
+        images, captions = take(values, self.image_field), take(values, self.caption_field)
         num_pairs = len(captions or [None])
         if images is None:
-            detail = looked_for(self._image_field, features)
+            detail = looked_for(self.image_field, features)
             return Skipped(key, "no image", detail, num_pairs)
         if len(images) > 1:  # the captions may belong to any of them
             return Skipped(key, "several images", f"found {len(images)}", num_pairs)
         if captions is None:
-            return Skipped(key, "no caption", looked_for(self._caption_field, features))
+            return Skipped(key, "no caption", looked_for(self.caption_field, features))
         return ImageText(key, images[0], captions)
+
+
+open_tfrecord = TFRecords.open

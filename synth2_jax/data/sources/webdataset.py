@@ -19,7 +19,6 @@ from synth2_jax.data.sources.source import (
     Counted,
     FileSource,
     ImageText,
-    Source,
     SourceConfig,
     Tally,
     looked_for,
@@ -28,8 +27,6 @@ from synth2_jax.data.sources.source import (
 )
 from synth2_jax.errors import UserError
 
-_IMAGES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
-_CAPTIONS = "txt;text;caption;json/caption;json/text"  # json/x: x of the JSON object
 _MAX_MEMBER = 256 << 20  # bytes
 _MAX_HEADERS = 1 << 20  # bytes before a member, long names included
 _MAX_FAMILY = 256  # members
@@ -57,23 +54,17 @@ class _Member:
 _Family = dict[str, dict[str, _Member]]  # members by path and ending
 
 
-def open_webdataset(
-    config: SourceConfig, split: str, num_shards: int, max_images: int | None
-) -> Source:
-    """Each tar file is a part."""
-    del split, num_shards
-    return WebDataset("webdataset", config, max_images)
-
-
 class WebDataset(FileSource):
-    """See `open_webdataset`. Keys are the tar file's name and the example's."""
+    """Tar files. Keys are the tar file's name and the example's."""
 
-    def __init__(self, name: str, config: SourceConfig, max_images: int | None):
-        super().__init__(name, config, max_images)
-        self._image_field = config.image_field or _IMAGES
-        self._caption_field = config.caption_field or _CAPTIONS
-        self._images = frozenset(self._image_field.split(";"))
-        captions = self._caption_field.split(";")
+    name = "webdataset"
+    image_field = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
+    caption_field = "txt;text;caption;json/caption;json/text"  # json/x: x of the JSON object
+
+    def __init__(self, config: SourceConfig, max_images: int | None):
+        super().__init__(config, max_images)
+        self._images = frozenset(self.image_field.split(";"))
+        captions = self.caption_field.split(";")
         self._captions = frozenset(field.partition("/")[0] for field in captions)
 
     def _examples(self, path: pathlib.Path, tar_name: str, tally: Tally) -> Iterator[Counted]:
@@ -100,13 +91,13 @@ class WebDataset(FileSource):
             if isinstance(contents, Skipped):
                 return dataclasses.replace(contents, key=key)
         if self._images.isdisjoint(found) and self._captions.isdisjoint(found):
-            fields = f"{self._image_field};{self._caption_field}"
+            fields = f"{self.image_field};{self.caption_field}"
             return Skipped(key, "no known ending", looked_for(fields, found))
-        image = take(found, self._image_field)
+        image = take(found, self.image_field)
         if image is None:
-            return Skipped(key, "no image", looked_for(self._image_field, found))
+            return Skipped(key, "no image", looked_for(self.image_field, found))
         there = set(found)
-        for name in self._caption_field.split(";"):
+        for name in self.caption_field.split(";"):
             ending, _, field = name.partition("/")
             if ending not in found:
                 continue
@@ -121,7 +112,10 @@ class WebDataset(FileSource):
                 captions = row[field]
                 return ImageText(key, image, captions if isinstance(captions, list) else [captions])
             there |= {f"{ending}/{name}" for name in row}
-        return Skipped(key, "no caption", looked_for(self._caption_field, there))
+        return Skipped(key, "no caption", looked_for(self.caption_field, there))
+
+
+open_webdataset = WebDataset.open
 
 
 def _families(
