@@ -1,4 +1,4 @@
-"""Captions from anywhere -> clean text, or the reason why not."""
+"""Captions -> clean text, or the reason why they are skipped."""
 
 import dataclasses
 import unicodedata
@@ -6,19 +6,19 @@ from typing import Any
 
 from synth2_jax.data.rejected import Rejected
 
-# Marks that turn the direction of the text around them: a caption could pass for another.
+# Marks that change the direction of text: with them a caption can look like a different one.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_BYTE_ORDER_MARK = "\ufeff"  # with which some editors begin a file of UTF-8
-_DECOMPOSED = 4  # characters, at most, of what NFC makes one
+_BYTE_ORDER_MARK = "\ufeff"  # some editors put it at the start of a UTF-8 file
+_DECOMPOSED = 4  # NFC joins at most so many characters into one
 _UNITS_PER_CHAR = 4 * _DECOMPOSED  # bytes of one character of a clean caption, and white space
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionLimits:
-    """Which captions are used.
+    """Limits on the length of captions.
 
     Attributes:
-      max_chars: longer captions are skipped: they are pages rather than captions.
+      max_chars: longer captions are skipped, as they are whole pages.
     """
 
     max_chars: int = 2000
@@ -31,12 +31,12 @@ class CaptionLimits:
 def clean_caption(
     found: Any, limits: CaptionLimits = CaptionLimits(), what: str = "caption"
 ) -> str:
-    """Text of any script in one line: control characters and runs of white space are one space.
+    """Returns text in one line: each run of control characters and white space becomes one space.
 
     Args:
       found: text, or bytes that should be UTF-8; anything else, as JSON may have, is rejected.
-      limits: of the text.
-      what: its name in the reasons, such as "question".
+      limits: on its length.
+      what: the word for it in reasons, such as "question".
 
     Raises:
       Rejected: not text, not UTF-8, empty, or too long.

@@ -1,4 +1,4 @@
-"""Random batches of an objective's shapes, for speed, sharding and resume without any storage."""
+"""Random batches in the shapes of an objective, to test speed, sharding and resume without data."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ class FakeBatches:
     """An endless iterator of random batches; batch i depends on (seed, i) only.
 
     Integers are in [2, limit), clear of pad and eos. Floats are uniform in [-1, 1). Booleans are
-    true half of the time, and always at the start of a row, so that no row counts nothing.
+    true half of the time, and always at the start of a row, so that each row has a token to learn.
 
     Args:
       spec: {name: ShapeDtypeStruct} of a whole batch, from `objective.batch_spec(batch_size)`.
@@ -47,11 +47,11 @@ class FakeBatches:
         return str(self._index).encode()
 
     def set_state(self, state: bytes) -> None:
-        """Goes on where `get_state` was called."""
+        """Resumes where `get_state` was called."""
         self._index = int(state)
 
     def restart(self, state: bytes, step: int) -> str:
-        """Goes on with the batches that follow: they are the same on any mesh."""
+        """Resumes with the next batch: batches are the same on any mesh."""
         del step
         self.set_state(state)
         return "resuming the data exactly"

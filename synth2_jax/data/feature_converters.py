@@ -1,9 +1,9 @@
 """Task features -> the batch that each model takes.
 
-Text stays text until here, and is tokenized in blocks: tokenizing each example by a call of its own
-costs more than all the rest of the pipeline.
+Text is tokenized here, in blocks: one call for each example would take longer than the rest of the
+pipeline.
 
-`key` and `source` of an example go along for messages and counts; the model does not get them.
+Examples keep `key` and `source` for messages and counts; the model does not get them.
 
 Legend: B block of examples, N image tokens, H W pixels, T text tokens (targets), E width of stored
 features.
@@ -33,14 +33,14 @@ _TEXT = _Spec(tf.string, rank=0)
 _TOKENS = _Spec(tf.int32)
 _MASK = _Spec(tf.bool)
 _IMAGE_SHAPE = (None, None, 3)
-_PAIR = {"image_tokens": _TOKENS, "source": _TEXT, "key": _TEXT}  # what stays as it is
-_IMAGE_PAIR = {"image": _Spec(tf.uint8, rank=3), "source": _TEXT, "key": _TEXT}  # likewise
+_PAIR = {"image_tokens": _TOKENS, "source": _TEXT, "key": _TEXT}  # features that stay the same
+_IMAGE_PAIR = {"image": _Spec(tf.uint8, rank=3), "source": _TEXT, "key": _TEXT}
 
 COMPANIONS = ("key", "source")
 
 
 class _BlockConverter(seqio.FeatureConverter):
-    """Converts blocks; subclasses say how. The length of task feature "caption" is T."""
+    """Converts blocks of examples. The length of the task feature "caption" is T."""
 
     PACKING_FEATURE_DTYPES = None
     BLOCK = BLOCK
@@ -51,7 +51,7 @@ class _BlockConverter(seqio.FeatureConverter):
         self._vocabulary = vocabulary
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
-        """0 for a scalar, else that of the task feature of the same name, else the caption's."""
+        """Returns {model feature: length}: 0 for a scalar, else the task's or the caption's."""
         text_length = task_feature_lengths.get("caption")
         return {
             name: task_feature_lengths.get(name, text_length) if spec.rank else 0
@@ -71,7 +71,7 @@ class _BlockConverter(seqio.FeatureConverter):
 
     def _text(self, block: Features, length: int, *, prompted: bool) -> tuple[tf.Tensor, ...]:
         captions = self._vocabulary.encode_tf(block["caption"])
-        # A prompt is that of many examples: each is tokenized once a block.
+        # Many examples have the same prompt: each prompt is tokenized once a block.
         distinct, index_B = tf.unique(
             block["prompt"] if prompted else tf.zeros_like(block["caption"])
         )
@@ -79,7 +79,7 @@ class _BlockConverter(seqio.FeatureConverter):
         return text_targets(prompts, captions, length, tf.gather(self._ends(distinct), index_B))
 
     def _ends(self, prompts: tf.Tensor) -> tf.Tensor:
-        """What ends the text after each prompt, as `Vocabulary.end_id` says."""
+        """Returns the end token i32[B] for the text after each prompt, see `Vocabulary.end_id`."""
         ends = tf.fill(tf.shape(prompts), self._vocabulary.eos_id)
         pieces = self._vocabulary.tokenizer
         end_of_turn = pieces.piece_to_id(END_OF_TURN)
@@ -93,7 +93,7 @@ class _BlockConverter(seqio.FeatureConverter):
 
 
 def _pair(block: Features, lengths: Mapping[str, int]) -> Features:
-    """The features of `_PAIR` or `_IMAGE_PAIR`, with N or the channels fixed."""
+    """Returns the features of `_PAIR` or `_IMAGE_PAIR` with fixed shapes."""
     if "image" in block:
         image = tf.ensure_shape(block["image"], (None, *_IMAGE_SHAPE))
         return {"image": image, "source": block["source"], "key": block["key"]}
@@ -134,7 +134,7 @@ class GeneratorConverter(_BlockConverter):
 
 
 class EncodedGeneratorConverter(GeneratorConverter):
-    """And text_features bf16[T,E], zero beyond the caption, of which the length is E."""
+    """The same and text_features bf16[T,E], zero after the caption."""
 
     BLOCK = FEATURES_BLOCK
     TASK_FEATURES = {**GeneratorConverter.TASK_FEATURES, "text_features": _TEXT}
@@ -173,7 +173,7 @@ class VLMConverter(_BlockConverter):
 
 @functools.cache
 def _from_images(cls: type[_BlockConverter]) -> type[_BlockConverter]:
-    """The converter of pairs that hold images; a tokenizer in the step makes the tokens."""
+    """Makes a converter of pairs that hold images: the training step turns them into tokens."""
 
     def swap(features: Mapping[str, _Spec]) -> dict[str, _Spec]:
         return {**_IMAGE_PAIR, **{k: v for k, v in features.items() if k not in _PAIR}}
@@ -196,9 +196,15 @@ CONVERTERS = {
 def converter_class(
     model_name: str, features: Iterable[str] = (), *, encoded: bool = False
 ) -> type[_BlockConverter]:
-    """The converter of a model from tasks of these features; UserError on an unknown name.
+    """Returns the converter class for a model and tasks with these features.
 
-    `encoded`: whether the model, a generator, reads stored features of the captions.
+    Args:
+      model_name: "tokenizer", "language_model", "generator" or "vlm".
+      features: of the tasks.
+      encoded: whether the model, a generator, reads stored features of the captions.
+
+    Raises:
+      UserError: an unknown model.
     """
     if model_name not in CONVERTERS:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Bytes of a picture from anywhere -> pixels of one size, or the reason why not.
+"""Bytes of a picture -> pixels of one size, or the reason why it is skipped.
 
 Files are untrusted: their size is checked before a pixel is decoded, and only common formats are
-tried (some decoders of others start programs).
+tried (decoders of some other formats start programs).
 
 Legend: S side of the square.
 """
@@ -39,7 +39,7 @@ _ANY_DATA = [bytes([bits]) * 64 for bits in (0x00, 0x55, 0xAA, 0xFE)]
 
 @dataclasses.dataclass(frozen=True)
 class ImageLimits:
-    """Which pictures are too small or too large to be used.
+    """Limits on the size of pictures.
 
     Attributes:
       min_side: pixels of the shorter side; web data has many pictures of one pixel.
@@ -59,8 +59,8 @@ class ImageLimits:
 def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()) -> np.ndarray:
     """The middle square of a picture, u8[S,S,3], with S = `size`.
 
-    Turned as EXIF says; the first frame of an animation; transparent parts are white; 16-bit
-    values are scaled to 8. Damage that leaves the pixels whole does not matter: in a PNG's
+    It is turned as EXIF says. Of an animation it is the first frame. Transparent parts become
+    white, 16-bit values are scaled to 8. Damage that leaves all pixels is ignored: in a PNG's
     metadata, at a JPEG's end, white space before the file.
 
     Raises:
@@ -68,7 +68,7 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
     """
     if len(contents) > limits.max_bytes:
         raise Rejected("image file too large", f"{len(contents):,} bytes")
-    if contents[:1].isspace():  # no format begins so, but answers of some servers do
+    if contents[:1].isspace():  # some servers send white space before the file
         contents = contents.lstrip()
     try:
         return _decode(contents, size, limits)
@@ -83,16 +83,16 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
 
 def _decode(contents: bytes, size: int, limits: ImageLimits) -> np.ndarray:
     with _opened(contents, limits) as image:
-        # JPEG only: decodes at a half, a quarter or an eighth where that is enough.
+        # JPEG only: decodes at a half, a quarter or an eighth of the size if that is enough.
         image.draft("RGB", (2 * size, 2 * size))
         return middle_square(image, size)
 
 
 @contextlib.contextmanager
 def _opened(contents: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
-    """Gives a picture within the limits; Rejected also for what its decoder raises inside."""
+    """Opens a picture within the limits; errors of its decoder are raised as Rejected."""
     with warnings.catch_warnings(), _one_kind_of_error(contents[:8]):
-        warnings.simplefilter("ignore")  # of sizes, which are checked here
+        warnings.simplefilter("ignore")  # about sizes, which are checked here
         with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
@@ -112,8 +112,8 @@ def _one_kind_of_error(beginning: bytes = b"") -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:  # PIL's own limit, twice its MAX_IMAGE_PIXELS
         raise Rejected("image too large", str(error)) from None
-    # Decoders fail in any way on damaged files: PIL's own list names OSError, SyntaxError,
-    # ValueError, struct.error, Image.DecompressionBombError and more.
+    # Decoders raise any error on damaged files: PIL lists OSError, SyntaxError, ValueError,
+    # struct.error, Image.DecompressionBombError and more.
     except Exception as error:
         raise Rejected(_CORRUPT, _one_line(error)) from error
 
@@ -123,7 +123,7 @@ def _one_line(error: Exception) -> str:
 
 
 def middle_square(image: Image.Image, size: int) -> np.ndarray:
-    """Returns what `decode_image` does, of a picture that is opened already.
+    """Does what `decode_image` does, for a picture that is already opened.
 
     Raises:
       Rejected: a damaged picture, one without pixels or with floating-point pixels.
@@ -131,27 +131,27 @@ def middle_square(image: Image.Image, size: int) -> np.ndarray:
     if not min(image.size):
         raise Rejected("image too small", f"{image.width}x{image.height} pixels")
     with _one_kind_of_error():
-        image.load()  # may itself turn the picture, and then says so in its EXIF
+        image.load()  # may turn the picture, and then updates its EXIF
         turn = _turn(image)
         image = _eight_bits(image)
         return _square(image.transpose(turn) if turn is not None else image, size)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """The file of a picture u8[H,W,3]."""
+    """Returns the PNG file of a picture u8[H,W,3]."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def _repaired(contents: bytes, limits: ImageLimits) -> bytes | None:
-    """Returns the file without its damage; None where the pixels are damaged."""
+    """Returns the file without its damage, or None if pixels are damaged."""
     if contents.startswith(_PNG):
         return _png_of_pixels(contents)
-    # In several scans, or with marks of where to begin again, whole parts may be missing.
+    # In progressive files and files with restart markers, whole parts may be missing.
     if not contents.startswith(_JPEG) or _RESTART_INTERVAL in contents:
         return None
-    # The pixels are whole if they are the same whatever follows.
+    # The pixels are complete if they are the same with any data after them.
     cut = contents.rstrip(b"\xff")
     try:
         with _opened(cut + _END_OF_JPEG, limits) as image:
@@ -168,7 +168,7 @@ def _repaired(contents: bytes, limits: ImageLimits) -> bytes | None:
 
 
 def _png_of_pixels(contents: bytes) -> bytes:
-    """A PNG's chunks that tell its pixels, and how they are turned."""
+    """Returns a PNG with only the chunks that define its pixels and their orientation."""
     chunks, start = [_PNG], len(_PNG)
     while start + 12 <= len(contents):
         length, name = struct.unpack_from(">I4s", contents, start)
@@ -181,15 +181,15 @@ def _png_of_pixels(contents: bytes) -> bytes:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Returns the turn that EXIF asks for; None where EXIF is damaged."""
+    """Returns the rotation or flip that EXIF asks for, or None if EXIF is damaged."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # as of the pixels' decoders
+    except Exception:  # any error, as from decoders of pixels
         return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """RGB, or L of shades of gray."""
+    """Converts to 8 bits a channel: mode RGB, or L for shades of gray."""
     if image.mode == "F":
         raise Rejected("unsupported pixels", "floating point")
     if image.mode in _SIXTEEN_BITS or image.mode == "I":
@@ -203,7 +203,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _by_strips(
     image: Image.Image, mode: str, function: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """Applies `function` to some rows at a time: what is in between takes many times as much."""
+    """Applies `function` to some rows at a time, which saves memory."""
     made = Image.new(mode, image.size)
     for top in range(0, image.height, _ROWS):
         bottom = min(top + _ROWS, image.height)

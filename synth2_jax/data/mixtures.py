@@ -1,4 +1,4 @@
-"""SeqIO mixtures: tasks drawn from at given rates, and how a config names them."""
+"""SeqIO mixtures: draw from tasks at given rates, and find tasks and mixtures by name."""
 
 import importlib
 import math
@@ -28,11 +28,11 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name != module:
-                raise UserError(f"module {module!r}: it needs {error.name!r}, not found") from error
+                raise UserError(f"module {module!r}: imports {error.name!r}, not found") from error
             raise UserError(
                 f"module {module!r}: not found in the Python path or in {os.getcwd()}"
             ) from error
-        except Exception as error:  # whatever a user's module does wrong is the user's to mend
+        except Exception as error:  # the user's code, which fails in any way
             reason = " ".join(str(error).split())
             raise UserError(f"module {module!r}: {type(error).__name__}: {reason}") from error
 
@@ -42,9 +42,9 @@ def sample_in_blocks(
 ) -> tf.data.Dataset:
     """Draws examples from datasets in proportion to `rates`, until one of them ends.
 
-    The same distribution as `tf.data.Dataset.sample_from_datasets`, SeqIO's default, which spends
-    more on each choice than all the rest of this pipeline on an example. A `sample_fn` of
-    `seqio.MixtureRegistry.add`. `seed` None is 0.
+    A `sample_fn` for `seqio.MixtureRegistry.add`. It draws from the same distribution as SeqIO's
+    default, `tf.data.Dataset.sample_from_datasets`, which takes more time for each choice than the
+    rest of this pipeline takes for an example. `seed` None is 0.
     """
     return _sample(datasets, lambda numbers_D: tf.constant([rates], tf.float32), seed)
 
@@ -54,7 +54,10 @@ def _sample(
     rates_of: Callable[[tf.Tensor], tf.Tensor],
     seed: int | None,
 ) -> tf.data.Dataset:
-    """`rates_of` gives f32[D, tasks] (or [1, tasks] for all) of the examples' numbers i64[D]."""
+    """Draws like `sample_in_blocks`, with rates that may change from example to example.
+
+    `rates_of` maps numbers of examples, i64[D], to rates f32[D, tasks], or to [1, tasks] for all.
+    """
     seed = 0 if seed is None else seed
 
     def choose(block: tf.Tensor) -> tf.Tensor:
@@ -74,19 +77,19 @@ def scheduled(
     rows: int,
     first_step: int = 0,
 ) -> seqio.Mixture:
-    """The mixture with rates that change with the training step, not registered.
+    """Returns the mixture with rates that change with the training step; does not register it.
 
-    Between two points of a task a rate changes linearly, before the first and after the last it
-    stays; tasks without a schedule keep their rate.
+    Between two points of a task its rate changes linearly. Before the first point and after the
+    last it is constant. Tasks without a schedule keep their rate.
 
     Args:
       mixture: of tasks.
-      schedule: {task: ((step, rate), ...)}, as `check_schedule` wants it.
-      rows: examples a step.
-      first_step: of the first example.
+      schedule: {task: ((step, rate), ...)} that `check_schedule` accepts.
+      rows: examples in a step.
+      first_step: step of the first example.
 
     Raises:
-      UserError: not a mixture, or a schedule of a task that is not in it.
+      UserError: not a mixture, or a scheduled task is not in it.
     """
     if not isinstance(mixture, seqio.Mixture):
         raise UserError(
@@ -95,7 +98,9 @@ def scheduled(
     names = [task.name for task in mixture.tasks]
     for name in schedule:
         if name not in names:
-            raise UserError(f"config.data.rates: no task {name!r} in it; {nearest(name, names)}")
+            raise UserError(
+                f"config.data.rates.{name}: no such task in the mixture; {nearest(name, names)}"
+            )
     if all(name in schedule for name in names):
         for step in {step for points in schedule.values() for step, _ in points}:
             if not any(np.interp(step, *zip(*schedule[name], strict=True)) for name in names):
@@ -148,7 +153,7 @@ def add_mixture(name: str, rates: Mapping[str, float], *, replace: bool = False)
 
     Raises:
       UserError: no rates, a rate of 0 or less, an unknown task, or another mixture or task of this
-        name (a mixture gives way when `replace` is true).
+        name (`replace` allows another mixture).
     """
     if not rates:
         raise UserError(f"mixture {name!r}: found no rates, expected {{task: rate}}")
@@ -178,7 +183,7 @@ def add_mixture(name: str, rates: Mapping[str, float], *, replace: bool = False)
 
 
 def resolve(name: str) -> seqio.Task | seqio.Mixture:
-    """The task or mixture of this name; UserError with the nearest name when there is none."""
+    """Finds a task or mixture by name; the UserError for an unknown one has the nearest name."""
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         raise UnknownNameError(
@@ -192,19 +197,19 @@ def resolve(name: str) -> seqio.Task | seqio.Mixture:
             continue
         if seqio.TaskRegistry.get(task.name) is not task:
             raise UserError(
-                f"mixture {name!r}: its task {task.name!r} was registered anew since; start a new "
+                f"mixture {name!r}: its task {task.name!r} was registered again since; start a new "
                 "process"
             )
     return mixture
 
 
 def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
-    """The tasks of a mixture by name, or the task itself."""
+    """Returns the tasks of a mixture, or the task itself in a list."""
     return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
 
 
 def check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
-    """Raises UserError unless every task has the split (SeqIO would leave the others out)."""
+    """Raises UserError unless every task has the split (SeqIO would skip tasks without it)."""
     for task in tasks_of(provider):
         if split not in task.splits:
             raise UserError(

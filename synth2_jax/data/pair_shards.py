@@ -1,7 +1,4 @@
-"""Folders of pairs as the work of one or several processes: shards written in turn, then finished.
-
-Used by every stage that writes pairs.
-"""
+"""Writes a folder of pairs with one or several processes, for every stage that writes pairs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -15,16 +12,16 @@ from synth2_jax.errors import UserError
 from synth2_jax.stop_signal import StopSignal
 
 Result = tuple[int, Pair | Skipped | None]
-_MIN_FOUND = 1000  # pairs before a share of them says something
+_MIN_FOUND = 1000  # pairs; a share of fewer says little
 
 
 class SkipBudget:
-    """Stops a run in which too many pairs are skipped: something is wrong, and hours are at stake.
+    """Stops a run that skips too many pairs, before it wastes hours.
 
     Args:
-      label: the beginning of the message.
-      max_share: of the pairs that were found.
-      key: of the config that sets it.
+      label: beginning of the error.
+      max_share: largest share of skipped pairs among all pairs found.
+      key: of the config that sets `max_share`.
     """
 
     def __init__(self, label: str, max_share: float, key: str):
@@ -33,7 +30,7 @@ class SkipBudget:
         self._skipped: dict[str, int] = {}
 
     def add(self, item: Pair | Skipped) -> None:
-        """Counts one pair; UserError when too many of a thousand or more were skipped."""
+        """Counts one pair; raises UserError if too many of at least a thousand were skipped."""
         if isinstance(item, Pair):
             self._num_pairs += 1
             return
@@ -42,7 +39,7 @@ class SkipBudget:
             self.check(self._num_pairs, self._skipped, f"the last is {item.key}: {item.detail}")
 
     def check(self, num_pairs: int, skipped: Mapping[str, int], detail: str = "") -> None:
-        """Raises UserError when too many are skipped."""
+        """Raises UserError if too many are skipped."""
         found = num_pairs + sum(skipped.values())
         if sum(skipped.values()) > self._max_share * found:
             raise UserError(
@@ -53,7 +50,7 @@ class SkipBudget:
 
 
 def my_shards(writer: PairWriter) -> list[int]:
-    """The missing shards that are this process's to write."""
+    """Lists the missing shards that this process writes."""
     count, mine = jax.process_count(), jax.process_index()
     return [index for index in writer.missing() if index % count == mine]
 
@@ -72,7 +69,7 @@ def _until_none(item: Pair | Skipped | None, results: Iterator[Result]) -> Itera
 
 
 def watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> Iterator[Result]:
-    """The results, until SIGTERM comes or too many are skipped; finished shards stay."""
+    """Passes results on until SIGTERM or until too many are skipped; finished shards stay."""
     for shard, item in results:
         if stop.received:
             stop.exit("finished shards are kept; the same command goes on")
@@ -82,7 +79,7 @@ def watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> 
 
 
 def finish(folder: str, writer: PairWriter) -> Manifest:
-    """The manifest, written by one process when all of them are done with their shards."""
+    """Returns the manifest, which one process writes when all have written their shards."""
     if jax.process_count() == 1:
         return writer.finish()
     multihost_utils.sync_global_devices("pairs: all shards are there")

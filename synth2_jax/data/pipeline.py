@@ -1,4 +1,4 @@
-"""The way in to data: a config, and the iterators that it describes. Fake data needs no TensorFlow.
+"""Opens the data that a config describes. Fake data needs no TensorFlow.
 
 Legend: B batch rows of this process, N image tokens, T text tokens, E width of stored features.
 """
@@ -30,7 +30,7 @@ _MAX_SHUFFLE_BUFFER = 100_000_000
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What to train or evaluate on.
+    """The data to train or evaluate on.
 
     Attributes:
       source: "seqio", or "fake" for random batches of the right shapes.
@@ -52,7 +52,7 @@ class DataConfig:
         the model read it, and `prompt`, from its run.
       prompt: before each caption in the text of the VLM and the language model.
       deal: how several processes share the data. "examples": batches are the same on any mesh and
-        number of processes, and a run goes on exactly when it changes; each process reads all data.
+        number of processes, and a run resumes exactly when it changes; each process reads all data.
         "shards": each data shard of the mesh reads files of its own, for pods whose input would
         not keep up (see input_wait_share).
       text_length: T: prompt, caption and eos; longer captions are cut.
@@ -78,7 +78,7 @@ class DataConfig:
             raise ValueError(f"unknown source {self.source!r}; {nearest(self.source, _SOURCES)}")
         if min(self.batch_size, self.shuffle_buffer, self.text_length) < 1:
             raise ValueError("expected batch_size, shuffle_buffer and text_length of at least 1")
-        if self.shuffle_buffer > _MAX_SHUFFLE_BUFFER:  # TensorFlow takes its room at once
+        if self.shuffle_buffer > _MAX_SHUFFLE_BUFFER:  # TensorFlow allocates it at once
             raise ValueError(
                 f"shuffle_buffer: found {self.shuffle_buffer}, expected at most "
                 f"{_MAX_SHUFFLE_BUFFER} examples in memory"
@@ -92,7 +92,7 @@ class DataConfig:
 
     @property
     def module_names(self) -> tuple[str, ...]:
-        """`modules`, which a command line may give as one comma-separated string."""
+        """The names in `modules`, which may also be one comma-separated string."""
         if isinstance(self.modules, str):
             return tuple(name.strip() for name in self.modules.split(",") if name.strip())
         return tuple(self.modules)
@@ -153,7 +153,7 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass in order, with `valid` bool[B]; see `eval_batches.evaluation_batches`.
 
-    `seed`, `shuffle_buffer`, `num_epochs` and rates play no part. Arguments and errors as in
+    Ignores `seed`, `shuffle_buffer`, `num_epochs` and rates. Arguments and errors as in
     `train_iterator`; `with_keys` adds the examples' keys, an array of str.
     """
     if config.source == "fake":
@@ -166,9 +166,9 @@ def eval_batches(
 
 
 def stored_text_encoder(config: DataConfig) -> dict[str, Any]:
-    """What encoded the captions of a config's folders: {"fingerprint", "width": E, ...}.
+    """Returns the encoder of the captions in a config's folders: {"fingerprint", "width": E, ...}.
 
-    See `records.Provenance.text_encoder`; of its keys those that must be equal.
+    It has the keys `records.ENCODED_BY` of `records.Provenance.text_encoder`.
 
     Raises:
       UserError: captions of a folder without features, or with those of another text encoder,
@@ -190,10 +190,10 @@ def stored_text_encoder(config: DataConfig) -> dict[str, Any]:
 
 
 def describe(config: DataConfig) -> dict[str, Any]:
-    """What a config reads: {"kind", "name", "split", "features": {name: text}, "tasks": [...]}.
+    """Describes the data: {"kind", "name", "split", "features": {name: text}, "tasks": [...]}.
 
-    A task is {"name", "share": of the draws (None where a schedule changes it), "examples": None
-    where nobody knows, "shards"}. Errors as in `train_iterator`.
+    A task is {"name", "share": of the draws (None if a schedule changes it), "examples": number
+    (None if unknown), "shards": number}. Errors as in `train_iterator`.
     """
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data import mixtures  # isort: skip
@@ -224,7 +224,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
 
 
 def first_examples(config: DataConfig, count: int) -> list[dict[str, Any]]:
-    """The task features of the first examples that a training draws; text as str."""
+    """Returns the task features of the first examples that training draws; text as str."""
     from synth2_jax.data.stream import draw_examples
 
     return draw_examples(_provider(config), config.split, config.seed, count)
@@ -238,7 +238,7 @@ def _stream(
     layout: DataLayout,
     limits: Mapping[str, int] | None = None,
 ) -> "tuple[Stream, dict[str, Any]]":
-    """Registers what the config names; returns what to read and what identifies it."""
+    """Registers the tasks of a config; returns the stream and the identity of its data."""
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.stream import Stream
 
@@ -248,12 +248,12 @@ def _stream(
     manifests = {name: views.open_pairs(folder) for name, folder in config.folders.items()}
     if tokenizer_fingerprint is not None:
         for name, manifest in manifests.items():
-            if not manifest.provenance.image_size:  # which any tokenizer makes tokens of
+            if not manifest.provenance.image_size:  # any tokenizer can encode images
                 records.check_tokenizer(manifest, tokenizer_fingerprint, config.folders[name])
     if text_encoder is not None:
         _check_encoded(config, text_encoder)
     provider = _provider(config, encoded=text_encoder is not None)
-    if model_name != "tokenizer":  # which reads no text
+    if model_name != "tokenizer":  # reads no text
         _check_vocabulary(config, provider)
     stream = Stream(
         provider=provider,
@@ -282,7 +282,7 @@ def _stream(
 
 
 def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: str = "") -> None:
-    """Raises UserError unless all captions are encoded so, as the config's text is tokenized."""
+    """Raises UserError unless this encoder made all features, with the config's vocabulary."""
     for folder in config.folders.values():
         provenance = views.open_pairs(folder).provenance
         records.check_text_features(provenance, text_encoder, folder, as_in)
@@ -300,7 +300,7 @@ def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: s
 
 
 def _check_vocabulary(config: DataConfig, provider: "seqio.Task | seqio.Mixture") -> None:
-    """Raises UserError unless each task's captions are tokenized as the model's are to be."""
+    """Raises UserError unless each task has the same vocabulary as the model."""
     from synth2_jax.data import mixtures
 
     expected = pathlib.Path(vocabulary_path(config.vocabulary))
@@ -320,7 +320,7 @@ def _check_vocabulary(config: DataConfig, provider: "seqio.Task | seqio.Mixture"
 def _provider(config: DataConfig, *, encoded: bool = False) -> "seqio.Task | seqio.Mixture":
     from synth2_jax.data import mixtures, tasks
 
-    # The config of this run decides: an earlier run of the same process gives way.
+    # Tasks of an earlier run in the same process are replaced.
     tasks.add_scenes_tasks(config.vocabulary, replace=True)
     for name, folder in config.folders.items():
         tasks.add_pairs_task(
@@ -345,7 +345,7 @@ def _provider(config: DataConfig, *, encoded: bool = False) -> "seqio.Task | seq
         for task, rate in config.rates.items():
             if _is_schedule(rate):
                 mixtures.check_schedule(task, rate)
-        # The largest rate of a schedule stands for it where nobody asks for the step.
+        # Where no step is known, the largest rate of a schedule is used.
         rates = {t: max(r for _, r in v) if _is_schedule(v) else v for t, v in config.rates.items()}
         return mixtures.add_mixture(name, rates, replace=True)
     return mixtures.resolve(name)

@@ -1,7 +1,7 @@
 """From records to task features, and from task features to what a model reads.
 
-Functions on datasets work on blocks of examples, because TensorFlow spends more on calling a
-function once an example than on the example itself; they keep order and number of the examples.
+Functions on datasets work on blocks of examples, because one call for each example would take
+longer than the work itself. They keep the order and the number of examples.
 
 Legend: B block of examples, N image tokens, H W pixels, P prompt tokens, T text tokens, E width of
 stored features.
@@ -13,9 +13,9 @@ from synth2_jax.data import records
 from synth2_jax.data.tensorflow_cpu import tf
 
 BLOCK = 128
-# Where an example holds the features of its caption: half a megabyte, of 64 tokens of width 4096.
+# For examples with features of captions: 64 tokens of width 4096 are half a megabyte.
 FEATURES_BLOCK = 8
-# Fixed rather than tuned at run time: results that wait in a block are part of the saved position.
+# Constant, not tuned at run time: results that wait in a block are part of the saved position.
 PARALLEL_BLOCKS = 2
 
 Features = Mapping[str, tf.Tensor]
@@ -33,8 +33,8 @@ def decode_pairs(
 ) -> tf.data.Dataset:
     """Serialized pairs (see `records`) -> the features of `tasks.pair_features`.
 
-    A pair's own prompt comes before `prompt`. Stored text features, where they are asked for, stay
-    bytes until they are in a batch: they differ in length.
+    `prompt` is for pairs without their own prompt. Stored text features stay bytes until they are
+    in a batch, because their lengths differ.
     """
     description = _description(prompt, records.IMAGE_TOKENS, text_features)
 
@@ -52,7 +52,7 @@ def decode_pairs(
 def decode_image_pairs(
     dataset: tf.data.Dataset, *, prompt: str, text_features: bool = False
 ) -> tf.data.Dataset:
-    """As `decode_pairs`, of pairs that hold images: u8[H,W,3] in place of the tokens."""
+    """Does the same as `decode_pairs` for pairs with images: u8[H,W,3] instead of tokens."""
     description = _description(prompt, records.IMAGE, text_features)
 
     def decode(serialized_B: tf.Tensor) -> Features:
@@ -84,13 +84,13 @@ def normalize_images(images: tf.Tensor) -> tf.Tensor:
 def decode_text_features(
     stored_B: tf.Tensor, text_mask_BT: tf.Tensor, width: int, keys_B: tf.Tensor
 ) -> tf.Tensor:
-    """bf16[B,T,E], zero beyond the captions.
+    """Returns the features bf16[B,T,E], zero after each caption.
 
     Args:
       stored_B: bytes of bf16[t,E], see `records`.
       text_mask_BT: true on the t tokens of each caption.
       width: E.
-      keys_B: for the error, which is TensorFlow's InvalidArgumentError, of another number of bytes.
+      keys_B: names of the examples, for the InvalidArgumentError if a number of bytes is wrong.
     """
     num_tokens_B = tf.reduce_sum(tf.cast(text_mask_BT, tf.int32), axis=1)
     fits_B = tf.strings.length(stored_B) == 2 * width * num_tokens_B
@@ -105,17 +105,17 @@ def decode_text_features(
 def text_targets(
     prompts: tf.RaggedTensor, captions: tf.RaggedTensor, length: int, ends_B: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """prompt + caption + end, padded with 0; a caption too long loses words, not its end token.
+    """Joins prompt, caption and end token, padded with 0; cuts long captions before the end token.
 
     Args:
       prompts: i32[B, (P)]
-      captions: i32[B, (any)], without what ends them.
+      captions: i32[B, (any)], without end tokens.
       length: T.
-      ends_B: i32, what ends each caption: end of sentence, or of the turn that its prompt opens.
+      ends_B: i32, end token of each caption: end of sentence, or end of the turn its prompt opens.
 
     Returns:
       text_tokens i32[B,T]; text_mask bool[B,T], true on all but padding; loss_mask bool[B,T],
-      true on caption and end. A row whose prompt leaves no room has at most its end there.
+      true on caption and end. If the prompt fills a row, at most its end token is there.
     """
     ids = tf.concat([prompts, captions], axis=1)[:, : length - 1]
     ids = tf.concat([ids, ends_B[:, None]], axis=1)

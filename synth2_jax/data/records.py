@@ -1,6 +1,6 @@
 """Image-caption pairs on disk: TFRecord shards of TF Examples, and one manifest.
 
-A folder with a manifest is whole; `pair_writer` writes it. An image with several captions is
+A folder with a manifest is complete; `pair_writer` writes it. An image with several captions is
 several pairs of distinct keys, such as "real-000012-0" to "real-000012-4". Folders are on a file
 system with atomic renames.
 
@@ -29,12 +29,12 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress"
 SOURCES = ("real", "synthetic")
 MAX_CODEBOOK_SIZE = 65536  # image tokens are uint16 on disk
-IMAGE_TOKENS, IMAGE = "image_tokens", "image"  # of which a pair has one
-FIELDS = ("caption", "source", "key")  # that all have
-PROMPT = "prompt"  # of pairs that have a prompt of their own
-TEXT_FEATURES = "text_features"  # of pairs whose captions are encoded
+IMAGE_TOKENS, IMAGE = "image_tokens", "image"  # a pair has one of them
+FIELDS = ("caption", "source", "key")  # in every pair
+PROMPT = "prompt"  # only in pairs with their own prompt
+TEXT_FEATURES = "text_features"  # only in pairs with encoded captions
 ENCODED_BY = ("fingerprint", "width", "text_length", "vocabulary")  # of Provenance.text_encoder
-_LATER_FIELDS = ("image_size", "text_encoder")  # which manifests may lack
+_LATER_FIELDS = ("image_size", "text_encoder")  # missing in old manifests
 MADE_BY = "tokenize or synthesize"
 _READ_BYTES = 1 << 20
 _READ_RECORDS = 512
@@ -44,12 +44,12 @@ _READ_RECORDS = 512
 class Pair:
     """A picture as tokens int[N], its caption, "real" or "synthetic", and a unique key.
 
-    In a folder of images, `image` is a PNG file in place of the tokens, which are None.
+    In a folder of images, `image` is a PNG file and `image_tokens` is None.
 
-    `prompt` is the pair's own, such as a question, in place of the one that its task puts before
-    every caption. `caption_cut` says that the picture was made of the caption's beginning alone; it
-    is counted, not written. `text_features` bf16[t, E], little-endian on disk, are what a text
-    encoder makes of the caption, its end of sentence included.
+    `prompt`, such as a question, replaces the prompt that the task puts before every caption.
+    `caption_cut` says that the generator read only the beginning of the caption; it is counted, not
+    written. `text_features` bf16[t, E], little-endian on disk, are the text encoder's output for
+    the caption and its end of sentence.
     """
 
     key: str
@@ -64,9 +64,13 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """An example that was found and gives no pairs: why, in words that many share, and in detail.
+    """An example that was found and gives no pairs.
 
-    `num_pairs` is how many pairs are lost with it.
+    Attributes:
+      key: of the example.
+      reason: category for counting.
+      detail: what exactly is wrong with this example.
+      num_pairs: number of pairs that are lost with it.
     """
 
     key: str
@@ -83,14 +87,15 @@ class Provenance:
       tokenizer: fingerprint of the tokenizer whose codebook the image tokens index.
       num_image_tokens: N.
       codebook_size: K, at most 65536.
-      image_size: 0; or the side in pixels of images that are stored in place of tokens, for a
-        tokenizer inside of the training step. `tokenizer` is "", N and K are 0 then.
+      image_size: side in pixels of the images, if images are stored and the training step makes the
+        tokens; `tokenizer` is "" then, and N and K are 0. 0 if tokens are stored.
       split: the name under which a task offers these pairs.
       generator: {"checkpoint": ..., "fingerprint": ...}; None for real pictures.
       sampler: settings of the sampler; None for real pictures.
-      captions: who wrote them, such as {"source": "language_model", "prompt": ..., "seed": ...}.
-      text_encoder: None; or what encoded the captions, {"fingerprint", "width": E, "text_length",
-        "vocabulary": sha256 of its file, "pairs": fingerprint of those that held the captions}.
+      captions: how they were written, {"source": "language_model", "prompt": ..., "seed": ...}.
+      text_encoder: the encoder of the captions, {"fingerprint", "width": E, "text_length",
+        "vocabulary": sha256 of its file, "pairs": fingerprint of the pairs that were encoded};
+        None if captions are not encoded.
       config: resolved config of the run, for the record only: a resumed run may change it.
     """
 
@@ -119,8 +124,8 @@ class Provenance:
 class Shard:
     """One file of a folder of pairs.
 
-    `work` is a hash of everything that determines what is in it: the provenance, and which of how
-    many shards it is.
+    `work` is a hash of everything that determines its contents: the provenance, its index and the
+    number of shards.
     """
 
     name: str
@@ -138,10 +143,15 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """`counts` is the number of pairs by source, `skipped` of those left out by reason.
+    """The contents of a folder of pairs.
 
-    `skipped_examples` are some of the latter, [{"key", "reason", "detail"}]; `captions_cut` is how
-    many captions were too long for the generator.
+    Attributes:
+      provenance: where the pairs come from.
+      counts: {source: number of pairs}.
+      shards: the files, in order.
+      skipped: {reason: number of pairs that were skipped}.
+      skipped_examples: some of them, [{"key", "reason", "detail"}].
+      captions_cut: number of captions that were too long for the generator.
     """
 
     provenance: Provenance
@@ -163,7 +173,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Of the contents: equal for folders whose shards are equal byte by byte."""
+        """A hash of the contents: equal if and only if all shards are equal byte by byte."""
         fields = ("name", "num_pairs", "num_bytes", "sha256")
         digests = json.dumps([{f: getattr(shard, f) for f in fields} for shard in self.shards])
         return hashlib.sha256(digests.encode()).hexdigest()
@@ -189,16 +199,16 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def is_there(folder: pathlib.Path, shard: Shard) -> bool:
-    """Whether the shard's file is there with its size."""
+    """Returns whether the shard's file exists and has its size."""
     path = folder / shard.name
     return path.is_file() and path.stat().st_size == shard.num_bytes
 
 
 def parse_manifest(folder: pathlib.Path) -> Manifest:
-    """Reads a folder's manifest; of its shards nothing is looked at."""
+    """Reads a folder's manifest without looking at its shards."""
     path = folder / MANIFEST
     if not path.is_file():
-        why = "its writing has not finished" if (folder / PROGRESS).exists() else "no pairs here"
+        why = "writing it has not finished" if (folder / PROGRESS).exists() else "no pairs here"
         inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
         there = f". Folders in it that have one: {', '.join(inside[:8])}" if inside else ""
         raise UserError(f"pairs {folder}: no {MANIFEST} ({why}){there}")
@@ -241,7 +251,7 @@ def check_tokenizer(
             f"pairs {folder}: found image tokens of tokenizer {found}, expected tokenizer "
             f"{fingerprint}"
         )
-        if found == fingerprint.partition("+")[0]:  # as versions stored it that knew no settings
+        if found == fingerprint.partition("+")[0]:  # old versions stored no settings
             line += (
                 f". The parameters are the same. If an older synth2 made these pairs with these "
                 f"settings too, write {fingerprint} as tokenizer in {MANIFEST}"
@@ -261,7 +271,7 @@ def check_text_features(
       provenance: of the folder.
       text_encoder: as `Provenance.text_encoder`.
       folder: of the pairs or a view of them.
-      as_in: what else is encoded so, for the message.
+      as_in: pairs that do have this encoder, for the message.
     """
     as_in = as_in and f", as in {as_in}"
     found = provenance.text_encoder
@@ -279,7 +289,7 @@ def check_text_features(
 
 
 def verify(folder: str | os.PathLike[str]) -> Manifest:
-    """Reads every byte; UserError names the first shard that is not what the manifest says."""
+    """Reads every byte; the UserError names the first shard that differs from the manifest."""
     manifest = read_manifest(folder)
     for shard in manifest.shards:
         found = sha256_of(pathlib.Path(folder) / shard.name)
@@ -291,9 +301,9 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def read_pairs(folder: str | os.PathLike[str], *, text_features: bool = False) -> Iterator[Pair]:
-    """All pairs of a folder in the order of writing, `image_tokens` as i32[N].
+    """Reads all pairs of a folder in the order of writing, `image_tokens` as i32[N].
 
-    Features of captions, which are many times the rest of a pair, are left out unless asked for.
+    `text_features` also reads the features of the captions, which are much larger than the rest.
     """
     manifest = read_manifest(folder)
     encoder = manifest.provenance.text_encoder if text_features else None
@@ -302,9 +312,10 @@ def read_pairs(folder: str | os.PathLike[str], *, text_features: bool = False) -
 
 
 def read_shard(path: pathlib.Path, text_width: int = 0) -> Iterator[Pair]:
-    """The pairs of one file in order; UserError where it is damaged, with the offset if known.
+    """Reads the pairs of one file in order; with `text_width`, E, also their `text_features`.
 
-    With `text_width`, E, their `text_features` as well.
+    Raises:
+      UserError: the file is damaged; names the offset if it is known.
     """
     from google.protobuf.message import DecodeError
 
@@ -313,7 +324,7 @@ def read_shard(path: pathlib.Path, text_width: int = 0) -> Iterator[Pair]:
     damaged = (tf.errors.DataLossError, DecodeError, ValueError, KeyError)
     try:
         for _ in record_lengths(path):
-            pass  # all of them are as long as the file allows
+            pass  # raises ValueError on a record that is longer than the file
         blocks = tf.data.TFRecordDataset(str(path), buffer_size=_READ_BYTES).batch(_READ_RECORDS)
         for block in blocks:
             for record in block.numpy():
@@ -353,7 +364,7 @@ def to_json(value: Any) -> str:
 
 
 def manifest_json(manifest: Manifest) -> str:
-    """The contents of MANIFEST."""
+    """Returns the contents of MANIFEST."""
     return to_json(
         {
             "format": FORMAT,
@@ -370,13 +381,13 @@ def manifest_json(manifest: Manifest) -> str:
 
 
 def provenance_values(provenance: Provenance) -> dict[str, Any]:
-    """JSON values; a folder whose captions are not encoded says nothing of an encoder."""
+    """Returns JSON values, without `text_encoder` if the captions are not encoded."""
     values = dataclasses.asdict(provenance)
     return {k: v for k, v in values.items() if k != "text_encoder" or v is not None}
 
 
 def sha256_of(path: pathlib.Path) -> str:
-    """Of a file."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_READ_BYTES):

@@ -1,4 +1,4 @@
-"""Images with all their captions, put together again from pairs: what captions are scored against.
+"""Images with all their captions, collected from pairs: the references for scoring captions.
 
 Legend: N image tokens.
 """
@@ -17,7 +17,7 @@ from synth2_jax.errors import UserError
 class ReferencedImage:
     """Image tokens i32[N] and the image's captions, in the order of their keys.
 
-    `prompt` is the image's own, such as a question that its captions answer; or "".
+    `prompt` is the image's prompt, such as a question that its captions answer; or "".
     """
 
     key: str
@@ -27,23 +27,22 @@ class ReferencedImage:
 
 
 def pair_key(image_key: str, caption_index: int) -> str:
-    """The key of one caption of an image."""
+    """Returns the key of one caption of an image."""
     return f"{image_key}-{caption_index}"
 
 
 def image_key(key: str) -> str:
-    """The image's key of a pair's key: the other way round."""
+    """Returns the image's key from a pair's key, the inverse of `pair_key`."""
     return key.rsplit("-", 1)[0]
 
 
 def read_references(
     folder: str | os.PathLike[str], tokenizer_fingerprint: str, max_images: int | None = None
 ) -> list[ReferencedImage]:
-    """The images of a folder of pairs in the order they were written.
+    """Reads the images of a folder of pairs in the order they were written.
 
     Raises:
-      UserError: no pairs there, pairs of another tokenizer, or an image under whose key there are
-        several prompts.
+      UserError: no pairs, pairs of another tokenizer, or an image with several prompts.
     """
     records.check_tokenizer(records.read_manifest(folder), tokenizer_fingerprint, folder)
     images: dict[str, ReferencedImage] = {}

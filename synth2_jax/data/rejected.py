@@ -1,10 +1,13 @@
-"""Why a picture or a caption is not used."""
+"""Why a picture or a caption is skipped."""
 
 from collections.abc import Mapping
 
 
 class Rejected(Exception):
-    """`reason` is in words that many examples share, `detail` of this one."""
+    """A picture or a caption that is skipped.
+
+    `reason` is a category for counting, `detail` says what exactly is wrong.
+    """
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}")
@@ -13,6 +16,6 @@ class Rejected(Exception):
 
 
 def reasons(skipped: Mapping[str, int]) -> str:
-    """ "corrupt image 12, empty caption 3", the most frequent first."""
+    """Lists reasons as "corrupt image 12, empty caption 3", the most frequent first."""
     ordered = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "none"

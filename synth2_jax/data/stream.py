@@ -161,7 +161,7 @@ class Stream:
             key = batch["key"][np.argmax(empty_B)].decode()
             raise UserError(
                 f"example {key!r}: no token of its caption is left to learn (found {empty_B.sum()} "
-                f"such examples in a batch). Its caption is empty, or text_length "
+                f"such examples in a batch). Its caption is empty, or config.data.text_length="
                 f"{self.text_length} is too short."
             )
 

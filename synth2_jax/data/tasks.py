@@ -35,32 +35,32 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def sentencepiece(vocabulary: str) -> seqio.SentencePieceVocabulary:
-    """The vocabulary of a built-in name or a model file, as SeqIO has it."""
+    """Returns SeqIO's vocabulary for a built-in name or a model file."""
     return _SentencePieceVocabulary(vocabulary_path(vocabulary), extra_ids=0)
 
 
 def text_features(vocabulary: str) -> dict[str, seqio.Feature]:
-    """prompt, caption, key: strings; the converter tokenizes with the vocabulary of `caption`."""
+    """Returns prompt, caption, key: strings; the converter uses the vocabulary of `caption`."""
     text = seqio.Feature(sentencepiece(vocabulary), add_eos=False, dtype=tf.string, rank=0)
     return {"prompt": text, "caption": text, "key": _string()}
 
 
 def pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
-    """image_tokens i32[N], source ("real" or "synthetic"), and those of `text_features`.
+    """Returns image_tokens i32[N], source ("real" or "synthetic"), and `text_features`.
 
-    A task may also have the features of its captions, as "text_features", bytes (see `records`).
+    A task may also have stored features of its captions, "text_features", bytes (see `records`).
     """
     tokens = seqio.ContinuousFeature(dtype=tf.int32, rank=1)
     return {"image_tokens": tokens, "source": _string(), **text_features(vocabulary)}
 
 
 def image_pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
-    """image u8[H,W,3], source, and those of `text_features`."""
+    """Returns image u8[H,W,3], source, and `text_features`."""
     return {**image_features(), "source": _string(), **text_features(vocabulary)}
 
 
 def image_features() -> dict[str, seqio.Feature]:
-    """image u8[H,W,3]."""
+    """Returns image u8[H,W,3]."""
     return {"image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3)}
 
 
@@ -85,10 +85,10 @@ def add_pairs_task(
       prompt: comes before each caption in the VLM's and the language model's text.
       shuffle_buffer: examples that wait in memory, and in each saved position, to be shuffled.
       encoded: whether the stored features of the captions are read as well.
-      replace: whether this takes the place of another task of the same name.
+      replace: whether to replace another task of the same name.
 
     Raises:
-      UserError: the folder is not whole, or another task has this name and `replace` is false.
+      UserError: the folder is not complete, or another task has this name and `replace` is false.
     """
     manifest = views.open_pairs(folder)
     if isinstance(manifest, views.View):
@@ -152,11 +152,11 @@ def add_scenes_tasks(vocabulary: str = "scenes", *, replace: bool = False) -> No
 
 
 class ShardSource(seqio.FileDataSource):
-    """The shards of one folder. Positions hold their names only: the folder may be moved."""
+    """The shards of one folder. Saved positions only hold their names, so the folder may move."""
 
     def __init__(self, manifest: records.Manifest | views.View, arguments: Mapping[str, object]):
         self.arguments = dict(arguments)
-        # A process whose only shard is empty would have nothing to read.
+        # A process with only an empty shard would have nothing to read.
         filled = [shard.name for shard in manifest.shards if shard.num_pairs]
         self._shards = tuple(filled or [shard.name for shard in manifest.shards])
         folder = str(arguments["folder"])
@@ -177,13 +177,13 @@ class ShardSource(seqio.FileDataSource):
 
 
 class ArraySource(seqio.DataSource):
-    """Examples from arrays in memory, made when first read.
+    """Examples from arrays in memory, which are made when they are first read.
 
-    Shuffling permutes all examples, anew in each epoch; a saved position holds their indices only.
+    Each epoch shuffles all examples again; a saved position only holds their indices.
 
     Args:
       splits: {split: function that returns {feature: array with one row per example}}.
-      arguments: what tells this source from others, for `_register`.
+      arguments: identify this source, for `_register`.
     """
 
     def __init__(self, splits: Mapping[str, Callable[[], Arrays]], arguments: Mapping[str, object]):
@@ -203,7 +203,7 @@ class ArraySource(seqio.DataSource):
     ) -> tf.data.Dataset:
         arrays = self._arrays[split]()
         num_examples = len(next(iter(arrays.values())))
-        # Constants of the graph, not of the iterator: they stay out of saved positions.
+        # Constants of the graph, not of the iterator, are not in saved positions.
         tensors = {name: tf.constant(array) for name, array in arrays.items()}
         indices = tf.data.Dataset.range(num_examples)
         if shard_info:
@@ -217,7 +217,7 @@ class ArraySource(seqio.DataSource):
 
 
 class _SentencePieceVocabulary(seqio.SentencePieceVocabulary):
-    """Its model is loaded into TensorFlow once, not anew by each iterator in one of its threads."""
+    """Loads its model into TensorFlow once, instead of once in each iterator."""
 
     @property
     def tf_tokenizer(self) -> tf_text.SentencepieceTokenizer:
@@ -226,7 +226,7 @@ class _SentencePieceVocabulary(seqio.SentencePieceVocabulary):
 
 @functools.cache
 def _tf_tokenizer(model: bytes) -> tf_text.SentencepieceTokenizer:
-    # Out of the graph that is being traced: the model is loaded here, where C++ can be kept quiet.
+    # Outside of the graph that is being traced, so that messages of C++ can be hidden.
     with tf.init_scope(), quiet():
         return tf_text.SentencepieceTokenizer(model=model)
 
@@ -243,7 +243,7 @@ def _register(
     replace: bool,
     **task_arguments,
 ) -> seqio.Task:
-    """Adds a task, unless the same one is there; `arguments` is what makes it the same."""
+    """Adds a task, unless one with the same `arguments` is there."""
     if name in seqio.TaskRegistry.names():
         found = getattr(seqio.TaskRegistry.get(name).source, "arguments", None)
         if found == arguments:
@@ -265,7 +265,7 @@ def _scenes_images(split: str) -> Arrays:
 
 
 def _scenes_text(start: int, stop: int) -> Arrays:
-    """Half of the lines ask for any caption, half name a class: the model learns both prompts."""
+    """Returns lines with two prompts in turn, as the model learns both: any caption, or a class."""
     lines = scenes.texts(stop)[start:]
     prompts = [
         class_prompt(class_name) if index % 2 else CAPTION_PROMPT

@@ -1,4 +1,4 @@
-"""TensorFlow without accelerators: it feeds jax, which wants all of their memory.
+"""TensorFlow without accelerators, which JAX needs for itself.
 
 Modules of this package take `tf` from here. Import it before SeqIO, which imports TensorFlow too.
 """
@@ -13,10 +13,10 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 
-# oneDNN logs an error for every type it does not know; it speeds up what no input pipeline does.
-# Both are read by TensorFlow while it is imported.
+# oneDNN logs an error for every type it does not know, and does not speed up input pipelines.
+# TensorFlow reads both variables when it is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Warnings and worse: each file that is opened is worth a line to it.
+# Only warnings and errors: it logs a line for each file that it opens.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
@@ -29,10 +29,10 @@ _NOT_THEIRS = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what C++ writes to stderr; it is shown if the body fails.
+    """Hides what C++ writes to stderr, unless the body fails.
 
-    For what no environment variable stops: TensorFlow 2.21 greets with a dozen lines of its log (no
-    GPU, which instructions the processor has), SentencePiece with one for each model it loads.
+    No environment variable stops these: TensorFlow 2.21 logs a dozen lines when it starts (no GPU,
+    instructions of the processor), SentencePiece logs one for each model that it loads.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -50,10 +50,10 @@ def quiet() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The cause in a message of TensorFlow's, and where in the user's code it arose.
+    """Returns the cause in a TensorFlow error, and its line in the user's code.
 
-    Such a message is the first line of many; or "in user code:", the stack and the cause at its end
-    when a function of a data pipeline failed as it was traced.
+    The cause is the first of many lines. If a function of a data pipeline failed while it was
+    traced, the message is "in user code:", then the stack, then the cause.
     """
     message = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", getattr(error, "message", str(error))).strip()
     if not message.startswith(_TRACED):
@@ -66,7 +66,7 @@ def one_line(error: Exception) -> str:
 
 
 def of_user_code(error: Exception) -> str | None:
-    """`one_line` of an error that code outside of this project and its packages raised, or None."""
+    """Returns one line for an error that was raised in the user's own code, or None."""
     if str(error).startswith(_TRACED):
         return one_line(error)
     frames = traceback.extract_tb(error.__traceback__)

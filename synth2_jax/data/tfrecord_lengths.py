@@ -1,7 +1,7 @@
-"""Lengths of the records in a TFRecord file, read ahead of TensorFlow.
+"""Checks the lengths of the records in a TFRecord file before TensorFlow reads it.
 
-TensorFlow takes as much memory as a record's header asks for: a file of 112 bytes can end the
-process. So the lengths are compared with the file first.
+TensorFlow allocates as much memory as a record's header asks for, so that a damaged file of 112
+bytes can crash the process.
 
 A file is plain or compressed by gzip. A record in it is: its length L (8 bytes, little-endian), a
 masked CRC-32C of these (4 bytes), L bytes, and a masked CRC-32C of them (4 bytes).
@@ -19,7 +19,7 @@ _GZIP = b"\x1f\x8b\x08"
 
 
 def is_gzip(path: str | os.PathLike[str]) -> bool:
-    """Tells whether a TFRecord file is compressed; a plain one may begin with the same bytes."""
+    """Returns whether a TFRecord file is compressed; a plain one may begin with the same bytes."""
     with open(path, "rb") as file:
         header = file.read(_HEADER.size)
     if not header.startswith(_GZIP):
@@ -28,7 +28,7 @@ def is_gzip(path: str | os.PathLike[str]) -> bool:
 
 
 def record_lengths(path: str | os.PathLike[str]) -> Iterator[int]:
-    """The length of each record in bytes, up to a header that is cut short.
+    """Yields the length of each record in bytes; stops at a header that is cut short.
 
     Raises:
       ValueError: a record is longer than the rest of the file, or than 256 MiB in a compressed one.
@@ -49,7 +49,7 @@ def record_lengths(path: str | os.PathLike[str]) -> Iterator[int]:
 
 
 def _masked_crc(contents: bytes) -> int:
-    """A CRC-32C (Castagnoli), turned and shifted as TFRecord files have it."""
+    """Returns the CRC-32C (Castagnoli), rotated and shifted as in TFRecord files."""
     crc = 0xFFFFFFFF
     for byte in contents:
         crc ^= byte

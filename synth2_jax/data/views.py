@@ -1,9 +1,9 @@
-"""Views: some pairs of a folder, with their own images or each other's, without a copy of either.
+"""Views: a selection of a folder's pairs, which may swap images, without copying any data.
 
 A view is a folder with `view.json`, which names the pairs' folder and its fingerprint, and one file
 SHARD.rows for each of its shards: little-endian i32[M, 2], in ascending order the rows that are
-kept, and the row whose image each takes. Both lie in one block of `block` rows, so that a reader
-holds no more than a block. `view.json` appears last: a folder with one is whole.
+kept, and for each the row whose image it takes. Both rows are in the same block of `block` rows, so
+that a reader holds only one block. `view.json` is written last: a folder with one is complete.
 
 Legend: M rows kept of a shard, B rows of a block, N image tokens.
 """
@@ -30,12 +30,12 @@ FORMAT = "synth2_jax view"
 VERSION = 1
 VIEW = "view.json"
 _ROW_BYTES = 8
-_LENT = "+"  # between the key of a caption's pair and that of its image's
+_LENT = "+"  # joins the keys of the caption's pair and the image's pair
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewShard:
-    """What is kept of one shard: `num_repaired` of the `num_pairs` take another row's image."""
+    """The rows kept of one shard; `num_repaired` of `num_pairs` take the image of another row."""
 
     name: str
     num_pairs: int
@@ -65,15 +65,15 @@ class _ViewFile:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A view that was opened; tasks and pipelines take it as they take a `records.Manifest`.
+    """An open view; tasks and pipelines accept it in place of a `records.Manifest`.
 
     Attributes:
       folder: of the view.
       pairs: folder of the pairs.
       manifest: of the pairs.
-      block: rows among which images may change places.
-      chosen: how, for the record; JSON values.
-      shards: one for each of the pairs'.
+      block: number of rows in a block; images are only swapped inside a block.
+      chosen: how the rows were chosen, for the record; JSON values.
+      shards: one for each shard of the pairs.
     """
 
     folder: pathlib.Path
@@ -97,21 +97,21 @@ class View:
 
     @property
     def fingerprint(self) -> str:
-        """Of the contents: equal for views of equal rows of equal pairs, wherever they lie."""
+        """A hash of the contents: equal for the same rows of the same pairs, in any folder."""
         contents = [self.manifest.fingerprint, self.block]
         contents += [dataclasses.asdict(shard) for shard in self.shards]
         return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     def rows(self, shard: str) -> np.ndarray:
-        """i32[M, 2]: the rows of a shard that are kept, and the row whose image each takes."""
+        """Reads i32[M, 2]: the rows of a shard that are kept, and the row of the image of each."""
         return np.fromfile(self.folder / _rows_name(shard), "<i4").reshape(-1, 2)
 
 
 def open_pairs(folder: str | os.PathLike[str]) -> records.Manifest | View:
-    """The manifest of a folder of pairs, or the view in a folder of one.
+    """Opens a folder of pairs, or of a view.
 
     Raises:
-      UserError: neither is there, or it is not whole.
+      UserError: neither is there, or it is not complete.
     """
     if (pathlib.Path(folder) / VIEW).is_file():
         return open_view(folder)
@@ -119,19 +119,19 @@ def open_pairs(folder: str | os.PathLike[str]) -> records.Manifest | View:
 
 
 def open_view(folder: str | os.PathLike[str]) -> View:
-    """Reads `view.json` and checks that the pairs are those that it was made of.
+    """Reads `view.json` and checks that its pairs have not changed.
 
     Raises:
-      UserError: no view, a malformed one, rows missing or of another number, no pairs where it
-        says, or other pairs there.
+      UserError: no view, a malformed one, missing or damaged rows, or the pairs are missing or
+        different.
     """
     folder = pathlib.Path(folder)
     path = folder / VIEW
     if not path.is_file():
         raise UserError(f"view {folder}: no {VIEW}; expected what `synth2 filter` leaves there")
     found = read_as(_ViewFile, path, "filter")
-    # From the folder itself, whichever link leads to it; a view may also hold the way from the
-    # link by which it was made.
+    # The path starts at the folder itself, not at a link to it; in views of older versions it may
+    # start at the link.
     ways = [pathlib.Path(os.path.normpath(at / found.pairs)) for at in (folder.resolve(), folder)]
     pairs = next((way for way in ways if (way / records.MANIFEST).exists()), ways[0])
     manifest = records.read_manifest(pairs)
@@ -150,7 +150,7 @@ def open_view(folder: str | os.PathLike[str]) -> View:
 
 
 def _check_as_written(view: View, shard: ViewShard, of_pairs: records.Shard) -> None:
-    """Raises UserError unless the rows of a shard are those that `write_view` wrote."""
+    """Raises UserError unless the rows of a shard are as `write_view` wrote them."""
     path = view.folder / _rows_name(shard.name)
     size = path.stat().st_size if path.is_file() else 0
     if size != shard.num_pairs * _ROW_BYTES:
@@ -167,7 +167,7 @@ def _check_as_written(view: View, shard: ViewShard, of_pairs: records.Shard) -> 
     _check_rows(rows_M2, of_pairs, view.block)
     if (rows_M2[:, 0] != rows_M2[:, 1]).sum() != shard.num_repaired:
         raise UserError(
-            f"{view.folder / VIEW}: num_repaired of {shard.name} is not that of its rows"
+            f"{view.folder / VIEW}: damaged (num_repaired of {shard.name} does not fit its rows)"
         )
 
 
@@ -179,18 +179,18 @@ def write_view(
     block: int,
     chosen: Mapping[str, Any],
 ) -> View:
-    """Writes a view; the same view, begun or finished before, is written over.
+    """Writes a view; overwrites the same view, finished or not.
 
     Args:
-      folder: where to.
-      pairs: folder of the pairs; noted relative to `folder`, so that both may move together.
-      rows: for each shard int[M, 2], as `View.rows` gives them.
-      block: how far images may move; see the top of this file.
+      folder: of the view.
+      pairs: folder of the pairs; stored relative to `folder`, so that both may move together.
+      rows: for each shard int[M, 2], as `View.rows` returns them.
+      block: number of rows in a block; see the top of this file.
       chosen: how the rows were chosen; JSON values.
 
     Raises:
-      UserError: rows that a shard lacks, that are not in ascending order, or whose image lies in
-        another block; the folder holds another view.
+      UserError: rows that are not in the shard, not in ascending order, or with an image of another
+        block; or the folder holds another view.
     """
     folder = pathlib.Path(folder)
     manifest = records.read_manifest(pairs)
@@ -222,10 +222,10 @@ def write_view(
 
 
 def _way(folder: pathlib.Path, pairs: pathlib.Path) -> str:
-    """The relative path from a view's folder, without links, to its pairs.
+    """Returns the relative path from a view's folder, with links resolved, to its pairs.
 
-    It is as short as the user's own spelling where that leads there, so that both may move together
-    with a link between them.
+    It keeps the user's path if that leads there, so that both may move together with a link between
+    them.
     """
     given = os.path.relpath(os.path.abspath(pairs), os.path.abspath(folder))
     leads = os.path.normpath(folder.resolve() / given)
@@ -237,7 +237,7 @@ def _way(folder: pathlib.Path, pairs: pathlib.Path) -> str:
 def check_same_view(
     folder: str | os.PathLike[str], manifest: records.Manifest, chosen: Mapping[str, Any]
 ) -> None:
-    """Raises UserError when the folder holds a view of other pairs, or one chosen otherwise."""
+    """Raises UserError if the folder holds a view of other pairs or with other choices."""
     path = pathlib.Path(folder) / VIEW
     if not path.exists():
         return
@@ -253,7 +253,7 @@ def check_same_view(
 
 
 def read_view(folder: str | os.PathLike[str]) -> Iterator[records.Pair]:
-    """All pairs of a view in order; one with another row's image has a key made of both keys."""
+    """Reads all pairs of a view in order; a pair that swapped its image has a key of both keys."""
     view = open_view(folder)
     for shard in view.shards:
         yield from _read_shard(view, shard.name)
@@ -262,7 +262,7 @@ def read_view(folder: str | os.PathLike[str]) -> Iterator[records.Pair]:
 def read_shard(
     opened: records.Manifest | View, folder: pathlib.Path, name: str
 ) -> Iterator[records.Pair]:
-    """The pairs of one shard of what `open_pairs` has opened in `folder`, in order."""
+    """Reads the pairs of one shard in order; `opened` is from `open_pairs(folder)`."""
     if isinstance(opened, View):
         return _read_shard(opened, name)
     return records.read_shard(folder / name)
@@ -282,9 +282,10 @@ def _read_shard(view: View, name: str) -> Iterator[records.Pair]:
 
 
 def reader(view: View) -> "Callable[[tf.Tensor], tf.data.Dataset]":
-    """For SeqIO: name of a shard -> serialized pairs, string[2] each: the caption's, the image's.
+    """Returns a `read_file_fn` for SeqIO: shard name -> serialized pairs.
 
-    What is read may be saved as a position: of each shard it holds a place and a block of pairs.
+    Each is string[2]: the pair with the caption, the pair with the image. A saved position holds an
+    offset and a block of pairs for each shard.
     """
     from synth2_jax.data.tensorflow_cpu import tf
 
@@ -311,7 +312,7 @@ def reader(view: View) -> "Callable[[tf.Tensor], tf.data.Dataset]":
 def decode_pairs(
     dataset: "tf.data.Dataset", *, prompt: str, text_features: bool = False
 ) -> "tf.data.Dataset":
-    """What `reader` reads -> features, as `preprocessors.decode_pairs` gives them."""
+    """Serialized pairs from `reader` -> the features of `preprocessors.decode_pairs`."""
     from synth2_jax.data import preprocessors
     from synth2_jax.data.tensorflow_cpu import tf
 

@@ -656,7 +656,7 @@ def test_unfit_configs(both, write_folder, tmp_path):
 
 
 def test_a_caption_without_targets_is_named(both):
-    with user_error("example '.*-0.*text_length 2 is too short"):
+    with user_error("example '.*-0.*text_length=2 is too short"):
         next(pipeline.train_iterator(dataclasses.replace(both, text_length=2), "vlm"))
     with user_error("example 'real-000'"):
         config = dataclasses.replace(both, text_length=2, mixture="real", rates={})

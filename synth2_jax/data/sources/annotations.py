@@ -99,7 +99,7 @@ def open_karpathy(
         if part not in splits:
             known = {name for name in splits if isinstance(name, str)}
             raise UserError(f"{path}: no split {part!r}; {nearest(part, known)}")
-    # A row that names no split is counted in each.
+    # A row without a split is counted in each split.
     chosen = [
         number
         for number, name in enumerate(splits)
@@ -279,7 +279,7 @@ def _vqa_example(
 
 
 def _answers(row: Mapping[str, Any], all_answers: bool) -> list[Any]:
-    """All of them, or the one that most people gave."""
+    """Returns all answers, or the one that most people gave."""
     found = _value(row, "answers")
     if not isinstance(found, list) or not found:
         raise Rejected("no answer", f'"answers" is {found!r:.40}')
@@ -294,7 +294,7 @@ def _answers(row: Mapping[str, Any], all_answers: bool) -> list[Any]:
 
 
 class _ImageOfId:
-    """The name of each image, by a template with {image_id}; `folder` is where it leads.
+    """Finds an image by its id, with a template that has {image_id}; `folder` holds all images.
 
     Raises:
       UserError: the template has no {image_id}, or cannot be filled in.
@@ -308,13 +308,13 @@ class _ImageOfId:
             same = True
         if same:
             raise UserError(
-                f"vqa: source.images is {template!r}, expected a path with {{image_id}}, such as "
-                "images/COCO_val2014_{image_id:012d}.jpg"
+                f"config.source.images: found {template!r}, expected a path with {{image_id}}, "
+                "such as images/COCO_val2014_{image_id:012d}.jpg"
             )
         self.folder = pathlib.Path(os.path.dirname(self._template.partition("{")[0]))
 
     def name(self, image_id: Any) -> str:
-        """The image's path; Rejected where the template takes no such id."""
+        """Returns the image's path; raises Rejected if the template does not accept the id."""
         for value in (image_id, _as_number(image_id)):
             try:
                 return os.path.abspath(self._template.format(image_id=value))
@@ -345,14 +345,18 @@ def _read(path: pathlib.Path, what: str, *keys: str) -> Mapping[str, Sequence[An
 def _file(name: str, what: str, key: str = "path") -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(name))
     if not name or not path.is_file():
-        raise UserError(f"{what}: source.{key} is {name!r}, expected a file of annotations")
+        raise UserError(
+            f"config.source.{key}: found {name!r}, expected a file of annotations of {what}"
+        )
     return path
 
 
 def _folder(config: SourceConfig, what: str) -> pathlib.Path:
     folder = pathlib.Path(os.path.expanduser(config.images))
     if not config.images or not folder.is_dir():
-        raise UserError(f"{what}: source.images is {config.images!r}, expected a folder of images")
+        raise UserError(
+            f"config.source.images: found {config.images!r}, expected a folder of images for {what}"
+        )
     return folder
 
 
@@ -366,7 +370,7 @@ def _value(row: Any, name: str) -> Any:
 
 
 def _id(row: Any, name: str) -> str:
-    """An id as text: "1", 1 and 1.0 are one."""
+    """Returns an id as text: "1", 1 and 1.0 are the same."""
     value = _value(row, name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -385,5 +389,5 @@ def _example(
 
 
 def _skipped(where: str, error: Rejected) -> Counted:
-    """A row from which nothing is known."""
+    """Skips a row that holds nothing usable."""
     return 1, Skipped(where, error.reason, error.detail)

@@ -1,4 +1,4 @@
-"""What the sources of images with captions have in common."""
+"""The base classes of all sources of images with captions."""
 
 import abc
 import dataclasses
@@ -35,7 +35,7 @@ class ImageText:
     prompts: Sequence[str] = ()
 
 
-Counted = tuple[int, ImageText | Skipped]  # with the number of a source's rows that are in it
+Counted = tuple[int, ImageText | Skipped]  # with the number of rows it was made from
 
 
 @dataclasses.dataclass
@@ -46,12 +46,12 @@ class Tally:
 
 
 class Source(abc.ABC):
-    """Images with captions in parts that can be read alone, each the work of one shard.
+    """Images with captions, in parts that are read separately; each part becomes one shard.
 
     Attributes:
       num_shards: the number of parts.
-      num_images: how many there are, None where that is not known before reading.
-      description: what the manifest says of it; it tells this source from others.
+      num_images: number of images; None if it is not known before reading.
+      description: identifies the source in the manifest.
     """
 
     num_shards: int
@@ -60,7 +60,7 @@ class Source(abc.ABC):
     _limit: int | None = None  # examples of a part
 
     def read(self, shard: int) -> Iterator[ImageText | Skipped]:
-        """The examples of one part, always the same in the same order.
+        """Reads the examples of one part, always in the same order.
 
         Raises:
           AssertionError: rows were found that are in no example.
@@ -75,12 +75,12 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
-        """Examples, each with how many of the rows that it adds to the tally are in it."""
+        """Yields (number of rows, example); adds the rows that it finds to `tally`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Which images and captions to read. `{split}` in a path stands for the split's name.
+    """Which images and captions to read. `{split}` in a path is replaced by the split's name.
 
     Attributes:
       format: coco, karpathy, flickr30k, nocaps, vqa, json_lines, webdataset, tfrecord, tfds or
@@ -113,14 +113,14 @@ class SourceConfig:
             raise ValueError(f"answers: found {self.answers!r}, expected most_common or all")
 
     def at(self, split: str) -> "SourceConfig":
-        """With the split's name in its paths."""
+        """Returns the config with the split's name in its paths."""
         paths = ("path", "images", "questions")
         return dataclasses.replace(
             self, **{name: getattr(self, name).replace("{split}", split) for name in paths}
         )
 
 
-# Where the function `open_FORMAT(config, split, num_shards, max_images)` is, imported when needed.
+# Modules of the functions `open_FORMAT(config, split, num_shards, max_images)`; imported when used.
 FORMATS = {
     "scenes": "scenes",
     "coco": "annotations",
@@ -138,13 +138,14 @@ FORMATS = {
 def open_source(
     config: SourceConfig, split: str, num_shards: int, max_images: int | None = None
 ) -> Source:
-    """The source that a config names.
+    """Opens the source that a config names.
 
     Args:
-      config: which one.
+      config: names it.
       split: of the data set.
-      num_shards: parts, for sources that can be parted anywhere; others have one for each file.
-      max_images: the first so many; of sources of many files, as many of each as make this sum.
+      num_shards: number of parts; sources of many files have one part for each file instead.
+      max_images: read only so many images, the first ones; sources of many files read the same
+        number from each file.
 
     Raises:
       UserError: files that are missing or not what they should be.
@@ -155,7 +156,7 @@ def open_source(
 
 
 class ListSource(Source):
-    """Examples that fit in memory, parted into ranges of about equal size.
+    """Examples that fit in memory, cut into ranges of about equal size.
 
     Args:
       examples: all of them, each with how many rows of the files are in it.
@@ -181,7 +182,7 @@ class ListSource(Source):
         self._examples = list(_first_of_each_key(examples[:max_images]))
         self.num_shards = num_shards
         self.num_images = len(self._examples)
-        # The number is part of what the shards are: with another one they hold other images.
+        # The number of images decides which images each shard holds.
         self.description = {**description, "images": self.num_images}
 
     def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
@@ -192,7 +193,7 @@ class ListSource(Source):
 
 
 class FileSource(Source):
-    """Files of which each is a part; a subclass reads one.
+    """A list of files; each file is a part. A subclass reads one file.
 
     Args:
       config: `path` names the files, see `find_files`; the fields default to the format's.
@@ -233,7 +234,7 @@ class FileSource(Source):
 
 
 def num_pairs(item: ImageText | Skipped) -> int:
-    """The number of pairs that an example gives, or that are lost with it."""
+    """Returns the number of pairs that an example gives, or that are lost with it."""
     return len(item.captions) if isinstance(item, ImageText) else item.num_pairs
 
 
@@ -267,7 +268,7 @@ def _first_of_each_key(examples: Iterable[Counted]) -> Iterator[Counted]:
 def find_files(pattern: str, what: str) -> list[pathlib.Path]:
     """Files of a pattern in order: `*`, `?` and `[...]` as in a shell, `{000..331}`, `{a,b}`.
 
-    What is there under the name as it stands, a file or a folder on the way, is taken first.
+    A file or folder whose name is exactly the pattern, special characters included, comes first.
 
     Raises:
       UserError: there is none, or one that braces name is missing.
@@ -294,7 +295,7 @@ def find_files(pattern: str, what: str) -> list[pathlib.Path]:
 
 
 def _literal_folder(pattern: str) -> tuple[str, str]:
-    """(the deepest folder on the way whose name is there as it stands, the rest)."""
+    """Returns (the longest beginning of the pattern that is a folder, the rest)."""
     folder, rest = os.path.split(pattern)
     while folder and not os.path.isdir(folder):
         folder, name = os.path.split(folder)
@@ -318,12 +319,12 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def describe_annotations(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """What tells files of annotations from others: their contents."""
+    """Identifies files of annotations by their contents, for `Source.description`."""
     return {"source": name, "sha256": [sha256_of(path) for path in paths]}
 
 
 def describe_files(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """What tells these files from others without reading them: their names and sizes."""
+    """Identifies files by their names and sizes, without reading them."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
@@ -331,9 +332,9 @@ def describe_files(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
 
 
 def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
-    """Names that tell files apart, without their common folder, and without endings if these do.
+    """Returns distinct names of files, without their common folder, if possible without endings.
 
-    No name is another one with "/" and more after it, so that keys of two files never meet.
+    No name is the beginning of another name before a "/", so that keys of two files never collide.
     """
     common = os.path.commonpath([path.parent.absolute() for path in paths])
     names = [os.path.relpath(path, common) for path in paths]
@@ -346,9 +347,9 @@ def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
-    """The path of a file in the folder, from its name as a file of annotations has it.
+    """Returns the path of a file in the folder, from its name in a file of annotations.
 
-    An absolute name is taken if it leads into the folder.
+    An absolute name is allowed if it leads into the folder.
 
     Raises:
       Rejected: not a name, or one that leads out of the folder.
@@ -367,12 +368,12 @@ def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
 
 
 def take(values: Mapping[str, Any], names: str) -> Any:
-    """The value of the first of "a;b" that is there; None when none is."""
+    """Returns the value of the first of "a;b" that is there, or None."""
     return next((values[name] for name in names.split(";") if values.get(name) is not None), None)
 
 
 def looked_for(names: str, found: Iterable[str]) -> str:
-    """Says what was looked for and what is there, where `take` finds nothing."""
+    """Describes what was looked for and what is there, for when `take` returns None."""
     shown = sorted(found)
     more = ", ..." if len(shown) > 10 else ""
     return f"looked for {names}, found {', '.join(shown[:10]) or 'nothing'}{more}"

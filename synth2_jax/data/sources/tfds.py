@@ -23,7 +23,7 @@ def open_tfds(config: SourceConfig, split: str, num_shards: int, max_images: int
     """A split of the data set `config.path`, in even parts; `config.images` is its data_dir."""
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
 
-    # After TensorFlow: it looks for it.
+    # After TensorFlow, which it imports.
     import tensorflow_datasets as tfds  # isort: skip
 
     where = f"tfds {config.path!r}"
@@ -35,14 +35,16 @@ def open_tfds(config: SourceConfig, split: str, num_shards: int, max_images: int
     if not builder.info.splits:
         raise UserError(
             f"{where}: not prepared in {builder.data_path}; run "
-            f"`tfds build {config.path}` or give its data_dir as source.images"
+            f"`tfds build {config.path}`, or give its data_dir by config.source.images"
         )
     if split not in builder.info.splits:
         raise UserError(f"{where}: no split {split!r}; {nearest(split, builder.info.splits)}")
     image_field = config.image_field or "image"
     if image_field not in builder.info.features:
         known = nearest(image_field, builder.info.features)
-        raise UserError(f"{where}: source.image_field: no feature {image_field!r}; {known}")
+        raise UserError(
+            f"config.source.image_field: {where} has no feature {image_field!r}; {known}"
+        )
     return TFDS(builder, split, config, num_shards, max_images)
 
 
@@ -73,7 +75,7 @@ class TFDS(Source):
         import tensorflow_datasets as tfds  # isort: skip
 
         start, stop = (self.num_images * s // self.num_shards for s in (shard, shard + 1))
-        if start == stop:  # which TensorFlow Datasets refuses
+        if start == stop:  # TensorFlow Datasets refuses empty ranges
             return
         tally.found += stop - start
         dataset = self._builder.as_dataset(
@@ -111,7 +113,7 @@ class TFDS(Source):
 
 
 def _at(example: dict[str, Any], names: str) -> Any:
-    """The value of the first of "a/b;c" that is there, where a/b may be b inside of a."""
+    """Returns the value of the first of "a/b;c" that is there; a/b may be b inside of a."""
     for name in names.split(";"):
         value: Any = example.get(name)
         if value is None:

@@ -5,7 +5,7 @@
 The name ends at the first dot whose ending is looked for, so names may have dots. In a.b.jpg, a.jpg
 and a.txt the first file is a part of the example "a", which it extends; with a.b.txt it is another.
 
-Members are read, never unpacked: names with `..`, absolute names, links and devices do nothing.
+Members are read in memory, never unpacked: `..` and absolute names, links and devices do no harm.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _DAMAGED = "truncated or damaged tar"
 class _Member:
     """A file of a tar: `path` with its folder as far as the dot, `ending` in lower case.
 
-    `contents` are None where the ending is not looked for, or say why they are not read.
+    `contents` is None for an ending that is not looked for, or says why the file is not read.
     """
 
     path: str
@@ -82,7 +82,7 @@ class WebDataset(FileSource):
                 yield len(members), item
 
     def _is_whole(self, endings: Iterable[str]) -> bool:
-        """Tells whether these have an image and a caption."""
+        """Returns whether these endings include an image and a caption."""
         return not (self._images.isdisjoint(endings) or self._captions.isdisjoint(endings))
 
     def _example(self, key: str, members: Mapping[str, _Member]) -> ImageText | Skipped:
@@ -121,7 +121,7 @@ open_webdataset = WebDataset.open
 def _families(
     members: Iterable[_Member | Skipped], is_whole: Callable[[Iterable[str]], bool]
 ) -> Iterator[_Family | Skipped]:
-    """Members that follow each other and may belong together.
+    """Groups members that follow each other and may belong together.
 
     A family ends where the stem changes, where a file comes a second time, and where a file comes
     whose name does not extend that of an example that is whole.
@@ -154,7 +154,7 @@ def _families(
 def _by_example(
     family: _Family, is_whole: Callable[[Iterable[str]], bool]
 ) -> dict[str, dict[str, _Member]]:
-    """Members of each example by their endings, such as "b.jpg" of the file a.b.jpg of a."""
+    """Groups members by example and ending, such as "b.jpg" for the file a.b.jpg of example a."""
     examples: dict[str, dict[str, _Member]] = {}
     for path in sorted(family, key=len):  # what may be extended first
         base = path
@@ -174,7 +174,7 @@ def _extends(path: str, other: str) -> bool:
 def _members(
     path: pathlib.Path, wanted: frozenset[str], tally: Tally
 ) -> Iterator[_Member | Skipped]:
-    """The files in a tar, and at last what is amiss with it."""
+    """Yields the files in a tar, then a Skipped if the tar is damaged."""
     try:
         with open(path, "rb") as file, _Tar.open(fileobj=file, mode="r:*") as tar:
             while (member := tar.next_member()) is not None:
@@ -183,12 +183,12 @@ def _members(
                 found = _member(tar, member, wanted)
                 tally.found += 1
                 yield found
-            # tarfile stops without a word at anything that is no header; an archive ends in zeros.
+            # tarfile stops silently at anything but a header; a complete archive ends in zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 yield Skipped("", _DAMAGED, f"{path.name} from byte {tar.offset}")
     except OSError as error:
-        if error.errno is not None:  # of the system and not of the contents
+        if error.errno is not None:  # from the system, not from the contents
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         yield Skipped("", _DAMAGED, f"{path.name}: {error}")
     # tarfile and the decompressors fail in many ways on damaged files: tarfile.TarError, EOFError,
@@ -225,7 +225,7 @@ def _split(name: str, wanted: frozenset[str]) -> tuple[str, str]:
 
 
 def _of_macos(name: str) -> bool:
-    """Tells whether a file is one that macOS adds to archives."""
+    """Returns whether macOS added this file to the archive."""
     folder, _, name = name.rpartition("/")
     return name.startswith("._") or name == ".DS_Store" or "__MACOSX" in folder.split("/")
 
@@ -237,13 +237,13 @@ class _Tar(tarfile.TarFile):
         super().__init__(name, mode, _Allowance(fileobj), **options)
 
     def next_member(self) -> tarfile.TarInfo | None:
-        """Returns the next member and forgets those before it."""
+        """Returns the next member and forgets earlier ones."""
         self.members = []  # it would keep every header
         self.fileobj.allowed = _MAX_HEADERS
         return self.next()
 
     def read_member(self, member: tarfile.TarInfo) -> bytes:
-        """The contents of a regular file."""
+        """Reads the contents of a regular file."""
         self.fileobj.allowed = member.size + _MAX_HEADERS
         return self.extractfile(member).read()
 
