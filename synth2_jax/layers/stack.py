@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.sharding import constrain
 
@@ -35,6 +36,20 @@ def check_remat(name: str) -> None:
     """
     if name not in _REMAT_POLICIES:
         raise UserError(f"unknown remat {name!r}: {nearest(name, _REMAT_POLICIES)}")
+
+
+def check_stack(config: Any, *counts: str) -> None:
+    """Raises UserError unless a model's config makes a stack of transformer blocks.
+
+    Args:
+      config: a dataclass with `num_layers`, `embed_dim`, `num_heads`, `head_dim`, `mlp_dim`,
+        `dtype` and `remat`.
+      counts: more fields of it that must be 1 or more.
+    """
+    config_lib.dtype(config.dtype, "dtype")
+    check_remat(config.remat)
+    config_lib.check_counts(config, "embed_dim", "num_heads", "head_dim", "mlp_dim", *counts)
+    config_lib.check_layers(config, "num_layers")
 
 
 class Stack(nn.Module):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues
-from synth2_jax.layers.stack import Stack, check_remat
+from synth2_jax.layers.stack import Stack, check_remat, check_stack
 from synth2_jax.models.language_model import LanguageModel
 from synth2_jax.sharding import constrain
 from synth2_jax.text.vocabulary import PAD_ID, Vocabulary
@@ -81,14 +81,7 @@ class GemmaConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        config_lib.dtype(self.dtype, "dtype")
-        check_remat(self.remat)
-        config_lib.check_counts(
-            self,
-            *("vocab_size", "embed_dim", "num_heads", "num_kv_heads", "head_dim"),
-            *("mlp_dim", "sliding_window", "query_dim", "bos_id"),
-        )
-        config_lib.check_layers(self, "num_layers")
+        check_stack(self, "vocab_size", "num_kv_heads", "sliding_window", "query_dim", "bos_id")
         if self.local_layers < 0:
             raise UserError(f"local_layers: found {self.local_layers}, expected 0 or more")
         if self.num_heads % self.num_kv_heads:

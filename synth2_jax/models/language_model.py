@@ -23,7 +23,7 @@ from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.masks import causal_mask
 from synth2_jax.layers.mlp import GatedMLP
 from synth2_jax.layers.norms import RMSNorm
-from synth2_jax.layers.stack import Stack, check_remat, interleave
+from synth2_jax.layers.stack import Stack, check_stack, interleave
 from synth2_jax.text.vocabulary import Vocabulary
 
 
@@ -53,11 +53,7 @@ class LanguageModelConfig:
     rope_max_wavelength: float = 10_000.0
 
     def __post_init__(self):
-        config_lib.dtype(self.dtype, "dtype")
-        check_remat(self.remat)
-        sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim")
-        config_lib.check_counts(self, *sizes)
-        config_lib.check_layers(self, "num_layers")
+        check_stack(self, "vocab_size")
         if self.head_dim % 2:
             raise UserError(
                 f"head_dim: found {self.head_dim}, expected an even number: rotary "

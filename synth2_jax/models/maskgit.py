@@ -16,7 +16,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.config import check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import KeysValues, MultiHeadAttention
@@ -25,7 +24,7 @@ from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.masks import key_mask
 from synth2_jax.layers.mlp import MLP, gelu
 from synth2_jax.layers.norms import RMSNorm
-from synth2_jax.layers.stack import Stack, check_remat
+from synth2_jax.layers.stack import Stack, check_stack
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.sharding import constrain
 
@@ -70,11 +69,7 @@ class MaskGITConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        dtype_of(self.dtype, "dtype")
-        check_remat(self.remat)
-        sizes = ("embed_dim", "num_heads", "head_dim", "mlp_dim")
-        check_counts(self, "codebook_size", "num_tokens", *sizes)
-        check_layers(self, "num_layers")
+        check_stack(self, "codebook_size", "num_tokens")
         if self.token_embedding not in TOKEN_EMBEDDINGS:
             known = nearest(self.token_embedding, TOKEN_EMBEDDINGS)
             raise UserError(f"token_embedding: found {self.token_embedding!r}; {known}")

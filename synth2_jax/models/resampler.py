@@ -16,7 +16,7 @@ from synth2_jax.layers.embeddings import LearnedPositions
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.mlp import MLP, squared_relu
 from synth2_jax.layers.norms import LayerNorm
-from synth2_jax.layers.stack import Stack, check_remat
+from synth2_jax.layers.stack import Stack, check_stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,7 @@ class ResamplerConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        config_lib.dtype(self.dtype, "dtype")
-        check_remat(self.remat)
-        sizes = ("embed_dim", "num_heads", "head_dim", "mlp_dim", "num_latents")
-        config_lib.check_counts(self, *sizes)
-        config_lib.check_layers(self, "num_layers")
+        check_stack(self, "num_latents")
 
 
 class ResamplerBlock(nn.Module):

@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
-from synth2_jax.config import check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.layers.attention import MultiHeadAttention
@@ -24,7 +23,7 @@ from synth2_jax.layers.embeddings import RelativePositionBias, TokenEmbedding
 from synth2_jax.layers.masks import key_mask
 from synth2_jax.layers.mlp import MLP, GatedMLP, gelu
 from synth2_jax.layers.norms import RMSNorm
-from synth2_jax.layers.stack import Stack, check_remat
+from synth2_jax.layers.stack import Stack, check_stack
 
 _MLPS = {
     "gated_gelu": functools.partial(GatedMLP, activation=gelu),
@@ -70,11 +69,7 @@ class TextEncoderConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        dtype_of(self.dtype, "dtype")
-        check_remat(self.remat)
-        sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim")
-        check_counts(self, *sizes)
-        check_layers(self, "num_layers")
+        check_stack(self, "vocab_size")
         if self.mlp_activation not in _MLPS:
             raise UserError(
                 f"mlp_activation: unknown value {self.mlp_activation!r}; "
