@@ -80,6 +80,7 @@ def test_every_kind_of_path_gives_the_same_captions(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
+        (".", b"", "expected captions.jsonl or finished pairs"),
         ("missing.txt", None, "missing.txt: no such file or folder"),
         ("missing.jsonl", None, "missing.jsonl: no such file"),
         ("empty.txt", b" \n\n", "empty.txt: no captions in it"),
@@ -91,16 +92,10 @@ def test_every_kind_of_path_gives_the_same_captions(tmp_path):
     ],
 )
 def test_files_that_hold_something_else_are_refused(tmp_path, name, content, message):
-    if content is not None:
+    if content:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_captions(tmp_path / name)
-
-
-def test_folders_without_captions_are_refused(tmp_path):
-    (tmp_path / "progress.json").write_text("{}")  # as unfinished pairs leave it
-    with pytest.raises(UserError, match="expected captions.jsonl or finished pairs"):
-        read_captions(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +108,7 @@ def test_folders_without_captions_are_refused(tmp_path):
         (["--captions=a={set}", "--clusters=99"], "found 24 captions in the smallest set"),
         (["--captions=a={set}", "--classes=no.txt"], "no.txt': no such file"),
         (["--captions=a={set}", "--classes={wordless}"], "line 2: found '...', expected a class"),
+        (["--captions=a=missing.txt", "--embedding=x"], "pip install sentence-transformers"),
         (["--captions=a={set}", "--embeding=x"], "did you mean '--embedding'"),
         (["--classes=scenes"], "--classes: only works with --captions=NAME=PATH"),
         ([], "results.json: no such file; expected what `synth2 demo` leaves there"),
@@ -128,12 +124,6 @@ def test_mistakes_are_one_line_and_nothing_is_written(tmp_path, capfd, options, 
     printed = capfd.readouterr().err
     assert message in printed and printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_a_sentence_model_that_is_not_installed_is_found_before_anything_is_read(tmp_path, capfd):
-    given = ["--captions=a=missing.txt", "--embedding=some-model"]
-    assert main.main(["synth2", "report", f"--workdir={tmp_path}", *given]) == 2
-    assert "pip install sentence-transformers" in capfd.readouterr().err
 
 
 # --- what is found ---
@@ -204,7 +194,8 @@ def test_examples_stand_in_their_cluster_and_say_from_which_set(tmp_path):
         "varied": write_lines(tmp_path / "varied.txt", VARIED),
         "narrow": write_lines(tmp_path / "narrow.txt", NARROW),
     }
-    figures, _ = compare(tmp_path, sets, clusters=4)
+    figures, page = compare(tmp_path, sets, clusters=4)
+    assert compare(tmp_path, sets, clusters=4) == (figures, page)  # the same sets, the same files
     clusters = figures["largest_clusters"]
     assert len(clusters) == 4
     for name in sets:
@@ -215,12 +206,6 @@ def test_examples_stand_in_their_cluster_and_say_from_which_set(tmp_path):
     assert len(set(examples)) == len(examples)
     assert set(examples) <= {*(("varied", c) for c in VARIED), *(("narrow", c) for c in NARROW)}
     assert max(len(cluster["examples"]) for cluster in clusters) == caption_sets.EXAMPLES
-
-
-def test_the_same_sets_give_the_same_files(tmp_path):
-    sets = {"a": write_lines(tmp_path / "a.txt", VARIED), "b": write_lines(tmp_path / "b", NARROW)}
-    first = compare(tmp_path, sets)
-    assert compare(tmp_path, sets) == first
 
 
 # --- the page ---
