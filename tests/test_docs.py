@@ -279,7 +279,7 @@ def after_the_demo(tmp_path_factory, compilation_cache):
 
     def run(command: list[str]) -> None:
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
         )
         assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
