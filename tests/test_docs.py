@@ -145,11 +145,13 @@ def test_readme_is_short_and_its_links_lead_somewhere():
     assert len(links) > 12 and [link for link in links if not (ROOT / link).is_file()] == []
 
 
-def test_scripts_and_configs_that_pages_name_exist():
+def test_files_that_pages_name_exist():
     named = {
         name
         for page in PAGES
-        for name in re.findall(r"(?:launch|benchmarks|configs|tests)/[\w/]+\.\w+", page.read_text())
+        for name in re.findall(
+            r"(?:launch|benchmarks|configs|tests|synth2_jax)/[\w/]+\.\w+", page.read_text()
+        )
     }
     assert len(named) > 25
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
