@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from synth2_jax.data import pair_writer, records
+from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.text.vocabulary import load_vocabulary, vocabulary_path
 
 CAPTIONS = (
@@ -74,6 +75,19 @@ def write_folder(tmp_path):
         return str(folder)
 
     return write
+
+
+@pytest.fixture
+def both(write_folder):
+    """Three synthetic pairs to one real one."""
+    return DataConfig(
+        mixture="both",
+        folders={"real": write_folder("real", 30), "synthetic": write_folder("synthetic", 50)},
+        rates={"real": 1.0, "synthetic": 3.0},
+        batch_size=8,
+        text_length=24,
+        shuffle_buffer=16,
+    )
 
 
 @pytest.fixture

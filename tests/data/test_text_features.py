@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import re
 
 import ml_dtypes
 import numpy as np
@@ -15,8 +14,8 @@ import pytest
 
 from synth2_jax.data import pair_writer, pipeline, records, views
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
 from synth2_jax.sharding import DataLayout
+from synth2_jax.testing.user_errors import raises_line
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -28,13 +27,6 @@ PAIR = records.Pair(
     "real",
     text_features=np.array([[1, -2], [0.5, 3]], BF16),
 )
-
-
-def raises_line(*parts):
-    """One line with all of `parts` in order."""
-    return pytest.raises(
-        UserError, match="^[^\n]*" + "[^\n]*".join(map(re.escape, parts)) + "[^\n]*$"
-    )
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ Shards of 30 pairs in two hold 15 rows each; blocks are of 4 rows.
 """
 
 import collections
-import itertools
 import json
 import pathlib
 import shutil
@@ -14,8 +13,8 @@ import pytest
 
 from synth2_jax.data import pipeline, records, views
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
-from synth2_jax.sharding import DataLayout
+from synth2_jax.testing.batches import assert_same, layouts, take
+from synth2_jax.testing.user_errors import user_error
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -51,25 +50,9 @@ def expected(pairs):
     return found
 
 
-def take(iterator, count):
-    return list(itertools.islice(iterator, count))
-
-
 def next_keys(iterator):
     next(iterator)
     return iterator.last_keys
-
-
-def assert_same(found, expected):
-    assert len(found) == len(expected) > 0
-    for one, other in zip(found, expected, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def user_error(pattern):
-    """One line that matches."""
-    return pytest.raises(UserError, match=rf"\A.*{pattern}.*\Z")
 
 
 def config_of(folder, **changes):
@@ -173,9 +156,8 @@ def test_a_position_of_another_view_is_refused(pairs, view, tmp_path):
 def test_processes_that_share_shards_read_disjoint_parts(pairs, view):
     """A shard each, so that none of its images can come from another process's."""
     parts = []
-    for index in range(2):
+    for layout in layouts(2):
         config = config_of(view, deal="shards")
-        layout = DataLayout((index,), 2, index, 2)
         iterator = pipeline.train_iterator(config, "vlm", layout=layout)
         parts.append({key for _ in range(20) for key in next_keys(iterator)})
     assert [len(part) for part in parts] == [7, 2]
@@ -185,8 +167,8 @@ def test_processes_that_share_shards_read_disjoint_parts(pairs, view):
 def test_processes_that_share_examples_make_the_batches_of_one(view):
     alone = take(pipeline.train_iterator(config_of(view), "vlm"), 8)
     halves = [
-        take(pipeline.train_iterator(config_of(view), "vlm", layout=DataLayout((i,), 2, i, 2)), 8)
-        for i in range(2)
+        take(pipeline.train_iterator(config_of(view), "vlm", layout=layout), 8)
+        for layout in layouts(2)
     ]
     together = [
         {name: np.concatenate([one[name], other[name]]) for name in one}

@@ -1,0 +1,255 @@
+"""Tests of training batches: their order, their mixture, and how processes share them."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from synth2_jax.data import pipeline, records
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.testing.batches import assert_same, layouts, take
+from synth2_jax.testing.user_errors import user_error
+from synth2_jax.text.vocabulary import load_vocabulary
+
+pytestmark = pytest.mark.usefixtures("clean_registry")
+
+
+@pytest.mark.parametrize(
+    ("model_name", "expected"),
+    [
+        (
+            "vlm",
+            {
+                "image_tokens": ((8, 4), "int32"),
+                "text_tokens": ((8, 24), "int32"),
+                "loss_mask": ((8, 24), "bool"),
+                "is_synthetic": ((8,), "bool"),
+            },
+        ),
+        (
+            "generator",
+            {
+                "image_tokens": ((8, 4), "int32"),
+                "text_tokens": ((8, 24), "int32"),
+                "text_mask": ((8, 24), "bool"),
+            },
+        ),
+        ("language_model", {"text_tokens": ((8, 24), "int32"), "loss_mask": ((8, 24), "bool")}),
+    ],
+)
+def test_batches_are_as_the_models_take_them(both, model_name, expected):
+    batch = next(pipeline.train_iterator(both, model_name))
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == expected
+
+
+def test_scenes_images(monkeypatch):
+    from synth2_jax.domains.scenes import dataset
+
+    monkeypatch.setitem(dataset.SPLITS, "images", 5)
+    config = DataConfig(mixture="scenes_images", batch_size=4)
+    batch = next(pipeline.train_iterator(config, "tokenizer"))
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        "image": ((4, 32, 32, 3), np.float32)
+    }
+    assert -1 <= batch["image"].min() < 0 < batch["image"].max() <= 1
+
+
+def test_the_seed_alone_decides_the_batches(both):
+    first, again = (take(pipeline.train_iterator(both, "vlm"), 30) for _ in range(2))
+    assert_same(first, again)
+    other = take(pipeline.train_iterator(dataclasses.replace(both, seed=1), "vlm"), 3)
+    with pytest.raises(AssertionError):
+        assert_same(first[:3], other)
+
+
+def test_sources_are_counted_and_follow_the_rates(both):
+    iterator = pipeline.train_iterator(both, "vlm")
+    flags = np.concatenate([batch["is_synthetic"] for batch in take(iterator, 250)])
+    counts = collections.Counter("synthetic" if flag else "real" for flag in flags)
+    assert iterator.source_counts == counts
+    spread = (0.75 * 0.25 / flags.size) ** 0.5
+    assert abs(flags.mean() - 0.75) < 4 * spread
+
+
+def test_the_examples_of_the_last_batch_are_known(both):
+    iterator = pipeline.train_iterator(both, "vlm")
+    for batch in take(iterator, 3):
+        flags = batch["is_synthetic"].tolist()
+    assert [key.startswith("synthetic") for key in iterator.last_keys] == flags
+
+
+def test_images_keep_their_captions(both):
+    """Shuffling and mixing move whole examples."""
+    known = {
+        tuple(pair.image_tokens.tolist()): (pair.caption, pair.source)
+        for folder in both.folders.values()
+        for pair in records.read_pairs(folder)
+    }
+    vocabulary = load_vocabulary("scenes")
+    for batch in take(pipeline.train_iterator(both, "vlm"), 20):
+        for i, tokens in enumerate(batch["image_tokens"].tolist()):
+            caption, source = known[tuple(tokens)]
+            kept = batch["text_tokens"][i][batch["loss_mask"][i]]
+            assert vocabulary.decode(kept) == caption
+            assert batch["is_synthetic"][i] == (source == "synthetic")
+
+
+def processes(config, count):
+    """The iterators of so many processes."""
+    return [pipeline.train_iterator(config, "vlm", layout=layout) for layout in layouts(count)]
+
+
+def together(iterators, count):
+    """Batches put together from the rows of all processes."""
+    parts = zip(*(take(iterator, count) for iterator in iterators), strict=True)
+    return [{name: np.concatenate([p[name] for p in rows]) for name in rows[0]} for rows in parts]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_batches_are_the_same_on_any_number_of_processes(both, count):
+    """Also on more processes than there are shards."""
+    assert_same(together(processes(both, count), 6), together(processes(both, 1), 6))
+
+
+@pytest.mark.slow
+def test_after_a_change_of_processes_the_data_goes_on_exactly(both):
+    alone = pipeline.train_iterator(both, "vlm")
+    take(alone, 5)
+    four = processes(both, 4)
+    for part in four:
+        message = part.restart(alone.get_state(), 5)
+        assert message == "resuming the data exactly: skipping 40 examples"
+        assert part.source_counts == alone.source_counts
+    assert_same(together(four, 3), take(alone, 3))
+    # And again, from a position that was itself restarted.
+    states = [part.get_state() for part in four]
+    again = processes(both, 4)
+    for part, state in zip(again, states, strict=True):
+        part.set_state(state)
+    expected = take(alone, 3)
+    assert_same(together(again, 3), expected)
+    two = processes(both, 2)
+    for part in two:
+        part.restart(states[0], 8)
+    assert_same(together(two, 3), expected)
+
+
+@pytest.mark.slow
+def test_no_example_of_an_epoch_is_lost_or_seen_twice_when_processes_change(both):
+    config = dataclasses.replace(both, mixture="synthetic", rates={}, num_epochs=1, batch_size=6)
+
+    def keys(parts, count):
+        found = []
+        for _ in range(count):
+            for part in parts:
+                next(part)
+                found += part.last_keys
+        return found
+
+    parts, found = processes(config, 2), []
+    for step, count in ((3, 3), (5, 1), (7, 6)):
+        found += keys(parts, step - len(found) // 6)
+        state, parts = parts[0].get_state(), processes(config, count)
+        for part in parts:
+            part.restart(state, step)
+    found += keys(parts, 1)
+    for part in parts:  # all of them end together
+        assert list(part) == []
+    assert len(found) == 48 and len(set(found)) == 48  # two of 50 are no batch of 6
+
+
+@pytest.mark.slow
+def test_rates_follow_a_schedule(both):
+    """From real pairs alone to synthetic ones alone, between steps 10 and 30."""
+    config = dataclasses.replace(
+        both, rates={"real": ((10, 1.0), (30, 0.0)), "synthetic": ((10, 0.0), (30, 1.0))}
+    )
+    iterator = pipeline.train_iterator(config, "vlm")
+    shares = [batch["is_synthetic"].mean() for batch in take(iterator, 60)]
+    assert max(shares[:10]) == 0 and min(shares[31:]) == 1
+    assert 0.3 < np.mean(shares[10:30]) < 0.7
+    assert np.mean(shares[10:17]) < np.mean(shares[23:30])
+
+    # Two processes, and a run that was stopped in between, follow the same schedule.
+    expected = together(processes(config, 1), 40)
+    two = processes(config, 2)
+    assert_same(together(two, 20), expected[:20])
+    states = [part.get_state() for part in two]
+    again = processes(config, 2)
+    for part, state in zip(again, states, strict=True):
+        part.set_state(state)
+    assert_same(together(again, 20), expected[20:])
+
+
+def test_text_tokens_are_counted_by_source(both):
+    iterator = pipeline.train_iterator(both, "vlm")
+    expected = collections.Counter()
+    for batch in take(iterator, 4):
+        for row, synthetic in zip(batch["loss_mask"], batch["is_synthetic"], strict=True):
+            expected["synthetic" if synthetic else "real"] += int(row.sum())
+    assert iterator.source_tokens == dict(expected)
+    assert iterator.totals["data/real_tokens"] == expected["real"]
+    assert iterator.totals["data/real_examples"] == iterator.source_counts["real"]
+    resumed = pipeline.train_iterator(both, "vlm")
+    resumed.set_state(iterator.get_state())
+    assert resumed.totals == iterator.totals
+
+
+def test_tokens_beyond_the_models_are_named(both):
+    good = pipeline.train_iterator(both, "vlm", limits={"image_tokens": 512})
+    take(good, 10)
+    small = pipeline.train_iterator(both, "vlm", limits={"image_tokens": 300})
+    message = "example '(real|synthetic)-0.*: found image_tokens .*expected 0 to 299"
+    with user_error(message):
+        take(small, 10)
+    with user_error(message):
+        list(pipeline.eval_batches(both, "vlm", limits={"image_tokens": 300}))
+
+
+@pytest.mark.slow
+def test_shards_of_their_own_start_anew_after_a_change_of_processes(both):
+    """From a seed of the step, so that no two parts of a run see the data in the same order."""
+    both = dataclasses.replace(both, deal="shards")
+    alone = pipeline.train_iterator(both, "vlm")
+    first = take(alone, 5)
+
+    def of_two(index):
+        return pipeline.train_iterator(both, "vlm", layout=layouts(2)[index])
+
+    halves = [of_two(index) for index in (0, 1)]
+    for half in halves:
+        assert "a new order of the data starts here" in half.restart(alone.get_state(), 5)
+        assert half.source_counts == alone.source_counts
+    rows = [batch["image_tokens"] for half in halves for batch in take(half, 1)]
+    assert [len(part) for part in rows] == [len(first[0]["image_tokens"]) // 2] * 2
+    fresh = take(of_two(0), 1)[0]["image_tokens"]
+    assert not np.array_equal(rows[0], fresh)  # another order than the run began with
+
+    state, expected = halves[0].get_state(), take(halves[0], 20)
+    again = of_two(0)
+    again.set_state(state)
+    assert_same(take(again, 20), expected)
+
+
+@pytest.mark.parametrize(
+    "order", [{"deal": "examples", "num_epochs": 1}, {"deal": "shards", "shuffle_buffer": 1}]
+)
+def test_processes_read_disjoint_parts(both, order):
+    """With as many shards as processes, and with fewer."""
+    config = dataclasses.replace(both, mixture="real", rates={}, batch_size=6, **order)
+    for count in (2, 3):
+        parts = [
+            {
+                tuple(tokens)
+                for batch in take(
+                    pipeline.train_iterator(config, "vlm", layout=layouts(count)[index]),
+                    4,
+                )
+                for tokens in batch["image_tokens"].tolist()
+            }
+            for index in range(count)
+        ]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 24
+    with user_error("batch_size: found 6.*multiple of the 4 parts"):
+        pipeline.train_iterator(config, "vlm", layout=layouts(4)[0])
