@@ -28,7 +28,7 @@ class Training:
 
 def training_of(config: Any) -> Training:
     """Of a config of `synth2 train`, on all devices of this process."""
-    optimizer = config_lib.build(OptimizerConfig, config.optimizer, "config.optimizer")
+    optimizer = config_lib.build(OptimizerConfig, config.optimizer, "--config.optimizer")
     return Training(
         make_objective(config.model_name, config.model.to_dict()),
         make_optimizer(optimizer, config.train.steps),

@@ -115,7 +115,7 @@ def main() -> None:
         num_beams=given.beams,
         max_length=given.length or section.text_length - len(PROMPT),
     )
-    config = config_lib.build(VLMConfig, section.vlm, "config.model.vlm")
+    config = config_lib.build(VLMConfig, section.vlm, "--config.model.vlm")
     batch_sizes = [int(number) for number in given.batches.split(",")]
     rows = measure(config, batch_sizes, decode, given.repeats)
     limits = device_limits.measure(jnp.dtype(config.language_model.dtype))

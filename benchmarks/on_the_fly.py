@@ -142,7 +142,7 @@ def measure(
     }
     vlm = vlms["embedding"]
     _check_fit(generator.task, vlm.task)
-    optimizer = config_lib.build(OptimizerConfig, vlm_config.optimizer, "config.optimizer")
+    optimizer = config_lib.build(OptimizerConfig, vlm_config.optimizer, "--config.optimizer")
     tx = make_optimizer(optimizer, vlm_config.train.steps)
     mesh = sharding.make_mesh(sharding.MeshConfig())
     captions = generator.batch_spec(batch_size)
@@ -192,12 +192,12 @@ def _check_fit(generator: GeneratorTask, vlm: VLMTask) -> None:
         found, expected = (getattr(task.tokenizer, field.name) for task in (generator, vlm))
         if found != expected:
             raise UserError(
-                f"config.model.tokenizer.{field.name}: found {found!r} in the generator's config, "
-                f"expected the VLM's {expected!r}"
+                f"--config.model.tokenizer.{field.name}: found {found!r} in the generator's "
+                f"config, expected the VLM's {expected!r}"
             )
     if generator.stored_text_features:
         raise UserError(
-            "config.model.stored_text_features: found True, expected False: captions are encoded "
+            "--config.model.stored_text_features: found True, expected False: captions are encoded "
             "in the step"
         )
 

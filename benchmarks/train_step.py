@@ -36,8 +36,8 @@ def measure(config, batch_size: int, steps: int, repeats: int) -> dict:
     flops = model_flops.train_step(objective.task, batch_size)
     if flops is None:
         raise UserError(
-            f"config.model_name: found {config.model_name!r}, whose step has no formula of FLOPs; "
-            "expected generator, vlm or language_model"
+            f"--config.model_name: found {config.model_name!r}, whose step has no formula of "
+            "FLOPs; expected generator, vlm or language_model"
         )
     batch = next(FakeBatches(objective.batch_spec(batch_size)))
     bare = BareSteps(training, batch)

@@ -348,7 +348,7 @@ class Generated:
 def _mesh(config: sharding.MeshConfig, batch_size: int) -> Mesh:
     mesh = sharding.make_mesh(config, jax.local_devices())
     if batch_size < 1:
-        raise UserError(f"batch_size: found {batch_size}, expected 1 or more")
+        raise UserError(f"batch_size: found {batch_size}, expected at least 1")
     sharding.check_rows(batch_size, mesh, "batch_size")
     return mesh
 

@@ -19,7 +19,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ _INT64 = range(-(2**63), 2**63)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def dtype(name: str, where: str = "config.dtype") -> Any:
+def dtype(name: str, where: str = "dtype") -> Any:
     """Returns the jax dtype called `name`, a key of DTYPES; UserError on any other name."""
     if name not in DTYPES:
         raise UserError(f"{where}: unknown dtype {name!r}; {nearest(name, DTYPES)}")
@@ -47,7 +47,7 @@ def check_counts(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise UserError(f"{name}: found {value}, expected 1 or more")
+            raise UserError(f"{name}: found {value}, expected at least 1")
 
 
 def check_layers(config: Any, *names: str, least: int = 1) -> None:
@@ -58,7 +58,7 @@ def check_layers(config: Any, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:
-            raise UserError(f"{name}: found {value}, expected {least} or more")
+            raise UserError(f"{name}: found {value}, expected at least {least}")
         if value is not None and value > MOST_LAYERS:
             raise UserError(f"{name}: found {value}, expected at most {MOST_LAYERS}")
 
@@ -76,7 +76,7 @@ def check_seeds(config: Any, *names: str) -> None:
 
 
 def build(
-    cls: type[ConfigT], section: Any, where: str = "config", *, exact: bool = False
+    cls: type[ConfigT], section: Any, where: str = "--config", *, exact: bool = False
 ) -> ConfigT:
     """Builds the frozen dataclass `cls` from a config section.
 
@@ -90,14 +90,14 @@ def build(
     Args:
       cls: a dataclass whose annotations are real types (no strings).
       section: ConfigDict, dict, None (all defaults), or an instance of `cls`, returned as it is.
-      where: how the user would write this section, such as "config.model"; for the error message.
+      where: how the user would write this section, such as "--config.model"; for the error message.
       exact: for a file that a program wrote. A number is refused in the place of a text (people
         type texts that look like numbers), and lists of no declared type stay lists.
 
     Raises:
       UserError: an unknown key, a missing one, a value of the wrong type, or what the dataclass's
         own `__post_init__` raises: UserError or ValueError, "FIELD: problem" or "problem". The path
-        to the field is added here.
+        to the field is added here, also to other fields that it names in backticks.
     """
     if isinstance(section, cls):
         return section
@@ -120,10 +120,19 @@ def build(
     try:
         return cls(**values)
     except (UserError, ValueError) as error:
-        # A dataclass names its field, and knows no more of the path to it.
-        of_field = re.match(r"(\w+)[.:\[]", str(error))
-        joint = "." if of_field and of_field[1] in fields else ": "
-        raise UserError(f"{where}{joint}{error}") from error
+        raise UserError(_with_path(str(error), fields, where)) from error
+
+
+def _with_path(message: str, fields: Iterable[str], where: str) -> str:
+    """Puts the path in front of fields: of "FIELD: problem", and of each `FIELD` in backticks.
+
+    >>> _with_path("low: found 3, expected less than `high.most`", ["low", "high"], "--config.a")
+    '--config.a.low: found 3, expected less than --config.a.high.most'
+    """
+    names = "|".join(fields)
+    joint = "." if re.match(rf"({names})[.:\[]", message) else ": "
+    with_paths = re.sub(rf"`((?:{names})(?:\.\w+)*)`", lambda key: f"{where}.{key[1]}", message)
+    return f"{where}{joint}{with_paths}"
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -143,7 +152,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
       UserError: the path leads through a value, or to a section.
     """
     *path, name = key.split(".")
-    section, where = config, "config"
+    section, where = config, "--config"
     with config.unlocked(), config.ignore_type():
         for part in path:
             if section.get(part) is None:
@@ -214,7 +223,7 @@ def load_config(given: str) -> ml_collections.ConfigDict:
 
 def to_json(config: Any) -> str:
     """Returns a resolved config (ConfigDict, dict or dataclass) as JSON with sorted keys."""
-    return json.dumps(_plain(config, "config"), indent=2, sort_keys=True) + "\n"
+    return json.dumps(_plain(config, "--config"), indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:

@@ -1,7 +1,10 @@
 """Errors that the user can mend. `main` prints their one line and exits with code 2."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -14,6 +17,37 @@ class DamagedError(Exception):
 
 class UnknownNameError(UserError):
     """Nothing has the name that was asked for, which may be the name of something else."""
+
+
+@contextlib.contextmanager
+def naming(key: str, value: str | os.PathLike[str]) -> Iterator[None]:
+    """Puts `KEY=VALUE: ` in front of UserErrors that name no option.
+
+    Code that reads a folder does not know by which option the folder was given.
+    """
+    try:
+        yield
+    except UserError as error:
+        line = str(error)
+        if line.startswith("--"):
+            raise
+        for start in (f"pairs {value}: ", f"{value}: ", f"{os.path.abspath(value)}: "):
+            line = line.removeprefix(start)
+        option = f"{key}={value}" if str(value) else key
+        raise type(error)(f"{option}: {line}") from error
+
+
+@contextlib.contextmanager
+def in_section(name: str) -> Iterator[None]:
+    """Makes `--config.NAME.KEY` of each `--config.KEY` in UserErrors.
+
+    A section that is a whole config to the code that runs it is one part of what the user typed.
+    """
+    try:
+        yield
+    except UserError as error:
+        line = re.sub(r"(?<![\w-])--config\.(?=\w)", f"--config.{name}.", str(error))
+        raise type(error)(line) from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -75,11 +75,13 @@ class MeshConfig:
     rules: Literal["synth2", "t5x"] = "synth2"
 
     def __post_init__(self):
-        sizes = (self.data, self.fsdp, self.tensor)
-        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        open_axes = [axis for axis in MESH_AXES if getattr(self, axis) == -1]
+        for axis in MESH_AXES:
+            if (size := getattr(self, axis)) == 0 or size < -1:
+                raise ValueError(f"{axis}: found {size}, expected at least 1, or -1 for the rest")
+        if len(open_axes) > 1:
             raise ValueError(
-                f"found data={self.data} fsdp={self.fsdp} tensor={self.tensor}, "
-                "expected positive sizes and at most one -1"
+                f"{open_axes[1]}: found -1, expected at least 1, as `{open_axes[0]}` is -1"
             )
 
 
@@ -97,7 +99,7 @@ def axis_rules(config: MeshConfig) -> AxisRules:
         partitioning = importlib.import_module("t5x.partitioning")
     except ImportError as error:
         raise UserError(
-            f"config.mesh.rules: found 't5x', which cannot be imported ({error}); "
+            f"--config.mesh.rules: found 't5x', which cannot be imported ({error}); "
             "install it by `pip install .[t5x]`"
         ) from error
     theirs: dict[str, tuple[str, ...]] = {}
@@ -122,7 +124,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"config.mesh: data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
+            f"--config.mesh: data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
             f"does not fit {len(devices)} devices"
         )
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -131,7 +133,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         return Mesh(grid, MESH_AXES)
     if sizes[0] % num_slices:
         raise UserError(
-            f"config.mesh.data: found {sizes[0]}, expected a multiple of the {num_slices} slices"
+            f"--config.mesh.data: found {sizes[0]}, expected a multiple of the {num_slices} slices"
         )
     grid = mesh_utils.create_hybrid_device_mesh(
         (sizes[0] // num_slices, *sizes[1:]),
@@ -252,12 +254,12 @@ def check_split(
         lines.append(f"{reason}, so these parameters stay whole: {named}{more}")
     if whole > MAX_WHOLE_SHARE * total:
         raise UserError(
-            f"config.mesh: {'; '.join(lines)}. Found {whole:,} of {total:,} bytes "
+            f"--config.mesh: {'; '.join(lines)}. Found {whole:,} of {total:,} bytes "
             f"({whole / total:.0%}), expected at most {MAX_WHOLE_SHARE:.0%}. Choose sizes of the "
             "mesh that divide those of the model."
         )
     for line in lines:
-        logging.warning("config.mesh: %s", line)
+        logging.warning("--config.mesh: %s", line)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -349,7 +351,7 @@ def check_rows(num_rows: int, mesh: Mesh, where: str, microbatches: int = 1) -> 
     if num_rows % (parts * microbatches):
         each = ""
         if microbatches > 1:
-            each = f" in each of {microbatches} microbatches (config.train.microbatches)"
+            each = f" in each of {microbatches} microbatches (--config.train.microbatches)"
         raise UserError(
             f"{where}: found {num_rows} rows, which cannot be split over {parts} devices "
             f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}){each}"

@@ -188,8 +188,8 @@ def test_mistakes_in_loading(runs, tmp_path):
         (runs / "generator", {}, "generator: holds a generator, expected a vlm"),
         (tmp_path, {}, "expected checkpoint steps"),
         (tmp_path / "none", {}, "no such folder, expected the workdir"),
-        ("", {}, "vlm: no checkpoint given"),
-        (runs / "vlm", {"batch_size": 0}, "batch_size: found 0, expected 1 or more"),
+        ("", {}, "no path given, expected the workdir"),
+        (runs / "vlm", {"batch_size": 0}, "batch_size: found 0, expected at least 1"),
         (runs / "vlm", {"decode": TextDecodeConfig("nucleus")}, "expected greedy or beam"),
     ):
         with pytest.raises(UserError, match=message):

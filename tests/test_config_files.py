@@ -123,9 +123,11 @@ def test_a_reference_to_an_overridden_key_follows_it():
 
 def test_a_section_cannot_be_overwritten_nor_a_value_entered():
     config = ml_collections.ConfigDict({"a": {"b": 1}})
-    with pytest.raises(UserError, match="config.a: a section, expected one of its keys; it has b"):
+    with pytest.raises(
+        UserError, match="--config.a: a section, expected one of its keys; it has b"
+    ):
         config_lib.override(config, "a", "3")
-    with pytest.raises(UserError, match=r"config.a.b: found 1, which has no keys such as 'c'"):
+    with pytest.raises(UserError, match=r"--config.a.b: found 1, which has no keys such as 'c'"):
         config_lib.override(config, "a.b.c", "3")
-    with pytest.raises(UserError, match="config.rate: int too large to convert to float"):
+    with pytest.raises(UserError, match="--config.rate: int too large to convert to float"):
         config_lib.override(ml_collections.ConfigDict({"rate": 0.5}), "rate", "1" * 400)

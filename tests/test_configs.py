@@ -104,7 +104,7 @@ def test_a_typo_in_any_of_its_keys_dies_with_the_right_name(variant):
         typo = f"{parent}.{name}x" if parent else f"{name}x"
         with pytest.raises(UserError) as error:
             build(variant, (typo, "1"))
-        assert f"config.{typo}: unknown key; did you mean '{name}'?" in str(error.value)
+        assert f"--config.{typo}: unknown key; did you mean '{name}'?" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -47,99 +47,140 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
     "arguments, text",
     [
         (["train", "--config=no.py", "--workdir=w"], "--config=no.py: no such file, expected"),
-        (["train", f"{VLM}:tinny", "--workdir=w"], "unknown word 'tinny'; did you mean 'tiny'?"),
+        (
+            ["train", f"{VLM}:tinny", "--workdir=w"],
+            "--config=FILE:tinny: unknown word 'tinny'; did you mean 'tiny'?",
+        ),
         (
             ["evaluate", "--config=configs/scenes/evaluate.py:tiny", "--workdir=w"],
-            "configs/scenes/evaluate.py takes no argument",
+            "--config=configs/scenes/evaluate.py:tiny: configs/scenes/evaluate.py takes no",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.optimizer.lerning_rate=1"],
-            "config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'? one of: "
+            "--config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'? one of: "
             "beta1, beta2, clip_norm,",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.optimzer.learning_rate=1"],
-            "config.optimzer: unknown key; did you mean 'optimizer'? one of: data, mesh,",
+            "--config.optimzer: unknown key; did you mean 'optimizer'? one of: data, mesh,",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_latent=1"],
-            "config.model.vlm.resampler.num_latent: unknown key; did you mean 'num_latents'?",
+            "--config.model.vlm.resampler.num_latent: unknown key; did you mean 'num_latents'?",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.train.steps=1.5"],
-            "config.train.steps: found 1.5, expected int",
+            "--config.train.steps: found 1.5, expected int",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.model_name.x=1"],
-            "config.model_name: found 'vlm', which has no keys such as 'x'",
+            "--config.model_name: found 'vlm', which has no keys such as 'x'",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.train=1"],
-            "config.train: a section, expected one of its keys; it has checkpoint_every,",
+            "--config.train: a section, expected one of its keys; it has checkpoint_every,",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.model.vlm.language_model.dtype=float23"],
-            "unknown dtype 'float23'; did you mean 'float32'? one of: bfloat16, float32",
+            "--config.model.vlm.language_model.dtype: unknown dtype 'float23'; did you mean "
+            "'float32'? one of: bfloat16, float32",
         ),
         (
             ["train", VLM, "--workdir=w"],
-            "config.pretrained.tokenizer: empty, expected a trained tokenizer or another's VQ-GAN",
+            "--config.pretrained.tokenizer: empty, expected a trained tokenizer or another's VQ",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.pretrained.tokenizer=/no/where"],
-            "/no/where: no such file or folder, expected a model",
+            "--config.pretrained.tokenizer=/no/where: no such file or folder, expected a model",
         ),
         (
             ["train", LANGUAGE_MODEL, "--workdir=w", "--config.mesh.fsdp=0"],
-            "config.mesh: found data=-1 fsdp=0 tensor=1, expected positive sizes",
+            "--config.mesh.fsdp: found 0, expected at least 1, or -1 for the rest",
         ),
         (
             ["demo", "--config=configs/scenes/demo.py", "--workdir=w", "--config.vlm.trian=3"],
-            "config.vlm.trian: unknown key; did you mean 'train'?",
+            "--config.vlm.trian: unknown key; did you mean 'train'?",
         ),
         (
             ["study", "--config=configs/scenes/study.py", "--workdir=w", "--config.study.seed=3"],
-            "config.study.seed: unknown key; did you mean 'seeds'? one of: arms, seeds",
+            "--config.study.seed: unknown key; did you mean 'seeds'? one of: arms, seeds",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.rates.real=abc"],
-            "config.data.rates.real: found 'abc', expected float or tuple",
+            "--config.data.rates.real: found 'abc', expected float or tuple",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.folders.more=3.5"],
-            "config.data.folders.more: found 3.5, expected str; quote a text: \"'3.5'\"",
+            "--config.data.folders.more: found 3.5, expected str; quote a text: \"'3.5'\"",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_heads=0"],
-            "config.model.vlm.resampler.num_heads: found 0, expected 1 or more",
+            "--config.model.vlm.resampler.num_heads: found 0, expected at least 1",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.data.batch_size=0"],
+            "--config.data.batch_size: found 0, expected at least 1",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.train.keep_best=1"],
+            "--config.train.keep_best: found 1 with --config.train.best_metric='', expected both",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.model.vlm.cross_attention_every=3"],
+            "--config.model.vlm.cross_attention_every: found 3, expected a divisor of "
+            "--config.model.vlm.language_model.num_layers, 2",
+        ),
+        (
+            ["train", VLM, "--workdir=w", "--config.mesh.fsdp=-1"],
+            "--config.mesh.fsdp: found -1, expected at least 1, as --config.mesh.data is -1",
+        ),
+        (
+            ["filter", "--config=configs/scenes/filter.py", "--workdir=w"]
+            + ["--config.folder=/no/pics"],
+            "--config.folder=/no/pics: no manifest.json (no pairs here)",
+        ),
+        (
+            ["evaluate", "--config=configs/scenes/evaluate.py", "--workdir=w"]
+            + ["--config.vlm=/no/run"],
+            "--config.vlm=/no/run: no such folder, expected the workdir of a training run",
+        ),
+        (
+            ["tokenize", "--config=configs/scenes/tokenize.py", "--workdir=w"]
+            + ["--config.tokenizer=/no/run"],
+            "--config.tokenizer=/no/run: no such file or folder, expected a model",
+        ),
+        (
+            ["synthesize", "--config=configs/scenes/synthesize.py", "--workdir=w"]
+            + ["--config.generator="],
+            "--config.generator: no path given, expected the workdir of a training run",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.validation.num_batches=0"],
-            "config.validation.num_batches: found 0, expected 1 or more",
+            "--config.validation.num_batches: found 0, expected at least 1",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.validation.data.text_length=7"],
-            "config.validation.data.text_length: found 7, expected 26 as in config.data",
+            "--config.validation.data.text_length: found 7, expected 26 as in --config.data",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.validation.captions.folder=f"]
             + ["--config.validation.captions.batch_size=0"],
-            "config.validation.captions.batch_size: found 0, expected 1 or more",
+            "--config.validation.captions.batch_size: found 0, expected at least 1",
         ),
         (
             ["captions", "--config=configs/scenes/captions.py", "--workdir=w"]
             + ["--config.batch_size=-1"],
-            "config.batch_size: found -1, expected 1 or more",
+            "--config.batch_size: found -1, expected at least 1",
         ),
         (
             ["synthesize", "--config=configs/scenes/synthesize.py", "--workdir=w"]
             + ["--config.batch_size=0"],
-            "config.batch_size: found 0, expected 1 or more",
+            "--config.batch_size: found 0, expected at least 1",
         ),
         (
             ["tokenize", "--config=configs/scenes/tokenize.py", "--workdir=w"]
             + ["--config.batch_size=0"],
-            "config.batch_size: found 0, expected 1 or more",
+            "--config.batch_size: found 0, expected at least 1",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.folders.real=gs://b/x"],
@@ -151,40 +192,40 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
         ),
         (
             ["train", VLM, "--workdir=w", "--config.train.seed=100000000000000000000"],
-            "config.train.seed: found 100000000000000000000, expected a number of at most 64 bits",
+            "--config.train.seed: found 100000000000000000000, expected a number of at most 64",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.train.seed=4294967296"],
-            "config.train.seed: found 4294967296, expected 0 to 4294967295",
+            "--config.train.seed: found 4294967296, expected 0 to 4294967295",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.shuffle_buffer=1000000000000000"],
-            "config.data.shuffle_buffer: found 1000000000000000, expected at most 100000000 exam",
+            "--config.data.shuffle_buffer: found 1000000000000000, expected at most 100000000 exam",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.train.steps={[1]:2}"],
-            "config.train.steps: found '{[1]:2}', expected int",
+            "--config.train.steps: found '{[1]:2}', expected int",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.rates={1:2}"],
-            "config.data.rates: found the key 1, expected a text",
+            "--config.data.rates: found the key 1, expected a text",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.model.vlm.dtype={1:2}"]
             + ["--config.model.vlm.dtype=3"],
-            "config.model.vlm.dtype: a section, expected one of its keys; it has 1",
+            "--config.model.vlm.dtype: a section, expected one of its keys; it has 1",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.pretrained.perceptual={'a':1}"],
-            "config.pretrained.perceptual: found {'a': 1}, expected str",
+            "--config.pretrained.perceptual: found {'a': 1}, expected str",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.num_epochs={1:2}"],
-            "config.data.num_epochs: found {1: 2}, expected int",
+            "--config.data.num_epochs: found {1: 2}, expected int",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.data.rates={'a.b':2}"],
-            "config.data.rates: ConfigDict does not accept dots in field names",
+            "--config.data.rates: ConfigDict does not accept dots in field names",
         ),
         (["inspect", "--workdir=/no/where"], "/no/where: no such folder"),
     ],
@@ -193,14 +234,14 @@ def test_a_mistake_is_one_line_and_code_2(capfd, tmp_path, monkeypatch, argument
     root = pathlib.Path.cwd()
     arguments = [a.replace("=configs", f"={root}/configs") for a in arguments]
     monkeypatch.chdir(tmp_path)
-    assert text in mistake(capfd, *arguments).replace(f"{root}/", "")
+    assert mistake(capfd, *arguments).replace(f"{root}/", "").startswith(text)
     assert list(tmp_path.iterdir()) == []  # refused before anything was written
 
 
 @pytest.mark.parametrize("text", ["-" * 100_000 + "1", "-" * 3000 + "1", "[" * 100_000, "9" * 9999])
 def test_a_literal_too_deep_or_long_to_read_is_a_text(capfd, text):
     line = mistake(capfd, "train", VLM, "--workdir=w", f"--config.train.steps={text}")
-    assert line.startswith(f"config.train.steps: found '{text[:9]}") and len(line) < 300
+    assert line.startswith(f"--config.train.steps: found '{text[:9]}") and len(line) < 300
     assert line.endswith("..., expected int")
 
 
@@ -239,7 +280,7 @@ def test_a_broken_config_file_is_named_with_its_line(capfd, tmp_path):
     [
         (
             ["train", VLM, "--config.optimizer.lerning_rate=1"],
-            "synth2: config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'?",
+            "synth2: --config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'?",
         ),
         # TensorFlow is loaded before the mixture is looked for, and must keep silent.
         pytest.param(

@@ -63,7 +63,8 @@ class FilterConfig:
         config_lib.check_counts(self, "min_words", "max_words", "max_characters")
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(
-                f"max_words: found {self.max_words}, expected min_words={self.min_words} or more"
+                f"max_words: found {self.max_words}, expected at least `min_words`, "
+                f"{self.min_words}"
             )
         if self.language:
             check_language(self.language, "language")

@@ -111,7 +111,7 @@ class Selection:
         bad = self.dropped.total() - self.dropped[OVER_QUOTA]
         if bad > self._max_dropped_share * self._offered:
             raise UserError(
-                f"config.max_dropped_share: {bad} of {self._offered} drafts were dropped (found "
+                f"--config.max_dropped_share: {bad} of {self._offered} drafts were dropped (found "
                 f"{dict(self.dropped.most_common())}, expected a share of at most "
                 f"{self._max_dropped_share}). Change the prompt, the model or the filter, or raise "
                 "the limit."

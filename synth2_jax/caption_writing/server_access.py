@@ -42,7 +42,7 @@ class ServerAccess:
         self.quoted = Secrets(*key, *filter(None, passwords)).quoted
         if self.secrets.are_in(config_lib.to_json(config)):
             raise UserError(
-                f"config.server: holds the API key. Remove it; it is read from {KEY_VARIABLE}."
+                f"--config.server: holds the API key. Remove it; it is read from {KEY_VARIABLE}."
             )
         url = config.base_url or os.environ.get(URL_VARIABLE, "") or _DEFAULT_URL
         self.base_url = _checked_url(url, holds_key=self.secrets.are_in(url))
@@ -77,10 +77,10 @@ def _checked_url(url: str, *, holds_key: bool) -> str:
     except ValueError:
         parts, host = None, None
     if not host or not is_name(url) or parts.scheme not in ("http", "https"):
-        raise UserError("config.server.base_url: no address, expected such as http://HOST/v1")
+        raise UserError("--config.server.base_url: no address, expected such as http://HOST/v1")
     if "@" in parts.netloc or parts.query or parts.fragment or holds_key:
         raise UserError(
-            "config.server.base_url: holds a user, password, query or key, expected the address "
+            "--config.server.base_url: holds a user, password, query or key, expected the address "
             f"alone. Remove them; the key is read from {KEY_VARIABLE}."
         )
     return url.rstrip("/")

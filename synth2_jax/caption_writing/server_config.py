@@ -59,11 +59,11 @@ class ServerConfig:
                 raise UserError(f"{name}: found {value}, expected more than 0")
         for name in ("input_price", "output_price", "temperature"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"{name}: found {getattr(self, name)}, expected 0 or more")
+                raise UserError(f"{name}: found {getattr(self, name)}, expected at least 0")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p: found {self.top_p}, expected more than 0, at most 1")
         if self.max_cost is not None and not self.input_price + self.output_price:
-            raise UserError("max_cost: needs a price. Set input_price or output_price.")
+            raise UserError("max_cost: needs a price. Set `input_price` or `output_price`.")
 
     def sampling(self) -> dict[str, Any]:
         """Returns the fields of a request that change its answer, in JSON's types."""
@@ -109,7 +109,7 @@ class Usage:
         limit = self._config.max_cost
         if limit is not None and self.cost >= limit:
             raise UserError(
-                f"config.server.max_cost: reached (answers have cost {self.cost:g}, the limit is "
+                f"--config.server.max_cost: reached (answers have cost {self.cost:g}, the limit is "
                 f"{limit:g}). The answers are kept; run the same command with a higher limit."
             )
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from synth2_jax.config import check_counts
 from synth2_jax.data.rejected import Rejected
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -52,8 +53,7 @@ class ImageLimits:
     max_bytes: int = 64 << 20
 
     def __post_init__(self):
-        if min(self.min_side, self.max_pixels, self.max_bytes) < 1:
-            raise ValueError(f"found {self}, expected limits of at least 1")
+        check_counts(self, "min_side", "max_pixels", "max_bytes")
 
 
 def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()) -> np.ndarray:

@@ -93,19 +93,19 @@ def scheduled(
     """
     if not isinstance(mixture, seqio.Mixture):
         raise UserError(
-            f"config.data.rates: a schedule needs a mixture, {mixture.name!r} is a task"
+            f"--config.data.rates: a schedule needs a mixture, {mixture.name!r} is a task"
         )
     names = [task.name for task in mixture.tasks]
     for name in schedule:
         if name not in names:
             raise UserError(
-                f"config.data.rates.{name}: no such task in the mixture; {nearest(name, names)}"
+                f"--config.data.rates.{name}: no such task in the mixture; {nearest(name, names)}"
             )
     if all(name in schedule for name in names):
         for step in {step for points in schedule.values() for step, _ in points}:
             if not any(np.interp(step, *zip(*schedule[name], strict=True)) for name in names):
                 raise UserError(
-                    f"config.data.rates: found a rate of 0 for every task at step {step}"
+                    f"--config.data.rates: found a rate of 0 for every task at step {step}"
                 )
 
     def sample(datasets, rates, seed=None):
@@ -127,15 +127,15 @@ def check_schedule(task: str, points: Sequence[Sequence[float]]) -> None:
         steps, rates = zip(*((int(step), float(rate)) for step, rate in points), strict=True)
     except (TypeError, ValueError):
         raise UserError(
-            f"config.data.rates.{task}: found {points!r}, expected a rate or ((step, rate), ...)"
+            f"--config.data.rates.{task}: found {points!r}, expected a rate or ((step, rate), ...)"
         ) from None
     if list(steps) != sorted(set(steps)) or steps[0] < 0:
         raise UserError(
-            f"config.data.rates.{task}: found steps {steps}, expected rising ones from 0 on"
+            f"--config.data.rates.{task}: found steps {steps}, expected rising ones from 0 on"
         )
     if not all(0 <= rate < math.inf for rate in rates):
         raise UserError(
-            f"config.data.rates.{task}: found rates {rates}, expected numbers of 0 or more"
+            f"--config.data.rates.{task}: found rates {rates}, expected numbers of 0 or more"
         )
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from synth2_jax.config import check_seeds
+from synth2_jax.config import check_counts, check_seeds
 from synth2_jax.data import records, views
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError, naming, nearest
 from synth2_jax.sharding import ALL_ROWS, DataLayout
 from synth2_jax.text.prompts import CAPTION_PROMPT
 from synth2_jax.text.vocabulary import Vocabulary, vocabulary_path
@@ -75,20 +75,20 @@ class DataConfig:
 
     def __post_init__(self):
         if self.source not in _SOURCES:
-            raise ValueError(f"unknown source {self.source!r}; {nearest(self.source, _SOURCES)}")
-        if min(self.batch_size, self.shuffle_buffer, self.text_length) < 1:
-            raise ValueError("expected batch_size, shuffle_buffer and text_length of at least 1")
+            raise ValueError(f"source: unknown {self.source!r}; {nearest(self.source, _SOURCES)}")
+        check_counts(self, "batch_size", "shuffle_buffer", "text_length", "num_epochs")
         if self.shuffle_buffer > _MAX_SHUFFLE_BUFFER:  # TensorFlow allocates it at once
             raise ValueError(
                 f"shuffle_buffer: found {self.shuffle_buffer}, expected at most "
                 f"{_MAX_SHUFFLE_BUFFER} examples in memory"
             )
         check_seeds(self, "seed")
-        if self.num_epochs is not None and self.num_epochs < 1:
-            raise ValueError(f"found num_epochs {self.num_epochs}, expected at least 1, or None")
         if self.num_epochs is not None and self.deal == "shards":
             # Processes whose shards hold fewer examples would end before the others.
-            raise ValueError("num_epochs with deal 'shards': processes would not end together")
+            raise ValueError(
+                f"num_epochs: found {self.num_epochs}, expected none with `deal`=shards: "
+                "processes would not end together"
+            )
 
     @property
     def module_names(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def train_iterator(
         from synth2_jax.data.fake_batches import FakeBatches
 
         if batch_spec is None:
-            raise UserError("config.data.source=fake: needs the shapes of a batch, found none")
+            raise UserError("--config.data.source=fake: needs the shapes of a batch, found none")
         return FakeBatches(batch_spec, config.seed, limits, layout)
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.train_batches import TrainIterator
@@ -157,7 +157,7 @@ def eval_batches(
     `train_iterator`; `with_keys` adds the examples' keys, an array of str.
     """
     if config.source == "fake":
-        raise UserError("config.data.source=fake: has no end, so there is nothing to evaluate")
+        raise UserError("--config.data.source=fake: has no end, so there is nothing to evaluate")
     from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
     from synth2_jax.data.eval_batches import evaluation_batches
 
@@ -174,17 +174,17 @@ def stored_text_encoder(config: DataConfig) -> dict[str, Any]:
       UserError: captions of a folder without features, or with those of another text encoder,
         vocabulary or length than another folder's or the config's.
     """
-    encoders = {
-        folder: views.open_pairs(folder).provenance.text_encoder
-        for folder in config.folders.values()
-    }
+    encoders = {}
+    for name, folder in config.folders.items():
+        with naming(f"--config.data.folders.{name}", folder):
+            encoders[folder] = views.open_pairs(folder).provenance.text_encoder
     for folder, found in encoders.items():
         if found:
             text_encoder = {key: found[key] for key in records.ENCODED_BY}
             _check_encoded(config, text_encoder, str(folder))
             return text_encoder
     raise UserError(
-        f"config.data.folders: found captions without features in {sorted(encoders)}, expected "
+        f"--config.data.folders: found captions without features in {sorted(encoders)}, expected "
         "what `synth2 encode_captions` writes"
     )
 
@@ -244,12 +244,14 @@ def _stream(
 
     for name, folder in config.folders.items():
         if not folder:
-            raise UserError(f"config.data.folders.{name}: no folder of pairs given")
-    manifests = {name: views.open_pairs(folder) for name, folder in config.folders.items()}
-    if tokenizer_fingerprint is not None:
-        for name, manifest in manifests.items():
-            if not manifest.provenance.image_size:  # any tokenizer can encode images
-                records.check_tokenizer(manifest, tokenizer_fingerprint, config.folders[name])
+            raise UserError(f"--config.data.folders.{name}: no folder of pairs given")
+    manifests = {}
+    for name, folder in config.folders.items():
+        with naming(f"--config.data.folders.{name}", folder):
+            manifests[name] = found = views.open_pairs(folder)
+            # Any tokenizer can encode images.
+            if tokenizer_fingerprint is not None and not found.provenance.image_size:
+                records.check_tokenizer(found, tokenizer_fingerprint, folder)
     if text_encoder is not None:
         _check_encoded(config, text_encoder)
     provider = _provider(config, encoded=text_encoder is not None)
@@ -283,9 +285,10 @@ def _stream(
 
 def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: str = "") -> None:
     """Raises UserError unless this encoder made all features, with the config's vocabulary."""
-    for folder in config.folders.values():
-        provenance = views.open_pairs(folder).provenance
-        records.check_text_features(provenance, text_encoder, folder, as_in)
+    for name, folder in config.folders.items():
+        with naming(f"--config.data.folders.{name}", folder):
+            provenance = views.open_pairs(folder).provenance
+            records.check_text_features(provenance, text_encoder, folder, as_in)
     vocabulary = vocabulary_path(config.vocabulary)
     expected = {
         "text_length": (config.text_length, ""),
@@ -294,7 +297,7 @@ def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: s
     for key, (value, of) in expected.items():
         if text_encoder[key] != value:
             raise UserError(
-                f"config.data.{key}: found {value}{of}, expected {text_encoder[key]} as the "
+                f"--config.data.{key}: found {value}{of}, expected {text_encoder[key]} as the "
                 f"captions of {as_in or sorted(config.folders.values())} were encoded"
             )
 
@@ -311,7 +314,7 @@ def _check_vocabulary(config: DataConfig, provider: "seqio.Task | seqio.Mixture"
         if not file or pathlib.Path(file).read_bytes() != expected.read_bytes():
             found = f"{file} ({Vocabulary(file).size} pieces)" if file else str(caption.vocabulary)
             raise UserError(
-                f"config.data.vocabulary: found {expected} ({Vocabulary(str(expected)).size} "
+                f"--config.data.vocabulary: found {expected} ({Vocabulary(str(expected)).size} "
                 f"pieces), but the captions of task {task.name!r} have the vocabulary {found}. "
                 "Give both the same SentencePiece model."
             )
@@ -337,7 +340,7 @@ def _provider(config: DataConfig, *, encoded: bool = False) -> "seqio.Task | seq
     if not name:
         if len(config.folders) != 1 or config.rates:
             raise UserError(
-                f"config.data.mixture: none given, with {len(config.folders)} folders and "
+                f"--config.data.mixture: none given, with {len(config.folders)} folders and "
                 f"{len(config.rates)} rates; expected the name of a task or mixture"
             )
         (name,) = config.folders

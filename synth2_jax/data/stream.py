@@ -53,12 +53,12 @@ class Stream:
     def __post_init__(self):
         if self.batch_size % self.layout.num_parts:
             raise UserError(
-                f"config.data.batch_size: found {self.batch_size}, expected a multiple of the "
+                f"--config.data.batch_size: found {self.batch_size}, expected a multiple of the "
                 f"{self.layout.num_parts} parts that the mesh cuts a batch into"
             )
         if self.deals_shards and self.layout.overlaps:
             raise UserError(
-                "config.data.deal: found 'shards' on a mesh where processes share only some "
+                "--config.data.deal: found 'shards' on a mesh where processes share only some "
                 "of their rows. Use deal=examples, or another mesh."
             )
 
@@ -161,7 +161,7 @@ class Stream:
             key = batch["key"][np.argmax(empty_B)].decode()
             raise UserError(
                 f"example {key!r}: no token of its caption is left to learn (found {empty_B.sum()} "
-                f"such examples in a batch). Its caption is empty, or config.data.text_length="
+                f"such examples in a batch). Its caption is empty, or --config.data.text_length="
                 f"{self.text_length} is too short."
             )
 

@@ -195,7 +195,7 @@ class TrainIterator:
         self._iterator = self._start()
         return (
             "a new order of the data starts here, so examples of the current epoch may be seen "
-            "twice or not at all (config.data.deal=examples resumes exactly)"
+            "twice or not at all (--config.data.deal=examples resumes exactly)"
         )
 
     def _skip_to(self, header: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ class _ViewFile:
 
     def __post_init__(self):
         if self.block < 1:
-            raise ValueError(f"found a block of {self.block} rows, expected 1 or more")
+            raise ValueError(f"found a block of {self.block} rows, expected at least 1")
         if self.num_pairs != sum(shard.num_pairs for shard in self.shards):
             raise ValueError(f"num_pairs is {self.num_pairs}, expected the sum of the shards")
 

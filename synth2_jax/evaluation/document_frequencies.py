@@ -30,7 +30,7 @@ def read_document_frequencies(path: str | os.PathLike[str]) -> DocumentFrequency
         for image, caption in _coco_captions(path):
             captions[image].append(caption)
     if not captions:
-        raise UserError(f"config.document_frequencies: {path} has no captions, expected some")
+        raise UserError(f"--config.document_frequencies: {path} has no captions, expected some")
     return document_frequency(list(captions.values()), path.name)
 
 
@@ -41,13 +41,13 @@ def _coco_captions(path: pathlib.Path) -> list[tuple[str, str]]:
         found = [(str(row["image_id"]), row["caption"]) for row in rows]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
-            f"config.document_frequencies: cannot read {path} ({type(error).__name__}: {error}), "
+            f"--config.document_frequencies: cannot read {path} ({type(error).__name__}: {error}), "
             "expected a folder of pairs or a JSON file of captions as COCO has them"
         ) from error
     for image, caption in found:
         if not isinstance(caption, str):
             raise UserError(
-                f"config.document_frequencies: {path}: image {image} has the caption "
+                f"--config.document_frequencies: {path}: image {image} has the caption "
                 f"{caption!r:.60}, expected a text"
             )
     return found

@@ -17,7 +17,7 @@ import numpy as np
 
 from synth2_jax.config import check_seeds
 from synth2_jax.data.references import ReferencedImage, read_references
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError, naming, nearest
 from synth2_jax.scoring.vqa import load_stemmer
 from synth2_jax.text.vocabulary import PAD_ID, Vocabulary
 
@@ -56,14 +56,13 @@ class ProtocolConfig:
         check_seeds(self, "seed")
         if self.task not in TASKS:
             raise UserError(f"task: unknown {self.task!r}; {nearest(self.task, TASKS)}")
-        if min(self.shots, self.text_shots) < 0:
-            raise UserError(
-                f"found shots {self.shots} and text_shots {self.text_shots}, expected 0 or more"
-            )
+        for name in ("shots", "text_shots"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: found {getattr(self, name)}, expected at least 0")
         if self.shots and self.text_shots:
             raise UserError(
-                f"found shots {self.shots} and text_shots {self.text_shots}, expected "
-                "examples with images or without, not both"
+                f"text_shots: found {self.text_shots}, expected 0 with `shots`={self.shots}: "
+                "examples have images or have none"
             )
         if self.num_examples and not self.support:
             raise UserError("support: found none, expected a folder of pairs to draw examples from")
@@ -75,7 +74,7 @@ class ProtocolConfig:
 
         if self.stem_answers:
             if self.task != "vqa":
-                raise UserError(f"stem_answers: found with task {self.task}, expected vqa")
+                raise UserError(f"stem_answers: found True, expected False with `task`={self.task}")
             load_stemmer()  # a package that is missing comes to light now
 
     @property
@@ -127,11 +126,12 @@ def make_prompts(
     """
     support: list[ReferencedImage] = []
     if config.num_examples:
-        support = read_references(config.support, tokenizer_fingerprint, config.support_images)
+        with naming("--config.protocol.support", config.support):
+            support = read_references(config.support, tokenizer_fingerprint, config.support_images)
         if len(support) <= config.num_examples:  # one of them may be the image itself
             raise UserError(
-                f"config.protocol.support: {config.support} has {len(support)} images, expected "
-                f"more than the {config.num_examples} examples"
+                f"--config.protocol.support={config.support}: found {len(support)} images, "
+                f"expected more than the {config.num_examples} examples"
             )
     prompts = []
     for number, image in enumerate(images):

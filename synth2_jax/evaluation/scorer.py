@@ -20,7 +20,7 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import ReferencedImage, read_references
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.domains.scenes import scores as scenes_scores
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError, naming, nearest
 from synth2_jax.evaluation.document_frequencies import read_document_frequencies
 from synth2_jax.evaluation.more_scores import MORE_SCORES, each_alone, more_score
 from synth2_jax.evaluation.protocol import ProtocolConfig, is_plain, make_prompts
@@ -73,8 +73,9 @@ class EvaluateConfig:
     mesh: sharding.MeshConfig = sharding.MeshConfig()
 
     def __post_init__(self):
-        if self.scenes_split:
-            dataset.split_size(self.scenes_split)  # raises on an unknown name
+        if self.scenes_split not in ("", *dataset.SPLITS):
+            near = nearest(self.scenes_split, dataset.SPLITS)
+            raise UserError(f"scenes_split: unknown {self.scenes_split!r}; {near}")
         config_lib.check_counts(self, "batch_size", "max_images")
         if self.decode.method == "nucleus":
             raise UserError("decode.method: found nucleus, expected greedy or beam")
@@ -83,11 +84,14 @@ class EvaluateConfig:
                 raise UserError(f"more_scores: unknown {name!r}; {nearest(name, MORE_SCORES)}")
         if "meteor" in self.more_scores:
             check_meteor()  # now, not after an hour of captions
-        of_captions = (
-            self.scenes_split or self.document_frequencies or self.more_scores or self.feature_model
-        )
-        if self.protocol.task == "vqa" and of_captions:
-            raise UserError(f"found {of_captions!r}, a score of captions, with protocol.task vqa")
+        if self.protocol.task == "vqa":
+            of_captions = ("scenes_split", "document_frequencies", "more_scores", "feature_model")
+            for name in of_captions:
+                if value := getattr(self, name):
+                    raise UserError(
+                        f"{name}: found {value!r}, expected none with `protocol.task`=vqa: it "
+                        "scores captions"
+                    )
 
 
 class CaptionScorer:
@@ -118,16 +122,20 @@ class CaptionScorer:
         self._config = config
         self._stop = stop
         self._vocabulary = load_vocabulary(data.vocabulary)
-        self.images = read_references(config.folder, fingerprints["tokenizer"], config.max_images)
+        tokenizer = fingerprints["tokenizer"]
+        with naming("--config.folder", config.folder):
+            self.images = read_references(config.folder, tokenizer, config.max_images)
         split, first = config.scenes_split, self.images[0].key
         if split and not first.startswith(f"{split}-"):
             raise UserError(
-                f"config.scenes_split: found {split!r}, but the first image is {first!r}"
+                f"--config.scenes_split: found {split!r}, but the first image is {first!r}"
             )
         if config.protocol.task == "vqa":
-            _check_questions(config.folder, self.images)
+            with naming("--config.folder", config.folder):
+                _check_questions(config.folder, self.images)
         if config.protocol.by_domain:
-            _domains(config.folder, self.images)  # raises where there are none
+            with naming("--config.folder", config.folder):
+                _domains(config.folder, self.images)  # raises where there are none
         self._prompts = None
         if not is_plain(config.protocol, self.images):
             self._prompts = make_prompts(
@@ -169,7 +177,7 @@ class CaptionScorer:
         self._caption_tokens = jax.jit(caption_tokens, out_shardings=gathered)
         self._prompted_tokens = jax.jit(prompted_tokens, out_shardings=gathered)
         self._mesh = mesh
-        sharding.check_rows(config.batch_size, mesh, "config.batch_size")
+        sharding.check_rows(config.batch_size, mesh, "--config.batch_size")
 
     def captions(self, params: Params) -> list[str]:
         """One caption an image, on every process."""
@@ -218,7 +226,7 @@ class CaptionScorer:
         captions = self.captions(params)
         more, failed = each_alone(self.more_scores(captions))
         for line in failed:
-            logging.warning("config.validation.captions.%s", line)
+            logging.warning("--config.validation.captions.%s", line)
         results = self.score(captions) | more
         return {name: value for name, value in results.items() if isinstance(value, float)}
 
@@ -277,7 +285,7 @@ def _check_questions(folder: str, images: Sequence[ReferencedImage]) -> None:
             raise UserError(
                 f"pairs {folder}: {image.key!r} has the prompt {image.prompt!r} and "
                 f"{len(image.references)} answers, expected a question and the answers of several "
-                "people; tokenize with config.source.format=vqa and config.source.answers=all"
+                "people; tokenize with --config.source.format=vqa and --config.source.answers=all"
             )
 
 

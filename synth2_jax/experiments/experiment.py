@@ -23,7 +23,7 @@ from synth2_jax.caption_writing.folder import CAPTIONS, MANIFEST
 from synth2_jax.data import pair_writer, records
 from synth2_jax.data.records import Pair, Provenance
 from synth2_jax.domains.scenes import language, oracle, renderer
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, in_section
 from synth2_jax.evaluation.caption_sets import read_captions
 from synth2_jax.evaluation.scorer import EvaluateConfig
 from synth2_jax.files import read_json, write_json
@@ -55,7 +55,7 @@ ARMS = {
 
 # What the steps fill in, and what it comes from. A value of the user's there would be overwritten
 # without a word, so it is refused.
-_SEEDS = "config.study.seeds of `synth2 study`"
+_SEEDS = "--config.study.seeds of `synth2 study`"
 FILLED_IN = {
     "tokenize.tokenizer": "--workdir",
     "captions.language_model": "--workdir",
@@ -68,9 +68,9 @@ FILLED_IN = {
     "synthesize.seed": _SEEDS,
     "vlm.pretrained.tokenizer": "--workdir",
     "vlm.pretrained.language_model": "--workdir",
-    "vlm.data.folders": "the arm, of config.study.arms of `synth2 study`",
-    "vlm.data.rates": "the arm, of config.study.arms of `synth2 study`",
-    "vlm.data.mixture": "the arm, of config.study.arms of `synth2 study`",
+    "vlm.data.folders": "the arm, of --config.study.arms of `synth2 study`",
+    "vlm.data.rates": "the arm, of --config.study.arms of `synth2 study`",
+    "vlm.data.mixture": "the arm, of --config.study.arms of `synth2 study`",
     "vlm.data.seed": _SEEDS,
     "vlm.train.seed": _SEEDS,
     "vlm.validation.captions.folder": "--workdir",
@@ -167,8 +167,8 @@ class Experiment:
         config_lib.build(config_class, config)
         _check_left_open(config)
         for name in ("tokenizer", "language_model", "generator", "vlm"):
-            cfg, _ = train.build(config[name], f"config.{name}")
-            make_optimizer(cfg.optimizer, cfg.train.steps, f"config.{name}")
+            cfg, _ = train.build(config[name], f"--config.{name}")
+            make_optimizer(cfg.optimizer, cfg.train.steps, f"--config.{name}")
         self.config = config
         self.workdir = pathlib.Path(workdir)
         self.seconds: dict[str, float] = {}
@@ -361,7 +361,10 @@ class Experiment:
         start = time.monotonic()
         try:
             lock = pathlib.Path(folder, folder_lock.LOCK)
-            with folder_lock.hold(lock, str(folder), f"the step {name}"):
+            with (
+                folder_lock.hold(lock, str(folder), f"the step {name}"),
+                in_section(next(key for key, section in self.config.items() if section is given)),
+            ):
                 function()
         finally:  # A step that is stopped has cost its time too.
             seconds = time.monotonic() - start
@@ -423,7 +426,7 @@ def _check_left_open(config: ml_collections.ConfigDict) -> None:
     for key, value in _flat(config.to_dict()).items():
         for filled, source in FILLED_IN.items():
             if value and f"{key}.".startswith(f"{filled}."):
-                raise UserError(f"config.{key}: found {value!r}, expected none: {source} decides")
+                raise UserError(f"--config.{key}: found {value!r}, expected none: {source} decides")
 
 
 def _peak_memory_gib() -> float:

@@ -84,7 +84,7 @@ def _known_runs(path: pathlib.Path) -> dict[str, Any]:
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
     """Runs every arm that is missing; returns what study.json holds."""
-    cfg = config_lib.build(StudyConfig, config.get("study"), "config.study")
+    cfg = config_lib.build(StudyConfig, config.get("study"), "--config.study")
     experiment = Experiment(
         config, workdir, StudyExperimentConfig, share_generator=cfg.share_generator
     )

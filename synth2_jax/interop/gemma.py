@@ -270,7 +270,7 @@ def _positions(held: Mapping[str, Any], path: pathlib.Path) -> dict[str, float]:
                 f"{path}: rope_type: found {kind['rope_type']!r}, expected {' or '.join(known)}"
             )
         if not kind.get("factor", 1.0) >= 1:
-            raise UserError(f"{path}: factor: found {kind['factor']}, expected 1 or more")
+            raise UserError(f"{path}: factor: found {kind['factor']}, expected at least 1")
         parts.append(kind)
     local, all_tokens = parts
     return {

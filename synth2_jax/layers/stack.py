@@ -35,7 +35,7 @@ def check_remat(name: str) -> None:
     the weights are kept.
     """
     if name not in _REMAT_POLICIES:
-        raise UserError(f"unknown remat {name!r}: {nearest(name, _REMAT_POLICIES)}")
+        raise UserError(f"remat: unknown {name!r}; {nearest(name, _REMAT_POLICIES)}")
 
 
 def check_stack(config: Any, *counts: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from jax.sharding import Mesh
 
 from synth2_jax import sharding
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, naming
 from synth2_jax.interop.safetensors_file import read_tensors
 from synth2_jax.loading.text_encoders import load_text_encoder
 from synth2_jax.loading.trained import load_part
@@ -75,18 +75,19 @@ def load_pretrained(
         source = getattr(config, name)
         if source and name not in objective.parts and name not in named:
             raise UserError(
-                f"config.pretrained.{name}: found {source!r}, expected nothing: this "
+                f"--config.pretrained.{name}: found {source!r}, expected nothing: this "
                 f"{objective.batches} has no such part"
             )
     params, fingerprints = {}, {}
     for name, part in objective.parts.items():
         source = getattr(config, name)
         if source:
-            params[part.path] = _load(name, part, source, objective, mesh, rules)
+            with naming(f"--config.pretrained.{name}", source):
+                params[part.path] = _load(name, part, source, objective, mesh, rules)
             digest = fingerprint(params[part.path])
             fingerprints[name] = with_settings(name, digest, part.config)
         elif not may_be_random:
-            raise UserError(f"config.pretrained.{name}: empty, expected {SOURCES[name]}")
+            raise UserError(f"--config.pretrained.{name}: empty, expected {SOURCES[name]}")
     return params, fingerprints
 
 
@@ -96,6 +97,6 @@ def _load(
     if name == "perceptual":
         return vgg.from_torchvision(read_tensors(source, prefix="features."), part.config, source)
     if name == "text_encoder":
-        where = "config.pretrained.text_encoder"
+        where = "--config.pretrained.text_encoder"
         return load_text_encoder(source, part.config, mesh=mesh, rules=rules, where=where).params
     return load_part(source, name, part.config, objective, part.path, mesh=mesh, rules=rules)

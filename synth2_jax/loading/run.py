@@ -83,9 +83,7 @@ def load_run(
       UserError: no path, no checkpoint there, or a checkpoint of another kind of model.
     """
     if not path:
-        raise UserError(
-            f"{model_name}: no checkpoint given, expected the workdir of a training run"
-        )
+        raise UserError("no path given, expected the workdir of a training run")
     step = latest_step(path) if step is None else step
     config, fingerprints = read_description(path, step)
     found = config.get("model_name")

@@ -51,7 +51,7 @@ def load_text_encoder(
     *,
     mesh: Mesh | None = None,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
-    where: str = "config.text_encoder",
+    where: str = "--config.text_encoder",
 ) -> LoadedTextEncoder:
     """The text encoder of a generator's run or export, or another's: a T5.
 
@@ -114,7 +114,7 @@ def with_text_encoder(
     *,
     mesh: Mesh | None = None,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
-    where: str = "config.text_encoder",
+    where: str = "--config.text_encoder",
 ) -> Trained:
     """A generator with its text encoder among its parameters, ready for captions.
 

@@ -70,13 +70,13 @@ class VQLossConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_weight") and value < 0:
-                raise UserError(f"{field.name}: found {value}, expected 0 or more")
+                raise UserError(f"{field.name}: found {value}, expected at least 0")
         if self.entropy_temperature <= 0:
             raise UserError(
                 f"entropy_temperature: found {self.entropy_temperature}, expected more than 0"
             )
         if self.r1_weight > 0 and self.adversarial_weight == 0:
-            raise UserError("r1_weight: found above 0, expected 0 where adversarial_weight is 0")
+            raise UserError("r1_weight: found above 0, expected 0 where `adversarial_weight` is 0")
 
 
 def vq_loss(

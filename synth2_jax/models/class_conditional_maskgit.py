@@ -58,8 +58,8 @@ class ClassConditionalMaskGITConfig:
         check_layers(self, "num_layers")
         if self.embed_dim % self.num_heads:
             raise UserError(
-                f"num_heads: found {self.num_heads}, expected a divisor of embed_dim, "
-                f"which is {self.embed_dim}"
+                f"num_heads: found {self.num_heads}, expected a divisor of `embed_dim`, "
+                f"{self.embed_dim}"
             )
 
     @property

@@ -43,7 +43,7 @@ class DiscriminatorConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        dtype_of(self.dtype, "discriminator dtype")
+        dtype_of(self.dtype, "dtype")
         check_counts(self, "filters")
         check_levels(self.image_size, self.patch_size, self.channel_multipliers)
 
@@ -68,7 +68,7 @@ class Discriminator(nn.Module):
         cfg = self.config
         if image_BHWD.shape[1:] != (cfg.image_size, cfg.image_size, 3):
             raise UserError(
-                f"config.model.discriminator.image_size: found {cfg.image_size}, expected that "
+                f"--config.model.discriminator.image_size: found {cfg.image_size}, expected that "
                 f"of the images, which are {image_BHWD.shape[1:]}"
             )
         x = space_to_depth(image_BHWD.astype(dtype_of(cfg.dtype)), cfg.patch_size)

@@ -83,11 +83,11 @@ class GemmaConfig:
     def __post_init__(self):
         check_stack(self, "vocab_size", "num_kv_heads", "sliding_window", "query_dim", "bos_id")
         if self.local_layers < 0:
-            raise UserError(f"local_layers: found {self.local_layers}, expected 0 or more")
+            raise UserError(f"local_layers: found {self.local_layers}, expected at least 0")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of "
-                f"num_heads, {self.num_heads}"
+                f"`num_heads`, {self.num_heads}"
             )
         if self.head_dim % 2:
             raise UserError(

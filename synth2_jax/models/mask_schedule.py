@@ -36,7 +36,7 @@ def mask_ratio(name: str, r):
       UserError: `name` is not one of `SCHEDULES`.
     """
     if name not in _SCHEDULES:
-        raise UserError(f"mask schedule: found {name!r}; {nearest(name, SCHEDULES)}")
+        raise UserError(f"unknown mask schedule {name!r}; {nearest(name, SCHEDULES)}")
     xp = jnp if isinstance(r, jax.Array) else np
     return xp.clip(_SCHEDULES[name](xp, xp.asarray(r)), 0.0, 1.0)
 

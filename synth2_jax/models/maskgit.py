@@ -72,11 +72,11 @@ class MaskGITConfig:
         check_stack(self, "codebook_size", "num_tokens")
         if self.token_embedding not in TOKEN_EMBEDDINGS:
             known = nearest(self.token_embedding, TOKEN_EMBEDDINGS)
-            raise UserError(f"token_embedding: found {self.token_embedding!r}; {known}")
+            raise UserError(f"token_embedding: unknown {self.token_embedding!r}; {known}")
         if self.codebook_noise and self.token_embedding != "codebook":
             raise UserError(
                 f"codebook_noise: found {self.codebook_noise}, expected 0 without "
-                'token_embedding="codebook"'
+                "`token_embedding`=codebook"
             )
 
     @property

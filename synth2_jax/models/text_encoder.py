@@ -72,16 +72,16 @@ class TextEncoderConfig:
         check_stack(self, "vocab_size")
         if self.mlp_activation not in _MLPS:
             raise UserError(
-                f"mlp_activation: unknown value {self.mlp_activation!r}; "
+                f"mlp_activation: unknown {self.mlp_activation!r}; "
                 f"{nearest(self.mlp_activation, _MLPS)}"
             )
         # A quarter of the buckets hold one distance each, the next quarter the rest.
         if self.relpos_buckets < 4:
-            raise UserError(f"relpos_buckets: found {self.relpos_buckets}, expected 4 or more")
+            raise UserError(f"relpos_buckets: found {self.relpos_buckets}, expected at least 4")
         if self.relpos_max_distance <= self.relpos_buckets // 4:
             raise UserError(
                 f"relpos_max_distance: found {self.relpos_max_distance}, expected "
-                f"more than {self.relpos_buckets // 4}, a quarter of relpos_buckets"
+                f"more than {self.relpos_buckets // 4}, a quarter of `relpos_buckets`"
             )
 
     @property

@@ -41,12 +41,12 @@ class VGGConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        dtype_of(self.dtype, "vgg dtype")
+        dtype_of(self.dtype, "dtype")
         same = len(self.widths) == len(self.convs) > 0
         if not same or min(self.widths) < 1 or min(self.convs) < 1:
             raise UserError(
-                f"widths, convs: found {self.widths}, {self.convs}, expected as many of the one as "
-                "of the other, all at least 1"
+                f"widths: found {self.widths} and `convs`={self.convs}, expected as many of the "
+                "one as of the other, all at least 1"
             )
 
 

@@ -61,8 +61,8 @@ class VLMConfig:
         every, num_layers = self.cross_attention_every, self.language_model.num_layers
         if every < 1 or num_layers % every:
             raise UserError(
-                f"cross_attention_every: found {every}, expected a divisor of the language model's "
-                f"{num_layers} layers"
+                f"cross_attention_every: found {every}, expected a divisor of "
+                f"`language_model.num_layers`, {num_layers}"
             )
 
 

@@ -109,7 +109,7 @@ class VQTokenizerConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        dtype_of(self.dtype, "tokenizer dtype")
+        dtype_of(self.dtype, "dtype")
         sizes = ("filters", "kernel_size", "embedding_dim", "norm_groups", "reservoir_size")
         check_counts(self, *sizes)
         check_counts(self, "latent_channels")
@@ -134,8 +134,8 @@ class VQTokenizerConfig:
         for multiplier in self.channel_multipliers:
             if self.filters * multiplier % self.norm_groups:
                 raise UserError(
-                    f"norm_groups: found {self.norm_groups}, expected a divisor of every level's "
-                    f"channels ({self.filters} x {multiplier} is none of its multiples)"
+                    f"norm_groups: found {self.norm_groups}, expected a divisor of the channels of "
+                    f"each level (`filters` x {multiplier} are {self.filters * multiplier})"
                 )
         if not 1 <= self.codebook_size <= 65536:
             raise UserError(f"codebook_size: found {self.codebook_size}, expected 1 to 65536")
@@ -155,15 +155,18 @@ class VQTokenizerConfig:
 
 def check_levels(image_size: int, patch_size: int, channel_multipliers: tuple[int, ...]) -> None:
     """Raises UserError unless the patches and the halvings divide the image evenly."""
-    if min(image_size, patch_size, *channel_multipliers, 1) < 1 or not channel_multipliers:
+    for name, value in (("image_size", image_size), ("patch_size", patch_size)):
+        if value < 1:
+            raise UserError(f"{name}: found {value}, expected at least 1")
+    if min(channel_multipliers, default=0) < 1:
         raise UserError(
-            f"image_size, patch_size, channel_multipliers: found {image_size}, {patch_size}, "
-            f"{channel_multipliers}, expected at least 1 each and at least one level"
+            f"channel_multipliers: found {channel_multipliers}, expected at least one level, "
+            "each at least 1"
         )
     factor = patch_size * 2 ** (len(channel_multipliers) - 1)
     if image_size % factor:
         raise UserError(
-            f"image_size: found {image_size}, expected a multiple of {factor} (patch_size "
+            f"image_size: found {image_size}, expected a multiple of {factor} (`patch_size` "
             f"{patch_size} and {len(channel_multipliers) - 1} halvings)"
         )
 

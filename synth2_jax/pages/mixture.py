@@ -53,7 +53,7 @@ def show(
     data["mixture"] = mixture
     if modules:
         data["modules"] = modules
-    cfg = config_lib.build(pipeline.DataConfig, data, "config.data")
+    cfg = config_lib.build(pipeline.DataConfig, data, "--config.data")
     with_names = pipeline.describe(cfg)
     print("\n".join(_lines(with_names)))
     examples = pipeline.first_examples(cfg, NUM_SHOWN)

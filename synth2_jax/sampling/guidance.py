@@ -37,7 +37,7 @@ class GuidanceConfig:
 
     def __post_init__(self):
         if self.ramp not in RAMPS:
-            raise UserError(f"ramp: found {self.ramp!r}; {nearest(self.ramp, RAMPS)}")
+            raise UserError(f"ramp: unknown {self.ramp!r}; {nearest(self.ramp, RAMPS)}")
         if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise UserError(f"interval: found {self.interval}, expected 0 <= start <= end <= 1")
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.models.mask_schedule import mask_ratio, masked_counts
+from synth2_jax.models.mask_schedule import SCHEDULES, masked_counts
 from synth2_jax.sampling.categorical import categorical
 
 LogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -52,12 +52,15 @@ class ParallelDecodeConfig:
     grid: tuple[int, int] | None = None
 
     def __post_init__(self):
-        mask_ratio(self.schedule, 0.0)  # raises on an unknown name
+        if self.schedule not in SCHEDULES:
+            raise UserError(
+                f"schedule: unknown {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
+            )
         if self.order not in ORDERS:
-            raise UserError(f"order: found {self.order!r}; {nearest(self.order, ORDERS)}")
+            raise UserError(f"order: unknown {self.order!r}; {nearest(self.order, ORDERS)}")
         for name in ("choice_temperature", "sample_temperature"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name}: found {getattr(self, name)}, expected 0 or more")
+                raise UserError(f"{name}: found {getattr(self, name)}, expected at least 0")
 
 
 def row_keys(key: jax.Array, batch_size: int) -> jax.Array:

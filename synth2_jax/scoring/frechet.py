@@ -38,7 +38,7 @@ class FeatureStatistics:
         if self.num_images is None:
             return self._scatter_DD
         if self.num_images < 2:
-            raise ValueError(f"{self.num_images} features have no covariance, expected 2 or more")
+            raise ValueError(f"{self.num_images} features have no covariance, expected at least 2")
         return self._scatter_DD / (self.num_images - 1)
 
     def update(self, features_BD: np.ndarray) -> None:

@@ -34,7 +34,7 @@ from synth2_jax.caption_writing.templates import Prompts, load_template
 from synth2_jax.caption_writing.text_file import TextFileSource
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.domains.scenes import dataset
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError, naming, nearest
 from synth2_jax.files import JsonLinesFile, write_json, write_json_lines
 from synth2_jax.loading.trained import load_trained, others_reader
 from synth2_jax.models.gemma import GemmaConfig
@@ -97,15 +97,17 @@ class CaptionsConfig:
             raise UserError(f"max_dropped_share: found {self.max_dropped_share}, expected 0 to 1")
         for kind, values in (("lengths", self.lengths), ("quotas", self.quotas.values())):
             if any(value < 1 for value in values):
-                raise UserError(f"{kind}: found {min(values)}, expected 1 or more")
+                raise UserError(f"{kind}: found {min(values)}, expected at least 1")
         given = [name for name in ("language_model", "server", "text_file") if getattr(self, name)]
         if len(given) > 1:
-            raise UserError(f"found {' and '.join(given)}, expected one source. Remove the others.")
+            raise UserError(
+                f"{given[0]}: found `{given[1]}` as well, expected one source. Remove one."
+            )
         if self.text_file:
             for name in ("template", "styles", "lengths"):
                 if getattr(self, name):
                     raise UserError(
-                        f"{name}: found with text_file, which needs no prompt. Remove it."
+                        f"{name}: found with `text_file`, which needs no prompt. Remove it."
                     )
         elif self.captions_per_class is None:
             raise UserError("captions_per_class: missing, expected a number")
@@ -127,13 +129,17 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     if not cfg.text_file:
         template = load_template(cfg.template or _template(cfg))
         prompts = Prompts(template, cfg.styles, cfg.lengths)
-    model = None if cfg.text_file or cfg.server else _load_language_model(cfg)
+    model = None
+    if not cfg.text_file and not cfg.server:
+        with naming("--config.language_model", cfg.language_model):
+            model = _load_language_model(cfg)
     classes = _classes(cfg, model)
     quotas = _quotas(classes, cfg)
     selection = Selection(quotas, cfg.filter, cfg.max_dropped_share)
     with StopSignal() as stop:
         if cfg.text_file:
-            origin = _read_file(selection, classes, cfg, stop)
+            with naming("--config.text_file", cfg.text_file):
+                origin = _read_file(selection, classes, cfg, stop)
         elif cfg.server:
             origin = _ask_server(selection, prompts, cfg, stop, folder / ANSWERS)
         else:
@@ -144,7 +150,7 @@ def run(config: Any, workdir: str) -> list[dict[str, Any]]:
         if model:
             advice = (
                 ". Train the language model for longer, or give classes that its training data "
-                f"names (config.classes), not such as {classes[0]!r}."
+                f"names (--config.classes), not such as {classes[0]!r}."
             )
         raise UserError(
             f"captions: none of {sum(dropped.values())} drafts is usable, dropped {dropped}{advice}"
@@ -182,7 +188,7 @@ def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | No
     names: Sequence[str | None] = (None,) if classes is None else classes
     for name in cfg.quotas:
         if name not in names:
-            raise UserError(f"config.quotas: no class {name!r}; {nearest(name, classes or ())}")
+            raise UserError(f"--config.quotas: no class {name!r}; {nearest(name, classes or ())}")
     return {name: cfg.quotas.get(name, cfg.captions_per_class) for name in names}
 
 
@@ -244,7 +250,7 @@ def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
         trained = load_trained(path, "language_model")
         if cfg.vocabulary:
             raise UserError(
-                f"config.vocabulary: found {cfg.vocabulary!r}, but {path} has its own. "
+                f"--config.vocabulary: found {cfg.vocabulary!r}, but {path} has its own. "
                 "Remove the key."
             )
         data = config_lib.build(DataConfig, trained.config["data"])
@@ -256,7 +262,7 @@ def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
             data.mixture,
         )
     if not cfg.vocabulary:
-        raise UserError(f"config.vocabulary: empty. Give the SentencePiece model of {path}.")
+        raise UserError(f"--config.vocabulary: empty. Give the SentencePiece model of {path}.")
     config = reader.language_model_config(path)
     params = jax.tree.map(np.asarray, reader.load_language_model(path, config))
     provenance = {"checkpoint": pathlib.Path(path).name, "fingerprint": fingerprint(params)}

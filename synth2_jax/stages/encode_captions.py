@@ -28,7 +28,7 @@ from synth2_jax import sharding
 from synth2_jax.data import pair_shards, records, views
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, naming
 from synth2_jax.loading.text_encoders import LoadedTextEncoder, load_text_encoder
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.progress import Progress
@@ -70,14 +70,16 @@ class EncodeCaptionsConfig:
 def run(config: Any, workdir: str) -> Manifest:
     """Encodes the captions of the shards that are missing; returns the manifest."""
     cfg = config_lib.build(EncodeCaptionsConfig, config)
-    pairs = views.open_pairs(cfg.pairs)
+    with naming("--config.pairs", cfg.pairs):
+        pairs = views.open_pairs(cfg.pairs)
     if pathlib.Path(workdir).resolve() == pathlib.Path(cfg.pairs).resolve():
         raise UserError(f"--workdir={workdir}: the pairs lie there, expected another folder")
     mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())
-    sharding.check_rows(cfg.batch_size, mesh, "config.batch_size")
-    encoder = load_text_encoder(
-        cfg.text_encoder, cfg.model, mesh=mesh, rules=sharding.axis_rules(cfg.mesh)
-    )
+    sharding.check_rows(cfg.batch_size, mesh, "--config.batch_size")
+    with naming("--config.text_encoder", cfg.text_encoder):
+        encoder = load_text_encoder(
+            cfg.text_encoder, cfg.model, mesh=mesh, rules=sharding.axis_rules(cfg.mesh)
+        )
     vocabulary, length = _text_of(cfg, encoder)
     text_encoder = {
         "fingerprint": fingerprint(encoder.params),
@@ -118,7 +120,7 @@ def _text_of(cfg: EncodeCaptionsConfig, encoder: LoadedTextEncoder) -> tuple[Voc
     name, length = cfg.vocabulary or encoder.vocabulary, cfg.text_length or encoder.text_length
     for key, found in (("vocabulary", name), ("text_length", length)):
         if not found:
-            raise UserError(f"config.{key}: empty, and {cfg.text_encoder} does not say it either")
+            raise UserError(f"--config.{key}: empty, and {cfg.text_encoder} does not say it either")
     vocabulary = load_vocabulary(name)
     if cfg.vocabulary:
         where = f"the text encoder in {cfg.text_encoder}"

@@ -22,7 +22,7 @@ from synth2_jax import sharding
 from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.references import ReferencedImage
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, naming
 from synth2_jax.evaluation import coco_files
 from synth2_jax.evaluation.clip_results import clip_results
 from synth2_jax.evaluation.more_scores import each_alone
@@ -41,9 +41,10 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     if cfg.feature_model:
         feature_model.load(cfg.feature_model)  # a mistake in it comes to light now
         if jax.process_count() > 1:
-            raise UserError("config.feature_model: found several processes, expected one")
+            raise UserError("--config.feature_model: found several processes, expected one")
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
-    trained = load_trained(cfg.vlm, "vlm", mesh=mesh, rules=rules)
+    with naming("--config.vlm", cfg.vlm):
+        trained = load_trained(cfg.vlm, "vlm", mesh=mesh, rules=rules)
     with StopSignal() as stop:
         fingerprints = {"tokenizer": trained.fingerprint("tokenizer")}
         data = config_lib.build(DataConfig, trained.config["data"])
@@ -78,7 +79,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
             print(f"{name:>16}  {shown}")
     if failed:
         raise UserError(
-            f"config.{'; '.join(failed)}. Captions and all other scores are in {workdir}."
+            f"--config.{'; '.join(failed)}. Captions and all other scores are in {workdir}."
         )
     return results
 

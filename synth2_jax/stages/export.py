@@ -264,12 +264,14 @@ def _settings(config: Any, model_name: str, task: Any, data: DataConfig) -> dict
             f"{', '.join(classes) or 'there is none'}"
         )
     settings = {
-        name: config_lib.build(cls, given.get(name), f"config.{name}")
+        name: config_lib.build(cls, given.get(name), f"--config.{name}")
         for name, cls in classes.items()
     }
     if "decode" in settings:
         vocabulary = load_vocabulary(data.vocabulary)
-        settings["decode"] = caption_decode(given.get("decode"), data, vocabulary, "config.decode")
+        settings["decode"] = caption_decode(
+            given.get("decode"), data, vocabulary, "--config.decode"
+        )
     if sampler := settings.get("sampler"):  # raises what will not do
         masked_counts(sampler.schedule, sampler.num_steps, task.tokenizer.num_tokens)
     return {name: _plain(setting) for name, setting in settings.items()}

@@ -28,7 +28,7 @@ from synth2_jax import sharding
 from synth2_jax.data import records, views
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.records import Manifest, Pair, Shard
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError, naming, nearest
 from synth2_jax.files import read_json, write_bytes, write_json, write_text
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.text_encoders import with_text_encoder
@@ -122,22 +122,25 @@ class FilterConfig:
         config_lib.check_counts(self, "batch_size")
         for name in self.scores:
             if name not in _SCORERS:
-                raise UserError(f"scores: found {name!r}; {nearest(name, _SCORERS)}")
+                raise UserError(f"scores: unknown {name!r}; {nearest(name, _SCORERS)}")
         if self.by not in self.scores:
-            raise UserError(f"by: found {self.by!r}; {nearest(self.by, self.scores)}")
+            raise UserError(
+                f"by: found {self.by!r}, expected one of `scores`; {nearest(self.by, self.scores)}"
+            )
         if not 0 < self.keep <= 1:
             raise UserError(f"keep: found {self.keep}, expected a share above 0, up to 1")
         if self.action == "repair" and "cycle" not in self.scores:
             raise UserError(
-                f"action: found 'repair' with scores {self.scores}, expected 'cycle' among "
-                "them: it finds the image that a caption takes"
+                f"action: found 'repair', expected 'cycle' in `scores`={self.scores}: it finds "
+                "the image that a caption takes"
             )
 
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
     """Scores what is missing and writes the view; returns the summary."""
     cfg = config_lib.build(FilterConfig, config)
-    manifest = records.read_manifest(cfg.folder)
+    with naming("--config.folder", cfg.folder):
+        manifest = records.read_manifest(cfg.folder)
     scorers = _scorers(cfg, manifest)
     chosen = {
         "by": cfg.by,
@@ -171,7 +174,7 @@ def _place_of_scores(cfg: FilterConfig) -> pathlib.Path:
         (place / f".{jax.process_index()}.probe").unlink()
     except OSError as error:
         raise UserError(
-            f"config.scores_folder: cannot write to {place} ({error.strerror}). Give another "
+            f"--config.scores_folder: cannot write to {place} ({error.strerror}). Give another "
             "folder."
         ) from error
     return place
@@ -197,7 +200,7 @@ class _Scorer(abc.ABC):
     ):
         where, self._rows = rows
         self._mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())
-        sharding.check_rows(self._rows, self._mesh, f"config.{where}")
+        sharding.check_rows(self._rows, self._mesh, f"--config.{where}")
         self._rules = sharding.axis_rules(cfg.mesh)
         self._params = trained.params
         data = config_lib.build(DataConfig, trained.config["data"])
@@ -391,9 +394,11 @@ def _scorers(cfg: FilterConfig, manifest: Manifest) -> dict[str, _Scorer]:
     for name in cfg.scores:
         scorer, model = _SCORERS[name]
         if model not in loaded:
-            loaded[model] = load_trained(workdirs[model], model, mesh=mesh, rules=rules)
+            with naming(f"--config.{model}", workdirs[model]):
+                loaded[model] = load_trained(workdirs[model], model, mesh=mesh, rules=rules)
             tokenizer = loaded[model].fingerprint("tokenizer")
-            records.check_tokenizer(manifest, tokenizer, cfg.folder)
+            with naming("--config.folder", cfg.folder):
+                records.check_tokenizer(manifest, tokenizer, cfg.folder)
             if model == "generator":
                 loaded[model] = with_text_encoder(
                     loaded[model], cfg.text_encoder, mesh=mesh, rules=rules

@@ -352,7 +352,7 @@ def _mesh_config(text: str, default: sharding.MeshConfig) -> sharding.MeshConfig
     sizes = {axis: 1 for axis in sharding.MESH_AXES}
     for part in text.split(","):
         axis, equals, size = part.partition("=")
-        if axis not in sizes or not equals or not re.fullmatch(r"-?\d+", size):
+        if axis not in sizes or not equals or not re.fullmatch(r"-1|[1-9]\d*", size):
             raise UserError(
                 f"--mesh={text}: found {part!r}, expected sizes of {', '.join(sizes)} as in "
                 "data=16,fsdp=16"

@@ -17,7 +17,7 @@ from synth2_jax.caption_writing.folder import CAPTIONS, read_manifest
 from synth2_jax.data import pair_shards
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Provenance
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, naming
 from synth2_jax.files import JsonLinesFile
 from synth2_jax.loading.text_encoders import with_text_encoder
 from synth2_jax.loading.trained import load_trained
@@ -31,13 +31,16 @@ def run(config: Any, workdir: str) -> Manifest:
     """Synthesizes the pairs that are missing; returns the manifest."""
     cfg = config_lib.build(SynthesizeConfig, config)
     mesh, rules = local_mesh(cfg), sharding.axis_rules(cfg.mesh)
-    trained = load_trained(cfg.generator, "generator", mesh=mesh, rules=rules)
+    with naming("--config.generator", cfg.generator):
+        trained = load_trained(cfg.generator, "generator", mesh=mesh, rules=rules)
     complete = with_text_encoder(trained, cfg.text_encoder, mesh=mesh, rules=rules)
     generator = TokenGenerator(complete, cfg)
     folder = pathlib.Path(cfg.captions)
-    captions = JsonLinesFile(folder / CAPTIONS)
-    if not captions.num_rows:
-        raise UserError(f"{folder / CAPTIONS}: found no captions, expected one a line")
+    with naming("--config.captions", cfg.captions):
+        captions = JsonLinesFile(folder / CAPTIONS)
+        if not captions.num_rows:
+            raise UserError(f"{folder / CAPTIONS}: found no captions, expected one a line")
+        origin = {**read_manifest(folder, captions), "sha256": captions.sha256}
     tokenizer = trained.objective.task.tokenizer
     writer = PairWriter(
         workdir,
@@ -52,7 +55,7 @@ def run(config: Any, workdir: str) -> Manifest:
                 "samples_per_caption": cfg.samples_per_caption,
                 "seed": cfg.seed,
             },
-            captions={**read_manifest(folder, captions), "sha256": captions.sha256},
+            captions=origin,
             config=dataclasses.asdict(cfg),
         ),
         num_shards=cfg.num_shards,
@@ -61,7 +64,7 @@ def run(config: Any, workdir: str) -> Manifest:
     bounds = [num_pairs * shard // cfg.num_shards for shard in range(cfg.num_shards + 1)]
     shards = pair_shards.my_shards(writer)
     total = sum(bounds[shard + 1] - bounds[shard] for shard in shards)
-    budget = pair_shards.SkipBudget("synthesize", cfg.max_skipped, "config.max_skipped")
+    budget = pair_shards.SkipBudget("synthesize", cfg.max_skipped, "--config.max_skipped")
     if shards:
         with (
             StopSignal() as stop,

@@ -41,6 +41,7 @@ from synth2_jax.data.sources.source import (
     num_pairs,
     open_source,
 )
+from synth2_jax.errors import naming
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.tokenizing import make_encoder
 from synth2_jax.loading.trained import load_tokenizer
@@ -90,7 +91,7 @@ class TokenizeConfig:
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"max_skipped: found {self.max_skipped}, expected 0 to 1")
         if self.num_threads < 0:
-            raise ValueError(f"num_threads: found {self.num_threads}, expected 0 or more")
+            raise ValueError(f"num_threads: found {self.num_threads}, expected at least 0")
 
 
 def run(config: Any, workdir: str, on_the_fly: bool = False) -> dict[str, Manifest]:
@@ -98,7 +99,8 @@ def run(config: Any, workdir: str, on_the_fly: bool = False) -> dict[str, Manife
     cfg = config_lib.build(TokenizeConfig, config)
     cfg = dataclasses.replace(cfg, on_the_fly=cfg.on_the_fly or on_the_fly)
     told = {"image_size": cfg.image_size, "pixel_range": cfg.pixel_range}
-    trained = load_tokenizer(cfg.tokenizer, **told)
+    with naming("--config.tokenizer", cfg.tokenizer):
+        trained = load_tokenizer(cfg.tokenizer, **told)
     return {
         split: _tokenize(split, trained, cfg, pathlib.Path(workdir) / split) for split in cfg.splits
     }
@@ -131,7 +133,7 @@ def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib
         num_shards=source.num_shards,
     )
     label = f"tokenize {split}"
-    budget = pair_shards.SkipBudget(label, cfg.max_skipped, "config.max_skipped")
+    budget = pair_shards.SkipBudget(label, cfg.max_skipped, "--config.max_skipped")
     shards = pair_shards.my_shards(writer)
     if shards:
         with (

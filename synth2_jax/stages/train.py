@@ -20,7 +20,7 @@ from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data import pipeline
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, in_section
 from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import write_bytes, write_text
 from synth2_jax.loading.pretrained import PretrainedConfig, load_pretrained
@@ -123,7 +123,7 @@ def run(config: Any, workdir: str) -> TrainState:
             writer.close()
 
 
-def build(section: Any, where: str = "config") -> tuple[TrainConfig, Objective]:
+def build(section: Any, where: str = "--config") -> tuple[TrainConfig, Objective]:
     """Returns the config and the objective; what needs no files is checked (UserError)."""
     cfg = config_lib.build(TrainConfig, section, where)
     objective = make_objective(cfg.model_name, cfg.model, where)
@@ -152,8 +152,8 @@ def _keep_vocabulary(cfg: TrainConfig, objective: Objective, workdir: pathlib.Pa
     contents = pathlib.Path(name).read_bytes()
     if kept.exists() and kept.read_bytes() != contents:
         raise UserError(
-            f"config.data.vocabulary: found {name!r}, expected the vocabulary that this run began "
-            f"with, {kept}. To change it, train in another workdir."
+            f"--config.data.vocabulary: found {name!r}, expected the vocabulary that this run "
+            f"began with, {kept}. To change it, train in another workdir."
         )
     if jax.process_index() == 0 and not kept.exists():
         write_bytes(kept, contents)
@@ -162,12 +162,12 @@ def _keep_vocabulary(cfg: TrainConfig, objective: Objective, workdir: pathlib.Pa
 def _check_rows(cfg: TrainConfig, mesh: Mesh) -> None:
     """Raises UserError unless the mesh cuts every batch of this run into equal parts."""
     batch_size, held_out = cfg.data.batch_size, cfg.validation
-    sharding.check_rows(batch_size, mesh, "config.data.batch_size", cfg.train.microbatches)
+    sharding.check_rows(batch_size, mesh, "--config.data.batch_size", cfg.train.microbatches)
     if cfg.stream:
-        sharding.check_rows(cfg.stream.num_synthetic(batch_size), mesh, "config.stream.share")
+        sharding.check_rows(cfg.stream.num_synthetic(batch_size), mesh, "--config.stream.share")
     for name in ("data", "captions"):
         if cfg.train.eval_every and (section := getattr(held_out, name)):
-            where = f"config.validation.{name}.batch_size"
+            where = f"--config.validation.{name}.batch_size"
             sharding.check_rows(section.batch_size, mesh, where)
 
 
@@ -227,7 +227,8 @@ def _validation(
 
     scorer = None
     if captions:
-        scorer = CaptionScorer(objective, captions, cfg.data, fingerprints, mesh, rules)
+        with in_section("validation.captions"):
+            scorer = CaptionScorer(objective, captions, cfg.data, fingerprints, mesh, rules)
 
     def held_out() -> Iterator[dict[str, np.ndarray]]:
         return pipeline.eval_batches(
@@ -244,12 +245,13 @@ def _validation(
         return bool(sharding.over_devices(jnp.all, np.bool_(batch.pop("valid").all())))
 
     if data is not None:
-        first = next(held_out())
+        with in_section("validation"):
+            first = next(held_out())
         if not is_full(first):
             raise UserError(
-                f"config.validation.data: fewer examples than the {data.batch_size} of one batch"
+                f"--config.validation.data: fewer examples than the {data.batch_size} of one batch"
             )
-        check_batch(first, objective, mesh, where="config.validation.data")
+        check_batch(first, objective, mesh, where="--config.validation.data")
 
     def validate(state: TrainState) -> dict[str, float]:
         scalars = {}

@@ -25,7 +25,7 @@ from synth2_jax.caption_writing.folder import CAPTIONS
 from synth2_jax.config import check_seeds
 from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.errors import DamagedError, UserError, naming
 from synth2_jax.files import read_json_lines
 from synth2_jax.loading.text_encoders import with_text_encoder
 from synth2_jax.loading.trained import load_trained
@@ -109,19 +109,21 @@ class StreamedBatches:
             batch_size=_filled_up(len(self._mine), mesh),
             seed=config.seed,
         )
-        trained = load_trained(config.generator, "generator", mesh=mesh)
+        with naming("--config.stream.generator", config.generator):
+            trained = load_trained(config.generator, "generator", mesh=mesh)
         found = trained.fingerprint("tokenizer")
         if found != tokenizer_fingerprint:
             raise UserError(
-                f"config.stream.generator: {config.generator} makes image tokens of tokenizer "
+                f"--config.stream.generator={config.generator}: makes image tokens of tokenizer "
                 f"{found}, expected tokenizer {tokenizer_fingerprint}"
             )
         path = pathlib.Path(config.captions) / CAPTIONS
-        self._captions = [row.get("caption") for row in read_json_lines(path)]
-        if not self._captions or not all(isinstance(text, str) for text in self._captions):
-            raise UserError(f"{path}: expected a text as each line's caption")
+        with naming("--config.stream.captions", config.captions):
+            self._captions = [row.get("caption") for row in read_json_lines(path)]
+            if not self._captions or not all(isinstance(text, str) for text in self._captions):
+                raise UserError(f"{path}: expected a text as each line's caption")
         complete = with_text_encoder(
-            trained, config.text_encoder, mesh=mesh, where="config.stream.text_encoder"
+            trained, config.text_encoder, mesh=mesh, where="--config.stream.text_encoder"
         )
         self._generator = TokenGenerator(complete, synthesis)
         tokenizer = trained.objective.task.tokenizer
@@ -232,7 +234,7 @@ class StreamedBatches:
         """i32[B, N] of images u8[B, H, W, 3], as the training step makes them; does not wait."""
         if images.shape[1:] != self._image_shape:
             raise UserError(
-                f"config.data.folders: found images of shape {images.shape[1:]}, expected the "
+                f"--config.data.folders: found images of shape {images.shape[1:]}, expected the "
                 f"tokenizer's {self._image_shape}"
             )
         missing = _filled_up(len(images), self._mesh) - len(images)

@@ -177,5 +177,5 @@ class TokenGenerator:
 
 def local_mesh(config: SynthesizeConfig) -> Mesh:
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
-    sharding.check_rows(config.batch_size, mesh, "config.batch_size")
+    sharding.check_rows(config.batch_size, mesh, "--config.batch_size")
     return mesh

@@ -228,7 +228,7 @@ class Checkpoints:
             return
         if self._best_metric and metrics is not None and self._best_metric not in metrics:
             raise UserError(
-                f"config.train.best_metric: {self._best_metric!r} is not measured; "
+                f"--config.train.best_metric: {self._best_metric!r} is not measured; "
                 f"{nearest(self._best_metric, metrics)}"
             )
         self.wait()  # one save at a time; an earlier one's failure is told as its own

@@ -311,7 +311,7 @@ class VLMObjective(BaseObjective):
         found, expected = task.vlm.image_embedding_dim, task.tokenizer.embedding_dim
         if found != expected:
             raise UserError(
-                f"config.model.vlm.image_embedding_dim: found {found}, expected the tokenizer's "
+                f"--config.model.vlm.image_embedding_dim: found {found}, expected the tokenizer's "
                 f"{expected}"
             )
 
@@ -420,6 +420,6 @@ def _check_tokens(num_tokens: int, codebook_size: int, tokenizer: VQTokenizerCon
     found, expected = (num_tokens, codebook_size), (tokenizer.num_tokens, tokenizer.codebook_size)
     if found != expected:
         raise UserError(
-            f"config.model: (image tokens, codebook size) {found}, "
+            f"--config.model: (image tokens, codebook size) {found}, "
             f"expected the tokenizer's {expected}"
         )

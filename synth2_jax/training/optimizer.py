@@ -65,24 +65,31 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
-            raise ValueError(f"unknown name {self.name!r}; {nearest(self.name, OPTIMIZERS)}")
+            raise ValueError(f"name: unknown {self.name!r}; {nearest(self.name, OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(
-                f"unknown schedule {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
+                f"schedule: unknown {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
             )
         if self.momentum and self.name != "adafactor":
-            raise ValueError(f"{self.name} with momentum={self.momentum}, expected 0; it has beta1")
+            raise ValueError(
+                f"momentum: found {self.momentum}, expected 0 with `name`={self.name}, which has "
+                "`beta1`"
+            )
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"found momentum {self.momentum}, expected 0 to below 1")
+            raise ValueError(f"momentum: found {self.momentum}, expected 0 to below 1")
         if not self.multiply_by_parameter_scale and self.name != "adafactor":
             raise ValueError(
-                f"{self.name} with multiply_by_parameter_scale=False, expected True; only "
-                "adafactor multiplies"
+                f"multiply_by_parameter_scale: found False, expected True with `name`={self.name}: "
+                "only adafactor multiplies"
             )
         if self.name == "adam" and self.weight_decay:
-            raise ValueError(f"adam with weight_decay={self.weight_decay}, expected 0; use adamw")
+            raise ValueError(
+                f"weight_decay: found {self.weight_decay}, expected 0 with `name`=adam. Use adamw."
+            )
         if self.weight_decay_skip and not self.weight_decay:
-            raise ValueError("weight_decay_skip without weight_decay")
+            raise ValueError(
+                "weight_decay_skip: found patterns, expected none with `weight_decay`=0"
+            )
 
 
 class Optimizer(NamedTuple):
@@ -94,7 +101,7 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(
-    config: OptimizerConfig, num_steps: int | None = None, where: str = "config"
+    config: OptimizerConfig, num_steps: int | None = None, where: str = "--config"
 ) -> Optimizer:
     """Returns the optimizer of the config, for parameters keyed by path.
 
@@ -213,7 +220,7 @@ def _each_network(of_one_network: optax.GradientTransformation) -> optax.Gradien
 
 
 def learning_rate_schedule(
-    config: OptimizerConfig, num_steps: int | None = None, where: str = "config"
+    config: OptimizerConfig, num_steps: int | None = None, where: str = "--config"
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns the learning rate as a function of the number of updates made before.
 

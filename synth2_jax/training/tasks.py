@@ -7,10 +7,11 @@ import dataclasses
 from typing import Literal
 
 from synth2_jax import config as config_lib
+from synth2_jax.errors import nearest
 from synth2_jax.losses.vq_loss import VQLossConfig
 from synth2_jax.models.discriminator import DiscriminatorConfig
 from synth2_jax.models.language_model import LanguageModelConfig
-from synth2_jax.models.mask_schedule import mask_ratio
+from synth2_jax.models.mask_schedule import SCHEDULES
 from synth2_jax.models.maskgit import GeneratorConfig
 from synth2_jax.models.vgg import VGGConfig
 from synth2_jax.models.vlm import VLMConfig
@@ -40,16 +41,16 @@ class TokenizerTask:
     quantize_start: int = 0
 
     def __post_init__(self):
-        if (self.discriminator is None) != (self.loss.adversarial_weight == 0):
-            raise ValueError(
-                f"adversarial_weight {self.loss.adversarial_weight} with discriminator "
-                f"{self.discriminator}, expected both or neither"
-            )
-        if (self.perceptual is None) != (self.loss.perceptual_weight == 0):
-            raise ValueError(
-                f"perceptual_weight {self.loss.perceptual_weight} with perceptual "
-                f"{self.perceptual}, expected both or neither"
-            )
+        parts = (
+            ("discriminator", "adversarial_weight"),
+            ("perceptual", "perceptual_weight"),
+        )
+        for part, name in parts:
+            weight = getattr(self.loss, name)
+            if weight and getattr(self, part) is None:
+                raise ValueError(f"loss.{name}: found {weight}, expected 0 without `{part}`")
+            if not weight and getattr(self, part) is not None:
+                raise ValueError(f"{part}: found a section, expected none with `loss.{name}`=0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +99,16 @@ class GeneratorTask:
 
     def __post_init__(self):
         config_lib.check_counts(self, "text_length")
-        mask_ratio(self.mask_schedule, 0.0)  # raises on an unknown name
+        if self.mask_schedule not in SCHEDULES:
+            near = nearest(self.mask_schedule, SCHEDULES)
+            raise ValueError(f"mask_schedule: unknown {self.mask_schedule!r}; {near}")
         if not 0 <= self.absent_code_weight <= 1:
             raise ValueError(
                 f"absent_code_weight: found {self.absent_code_weight}, expected 0 to 1"
             )
         if self.stored_text_features and not self.freeze_text_encoder:
             raise ValueError(
-                "stored_text_features: found True, expected it with freeze_text_encoder alone: "
+                "stored_text_features: found True, expected False without `freeze_text_encoder`: "
                 "what is stored stays as it is"
             )
 

@@ -9,7 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from synth2_jax import sharding
-from synth2_jax.config import check_seeds
+from synth2_jax.config import check_counts, check_seeds
 from synth2_jax.errors import UserError
 from synth2_jax.stop_signal import StopSignal
 from synth2_jax.training import train_state
@@ -56,19 +56,19 @@ class TrainLoopConfig:
 
     def __post_init__(self):
         check_seeds(self, "seed")
-        for name in ("steps", "log_every", "checkpoint_every", "microbatches", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if min(self.keep_best, self.watchdog_seconds) < 0:
-            raise ValueError("expected keep_best and watchdog_seconds of at least 0")
+        check_counts(self, "steps", "log_every", "checkpoint_every", "microbatches", "keep")
+        for name in ("keep_best", "watchdog_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 0")
         if bool(self.keep_best) != bool(self.best_metric):
             raise ValueError(
-                f"keep_best {self.keep_best} with best_metric {self.best_metric!r}, expected both "
-                "or neither"
+                f"keep_best: found {self.keep_best} with `best_metric`={self.best_metric!r}, "
+                "expected both or neither"
             )
         if self.keep_best and not self.eval_every:
             raise ValueError(
-                f"keep_best {self.keep_best} with eval_every 0, which measures nothing"
+                f"keep_best: found {self.keep_best}, expected 0 with `eval_every`=0, which "
+                "measures nothing"
             )
 
 

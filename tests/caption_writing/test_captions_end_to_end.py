@@ -162,7 +162,9 @@ def test_a_server_that_knows_one_sentence_is_given_up(server, tmp_path, run):
 def test_too_much_that_is_bad_stops_the_run_and_answers_are_kept(server, tmp_path, run):
     server.act = lambda body, number: {"text": f"Eine Katze und ein Hund {body['seed']}"}
     line = run(from_server(tmp_path, classes="dog", captions_per_class=500), code=2)
-    assert "config.max_dropped_share: 100 of 100 drafts were dropped" in line and "most 0.5" in line
+    assert (
+        "--config.max_dropped_share: 100 of 100 drafts were dropped" in line and "most 0.5" in line
+    )
     assert not (tmp_path / "captions.jsonl").exists()
     num_asked = len(server.bodies)
     assert num_asked < 300
@@ -318,17 +320,20 @@ def test_a_file_without_classes_is_taken_whole(tmp_path, run):
 @pytest.mark.parametrize(
     "overrides, text",
     [
-        ({"captions_per_class": None}, "config.captions_per_class: missing"),
-        ({"text_file": "x.txt"}, "config: found server and text_file, expected one source"),
-        ({"quotas__dgo": 3}, "config.quotas: no class 'dgo'; did you mean 'dog'?"),
-        ({"quotas__dog": 0}, "config.quotas: found 0, expected 1 or more"),
-        ({"lengths": "(0,)"}, "config.lengths: found 0, expected 1 or more"),
-        ({"max_dropped_share": 2}, "config.max_dropped_share: found 2.0, expected 0 to 1"),
+        ({"captions_per_class": None}, "--config.captions_per_class: missing"),
+        (
+            {"text_file": "x.txt"},
+            "--config.server: found --config.text_file as well, expected one source",
+        ),
+        ({"quotas__dgo": 3}, "--config.quotas: no class 'dgo'; did you mean 'dog'?"),
+        ({"quotas__dog": 0}, "--config.quotas: found 0, expected at least 1"),
+        ({"lengths": "(0,)"}, "--config.lengths: found 0, expected at least 1"),
+        ({"max_dropped_share": 2}, "--config.max_dropped_share: found 2.0, expected 0 to 1"),
         ({"styles": "()"}, "template describe: found a slot {style} and 0 styles"),
         ({"template": "no such"}, "template 'no such': no such file"),
         ({"classes": ""}, "classes: found none"),
-        ({"filter__language": "xx"}, "config.filter.language: unknown language 'xx'"),
-        ({"server__modle": "x"}, "config.server.modle: unknown key; did you mean 'model'?"),
+        ({"filter__language": "xx"}, "--config.filter.language: unknown language 'xx'"),
+        ({"server__modle": "x"}, "--config.server.modle: unknown key; did you mean 'model'?"),
     ],
 )
 def test_mistakes_from_a_server(server, tmp_path, run, overrides, text):
@@ -342,7 +347,7 @@ def test_mistakes_from_a_server(server, tmp_path, run, overrides, text):
         ({"text_file": "no such"}, "text_file 'no such': no such file"),
         (
             {"styles": "('a',)"},
-            "config.styles: found with text_file, which needs no prompt. Remove it.",
+            "--config.styles: found with text_file, which needs no prompt. Remove it.",
         ),
         ({"classes": "zebra"}, "none of 1 drafts is usable, dropped {'class not named': 1}"),
     ],
@@ -387,4 +392,4 @@ def test_a_round_without_anything_usable_is_the_last(server, tmp_path, run, monk
 
 def test_nothing_given_is_a_missing_language_model(tmp_path, run):
     line = run(arguments(SCENES, tmp_path), code=2)
-    assert "language_model: no checkpoint given" in line
+    assert "--config.language_model: no path given" in line

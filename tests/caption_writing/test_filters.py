@@ -188,8 +188,8 @@ def test_short_texts_get_the_benefit_of_the_doubt():
     [
         ({"language": "eng"}, "language: unknown language 'eng'; did you mean 'en'?"),
         ({"duplicates": "exact"}, "duplicates: unknown 'exact'"),
-        ({"min_words": 0}, "min_words: found 0, expected 1 or more"),
-        ({"max_words": 2}, "max_words: found 2, expected min_words=3 or more"),
+        ({"min_words": 0}, "min_words: found 0, expected at least 1"),
+        ({"max_words": 2}, "max_words: found 2, expected at least `min_words`, 3"),
         ({"similarity": 1.5}, "similarity: found 1.5, expected 0.3 to 1"),
     ],
 )

@@ -312,7 +312,7 @@ def test_cost_is_counted_and_limited_over_all_runs(server, ask):
     _, source = ask(requests(3), **prices)
     assert source.usage()["cost"] == 0.006
     line = error_of(ask, requests(50), max_cost=0.01, concurrency=1, **prices)
-    assert "config.server.max_cost: reached (answers have cost 0.01, the limit is 0.01)" in line
+    assert "--config.server.max_cost: reached (answers have cost 0.01, the limit is 0.01)" in line
     assert len(server.bodies) == 5
     assert len(ask(requests(5), max_cost=0.01, **prices)[0]) == 5  # nothing is left to pay
 

@@ -62,7 +62,7 @@ def test_too_much_that_is_bad_stops_the_run():
     with pytest.raises(UserError) as error:
         offer(selection, "dog", "dog")
     assert str(error.value) == (
-        "config.max_dropped_share: 51 of 101 drafts were dropped (found {'too short': 51}, "
+        "--config.max_dropped_share: 51 of 101 drafts were dropped (found {'too short': 51}, "
         "expected a share of at most 0.5). Change the prompt, the model or the filter, or "
         "raise the limit."
     )

@@ -85,8 +85,8 @@ def test_the_key_itself_may_not_be_in_the_config(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://host/{KEY}")
     assert "holds a user, password, query or key" in error_of()
     with pytest.raises(UserError) as error:
-        config_lib.build(ServerConfig, {"model": "m", "api_key": KEY}, "config.server")
-    assert "config.server.api_key: unknown key" in str(error.value)
+        config_lib.build(ServerConfig, {"model": "m", "api_key": KEY}, "--config.server")
+    assert "--config.server.api_key: unknown key" in str(error.value)
     assert KEY not in str(error.value)
 
 

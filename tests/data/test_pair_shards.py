@@ -40,7 +40,7 @@ def test_a_stream_that_fails_leaves_the_shards_before(tmp_path):
 
 
 def test_a_run_in_which_too_much_is_skipped_stops():
-    budget = SkipBudget("tokenize train", 0.1, "config.max_skipped")
+    budget = SkipBudget("tokenize train", 0.1, "--config.max_skipped")
     for number in range(800):
         budget.add(pair(number))
     for number in range(89):
@@ -53,12 +53,12 @@ def test_a_run_in_which_too_much_is_skipped_stops():
             budget.add(Skipped(f"y{number}", "corrupt image", "cut short"))
     line = str(error.value)
     assert line.startswith("tokenize train: 101 of 1,007 pairs are skipped (empty caption 89, ")
-    assert "corrupt image 12), expected at most 10%, config.max_skipped" in line
+    assert "corrupt image 12), expected at most 10%, --config.max_skipped" in line
     assert line.endswith("the last is y6: cut short")
 
 
 def test_few_pairs_are_judged_at_the_end():
-    budget = SkipBudget("tokenize train", 0.5, "config.max_skipped")
+    budget = SkipBudget("tokenize train", 0.5, "--config.max_skipped")
     budget.add(Skipped("x", "empty caption"))  # of one that was found
     budget.check(1, {"empty caption": 1})
     with pytest.raises(UserError, match="2 of 3 pairs"):

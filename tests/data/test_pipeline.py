@@ -103,7 +103,7 @@ def test_a_task_of_another_vocabulary_is_refused(both, tmp_path):
         start("scenes", mixture)
         start(copy, mixture)
         with user_error(
-            rf"config.data.vocabulary: found {other} \(300 pieces\), but the captions of task "
+            rf"--config.data.vocabulary: found {other} \(300 pieces\), but the captions of task "
             r"'mine' have the vocabulary .*scenes.model \(512 pieces\). Give both the same"
         ):
             start(other, mixture)
@@ -198,9 +198,9 @@ def test_unfit_configs(both, write_folder, tmp_path):
     wide = write_folder("synthetic", 5, name="wide", num_image_tokens=9)
     with user_error("task 'synthetic': image_tokens of length 9, the tasks before it have 4"):
         start(folders={**both.folders, "synthetic": wide})
-    with user_error("no manifest.json"):
+    with user_error("--config.data.folders.*=.*: no manifest.json"):
         start(folders={"real": "/nowhere"})
-    with user_error("config.data.folders.real: no folder of pairs given"):
+    with user_error("--config.data.folders.real: no folder of pairs given"):
         start(folders={"real": ""})
 
 
@@ -223,12 +223,12 @@ def test_a_damaged_shard_is_one_line(both):
 
 def test_the_config_is_checked():
     section = {"folders": {"real": "/r"}, "rates": {"real": 1}, "modules": ["a", "b"]}
-    config = config_lib.build(DataConfig, section, "config.data")
+    config = config_lib.build(DataConfig, section, "--config.data")
     assert (dict(config.folders), dict(config.rates)) == ({"real": "/r"}, {"real": 1})
     assert config.module_names == ("a", "b")
     assert dataclasses.replace(config, modules="a, b").module_names == ("a", "b")
-    with user_error("config.data.*unknown source 'sequio'; did you mean 'seqio'"):
-        config_lib.build(DataConfig, {"source": "sequio"}, "config.data")
+    with user_error("--config.data.source: unknown 'sequio'; did you mean 'seqio'"):
+        config_lib.build(DataConfig, {"source": "sequio"}, "--config.data")
 
 
 def test_fake_batches_need_no_tensorflow():
@@ -243,9 +243,9 @@ assert not {"tensorflow", "seqio"} & set(sys.modules)
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-    with user_error("config.data.source=fake: needs the shapes"):
+    with user_error("--config.data.source=fake: needs the shapes"):
         pipeline.train_iterator(DataConfig(source="fake"), "vlm")
-    with user_error("config.data.source=fake: has no end"):
+    with user_error("--config.data.source=fake: has no end"):
         pipeline.eval_batches(DataConfig(source="fake"), "vlm")
 
 

@@ -261,7 +261,7 @@ def test_held_out_pairs_must_be_encoded_as_those_of_training_are(both, write_fol
 
 
 def test_text_must_be_as_it_was_encoded(both, tmp_path):
-    with raises_line("config.data.text_length: found 30, expected 24", both.folders["real"]):
+    with raises_line("--config.data.text_length: found 30, expected 24", both.folders["real"]):
         pipeline.stored_text_encoder(dataclasses.replace(both, text_length=30))
     copy = tmp_path / "other.model"
     from synth2_jax.text.vocabulary import vocabulary_path
@@ -270,7 +270,7 @@ def test_text_must_be_as_it_was_encoded(both, tmp_path):
     renamed = dataclasses.replace(both, vocabulary=str(copy))  # the file's contents count
     assert pipeline.stored_text_encoder(renamed) == pipeline.stored_text_encoder(both)
     copy.write_bytes(b"another")
-    with raises_line("config.data.vocabulary: found", str(copy), "were encoded"):
+    with raises_line("--config.data.vocabulary: found", str(copy), "were encoded"):
         pipeline.stored_text_encoder(renamed)
 
 

@@ -47,6 +47,6 @@ def test_other_files_are_one_line(tmp_path, text, message):
     path = tmp_path / "captions.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError, match=f"^config.document_frequencies: .*{message}") as error:
+    with pytest.raises(UserError, match=f"^--config.document_frequencies: .*{message}") as error:
         read_document_frequencies(path)
     assert len(str(error.value).splitlines()) == 1

@@ -122,7 +122,7 @@ def test_remat_keeps_less_for_the_backward_pass():
 
 
 def test_unknown_remat_names_the_nearest():
-    with pytest.raises(UserError, match="unknown remat 'ful': did you mean 'full'"):
+    with pytest.raises(UserError, match="remat: unknown 'ful'; did you mean 'full'"):
         check_remat("ful")
     with pytest.raises(UserError, match="ful"):
         init(make(remat="ful"))

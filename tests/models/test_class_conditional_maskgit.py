@@ -116,8 +116,8 @@ def test_it_can_be_sampled_from(params):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"num_layers": 0}, "num_layers: found 0, expected 1 or more"),
-        ({"num_heads": 3}, "num_heads: found 3, expected a divisor of embed_dim, which is 16"),
+        ({"num_layers": 0}, "num_layers: found 0, expected at least 1"),
+        ({"num_heads": 3}, "num_heads: found 3, expected a divisor of `embed_dim`, 16"),
         ({"dtype": "float16"}, "dtype"),
     ],
 )

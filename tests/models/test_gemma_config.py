@@ -41,12 +41,12 @@ def test_the_cache_has_the_heads_of_keys_and_values():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_kv_heads": 3}, "num_kv_heads: found 3, expected a divisor of num_heads, 4"),
+        ({"num_kv_heads": 3}, "num_kv_heads: found 3, expected a divisor of `num_heads`, 4"),
         ({"head_dim": 5}, "head_dim: found 5, expected an even number"),
-        ({"sliding_window": 0}, "sliding_window: found 0, expected 1 or more"),
-        ({"local_layers": -1}, "local_layers: found -1, expected 0 or more"),
+        ({"sliding_window": 0}, "sliding_window: found 0, expected at least 1"),
+        ({"local_layers": -1}, "local_layers: found -1, expected at least 0"),
         ({"dtype": "float23"}, "unknown dtype 'float23'"),
-        ({"remat": "ful"}, "unknown remat 'ful'"),
+        ({"remat": "ful"}, "remat: unknown 'ful'"),
     ],
 )
 def test_sizes_that_make_no_model_are_refused(changes, message):
@@ -67,7 +67,7 @@ def test_a_vlm_takes_the_language_model_that_its_section_describes():
     assert built(ours) == LanguageModelConfig(**ours)
     with pytest.raises(UserError, match="sliding_windwo: unknown key; did you mean 'sliding_win"):
         built({**ours, "num_kv_heads": 2, "sliding_windwo": 3})
-    with pytest.raises(UserError, match="expected a divisor of the language model's 5 layers"):
+    with pytest.raises(UserError, match="divisor of --config.language_model.num_layers, 5"):
         built({**SIZES, "num_layers": 5})
 
 

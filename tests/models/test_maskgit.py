@@ -390,5 +390,5 @@ def test_mistakes_are_named():
     ],
 )
 def test_a_size_of_0_is_a_mistake(size):
-    with pytest.raises(UserError, match=f"{size}: found 0, expected 1 or more"):
+    with pytest.raises(UserError, match=f"{size}: found 0, expected at least 1"):
         variant(**{size: 0})

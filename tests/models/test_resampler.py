@@ -103,5 +103,5 @@ def test_config_mistakes(mistake):
     "size", ["num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim", "num_latents"]
 )
 def test_a_size_of_0_is_a_mistake(size):
-    with pytest.raises(UserError, match=f"{size}: found 0, expected 1 or more"):
+    with pytest.raises(UserError, match=f"{size}: found 0, expected at least 1"):
         config(**{size: 0})

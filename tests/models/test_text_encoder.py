@@ -168,7 +168,7 @@ def test_mistakes_are_named():
         dataclasses.replace(CONFIG, dtype="bfloat")
     with pytest.raises(UserError, match="mlp_activation: unknown .*did you mean 'gated_gelu'"):
         dataclasses.replace(CONFIG, mlp_activation="gated_geglu")
-    with pytest.raises(UserError, match="relpos_buckets: found 3, expected 4 or more"):
+    with pytest.raises(UserError, match="relpos_buckets: found 3, expected at least 4"):
         dataclasses.replace(CONFIG, relpos_buckets=3)
     with pytest.raises(UserError, match="relpos_max_distance: found 2, expected more than 2"):
         dataclasses.replace(CONFIG, relpos_max_distance=2)
@@ -178,5 +178,5 @@ def test_mistakes_are_named():
     "size", ["vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim"]
 )
 def test_a_size_of_0_is_a_mistake(size):
-    with pytest.raises(UserError, match=f"{size}: found 0, expected 1 or more"):
+    with pytest.raises(UserError, match=f"{size}: found 0, expected at least 1"):
         dataclasses.replace(CONFIG, **{size: 0})

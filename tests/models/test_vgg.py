@@ -200,5 +200,7 @@ def test_tensors_of_another_network_are_named(change, text):
     "changes", [{"widths": (4, 8)}, {"widths": (), "convs": ()}, {"convs": (2, 2, 3, 0, 3)}]
 )
 def test_stages_need_a_width_and_convolutions_each(changes):
-    with pytest.raises(UserError, match="widths, convs: found .* expected as many of the one"):
+    with pytest.raises(
+        UserError, match="widths: found .* and `convs`=.*, expected as many of the one"
+    ):
         VGGConfig(**changes)

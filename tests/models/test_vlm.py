@@ -266,12 +266,14 @@ def test_image_embeddings_of_another_tokenizer_are_refused(opened):
 
 
 def test_cross_attention_every_must_divide_the_layers():
-    with pytest.raises(UserError, match="found 3, expected a divisor of the language model's 4"):
+    with pytest.raises(
+        UserError, match="found 3, expected a divisor of `language_model.num_layers`, 4"
+    ):
         config(every=3)
     assert dataclasses.replace(config(), cross_attention_every=4).cross_attention_every == 4
 
 
 @pytest.mark.parametrize("size", ["image_embedding_dim", "num_image_tokens"])
 def test_a_size_of_0_is_a_mistake(size):
-    with pytest.raises(UserError, match=f"{size}: found 0, expected 1 or more"):
+    with pytest.raises(UserError, match=f"{size}: found 0, expected at least 1"):
         dataclasses.replace(config(), **{size: 0})

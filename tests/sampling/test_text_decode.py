@@ -274,8 +274,8 @@ def test_decode_runs_the_method_of_the_config():
         ({"temperature": 0.0}, "^temperature: found 0.0, expected more than 0"),
         ({"temperature": float("nan")}, "^temperature: found nan"),
         ({"top_p": 1.5}, "^top_p: found 1.5"),
-        ({"num_beams": 0}, "^num_beams: found 0, expected 1 or more"),
-        ({"max_length": 0}, "^max_length: found 0, expected 1 or more"),
+        ({"num_beams": 0}, "^num_beams: found 0, expected at least 1"),
+        ({"max_length": 0}, "^max_length: found 0, expected at least 1"),
     ],
 )
 def test_config_mistakes(kwargs, message):

@@ -149,13 +149,16 @@ def test_it_is_trained_resumed_and_exported(folder, monkeypatch):
     [
         (
             ["--config.data.text_length=9"],
-            "config.data.text_length: found 9, expected the model's 12",
+            "--config.data.text_length: found 9, expected the model's 12",
         ),
-        (["--config.pretrained.language_model=x"], "config.pretrained.language_model: found 'x'"),
-        (["--config.data.source=seqio"], "config.pretrained.tokenizer: empty, expected a trained"),
-        (["--config.model_name=no.py:X"], "config.model_name: no file no.py"),
+        (["--config.pretrained.language_model=x"], "--config.pretrained.language_model: found 'x'"),
+        (
+            ["--config.data.source=seqio"],
+            "--config.pretrained.tokenizer: empty, expected a trained",
+        ),
+        (["--config.model_name=no.py:X"], "--config.model_name: no file no.py"),
         (["--config.model_name=my_model.py:NextWord"], "is no subclass of BaseObjective"),
-        (["--config.model_name=my_model.py:Z"], "config.model_name: my_model.py holds no 'Z'"),
+        (["--config.model_name=my_model.py:Z"], "--config.model_name: my_model.py holds no 'Z'"),
     ],
 )
 def test_mistakes_are_one_line(folder, flags, message, capsys):

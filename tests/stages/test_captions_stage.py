@@ -97,7 +97,7 @@ def test_a_class_that_is_never_named_is_reported(chain, tmp_path, mistake):
     assert manifest["num_captions"] == 1
     line = mistake(chain.writing(tmp_path, classes="('zebra',)", max_rounds=1))
     assert "none of 10 drafts is usable" in line and "Train the language model" in line
-    assert "(config.classes), not such as 'zebra'" in line
+    assert "(--config.classes), not such as 'zebra'" in line
 
 
 def test_a_template_file_and_a_quota(chain, tmp_path):
@@ -115,9 +115,9 @@ def test_a_template_file_and_a_quota(chain, tmp_path):
 def test_mistakes(chain, mistake, tmp_path):
     for key in ("captions_per_class", "max_rounds", "batch_size"):
         line = mistake(chain.writing(tmp_path, **{key: 0}))
-        assert line == f"config.{key}: found 0, expected 1 or more"
+        assert line == f"--config.{key}: found 0, expected at least 1"
     line = mistake(chain.writing(tmp_path, vocabulry="scenes"))
-    assert line.startswith("config.vocabulry: unknown key; did you mean 'vocabulary'")
+    assert line.startswith("--config.vocabulry: unknown key; did you mean 'vocabulary'")
     line = mistake(chain.writing(tmp_path, decode__method="nuclear"))
     assert "did you mean 'nucleus'?" in line
     line = mistake(chain.writing(tmp_path, language_model=chain.path("tokenizer")))

@@ -206,27 +206,27 @@ def test_mistakes(chain, encoded, stored, tmp_path, mistake):
     assert line == f"--workdir={pairs}: the pairs lie there, expected another folder"
     line = mistake(encoding(chain, tmp_path, text_encoder=stored))
     assert line.startswith(
-        f"config.text_encoder: the generator in {stored} reads stored features and has no text "
+        f"--config.text_encoder: the generator in {stored} reads stored features and has no text "
         "encoder, expected text encoder "
     )
     line = mistake(encoding(chain, tmp_path, text_encoder=chain.path("vlm_real")))
     assert line.endswith("holds a vlm, expected a generator")
     line = mistake(encoding(chain, tmp_path, text_length=0))
-    assert line.endswith("config.text_length: found 0, expected 1 or more")
+    assert line.endswith("--config.text_length: found 0, expected at least 1")
     sizes = {"vocab_size": 512, "num_layers": 1, "embed_dim": 32, "num_heads": 4}
     model = {f"model__{k}": v for k, v in {**sizes, "head_dim": 16, "mlp_dim": 32}.items()}
     line = mistake(encoding(chain, tmp_path, **model))
     assert line.endswith("has a text encoder of num_heads 2, expected 4")
     line = mistake(encoding(chain, tmp_path, text_encoder=T5X))
-    assert line.startswith(f"config.text_encoder: {T5X} is a t5x checkpoint, which does not say")
+    assert line.startswith(f"--config.text_encoder: {T5X} is a t5x checkpoint, which does not say")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "change, line",
     [
-        ({"vocabulary": ""}, "config.vocabulary: empty, and T5 does not say it either"),
-        ({"text_length": None}, "config.text_length: empty, and T5 does not say it either"),
+        ({"vocabulary": ""}, "--config.vocabulary: empty, and T5 does not say it either"),
+        ({"text_length": None}, "--config.text_length: empty, and T5 does not say it either"),
         ({}, f"vocabulary {SCENES}: found 512 pieces, but the text encoder in T5 has 8 embeddings"),
     ],
 )
@@ -325,7 +325,9 @@ def test_training_on_unfit_features_is_refused(chain, encoded, other_generator, 
     both = {"data__folders__z": others, "data__mixture": "both"}
     both |= {"data__rates__real": 1.0, "data__rates__z": 1.0}
     line = mistake(training(chain, tmp_path / "a", encoded, **both))
-    assert line.startswith(f"pairs {others}: found features") and line.endswith(f"as in {encoded}")
+    assert line.startswith(f"--config.data.folders.z={others}: found features") and line.endswith(
+        f"as in {encoded}"
+    )
     width = {"model__generator__text_encoder__embed_dim": 16}
     line = mistake(training(chain, tmp_path / "a", encoded, **width))
     assert line == (
@@ -376,7 +378,7 @@ def test_another_encoder_is_refused_by_both_fingerprints(chain, stored, other_ge
     with pytest.raises(UserError) as error:
         with_text_encoder(trained, other_generator)
     assert str(error.value) == (
-        f"config.text_encoder: {other_generator} is text encoder {found}, expected "
+        f"--config.text_encoder: {other_generator} is text encoder {found}, expected "
         f"{trained.fingerprints['text_encoder']}, whose features the generator in {stored} was "
         "trained on"
     )
@@ -385,7 +387,9 @@ def test_another_encoder_is_refused_by_both_fingerprints(chain, stored, other_ge
 def test_without_a_path_it_says_what_is_missing(stored):
     trained = load_trained(stored, "generator")
     unnamed = dataclasses.replace(trained, config={**trained.config, "pretrained": {}})
-    with pytest.raises(UserError, match="config.text_encoder: empty, expected the folder of text"):
+    with pytest.raises(
+        UserError, match="--config.text_encoder: empty, expected the folder of text"
+    ):
         with_text_encoder(unnamed)
 
 
@@ -394,7 +398,7 @@ def test_a_generator_with_its_encoder_needs_none(chain, mistake, tmp_path):
     assert with_text_encoder(trained) is trained
     line = mistake(chain.synthesis(tmp_path, text_encoder=chain.path("generator")))
     assert line.endswith(f"the generator in {chain.path('generator')} holds its text encoder")
-    assert line.startswith("config.text_encoder: found ")
+    assert line.startswith("--config.text_encoder: found ")
 
 
 def test_a_stream_of_such_a_generator(chain, stored):

@@ -122,7 +122,8 @@ def test_a_truncated_checkpoint_is_one_line(chain, tmp_path, mistake):
         path.write_bytes(path.read_bytes()[:10])
     line = mistake(chain.evaluation(tmp_path / "results", vlm=model))
     step = chain.steps["vlm"]
-    assert line.startswith(f"{model}/checkpoints/{step}: this checkpoint cannot be read (damaged")
+    start = f"--config.vlm={model}: {model}/checkpoints/{step}: "
+    assert line.startswith(f"{start}this checkpoint cannot be read (damaged")
 
 
 @pytest.mark.filterwarnings("ignore:CIDEr is 0")  # of a single image
@@ -154,18 +155,18 @@ def test_mistakes(chain, vlm, mistake, tmp_path):
     line = mistake(chain.evaluation(tmp_path, scenes_split="validation"))
     assert "found 'validation', but the first image is 'test-000000'" in line
     line = mistake(chain.evaluation(tmp_path, batch_size=0))
-    assert "config.batch_size: found 0, expected 1 or more" in line
-    with pytest.raises(UserError, match="^config.batch_size: found 4 rows, .* over 3 devices"):
+    assert "--config.batch_size: found 0, expected at least 1" in line
+    with pytest.raises(UserError, match="^--config.batch_size: found 4 rows, .* over 3 devices"):
         scorer(chain, vlm, mesh=AbstractMesh((3, 1, 1), sharding.MESH_AXES))
     line = mistake(chain.evaluation(tmp_path, max_images=0))
-    assert "config.max_images: found 0, expected 1 or more" in line
+    assert "--config.max_images: found 0, expected at least 1" in line
     line = mistake(chain.evaluation(tmp_path, vlm=chain.path("generator")))
-    assert line.endswith("holds a generator, expected a vlm")
+    assert line == f"--config.vlm={chain.path('generator')}: holds a generator, expected a vlm"
     line = mistake(chain.evaluation(tmp_path, folder=tmp_path))
-    assert "no manifest.json" in line
+    assert line.startswith(f"--config.folder={tmp_path}: no manifest.json (no pairs here)")
     generator = load_trained(str(chain.path("generator")), "generator")
     with pytest.raises(UserError, match="a GeneratorObjective writes none"):
         CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), SCENES, {}, MESH)
     for key in ("prompt", "vocabulary"):  # they are the VLM's own
         line = mistake(chain.evaluation(tmp_path, **{key: "x"}))
-        assert line.startswith(f"config.{key}: unknown key")
+        assert line.startswith(f"--config.{key}: unknown key")

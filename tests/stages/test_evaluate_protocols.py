@@ -134,8 +134,8 @@ def test_an_example_is_answered_as_most_people_did(support):
     "config, message",
     [
         ({"task": "captions"}, "task: unknown 'captions'; did you mean 'caption'"),
-        ({"shots": -1}, "expected 0 or more"),
-        ({"stem_answers": True}, "stem_answers: found with task caption, expected vqa"),
+        ({"shots": -1}, "expected at least 0"),
+        ({"stem_answers": True}, "stem_answers: found True, expected False with `task`=caption"),
         ({"shots": 1, "text_shots": 1, "support": "S"}, "with images or without, not both"),
         ({"shots": 1}, "support: found none, expected a folder of pairs"),
         ({"shots": 4, "support": "S", "support_images": 4}, "found 4, expected more than the 4"),
@@ -492,10 +492,10 @@ def test_mistakes(chain, coco_pairs, tmp_path, mistake):
     line = mistake(evaluation(chain, "vqav2.py", tmp_path, folder=coco_pairs))
     assert "'100' has the prompt '' and 5 answers, expected a question" in line
     line = mistake(evaluation(chain, "coco.py", tmp_path, folder=coco_pairs, more_scores="spice"))
-    assert line.startswith("config.more_scores: unknown 'spice'; ")
+    assert line.startswith("--config.more_scores: unknown 'spice'; ")
     line = mistake(evaluation(chain, "vqav2.py", tmp_path, folder=coco_pairs, feature_model="a:b"))
-    assert "a score of captions, with protocol.task vqa" in line
+    assert "expected none with --config.protocol.task=vqa: it scores captions" in line
     line = mistake(evaluation(chain, "coco.py", tmp_path, folder=coco_pairs, feature_model="a"))
     assert "expected MODULE:FUNCTION or FILE.py:FUNCTION" in line
     line = mistake(evaluation(chain, "coco.py", tmp_path, folder=coco_pairs, protocol__shots=1))
-    assert "config.protocol.support: found none" in line
+    assert "--config.protocol.support: found none" in line

@@ -126,7 +126,7 @@ def test_a_score_that_fails_leaves_all_others(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         evaluate.run(config, str(tmp_path / "out"))
     assert str(error.value) == (
-        "config.more_scores=meteor failed (ValueError: could not convert string to float: "
+        "--config.more_scores=meteor failed (ValueError: could not convert string to float: "
         "'0,5'); feature_model failed (RuntimeError: no weights). Captions and all other scores "
         f"are in {tmp_path / 'out'}."
     )
@@ -149,7 +149,7 @@ def test_a_score_that_fails_does_not_end_a_training(folder, monkeypatch, caplog)
     monkeypatch.setattr(scorer_file, "check_meteor", lambda: None)
     scorer, params = scorer_of(folder, more_scores=("meteor",))
     assert {"cider", "bleu4"} <= scorer.scores(params).keys()
-    assert "config.validation.captions.more_scores=meteor failed (ValueError" in caplog.text
+    assert "--config.validation.captions.more_scores=meteor failed (ValueError" in caplog.text
 
 
 def scorer_of(folder, data=SCENES, **changes):

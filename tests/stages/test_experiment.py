@@ -222,11 +222,11 @@ def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
 
 def test_a_mistake_in_the_last_section_is_found_before_the_first_step(chain, tmp_path):
     for key, text in (
-        ("vlm.trian.steps", "config.vlm.trian: unknown key; did you mean 'train'?"),
-        ("vlm.model.vlm.resampler.depth", "config.vlm.model.vlm.resampler.depth: unknown key"),
-        ("evaluate.decode.beams", "config.evaluate.decode.beams: unknown key"),
-        ("vml.train.steps", "config.vml: unknown key; did you mean 'vlm'?"),
-        ("vlm.data.text_length", "config.vlm.data.text_length: found 3, expected the model's"),
+        ("vlm.trian.steps", "--config.vlm.trian: unknown key; did you mean 'train'?"),
+        ("vlm.model.vlm.resampler.depth", "--config.vlm.model.vlm.resampler.depth: unknown key"),
+        ("evaluate.decode.beams", "--config.evaluate.decode.beams: unknown key"),
+        ("vml.train.steps", "--config.vml: unknown key; did you mean 'vlm'?"),
+        ("vlm.data.text_length", "--config.vlm.data.text_length: found 3, expected the model's"),
     ):
         config = demo_config(chain)
         config_lib.override(config, key, "3")
@@ -238,7 +238,7 @@ def test_a_mistake_in_the_last_section_is_found_before_the_first_step(chain, tmp
 def test_a_warm_up_as_long_as_its_run_is_found_before_the_first_step(tmp_path):
     config = config_lib.load_config("configs/scenes/demo.py:tiny")
     config.vlm.train.steps = 10
-    with pytest.raises(UserError, match="config.vlm.optimizer.warmup_steps: found 10, expected"):
+    with pytest.raises(UserError, match="--config.vlm.optimizer.warmup_steps: found 10, expected"):
         Experiment(config, str(tmp_path))
 
 
@@ -250,8 +250,8 @@ def test_a_value_that_a_step_would_overwrite_is_refused(tmp_path, key):
     with pytest.raises(UserError) as error:
         Experiment(config, str(tmp_path))
     message = str(error.value)
-    assert message.startswith(f"config.{given}: found ") and message.endswith(" decides")
-    assert ("config.study.seeds" in message) == key.endswith("seed")
+    assert message.startswith(f"--config.{given}: found ") and message.endswith(" decides")
+    assert ("--config.study.seeds" in message) == key.endswith("seed")
 
 
 def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):

@@ -240,7 +240,7 @@ def test_another_vocabulary_is_named(vlm):
     [
         ("vlm/language_model/num_layers", 10**9, "num_layers: found 1000000000, expected at most"),
         ("tokenizer/num_res_blocks", 10**9, "num_res_blocks: found 1000000000, expected at most"),
-        ("text_length", -1, "text_length: found -1, expected 1 or more"),
+        ("text_length", -1, "text_length: found -1, expected at least 1"),
         ("vlm", [1], "vlm: "),
         ("tokenizer/channel_multipliers", {"a": 1}, "channel_multipliers: "),
     ],

@@ -197,7 +197,7 @@ def test_what_is_no_such_part_is_told_with_what_it_looks_like(
         ({"pretrained.text_encoder": tmp_path / "no"}, "no such file or folder"),
         ({"model.generator.text_encoder.mlp_dim": 32}, "mlp_dim"),
         ({"model.tokenizer.norm_groups": 16}, "norm_groups is 16, there 32"),
-        ({"model.generator.text_encoder.vocab_size": 1024}, "found 512 pieces, but config.model"),
+        ({"model.generator.text_encoder.vocab_size": 1024}, "found 512 pieces, but --config.model"),
         ({"pretrained.language_model": t5}, "this generator has no such part"),
         ({"model.freeze_text_encoder": False}, "pretrained.text_encoder"),
     ):

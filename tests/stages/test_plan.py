@@ -51,7 +51,7 @@ def test_without_libtpu_it_says_how_to_install_it(monkeypatch, tmp_path):
         ("data=2,fsdq=2", "found 'fsdq=2', expected sizes of data, fsdp, tensor as in"),
         ("data", "found 'data', expected sizes"),
         ("data=two", "found 'data=two', expected sizes"),
-        ("data=0", "--mesh: found data=0 fsdp=1 tensor=1, expected positive sizes"),
+        ("data=0", "--mesh=data=0: found 'data=0', expected sizes of data, fsdp, tensor"),
     ],
 )
 def test_mistakes_in_the_mesh(text, message):

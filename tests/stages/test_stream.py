@@ -203,5 +203,5 @@ def test_a_vlm_trains_on_a_stream(chain, tmp_path, share):
 def test_only_vlms_take_a_stream(chain, tmp_path, mistake):
     command = chain.training("generator", tmp_path, stream__generator="g", stream__captions="c")
     assert mistake(command) == (
-        "config.stream: only works for model_name=vlm (this config trains a generator)"
+        "--config.stream: only works for model_name=vlm (this config trains a generator)"
     )

@@ -95,11 +95,11 @@ def test_mistakes(chain, mistake, tmp_path):
     line = mistake(chain.tokenization(tmp_path, splits="rael"))
     assert line.startswith("Scenes split: unknown 'rael'; did you mean 'real'? one of: images")
     line = mistake(chain.tokenization(tmp_path, tokenizer=""))
-    assert line == "tokenizer: no checkpoint given, expected the workdir of a training run"
+    assert line == "--config.tokenizer: no path given, expected the workdir of a training run"
     line = mistake(chain.tokenization(chain.path("pairs"), num_shards=3))
     assert "delete the folder or choose another" in line
     line = mistake(chain.tokenization(chain.path("pairs"), max_images=2))
     assert "delete the folder or choose another" in line  # shards of other images never mix
     for key in ("max_images", "batch_size", "num_shards"):
         line = mistake(chain.tokenization(tmp_path, **{key: 0}))
-        assert line.endswith(f"config.{key}: found 0, expected 1 or more")
+        assert line.endswith(f"--config.{key}: found 0, expected at least 1")

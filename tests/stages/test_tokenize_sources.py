@@ -111,7 +111,7 @@ def test_too_much_that_cannot_be_used_stops_the_run_until_it_is_accepted(
     for _ in range(2):  # starting again does not get around it
         line = mistake(chain.tokenization(tmp_path / "pairs", **strict))
         assert line.startswith("tokenize train: 4 of 20 pairs are skipped (caption not UTF-8 1, ")
-        assert "expected at most 10%, config.max_skipped" in line
+        assert "expected at most 10%, --config.max_skipped" in line
     assert not (tmp_path / "pairs" / "train" / "manifest.json").exists()
     chain.run(chain.tokenization(tmp_path / "pairs", **web))
     assert records.verify(tmp_path / "pairs" / "train").num_pairs == 16
@@ -220,4 +220,6 @@ def test_images_are_refused_where_tokens_are_needed(chain, tmp_path, mistake):
     assert "expected true or false" in mistake([*command, "--on-the-fly=maybe"])
     chain.run([*command, "--on-the-fly=true"])
     line = mistake(chain.evaluation(tmp_path / "scores", folder=tmp_path / "test"))
-    assert line.startswith(f"pairs {tmp_path / 'test'}: found images, expected image tokens")
+    assert line.startswith(
+        f"--config.folder={tmp_path / 'test'}: found images, expected image tokens"
+    )

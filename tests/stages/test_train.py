@@ -131,19 +131,21 @@ def test_fake_data_needs_no_other_run(chain, tmp_path):
 def test_missing_and_wrong_checkpoints(chain, mistake, tmp_path):
     nowhere = tmp_path / "nowhere"
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__tokenizer=nowhere))
-    assert line == f"{nowhere}: no such file or folder, expected a model"
+    key = "--config.pretrained.tokenizer"
+    assert line == f"{key}={nowhere}: no such file or folder, expected a model"
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__language_model=""))
     assert line == (
-        "config.pretrained.language_model: empty, expected a trained language_model or a Gemma"
+        "--config.pretrained.language_model: empty, expected a trained language_model or a Gemma"
     )
     generator = chain.path("generator")
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__tokenizer=generator))
-    assert line == f"{generator}: holds a generator, expected a tokenizer"
+    assert line == f"{key}={generator}: holds a generator, expected a tokenizer"
     damaged = shutil.copytree(chain.path("tokenizer"), tmp_path / "tokenizer")
     for path in damaged.glob("checkpoints/*/params/**/d/*"):
         path.write_bytes(path.read_bytes()[:10])
     line = mistake(chain.training("vlm", tmp_path / "w", pretrained__tokenizer=damaged))
-    assert line.startswith(f"{damaged}/checkpoints/{chain.steps['tokenizer']}: this checkpoint")
+    step = chain.steps["tokenizer"]
+    assert line.startswith(f"{key}={damaged}: {damaged}/checkpoints/{step}: this checkpoint")
     assert not (tmp_path / "w").exists()
 
 
@@ -175,9 +177,9 @@ def test_pairs_of_another_tokenizer_are_refused_by_both_names(chain, mistake, tm
         ({"model__language_model__remat": "ful"}, "did you mean 'full'?"),
         ({"model_name": "languagemodel"}, "did you mean 'language_model'?"),
         ({"model__language_model__vocab_size": 100}, "vocab_size: found 100, expected at least"),
-        ({"data__text_length": 7}, "config.data.text_length: found 7, expected the model's"),
+        ({"data__text_length": 7}, "--config.data.text_length: found 7, expected the model's"),
         ({"optimizer__schedule": "cosin"}, "did you mean 'cosine'?"),
-        ({"train__steps": "many"}, "config.train.steps: found 'many', expected int"),
+        ({"train__steps": "many"}, "--config.train.steps: found 'many', expected int"),
         ({"mesh__fsdp": 3}, "fsdp=3"),
     ],
 )
@@ -201,8 +203,8 @@ def test_a_prompt_that_leaves_no_target_tokens_is_named(chain, mistake, tmp_path
         ({"data__mixture": "scenes_txt"}, "did you mean 'scenes_text'?"),
         ({"data__split": "vaildation"}, "did you mean 'validation'?"),
         ({"data__source": "fake"}, "has no end, so there is nothing to evaluate"),
-        ({"data__batch_size": 300}, "config.validation.data: fewer examples than the 300 of one"),
-        ({"data__text_length": 7}, "config.validation.data.text_length: found 7, expected"),
+        ({"data__batch_size": 300}, "--config.validation.data: fewer examples than the 300 of one"),
+        ({"data__text_length": 7}, "--config.validation.data.text_length: found 7, expected"),
         ({"data__prompt": "Say:"}, "validation.data.prompt: found 'Say:', expected 'Output:'"),
         ({"captions__folder": "/no/where"}, "captions: a LanguageModelObjective writes none"),
     ],
@@ -333,7 +335,7 @@ def test_a_run_keeps_its_vocabulary_for_stages_that_run_elsewhere(
     other = train_vocabulary(["a red circle"] * 10, size=280)
     (elsewhere / "own.model").write_bytes(other)
     line = mistake([*argv, "--config.model.language_model.vocab_size=280"])
-    assert line.startswith("config.data.vocabulary: found 'own.model', expected the vocabulary")
+    assert line.startswith("--config.data.vocabulary: found 'own.model', expected the vocabulary")
     assert (run / "vocabulary.model").read_bytes() == own.read_bytes()
 
 

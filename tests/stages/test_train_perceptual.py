@@ -144,7 +144,7 @@ def test_a_generator_is_built_on_it(trained, tmp_path):
     [
         (
             {"data__source": "seqio"},
-            "config.pretrained.perceptual: empty, expected a .safetensors file of torchvision's "
+            "--config.pretrained.perceptual: empty, expected a .safetensors file of torchvision's "
             "vgg16",
         ),
         (
@@ -166,12 +166,12 @@ def test_a_generator_is_built_on_it(trained, tmp_path):
         ),
         (
             {"model__loss__perceptual_weight": 0},
-            "config.model: perceptual_weight 0.0 with perceptual VGGConfig(",
+            "--config.model: perceptual_weight 0.0 with perceptual VGGConfig(",
         ),
         (
             {"pretrained__tokenizer": "w"},
-            "config.pretrained.tokenizer: found 'w', expected nothing: this tokenizer has no such "
-            "part",
+            "--config.pretrained.tokenizer: found 'w', expected nothing: this tokenizer has no "
+            "such part",
         ),
         (
             {
@@ -180,7 +180,7 @@ def test_a_generator_is_built_on_it(trained, tmp_path):
                 "model__perceptual__widths": None,
                 "model__perceptual__convs": None,
             },
-            "config.pretrained.perceptual: found 'FILE', expected nothing: this tokenizer has no "
+            "--config.pretrained.perceptual: found 'FILE', expected nothing: this tokenizer has no "
             "such part",
         ),
     ],

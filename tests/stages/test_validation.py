@@ -87,18 +87,18 @@ def test_held_out_data_that_does_not_fit_is_found_before_training(held_out, batc
 @pytest.mark.parametrize(
     "sections, key",
     [
-        ({"data": DataConfig(batch_size=6)}, "config.data.batch_size: found 6 rows"),
+        ({"data": DataConfig(batch_size=6)}, "--config.data.batch_size: found 6 rows"),
         (
             {"data": DataConfig(batch_size=8), "stream": StreamConfig("g", "c", share=0.25)},
-            "config.stream.share: found 2 rows",
+            "--config.stream.share: found 2 rows",
         ),
         (
             {"validation": ValidationConfig(DataConfig(batch_size=10))},
-            "config.validation.data.batch_size: found 10 rows",
+            "--config.validation.data.batch_size: found 10 rows",
         ),
         (
             {"validation": ValidationConfig(captions=EvaluateConfig("f", batch_size=9))},
-            "config.validation.captions.batch_size: found 9 rows",
+            "--config.validation.captions.batch_size: found 9 rows",
         ),
     ],
 )

@@ -319,7 +319,9 @@ def test_the_perceptual_loss_alone_moves_encoder_and_decoder(cases):
 )
 def test_a_second_network_goes_with_its_weight(weight, part, section):
     for change in ({part: section}, {"loss": {weight: 0.1}}):
-        with pytest.raises(UserError, match=f"config.model: {weight} .* {part} .* both or neither"):
+        with pytest.raises(
+            UserError, match=f"--config.model: {weight} .* {part} .* both or neither"
+        ):
             make_objective("tokenizer", {**SECTIONS["tokenizer"], **change})
 
 
@@ -537,8 +539,8 @@ def test_of_normalized_codes_only_the_directions_count(name):
 @pytest.mark.parametrize(
     "name, change, text",
     [
-        ("vml", {}, "config.model_name: 'vml' unknown; did you mean 'vlm'?"),
-        ("vlm", {"image_spaec": "pixel"}, "config.model.image_spaec: unknown key; did you mean"),
+        ("vml", {}, "--config.model_name: 'vml' unknown; did you mean 'vlm'?"),
+        ("vlm", {"image_spaec": "pixel"}, "--config.model.image_spaec: unknown key; did you mean"),
         ("vlm", {"image_space": "pixels"}, "did you mean 'pixel'?"),
         ("generator", {"mask_schedule": "cosin"}, "did you mean 'cosine'?"),
         (
@@ -549,13 +551,13 @@ def test_of_normalized_codes_only_the_directions_count(name):
         (
             "vlm",
             {"tokenizer": {**TOKENIZER, "patch_size": 2}},
-            "config.model: (image tokens, codebook size) (4, 16), expected the tokenizer's "
+            "--config.model: (image tokens, codebook size) (4, 16), expected the tokenizer's "
             "(16, 16)",
         ),
         (
             "vlm",
             {"tokenizer": {**TOKENIZER, "embedding_dim": 8}},
-            "config.model.vlm.image_embedding_dim: found 4, expected the tokenizer's 8",
+            "--config.model.vlm.image_embedding_dim: found 4, expected the tokenizer's 8",
         ),
     ],
 )

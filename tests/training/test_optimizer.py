@@ -38,10 +38,10 @@ def test_warm_up_must_leave_steps_for_the_fall():
     config = OptimizerConfig(schedule="linear", warmup_steps=6)
     make_optimizer(config, 7)
     with pytest.raises(UserError) as error:
-        make_optimizer(config, 6, "config.vlm")
+        make_optimizer(config, 6, "--config.vlm")
     assert str(error.value) == (
-        "config.vlm.optimizer.warmup_steps: found 6, expected fewer than the 6 of "
-        "config.vlm.train.steps, for the schedule is 'linear'"
+        "--config.vlm.optimizer.warmup_steps: found 6, expected fewer than the 6 of "
+        "--config.vlm.train.steps, for the schedule is 'linear'"
     )
     with pytest.raises(ValueError, match="schedule 'linear' without num_steps"):
         make_optimizer(config)
@@ -271,17 +271,30 @@ def test_a_network_that_starts_late_starts_as_if_alone():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"name": "adamm"}, "config.optimizer: unknown name 'adamm'; did you mean 'adam'?"),
-        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
-        ({"total_steps": 5}, "config.optimizer.total_steps: unknown key"),
-        ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
-        ({"momentum": 0.9}, "adamw with momentum=0.9, expected 0; it has beta1"),
+        ({"name": "adamm"}, "--config.optimizer.name: unknown 'adamm'; did you mean 'adam'?"),
+        (
+            {"schedule": "cosin"},
+            "--config.optimizer.schedule: unknown 'cosin'; did you mean 'cosine'?",
+        ),
+        ({"total_steps": 5}, "--config.optimizer.total_steps: unknown key"),
+        (
+            {"name": "adam", "weight_decay": 0.1},
+            "expected 0 with --config.optimizer.name=adam. Use adamw",
+        ),
+        (
+            {"momentum": 0.9},
+            "--config.optimizer.momentum: found 0.9, expected 0 with "
+            "--config.optimizer.name=adamw, which has --config.optimizer.beta1",
+        ),
         ({"multiply_by_parameter_scale": False}, "only adafactor multiplies"),
-        ({"name": "adafactor", "momentum": 1.0}, "found momentum 1.0, expected 0 to below 1"),
-        ({"weight_decay_skip": ["bias"]}, "weight_decay_skip without weight_decay"),
+        ({"name": "adafactor", "momentum": 1.0}, "momentum: found 1.0, expected 0 to below 1"),
+        (
+            {"weight_decay_skip": ["bias"]},
+            "weight_decay_skip: found patterns, expected none with --con",
+        ),
     ],
 )
 def test_mistakes_in_the_config(section, message):
     with pytest.raises(UserError) as error:
-        build(OptimizerConfig, section, "config.optimizer")
+        build(OptimizerConfig, section, "--config.optimizer")
     assert message in str(error.value)

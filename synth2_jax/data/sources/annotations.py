@@ -308,7 +308,7 @@ class _ImageOfId:
             same = True
         if same:
             raise UserError(
-                f"config.source.images: found {template!r}, expected a path with {{image_id}}, "
+                f"--config.source.images: found {template!r}, expected a path with {{image_id}}, "
                 "such as images/COCO_val2014_{image_id:012d}.jpg"
             )
         self.folder = pathlib.Path(os.path.dirname(self._template.partition("{")[0]))
@@ -346,7 +346,7 @@ def _file(name: str, what: str, key: str = "path") -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(name))
     if not name or not path.is_file():
         raise UserError(
-            f"config.source.{key}: found {name!r}, expected a file of annotations of {what}"
+            f"--config.source.{key}: found {name!r}, expected a file of annotations of {what}"
         )
     return path
 
@@ -355,7 +355,8 @@ def _folder(config: SourceConfig, what: str) -> pathlib.Path:
     folder = pathlib.Path(os.path.expanduser(config.images))
     if not config.images or not folder.is_dir():
         raise UserError(
-            f"config.source.images: found {config.images!r}, expected a folder of images for {what}"
+            f"--config.source.images: found {config.images!r}, expected a folder of "
+            f"images for {what}"
         )
     return folder
 

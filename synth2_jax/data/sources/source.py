@@ -108,7 +108,7 @@ class SourceConfig:
 
     def __post_init__(self):
         if self.format not in FORMATS:
-            raise ValueError(f"unknown format {self.format!r}; {nearest(self.format, FORMATS)}")
+            raise ValueError(f"format: unknown {self.format!r}; {nearest(self.format, FORMATS)}")
         if self.answers not in ("most_common", "all"):
             raise ValueError(f"answers: found {self.answers!r}, expected most_common or all")
 

@@ -35,7 +35,7 @@ def open_tfds(config: SourceConfig, split: str, num_shards: int, max_images: int
     if not builder.info.splits:
         raise UserError(
             f"{where}: not prepared in {builder.data_path}; run "
-            f"`tfds build {config.path}`, or give its data_dir by config.source.images"
+            f"`tfds build {config.path}`, or give its data_dir by --config.source.images"
         )
     if split not in builder.info.splits:
         raise UserError(f"{where}: no split {split!r}; {nearest(split, builder.info.splits)}")
@@ -43,7 +43,7 @@ def open_tfds(config: SourceConfig, split: str, num_shards: int, max_images: int
     if image_field not in builder.info.features:
         known = nearest(image_field, builder.info.features)
         raise UserError(
-            f"config.source.image_field: {where} has no feature {image_field!r}; {known}"
+            f"--config.source.image_field: {where} has no feature {image_field!r}; {known}"
         )
     return TFDS(builder, split, config, num_shards, max_images)
 

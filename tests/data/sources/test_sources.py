@@ -631,7 +631,7 @@ def test_names_that_lead_out_of_a_folder():
 
 
 def test_mistakes_in_the_config():
-    with pytest.raises(ValueError, match="unknown format 'wds'"):
+    with pytest.raises(ValueError, match="format: unknown 'wds'"):
         SourceConfig(format="wds")
     with pytest.raises(ValueError, match="answers"):
         SourceConfig(format="vqa", answers="best")
