@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 
 from synth2_jax.data.images import ImageLimits, decode_image, middle_square
 from synth2_jax.data.rejected import Rejected
+from synth2_jax.errors import UserError
 
 
 def encoded(image, format="PNG", **options):
@@ -186,7 +187,7 @@ def test_pictures_outside_of_the_limits():
     assert rejected(encoded(Image.new("RGB", (1, 1)))) == "image too small"
     assert rejected(encoded(gradient()), max_pixels=1000) == "image too large"
     assert rejected(encoded(gradient()), max_bytes=100) == "image file too large"
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(UserError, match="min_side: found 0, expected at least 1"):
         ImageLimits(min_side=0)
 
 

@@ -124,7 +124,7 @@ def test_what_is_gathered(old, new, changed):
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_a_training_step_for_every_chip(tmp_path, capsys, topology):
-    options = {"topology": topology, "mesh": "data=2,fsdp=2", "batch": "64", "name": "vlm-tiny"}
+    options = {"topology": topology, "mesh": "data=2,fsdp=2", "batch": 64, "name": "vlm-tiny"}
     found = plan.run(load_config(VLM), str(tmp_path), **options)
     (file,) = tmp_path.iterdir()
     assert file.name == f"vlm-tiny-{topology.replace(':', '-')}-train.json"
@@ -160,7 +160,7 @@ def test_rematerialization_is_seen(tmp_path):
 
 @pytest.mark.slow
 def test_the_sampler(tmp_path, capsys):
-    options = {"topology": "v5e:2x2", "batch": "64", "sample": SYNTHESIZE, "pairs": "1e6"}
+    options = {"topology": "v5e:2x2", "batch": 64, "sample": SYNTHESIZE, "pairs": 1e6}
     found = plan.run(load_config(GENERATOR), str(tmp_path), **options)
     assert found["what"] == "sample" and 0.98 < found["flops_ratio"] < 1.1
     pairs = found["pairs"]

@@ -546,5 +546,5 @@ def test_training_imports_no_tensorflow():
 
 @pytest.mark.parametrize("name", ["steps", "log_every", "checkpoint_every", "microbatches", "keep"])
 def test_a_period_or_number_of_nothing_is_named(name):
-    with pytest.raises(ValueError, match=f"{name}: found 0, expected at least 1"):
+    with pytest.raises(UserError, match=f"{name}: found 0, expected at least 1"):
         TrainLoopConfig(**{"steps": 5, name: 0})
