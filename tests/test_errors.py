@@ -27,8 +27,8 @@ def test_an_error_of_a_folder_begins_with_the_option_that_named_it(value, line, 
 def test_keys_of_a_section_get_its_name():
     with pytest.raises(UserError) as error, in_section("vlm"):
         raise UserError(
-            "--config.data.a=x: found 1, as in my--config.b; see --config.c and --config.d"
+            "--config.data.a=x: found 1, as in my--config.b; see --config.c and config.d"
         )
     assert str(error.value) == (
-        "--config.vlm.data.a=x: found 1, as in my--config.b; see --config.vlm.c and --config.d"
+        "--config.vlm.data.a=x: found 1, as in my--config.b; see --config.vlm.c and config.d"
     )

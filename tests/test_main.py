@@ -87,7 +87,7 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
         ),
         (
             ["train", VLM, "--workdir=w"],
-            "--config.pretrained.tokenizer: empty, expected a trained tokenizer or another's VQ",
+            "--config.pretrained.tokenizer: empty, expected a trained tokenizer or a third-party",
         ),
         (
             ["train", VLM, "--workdir=w", "--config.pretrained.tokenizer=/no/where"],

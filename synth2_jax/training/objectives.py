@@ -368,7 +368,7 @@ OBJECTIVES = {
 }
 
 
-def make_objective(model_name: str, section: Any, where: str = "config") -> Objective:
+def make_objective(model_name: str, section: Any, where: str = "--config") -> Objective:
     """Returns an objective, built from the section `WHERE.model`.
 
     Args:

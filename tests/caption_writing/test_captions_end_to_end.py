@@ -347,7 +347,7 @@ def test_mistakes_from_a_server(server, tmp_path, run, overrides, text):
         ({"text_file": "no such"}, "text_file 'no such': no such file"),
         (
             {"styles": "('a',)"},
-            "--config.styles: found with text_file, which needs no prompt. Remove it.",
+            "--config.styles: found with --config.text_file, which needs no prompt. Remove it.",
         ),
         ({"classes": "zebra"}, "none of 1 drafts is usable, dropped {'class not named': 1}"),
     ],

@@ -18,7 +18,7 @@ from synth2_jax.errors import UserError
         ({"requests_per_minute": -1.0}, "requests_per_minute: found -1.0"),
         ({"top_p": 0.0}, "top_p: found 0.0"),
         ({"temperature": -1.0}, "temperature: found -1.0, expected at least 0"),
-        ({"max_cost": 1.0}, "max_cost: needs a price. Set input_price or output_price"),
+        ({"max_cost": 1.0}, "max_cost: needs a price. Set `input_price` or `output_price`"),
         ({"extra_body": {"stream": True}}, "extra_body: found 'stream'"),
     ],
 )
