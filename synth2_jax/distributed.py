@@ -103,9 +103,13 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Processes | Non
 def start(processes: Processes) -> None:
     """Joins the others, and checks what came together: processes, devices, a sum over all chips.
 
+    A process that has joined them before is left as it is.
+
     Raises:
       UserError: someone or something is missing; it says what was expected and found.
     """
+    if jax.distributed.is_initialized():
+        return
     roll_call(processes)
     jax.distributed.initialize(
         f"{processes.host}:{processes.port}",

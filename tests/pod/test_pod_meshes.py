@@ -37,9 +37,8 @@ MESHES = {
 # argv: a list of command lines, JSON. Runs one after the other in this process of a pod.
 RUN_ALL = """
 import json, sys
-from synth2_jax import distributed, main
+from synth2_jax import main
 
-distributed.start(distributed.from_environment())
 codes = [main.main(["synth2", *argv]) for argv in json.loads(sys.argv[1])]
 sys.exit(max(codes))  # waits for the others, who need process 0 to their end
 """
