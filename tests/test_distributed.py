@@ -191,9 +191,10 @@ def test_a_port_that_is_taken_is_one_line():
 
 
 @pytest.mark.slow
-def test_a_wrong_number_of_devices_is_one_line_and_code_2():
+def test_a_wrong_number_of_devices_is_one_line_and_code_2(tmp_path):
+    flags = ["--config=configs/scenes/vlm.py:tiny", f"--workdir={tmp_path}"]
     done = subprocess.run(
-        [sys.executable, "-m", "synth2_jax.main", "train"],
+        [sys.executable, "-m", "synth2_jax.main", "train", *flags],
         env={
             **os.environ,
             "SYNTH2_COORDINATOR": f"127.0.0.1:{free_port()}",

@@ -10,14 +10,12 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.config import check_counts, check_seeds
-from synth2_jax.errors import UserError
 from synth2_jax.stop_signal import StopSignal
 from synth2_jax.training import train_state
-from synth2_jax.training.changed_settings import changed_settings
-from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
-from synth2_jax.training.fingerprint import of_parameters
-from synth2_jax.training.metrics import Sums, Writer
+from synth2_jax.training.checkpoints import Checkpoints, DataIterator
+from synth2_jax.training.metrics import Writer
 from synth2_jax.training.optimizer import Optimizer
+from synth2_jax.training.resume import resume
 from synth2_jax.training.train_state import Objective, Params, TrainState, create_train_state
 from synth2_jax.training.train_step import check_batch, compile_train_step
 from synth2_jax.training.watch import Watch
@@ -116,7 +114,7 @@ def train(
         Watchdog(config.watchdog_seconds) as watchdog,
         Checkpoints(workdir, *kept, sharding.data_layout(mesh)) as checkpoints,
     ):
-        state, sums = _restore(
+        state, sums = resume(
             checkpoints, layout, train_iterator, fingerprints, resolved_config or {}
         )
         if state is None:
@@ -177,34 +175,3 @@ def train(
             save()
             checkpoints.read_back(state)
     return state
-
-
-def _restore(
-    checkpoints: Checkpoints,
-    layout: TrainState,
-    iterator: DataIterator,
-    fingerprints: Mapping[str, str],
-    resolved_config: Mapping[str, Any],
-) -> tuple[TrainState | None, Sums]:
-    def go_on(restored: Restored) -> None:
-        for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
-            saved, now = restored.fingerprints.get(name), fingerprints.get(name)
-            if saved not in (now, now and of_parameters(now)):  # the latter by an older version
-                raise UserError(
-                    f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
-                    "another input needs another workdir"
-                )
-        if restored.num_shards == checkpoints.data_layout.num_shards:
-            iterator.set_state(restored.iterator)
-        else:
-            logging.warning(
-                "%s: saved with %d data shards, this run has %d: %s",
-                *(checkpoints.folder, restored.num_shards, checkpoints.data_layout.num_shards),
-                iterator.restart(restored.iterator, int(restored.state.step)),
-            )
-        if changed := changed_settings(restored.config, resolved_config):
-            logging.warning("%s: resumes with other settings: %s", checkpoints.folder, changed)
-        logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
-
-    restored = checkpoints.restore(layout, go_on)
-    return (restored.state, restored.sums) if restored else (None, {})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from synth2_jax.training.changed_settings import changed_settings
+from synth2_jax.training.resume import changed_settings
 
 CONFIG = {
     "model": {"vlm": {"resampler": {"num_latents": 2}}, "sizes": (1, 2)},

@@ -1,0 +1,86 @@
+"""Resuming a run: from its newest checkpoint, if nothing that it depends on has changed."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from synth2_jax.config import to_json
+from synth2_jax.errors import UserError
+from synth2_jax.training import train_state
+from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
+from synth2_jax.training.fingerprint import of_parameters
+from synth2_jax.training.metrics import Sums
+from synth2_jax.training.train_state import TrainState
+
+# Data that differs is refused (see data/saved_position.py), and so are other pretrained parts.
+_SECTIONS = ("model/", "optimizer/", "stream/")
+_SHOWN = 5
+
+
+def resume(
+    checkpoints: Checkpoints,
+    layout: TrainState,
+    iterator: DataIterator,
+    fingerprints: Mapping[str, str],
+    resolved_config: Mapping[str, Any],
+) -> tuple[TrainState | None, Sums]:
+    """Restores the newest checkpoint that is intact, and the position of the data.
+
+    Returns:
+      The state, and the sums of metrics that are not written yet; (None, {}) without a checkpoint.
+
+    Raises:
+      UserError: a checkpoint of another model, on other pretrained parts or on other data.
+    """
+
+    def go_on(restored: Restored) -> None:
+        for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
+            saved, now = restored.fingerprints.get(name), fingerprints.get(name)
+            if saved not in (now, now and of_parameters(now)):  # the latter by an older version
+                raise UserError(
+                    f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
+                    "another input needs another workdir"
+                )
+        if restored.num_shards == checkpoints.data_layout.num_shards:
+            iterator.set_state(restored.iterator)
+        else:
+            logging.warning(
+                "%s: saved with %d data shards, this run has %d: %s",
+                *(checkpoints.folder, restored.num_shards, checkpoints.data_layout.num_shards),
+                iterator.restart(restored.iterator, int(restored.state.step)),
+            )
+        if changed := changed_settings(restored.config, resolved_config):
+            logging.warning("%s: resumes with other settings: %s", checkpoints.folder, changed)
+        logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
+
+    restored = checkpoints.restore(layout, go_on)
+    return (restored.state, restored.sums) if restored else (None, {})
+
+
+def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns "--config.KEY=NOW (VALUE before)" of each setting that differs, or "".
+
+    `saved` and `now` are resolved configs. A key that only one of them has is shown as "the
+    default" in the other. `train.steps` counts only where the learning rate depends on it.
+    """
+    before, after = _flat(saved), _flat(now)
+    names = ["train/seed"]
+    if any(flat.get("optimizer/schedule", "constant") != "constant" for flat in (before, after)):
+        names.append("train/steps")
+    keys = [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if (key in names or key.startswith(_SECTIONS)) and before.get(key) != after.get(key)
+    ]
+    lines = [
+        f"--config.{key.replace('/', '.')}={after.get(key, 'the default')} "
+        f"({before.get(key, 'the default')} before)"
+        for key in keys[:_SHOWN]
+    ]
+    return ", ".join(lines + [f"{len(keys) - _SHOWN} more"] * (len(keys) > _SHOWN))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return train_state.flatten(json.loads(to_json(config)))  # JSON's types, as in a checkpoint
