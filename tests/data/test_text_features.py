@@ -235,7 +235,9 @@ def test_folders_of_different_encoders_are_refused_by_both_names(
     folder = write_folder("real", 3, name="b", text_encoder=text_encoder(**{key: other}))
     config = dataclasses.replace(both, folders={"real": both.folders["real"], "b": folder})
     found = f"features by a text encoder of {key} {other}, expected {encoder[key]}"
-    with raises_line(f"pairs {folder}: found {found}, as in {both.folders['real']}"):
+    with raises_line(
+        f"--config.data.folders.b={folder}: found {found}, as in {both.folders['real']}"
+    ):
         pipeline.stored_text_encoder(config)
 
 
@@ -243,8 +245,8 @@ def test_folders_with_and_without_features_are_refused_by_both_names(both, write
     plain = write_folder("real", 3, name="plain")
     for folders in ({"a": both.folders["real"], "b": plain}, {"b": plain, **both.folders}):
         with raises_line(
-            f"pairs {plain}: found captions without features, expected those of text encoder enc-a,"
-            f" as in {both.folders['real']}; run `synth2 encode_captions`"
+            f"--config.data.folders.b={plain}: found captions without features, expected those of "
+            f"text encoder enc-a, as in {both.folders['real']}; run `synth2 encode_captions`"
         ):
             pipeline.stored_text_encoder(dataclasses.replace(both, folders=folders))
     with raises_line("found captions without features in", plain, "synth2 encode_captions"):
@@ -256,7 +258,9 @@ def test_held_out_pairs_must_be_encoded_as_those_of_training_are(both, write_fol
     folder = write_folder("real", 3, name="b", text_encoder=text_encoder(fingerprint="enc-b"))
     config = dataclasses.replace(both, folders={"b": folder}, mixture="b", rates={})
     for read in (pipeline.train_iterator, pipeline.eval_batches):
-        with raises_line(f"pairs {folder}", "fingerprint enc-b", "expected enc-a"):
+        with raises_line(
+            f"--config.data.folders.b={folder}", "fingerprint enc-b", "expected enc-a"
+        ):
             read(config, "generator", text_encoder=encoder)
 
 

@@ -136,7 +136,10 @@ def test_an_example_is_answered_as_most_people_did(support):
         ({"task": "captions"}, "task: unknown 'captions'; did you mean 'caption'"),
         ({"shots": -1}, "expected at least 0"),
         ({"stem_answers": True}, "stem_answers: found True, expected False with `task`=caption"),
-        ({"shots": 1, "text_shots": 1, "support": "S"}, "with images or without, not both"),
+        (
+            {"shots": 1, "text_shots": 1, "support": "S"},
+            "text_shots: found 1, expected 0 with `shots`=1",
+        ),
         ({"shots": 1}, "support: found none, expected a folder of pairs"),
         ({"shots": 4, "support": "S", "support_images": 4}, "found 4, expected more than the 4"),
     ],
@@ -147,7 +150,7 @@ def test_protocols_that_cannot_be(config, message):
 
 
 def test_too_few_images_to_draw_from(support):
-    with pytest.raises(UserError, match="S has 8 images, expected more than the 8 examples"):
+    with pytest.raises(UserError, match="support=S: found 8 images, expected more than the 8 exam"):
         prompts_of(images_of(1), shots=8)
 
 
