@@ -499,6 +499,6 @@ def test_mistakes(chain, coco_pairs, tmp_path, mistake):
     line = mistake(evaluation(chain, "vqav2.py", tmp_path, folder=coco_pairs, feature_model="a:b"))
     assert "expected none with --config.protocol.task=vqa: it scores captions" in line
     line = mistake(evaluation(chain, "coco.py", tmp_path, folder=coco_pairs, feature_model="a"))
-    assert "expected MODULE:FUNCTION or FILE.py:FUNCTION" in line
+    assert "expected MODULE:NAME or FILE.py:NAME" in line
     line = mistake(evaluation(chain, "coco.py", tmp_path, folder=coco_pairs, protocol__shots=1))
     assert "--config.protocol.support: found none" in line

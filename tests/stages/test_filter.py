@@ -62,7 +62,7 @@ def files_of(folder):
 
 
 def filter_config(**values):
-    return config_lib.build(FilterConfig, {"folder": "pairs", **values}, "config")
+    return config_lib.build(FilterConfig, {"folder": "pairs", **values}, "--config")
 
 
 @pytest.mark.slow
@@ -144,11 +144,11 @@ def test_what_is_kept(config, kept):
     ("config", "message"),
     [
         ({"scores": ("captoin",), "by": "captoin"}, "did you mean 'caption'"),
-        ({"by": "caption"}, "--config.by: found 'caption'; one of: cycle"),
+        ({"by": "caption"}, "--config.by: found 'caption', expected one of --config.scores"),
         ({"keep": 0.0}, "--config.keep: found 0.0, expected a share"),
         (
             {"scores": ("caption",), "by": "caption", "action": "repair"},
-            "expected 'cycle' among them",
+            "expected 'cycle' in --config.scores=",
         ),
         ({"action": "mend"}, "unknown value 'mend'"),
         ({"cycle": {"pool_size": 0}}, "--config.cycle.pool_size: found 0"),
