@@ -162,7 +162,7 @@ def test_pretrained_parameters_that_do_not_fit_are_an_error_of_one_line(
 def test_a_mesh_that_splits_too_little_is_refused(for_training):
     """Three do not divide the 16 hidden features, nor the 4 outputs."""
     mesh, toy = AbstractMesh((1, 1, 3), sharding.MESH_AXES), ToyObjective()
-    with pytest.raises(UserError, match=r"\Aconfig.mesh: tensor=3 does not divide mlp=16.*100%"):
+    with pytest.raises(UserError, match=r"\A--config.mesh: tensor=3 does not divide mlp=16.*100%"):
         if for_training:
             train_state.state_layout(toy, make_optimizer(OptimizerConfig()), mesh)
         else:
