@@ -93,7 +93,7 @@ def _judge(
     lines = [line for line in printed.splitlines() if line.startswith("synth2: ")]
     if code == 2:
         one = len(lines) == 1 and printed.endswith(f"{lines[0]}\n") and len(lines[0]) < MAX_LINE
-        return ("refused" if one else "message"), "\n".join(lines) or printed[-500:], None
+        return ("refused", lines[0], None) if one else ("message", printed[-1000:], None)
     if code:
         return "message", f"exit code {code}: {printed[-500:]}", None
     try:
