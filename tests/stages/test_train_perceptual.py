@@ -166,7 +166,8 @@ def test_a_generator_is_built_on_it(trained, tmp_path):
         ),
         (
             {"model__loss__perceptual_weight": 0},
-            "--config.model: perceptual_weight 0.0 with perceptual VGGConfig(",
+            "--config.model.perceptual: found a section, expected none with "
+            "--config.model.loss.perceptual_weight=0",
         ),
         (
             {"pretrained__tokenizer": "w"},
