@@ -80,7 +80,7 @@ def test_each_batch_has_a_mask_of_its_own_and_the_same_each_time(held_out):
 )
 def test_held_out_data_that_does_not_fit_is_found_before_training(held_out, batch, message):
     held_out[0] = batch
-    with pytest.raises(UserError, match=rf"\Aconfig.validation.data.*{message}"):
+    with pytest.raises(UserError, match=rf"\A--config.validation.data.*{message}"):
         validation(config())
 
 
