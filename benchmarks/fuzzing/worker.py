@@ -179,6 +179,10 @@ def serve(folder: pathlib.Path, name: str, seed: int, names: frozenset[str] | No
     results = json.loads(baseline.read_text())
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        target, rng = case_of(seed, int(line), names)
-        answer = run_case(target, rng, case, built, results[target.name])
+        for _ in range(2):
+            target, rng = case_of(seed, int(line), names)
+            answer = run_case(target, rng, case, built, results[target.name])
+            # A thread of the case before can print into this one. It does so once.
+            if answer["outcome"] != "message":
+                break
         print(json.dumps(answer), file=answers, flush=True)
