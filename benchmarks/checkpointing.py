@@ -223,7 +223,7 @@ def main() -> None:
             "MB/s",
             result["read_seconds"] / restored,
             "disk",
-            f"in {number(restored)} s, of which {number(100 * checksums_share)} % for checksums",
+            f"in {number(restored)} s; checksums take {number(100 * checksums_share)} % of it",
         ),
         Figure(
             f"time that a checkpoint each {PERIOD} steps costs, {where}, batch {batch_size}",

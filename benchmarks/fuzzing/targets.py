@@ -181,7 +181,11 @@ def _keys(section: Any, prefix: str = "") -> list[str]:
 
 
 # Whose config is not in the file of the stage.
-_CONFIG_FILES = {"synthesize": "synthesis/token_generator.py", "evaluate": "evaluation/scorer.py"}
+_CONFIG_FILES = {
+    "synthesize": "synthesis/token_generator.py",
+    "evaluate": "evaluation/scorer.py",
+    "filter": "evaluation/pair_scores.py",
+}
 
 
 def config_keys(arguments: Sequence[str]) -> list[str]:

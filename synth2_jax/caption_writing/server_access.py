@@ -25,7 +25,7 @@ class ServerAccess:
     """Attributes:
 
     key: the API key.
-    base_url: without secrets, as it may stand in a manifest.
+    base_url: without secrets, so that a manifest may hold it.
     secrets: the key, which must not reach an answer, a file or a log.
     quoted: function that turns a message of a server or library into one line without secrets.
 

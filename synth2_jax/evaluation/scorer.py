@@ -103,7 +103,7 @@ class CaptionScorer:
       data: what the VLM is trained on; its vocabulary and prompt are used.
       fingerprints: the images must have been made by the tokenizer of fingerprints["tokenizer"].
       mesh: where the parameters lie; each process reads the images of its own devices.
-      rules: which logical axis lies where on it.
+      rules: how logical axes are split over it.
       stop: polled between batches.
     """
 

@@ -25,7 +25,7 @@ SOURCES: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedConfig:
-    """Where the parts come from that stay frozen in this run's model; "" where there is none.
+    """Paths of the pretrained parts, which training leaves as they are; "" for no such part.
 
     Attributes:
       tokenizer: workdir or export of a trained tokenizer; or a third-party VQ-GAN (see

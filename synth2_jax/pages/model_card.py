@@ -103,7 +103,7 @@ class Source:
 def read_results(
     given: str, run_folder: pathlib.Path, model_name: str, fingerprints: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Results by file name: those given, with commas between, and those that lie in the run.
+    """Returns results by file name: those given, separated by commas, and those of the run.
 
     Args:
       given: paths; "" for none.

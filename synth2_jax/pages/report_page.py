@@ -39,7 +39,7 @@ def render_page(results: Mapping, material: Mapping) -> str:
 
     Args:
       results: what results.json holds. CIDEr, BLEU and ROUGE-L are on the scale papers print (times
-        100), shares and `objects_right` lie in [0, 1], times are in seconds. Any key may be absent
+        100), shares and `objects_right` are in [0, 1], times are in seconds. Any key may be absent
         or None; a section without data is left out.
       material: what is shown next to the numbers: "scenes", "reconstructions", "synthetic", "test",
         "curves" and "losses"; pictures are data URIs (see `document.picture`). Any key may be

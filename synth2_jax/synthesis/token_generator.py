@@ -167,7 +167,7 @@ class TokenGenerator:
         return self._generate(self._params, text_BT, numbers_B)
 
     def dispatch(self, captions: Sequence[str], numbers: Sequence[int]) -> jax.Array:
-        """i32[batch_size, N], of which the first rows are the captions'; does not wait for it."""
+        """Returns i32[batch_size, N] without waiting for it; its first rows are the captions'."""
         return self._dispatch(*self._filled(captions, numbers))
 
     def __call__(self, captions: Sequence[str], numbers: Sequence[int]) -> np.ndarray:

@@ -10,9 +10,12 @@ from synth2_jax import config as config_lib
 from synth2_jax.data import pair_writer, records, views
 from synth2_jax.data.records import Pair
 from synth2_jax.errors import UserError
+from synth2_jax.evaluation import pair_scores
+from synth2_jax.evaluation.pair_scores import FilterConfig
+from synth2_jax.evaluation.score_files import ScoreFiles
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages import filter as stage
-from synth2_jax.stages.filter import FilterConfig, choose
+from synth2_jax.stages.filter import choose
 from synth2_jax.testing.untrained_runs import write_untrained_run
 from synth2_jax.text.vocabulary import BUILT_IN
 
@@ -80,7 +83,7 @@ def test_a_vocabulary_is_known_by_its_contents(tmp_path):
             manifest = pair_writer.write_pairs(tmp_path / "pairs", [pair], provenance)
         given = {"folder": str(tmp_path / "pairs"), "vlm": str(tmp_path / name), "batch_size": 1}
         cfg = filter_config(scores=("caption",), by="caption", **given)
-        settings.append(stage._scorers(cfg, manifest)["caption"].settings)
+        settings.append(pair_scores.load_scorers(cfg, manifest)["caption"].settings)
     assert settings[0] == settings[1]
 
 
@@ -103,10 +106,10 @@ def test_where_scores_cannot_be_written_is_known_before_the_work(tmp_path):
 SCORES = np.array([0.5, 2.0, -1.0, 2.0, 0.0, 2.0], np.float32)
 
 
-@pytest.mark.parametrize("dtype", [stage._SCORE, stage._RETRIEVAL])
+@pytest.mark.parametrize("dtype", [pair_scores._SCORE, pair_scores._RETRIEVAL])
 def test_damaged_scores_are_refused(tmp_path, dtype):
     shard = records.Shard("pairs-0", 3, 1, "")
-    files = stage._ScoreFiles(tmp_path, "caption", {}, dtype)
+    files = ScoreFiles(tmp_path, "caption", {}, dtype)
     scores = np.array([1.0, 2.0, 3.0]).astype(dtype)
     files.write(shard, scores)
     np.testing.assert_array_equal(files.read(shard), scores)
@@ -203,7 +206,7 @@ def test_a_killed_run_goes_on_and_comes_out_the_same(chain, pairs, tmp_path, mon
     straight = shutil.copytree(pairs, tmp_path / "straight" / "pairs")
     chain.run(filtering(chain, straight, tmp_path / "straight" / "view", scores=ALL_SCORES))
 
-    write, written = stage._ScoreFiles.write, []
+    write, written = ScoreFiles.write, []
 
     def write_four(files, shard, scores):
         if len(written) == 4:
@@ -213,7 +216,7 @@ def test_a_killed_run_goes_on_and_comes_out_the_same(chain, pairs, tmp_path, mon
 
     argv = filtering(chain, pairs, tmp_path / "view", scores=ALL_SCORES)
     with monkeypatch.context() as patched:
-        patched.setattr(stage._ScoreFiles, "write", write_four)
+        patched.setattr(ScoreFiles, "write", write_four)
         with pytest.raises(SystemExit):
             chain.run(argv)
     assert not (tmp_path / "view" / views.VIEW).exists()
