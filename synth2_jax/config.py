@@ -50,6 +50,13 @@ def check_counts(config: Any, *names: str) -> None:
             raise UserError(f"{name}: found {value}, expected at least 1")
 
 
+def check_choices(config: Any, **choices: Iterable[str]) -> None:
+    """Raises UserError unless each of these fields of a dataclass is one of its choices."""
+    for name, known in choices.items():
+        if (value := getattr(config, name)) not in known:
+            raise UserError(f"{name}: unknown {value!r}; {nearest(value, known)}")
+
+
 def check_layers(config: Any, *names: str, least: int = 1) -> None:
     """Raises UserError unless these fields are from `least` to MOST_LAYERS; None is allowed.
 

@@ -121,10 +121,7 @@ class MultiHeadAttention(nn.Module):
         self.key = Linear(heads, names, self.dtype, use_bias=self.use_bias)
         self.value = Linear(heads, names, self.dtype, use_bias=self.use_bias)
         self.out = Linear(
-            (self.embed_dim,),
-            ("heads", "kv", "embed"),
-            self.dtype,
-            use_bias=self.use_bias,
+            (self.embed_dim,), ("heads", "kv", "embed"), self.dtype, use_bias=self.use_bias
         )
         if self.qk_norm:
             self.query_norm = RMSNorm(self.dtype, axis_name="kv")

@@ -8,10 +8,7 @@ import jax.numpy as jnp
 
 
 def causal_mask(
-    num_queries: int,
-    num_keys: int | None = None,
-    *,
-    first_position: int | jax.Array = 0,
+    num_queries: int, num_keys: int | None = None, *, first_position: int | jax.Array = 0
 ) -> jax.Array:
     """bool[T, S]: query t stands at `first_position + t` and sees the keys up to there.
 

@@ -35,18 +35,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, *, deterministic: bool) -> jax.Array:
         up = Linear(
-            (self.mlp_dim,),
-            ("embed", "mlp"),
-            self.dtype,
-            use_bias=self.use_bias,
-            name="up",
+            (self.mlp_dim,), ("embed", "mlp"), self.dtype, use_bias=self.use_bias, name="up"
         )
         down = Linear(
-            x_BTD.shape[-1:],
-            ("mlp", "embed"),
-            self.dtype,
-            use_bias=self.use_bias,
-            name="down",
+            x_BTD.shape[-1:], ("mlp", "embed"), self.dtype, use_bias=self.use_bias, name="down"
         )
         hidden_BTM = self.activation(constrain(up(x_BTD), "batch", "length", "mlp"))
         hidden_BTM = nn.Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)

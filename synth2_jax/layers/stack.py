@@ -72,11 +72,7 @@ class Stack(nn.Module):
             self.layers = [self.block() for _ in range(self.num_layers)]
 
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        *broadcast: PyTree,
-        scanned: PyTree = None,
-        **static: Any,
+        self, x_BTD: jax.Array, *broadcast: PyTree, scanned: PyTree = None, **static: Any
     ) -> tuple[jax.Array, PyTree]:
         """(x_BTD, outputs) after all layers; outputs have a leading layer axis."""
 

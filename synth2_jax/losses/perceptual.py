@@ -11,9 +11,7 @@ import jax.numpy as jnp
 
 
 def perceptual_distance(
-    features: Callable[[jax.Array], Any],
-    image_BHWD: jax.Array,
-    reconstruction_BHWD: jax.Array,
+    features: Callable[[jax.Array], Any], image_BHWD: jax.Array, reconstruction_BHWD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (sum over images, number of images) of the distance, f32.
 

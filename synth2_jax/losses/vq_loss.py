@@ -15,16 +15,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.config import check_choices
+from synth2_jax.errors import UserError
 from synth2_jax.losses.perceptual import perceptual_distance
 from synth2_jax.models.quantizer import codebook_statistics, count_codes
 
 Loss = tuple[jax.Array, jax.Array]
 
-RECONSTRUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "l1": jnp.abs,
-    "l2": jnp.square,
-}
+RECONSTRUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"l1": jnp.abs, "l2": jnp.square}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +62,7 @@ class VQLossConfig:
     r1_weight: float = 0.0
 
     def __post_init__(self):
-        if self.reconstruction not in RECONSTRUCTIONS:
-            near = nearest(self.reconstruction, RECONSTRUCTIONS)
-            raise UserError(f"reconstruction: unknown {self.reconstruction!r}; {near}")
+        check_choices(self, reconstruction=RECONSTRUCTIONS)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_weight") and value < 0:
@@ -142,12 +138,7 @@ def vq_loss(
         if discriminator is None:
             raise UserError("adversarial_weight: found above 0 without a discriminator")
         adversarial, adversarial_weights = _adversarial_losses(
-            discriminator,
-            discriminator_params,
-            image_BHWD,
-            reconstruction_BHWD,
-            step,
-            config,
+            discriminator, discriminator_params, image_BHWD, reconstruction_BHWD, step, config
         )
         losses |= adversarial
         weights |= adversarial_weights

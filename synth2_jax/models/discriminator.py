@@ -15,12 +15,7 @@ import jax.numpy as jnp
 from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError
-from synth2_jax.models.vq_tokenizer import (
-    average_pool,
-    check_levels,
-    convolution,
-    space_to_depth,
-)
+from synth2_jax.models.vq_tokenizer import average_pool, check_levels, convolution, space_to_depth
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,20 +122,10 @@ _GEMMA_3 = functools.partial(GemmaConfig, vocab_size=262_144, head_dim=256)
 # The sizes that were released, as the package has them.
 RELEASED = {
     "270m": _GEMMA_3(
-        num_layers=18,
-        embed_dim=640,
-        num_heads=4,
-        num_kv_heads=1,
-        mlp_dim=2048,
-        sliding_window=512,
+        num_layers=18, embed_dim=640, num_heads=4, num_kv_heads=1, mlp_dim=2048, sliding_window=512
     ),
     "1b": _GEMMA_3(
-        num_layers=26,
-        embed_dim=1152,
-        num_heads=4,
-        num_kv_heads=1,
-        mlp_dim=6912,
-        sliding_window=512,
+        num_layers=26, embed_dim=1152, num_heads=4, num_kv_heads=1, mlp_dim=6912, sliding_window=512
     ),
     "4b": _GEMMA_3(
         num_layers=34,

@@ -16,8 +16,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.config import check_choices
 from synth2_jax.config import dtype as dtype_of
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues, MultiHeadAttention
 from synth2_jax.layers.embeddings import LearnedPositions, TokenEmbedding
 from synth2_jax.layers.linear import Linear
@@ -70,9 +71,7 @@ class MaskGITConfig:
 
     def __post_init__(self):
         check_stack(self, "codebook_size", "num_tokens")
-        if self.token_embedding not in TOKEN_EMBEDDINGS:
-            known = nearest(self.token_embedding, TOKEN_EMBEDDINGS)
-            raise UserError(f"token_embedding: unknown {self.token_embedding!r}; {known}")
+        check_choices(self, token_embedding=TOKEN_EMBEDDINGS)
         if self.codebook_noise and self.token_embedding != "codebook":
             raise UserError(
                 f"codebook_noise: found {self.codebook_noise}, expected 0 without "

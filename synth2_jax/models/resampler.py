@@ -70,9 +70,7 @@ class ResamplerBlock(nn.Module):
         x_BLD = self.latents_norm(latents_BLD)
         source_BSD = jnp.concatenate([self.features_norm(features_BND), x_BLD], axis=1)
         x_BLD = self.attention(
-            x_BLD,
-            keys_values=self.attention.keys_values(source_BSD),
-            deterministic=deterministic,
+            x_BLD, keys_values=self.attention.keys_values(source_BSD), deterministic=deterministic
         )
         latents_BLD = latents_BLD + self.dropout(x_BLD, deterministic=deterministic)
         x_BLD = self.mlp(self.mlp_norm(latents_BLD), deterministic=deterministic)

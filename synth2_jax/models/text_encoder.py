@@ -16,8 +16,9 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
+from synth2_jax.config import check_choices
 from synth2_jax.config import dtype as dtype_of
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.layers.embeddings import RelativePositionBias, TokenEmbedding
 from synth2_jax.layers.masks import key_mask
@@ -70,11 +71,7 @@ class TextEncoderConfig:
 
     def __post_init__(self):
         check_stack(self, "vocab_size")
-        if self.mlp_activation not in _MLPS:
-            raise UserError(
-                f"mlp_activation: unknown {self.mlp_activation!r}; "
-                f"{nearest(self.mlp_activation, _MLPS)}"
-            )
+        check_choices(self, mlp_activation=_MLPS)
         # A quarter of the buckets hold one distance each, the next quarter the rest.
         if self.relpos_buckets < 4:
             raise UserError(f"relpos_buckets: found {self.relpos_buckets}, expected at least 4")

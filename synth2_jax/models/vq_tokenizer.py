@@ -21,19 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from synth2_jax.config import check_counts, check_layers
+from synth2_jax.config import check_choices, check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.models import quantizer
 from synth2_jax.models.quantizer import CODE_CHOICES, Quantizer
 
 STATS = "codebook_stats"
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "swish": nn.swish,
-    "relu": nn.relu,
-}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"swish": nn.swish, "relu": nn.relu}
 DOWNSAMPLINGS = ("average_pool", "conv", "conv_3x3")
 
 
@@ -116,16 +113,8 @@ class VQTokenizerConfig:
         check_layers(self, "num_middle_blocks")
         check_layers(self, "num_res_blocks", "extra_decoder_blocks", least=0)
         check_levels(self.image_size, self.patch_size, self.channel_multipliers)
-        if self.activation not in ACTIVATIONS:
-            raise UserError(
-                f"activation: unknown {self.activation!r}; {nearest(self.activation, ACTIVATIONS)}"
-            )
-        if self.downsampling not in DOWNSAMPLINGS:
-            near = nearest(self.downsampling, DOWNSAMPLINGS)
-            raise UserError(f"downsampling: unknown {self.downsampling!r}; {near}")
-        if self.code_choice not in CODE_CHOICES:
-            near = nearest(self.code_choice, CODE_CHOICES)
-            raise UserError(f"code_choice: unknown {self.code_choice!r}; {near}")
+        check_choices(self, activation=ACTIVATIONS, downsampling=DOWNSAMPLINGS)
+        check_choices(self, code_choice=CODE_CHOICES)
         levels = range(len(self.channel_multipliers))
         if not set(self.attention_levels) <= set(levels):
             raise UserError(
@@ -199,13 +188,7 @@ def upsample(x_BHWD: jax.Array) -> jax.Array:
 
 
 def convolution(
-    features: int,
-    kernel_size: int,
-    *,
-    name: str,
-    dtype: str,
-    use_bias: bool,
-    stride: int = 1,
+    features: int, kernel_size: int, *, name: str, dtype: str, use_bias: bool, stride: int = 1
 ) -> nn.Conv:
     """Returns a square convolution whose parameters carry logical axis names.
 

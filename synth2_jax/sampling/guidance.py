@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.config import check_choices
+from synth2_jax.errors import UserError
 from synth2_jax.sampling.parallel_decode import LogitsFn
 
 RAMPS = ("constant", "linear")
@@ -36,8 +37,7 @@ class GuidanceConfig:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
-        if self.ramp not in RAMPS:
-            raise UserError(f"ramp: unknown {self.ramp!r}; {nearest(self.ramp, RAMPS)}")
+        check_choices(self, ramp=RAMPS)
         if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise UserError(f"interval: found {self.interval}, expected 0 <= start <= end <= 1")
 

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.config import check_choices
+from synth2_jax.errors import UserError
 from synth2_jax.models.mask_schedule import SCHEDULES, masked_counts
 from synth2_jax.sampling.categorical import categorical
 
@@ -52,12 +53,7 @@ class ParallelDecodeConfig:
     grid: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(
-                f"schedule: unknown {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
-            )
-        if self.order not in ORDERS:
-            raise UserError(f"order: unknown {self.order!r}; {nearest(self.order, ORDERS)}")
+        check_choices(self, schedule=SCHEDULES, order=ORDERS)
         for name in ("choice_temperature", "sample_temperature"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 0")

@@ -28,8 +28,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.config import check_counts
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.config import check_choices, check_counts
+from synth2_jax.errors import UserError
 
 PyTree = Any
 StepFn = Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]]
@@ -61,8 +61,7 @@ class TextDecodeConfig:
     top_p: float = 0.9
 
     def __post_init__(self):
-        if self.method not in _METHODS:
-            raise UserError(f"method: unknown {self.method!r}; {nearest(self.method, _METHODS)}")
+        check_choices(self, method=_METHODS)
         check_counts(self, "max_length", "num_beams")
         if not self.temperature > 0:
             raise UserError(

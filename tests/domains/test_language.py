@@ -364,8 +364,7 @@ def test_what_a_caption_leaves_open_varies():
 
 
 @pytest.mark.parametrize(
-    "words, axis, step",
-    [("left of", 1, 1), ("right of", 1, -1), ("above", 0, 1), ("below", 0, -1)],
+    "words, axis, step", [("left of", 1, 1), ("right of", 1, -1), ("above", 0, 1), ("below", 0, -1)]
 )
 def test_imagined_relations_are_straight(words, axis, step):
     for seed in range(20):

@@ -3,12 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synth2_jax.losses.xent import (
-    cross_entropy,
-    predicts,
-    token_cross_entropy,
-    weighted_sum,
-)
+from synth2_jax.losses.xent import cross_entropy, predicts, token_cross_entropy, weighted_sum
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
 TARGETS = np.array([[0, 4, 2], [1, 1, 3]])

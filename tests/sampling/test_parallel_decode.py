@@ -233,8 +233,7 @@ def test_keep_masked_literal():
     masked = jnp.array([[True, True, False, True], [True, True, True, True]])
     score = jnp.array([[0.0, -1.0, -9.0, 0.0], [jnp.nan, 3.0, -jnp.inf, jnp.inf]])
     np.testing.assert_array_equal(
-        keep_masked(score, masked, 2),
-        [[True, True, False, False], [False, True, True, False]],
+        keep_masked(score, masked, 2), [[True, True, False, False], [False, True, True, False]]
     )
     np.testing.assert_array_equal(keep_masked(score, masked, 0), np.zeros((2, 4), bool))
 
