@@ -7,17 +7,11 @@ from synth2_jax.domains.scenes import dataset, language
 from synth2_jax.domains.scenes.renderer import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from synth2_jax.errors import UserError
 
-DRAWN_AS_REAL = ("real", "validation")
-BALANCED = ("images", "test", "text")
-
-
-def scenes(split):
-    return [dataset.scene(split, i) for i in range(min(dataset.SPLITS[split], 1500))]
-
 
 @pytest.fixture(scope="module")
 def by_split():
-    return {split: scenes(split) for split in dataset.SPLITS}
+    sizes = {split: min(size, 1500) for split, size in dataset.SPLITS.items()}
+    return {split: [dataset.scene(split, i) for i in range(n)] for split, n in sizes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +23,12 @@ def shown(by_split):
     }
 
 
-def equal(first, second):
-    return (first.key, first.scene, first.captions) == (
-        second.key,
-        second.scene,
-        second.captions,
-    ) and np.array_equal(first.image, second.image)
-
-
 def test_an_example_is_the_same_however_it_is_reached():
     longer, shorter = dataset.examples("test", 12), dataset.examples("test", 5)
-    assert len(longer) == 12 and all(map(equal, longer[:5], shorter))
+    assert len(longer) == 12
+    for one, other in zip(longer[:5], shorter, strict=True):
+        assert (one.key, one.scene, one.captions) == (other.key, other.scene, other.captions)
+        np.testing.assert_array_equal(one.image, other.image)
     assert [example.scene for example in longer] == [dataset.scene("test", i) for i in range(12)]
     np.testing.assert_array_equal(dataset.images("test", 12), [example.image for example in longer])
     assert dataset.texts(9)[:4] == dataset.texts(4)
@@ -50,26 +39,18 @@ def test_an_example_has_a_key_a_picture_and_five_captions():
     assert example.key == "real-000002"
     assert example.image.shape == (32, 32, 3) and example.image.dtype == np.uint8
     assert len(example.captions) == dataset.REFERENCES == 5
-
-
-def test_default_counts_are_the_splits_sizes():
+    # Without a count a split has its size.
     assert len(dataset.examples("validation")) == dataset.SPLITS["validation"]
     assert len(dataset.images("test")) == dataset.SPLITS["test"]
 
 
 def test_splits_do_not_share_randomness():
     # Also the shades: the same draws would give the same shades even where the weights differ.
-    shades = {
-        split: [item.shade for i in range(200) for item in dataset.scene(split, i).objects]
-        for split in dataset.SPLITS
-    }
-    everything = sum(shades.values(), [])
-    assert len(set(everything)) == len(everything)
-    counts = {
-        split: tuple(len(dataset.scene(split, i).objects) for i in range(200))
-        for split in dataset.SPLITS
-    }
-    assert len(set(counts.values())) == len(dataset.SPLITS)
+    objects = [[dataset.scene(split, i).objects for i in range(200)] for split in dataset.SPLITS]
+    shades = [item.shade for split in objects for items in split for item in items]
+    assert len(set(shades)) == len(shades)
+    counts = {tuple(map(len, split)) for split in objects}
+    assert len(counts) == len(dataset.SPLITS)
 
 
 def test_scenes_have_one_to_three_objects_in_cells_of_their_own(by_split):
@@ -92,7 +73,7 @@ def test_everything_that_can_be_drawn_is_drawn_evenly(by_split):
             assert min(drawn.values()) > 0.7 * max(drawn.values())
 
 
-@pytest.mark.parametrize("split", BALANCED)
+@pytest.mark.parametrize("split", ["images", "test", "text"])
 def test_balanced_splits_show_all_combinations_equally_often(shown, split):
     counts = np.array([shown[split][c] for c in dataset.COMBINATIONS])
     assert len(counts) == 30 and counts.min() > 0
@@ -102,25 +83,17 @@ def test_balanced_splits_show_all_combinations_equally_often(shown, split):
     assert counts.max() < 2.5 * counts.min()
 
 
-@pytest.mark.parametrize("split", DRAWN_AS_REAL)
-def test_real_never_shows_an_unseen_combination(shown, split):
+def test_real_shows_every_seen_combination_and_no_unseen_one(shown):
     unseen = dataset.unseen_combinations()
-    assert len(unseen) == 6
-    assert not unseen & set(shown[split])
-    assert unseen < set(shown["test"])
-
-
-def test_real_shows_every_seen_combination(shown):
-    assert set(shown["real"]) == set(dataset.COMBINATIONS) - dataset.unseen_combinations()
+    assert len(unseen) == 6 and unseen < set(shown["test"])
+    assert set(shown["real"]) == set(dataset.COMBINATIONS) - unseen
+    assert not unseen & set(shown["validation"])
 
 
 def test_every_colour_and_shape_is_seen_with_several_partners(shown):
-    for colour in COLOURS:
-        assert len({s for c, s in shown["real"] if c == colour}) >= 3
-        assert any(c == colour for c, _ in dataset.unseen_combinations())
-    for shape in SHAPES:
-        assert len({c for c, s in shown["real"] if s == shape}) >= 3
-        assert any(s == shape for _, s in dataset.unseen_combinations())
+    for value in (*COLOURS, *SHAPES):
+        assert sum(value in combination for combination in shown["real"]) >= 3
+        assert any(value in combination for combination in dataset.unseen_combinations())
 
 
 def test_real_has_a_long_tail(shown):
@@ -132,32 +105,22 @@ def test_real_has_a_long_tail(shown):
     assert 0 < counts[10:20].sum() < 0.25 * total
     # Drawn by those weights, the repeated objects of some pictures too.
     np.testing.assert_allclose(counts / total, weights, atol=0.03)
-
-
-def test_seen_weights_follow_zipfs_law():
-    weights = dataset.long_tail()
-    ranks = np.sort(weights.max() / weights[weights > 0])  # weights are 1 / rank
+    ranks = np.sort(weights.max() / weights[weights > 0])  # weights are 1 / rank, Zipf's law
     np.testing.assert_allclose(ranks, ranks.round(), atol=1e-9)
     assert ranks[0] == 1 and len(set(ranks.round())) == 24 and ranks[-1] <= 30.5
 
 
-def test_classes_are_the_combinations_in_words():
+def test_lines_of_text_name_a_class_that_the_caption_speaks_of():
     assert len(dataset.CLASSES) == len(set(dataset.CLASSES)) == 30
     assert dataset.CLASSES[0] == "red circle"
-
-
-def test_lines_of_text_name_a_class_that_the_caption_speaks_of():
     for name, caption in dataset.texts(300):
         claimed = {c.combination for c in language.parse(caption).objects}
         assert tuple(name.split()) in claimed
 
 
 def test_two_alike_are_drawn_now_and_then(by_split):
-    def alike(scene):
-        return max(language.combinations(scene.objects).values()) > 1
-
-    share = np.mean([alike(scene) for scene in by_split["test"]])
-    assert 0.05 < share < 0.25
+    counts = [language.combinations(scene.objects) for scene in by_split["test"]]
+    assert 0.05 < np.mean([max(count.values()) > 1 for count in counts]) < 0.25
 
 
 @pytest.mark.parametrize(

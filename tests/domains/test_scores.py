@@ -27,11 +27,8 @@ def test_captions_of_their_own_scenes_are_all_right():
     scenes = [example.scene for example in examples]
     captions = [example.captions[0] for example in examples]
     assert scores.caption_objects_right(captions, scenes) == 1
-    assert scores.agreement_shares(captions, scenes) == {
-        "objects_right": 1,
-        "sizes_right": 1,
-        "places_right": 1,
-    }
+    shares = scores.agreement_shares(captions, scenes)
+    assert shares == {"objects_right": 1, "sizes_right": 1, "places_right": 1}
     moved = scenes[1:] + scenes[:1]
     assert scores.caption_objects_right(captions, moved) < 0.2
     assert scores.agreement_shares(captions, moved)["places_right"] < 0.2
@@ -49,9 +46,7 @@ def test_shares_are_of_all_claims_not_of_captions():
         "places_right": pytest.approx(1 / 2),
     }
     assert scores.caption_objects_right(captions, [SCENE] * 3) == pytest.approx(0.5)
-
-
-def test_the_share_of_no_claims_is_not_a_number():
+    # Of no claims there is no share.
     shares = scores.agreement_shares(["a red circle"], [SCENE])
     assert np.isnan(shares["sizes_right"]) and np.isnan(shares["places_right"])
 
@@ -78,9 +73,8 @@ def test_unseen_combinations_are_found_in_scenes_and_captions():
     seen = next(c for c in dataset.COMBINATIONS if c not in dataset.unseen_combinations())
 
     def scene(*combinations):
-        return Scene(
-            tuple(SceneObject((0, i), *c, "small") for i, c in enumerate(combinations)), "white"
-        )
+        objects = tuple(SceneObject((0, i), *c, "small") for i, c in enumerate(combinations))
+        return Scene(objects, "white")
 
     assert scores.has_unseen(scene(unseen)) and scores.has_unseen(scene(seen, unseen))
     assert not scores.has_unseen(scene(seen)) and not scores.has_unseen(scene(seen, seen))

@@ -67,10 +67,8 @@ def long_tail() -> np.ndarray:
     rng = np.random.default_rng(_SEED)
     colours, shapes = rng.permutation(len(COLOURS)), rng.permutation(len(SHAPES))
     unseen = np.zeros((len(COLOURS), len(SHAPES)), bool)
-    stride = round(1 / UNSEEN_SHARE)
-    for i, colour in enumerate(colours):
-        for j, shape in enumerate(shapes):
-            unseen[colour, shape] = (i + j) % stride == 0
+    places = np.arange(len(COLOURS))[:, None] + np.arange(len(SHAPES))
+    unseen[np.ix_(colours, shapes)] = places % round(1 / UNSEEN_SHARE) == 0
     ranks = np.full(len(COMBINATIONS), np.inf)
     seen = np.flatnonzero(~unseen.reshape(-1))
     ranks[seen] = rng.permutation(len(seen)) + 1.0
@@ -83,12 +81,9 @@ def unseen_combinations() -> frozenset[tuple[str, str]]:
     return frozenset(c for c, p in zip(COMBINATIONS, long_tail(), strict=True) if p == 0)
 
 
-def scene(split: str, index: int) -> Scene:
-    """The scene graph of one example."""
-    return _draw_scene(split, index, _generator(split, index))
-
-
-def _draw_scene(split: str, index: int, rng: np.random.Generator) -> Scene:
+def scene(split: str, index: int, rng: np.random.Generator | None = None) -> Scene:
+    """The scene graph of one example, drawn from its generator."""
+    rng = rng or _generator(split, index)
     weights = long_tail() if split in ("real", "validation") else None
     count = int(rng.choice(3, p=OBJECT_COUNTS)) + 1
     chosen = [COMBINATIONS[i] for i in rng.choice(len(COMBINATIONS), count, p=weights)]
@@ -115,7 +110,7 @@ def examples(split: str, count: int | None = None) -> list[Example]:
     found = []
     for index in range(split_size(split) if count is None else count):
         rng = _generator(split, index)
-        graph = _draw_scene(split, index, rng)
+        graph = scene(split, index, rng)
         captions = tuple(language.describe(graph, rng) for _ in range(REFERENCES))
         found.append(Example(f"{split}-{index:06d}", graph, renderer.render(graph), captions))
     return found
@@ -129,7 +124,7 @@ def texts(count: int | None = None) -> list[tuple[str, str]]:
     lines = []
     for index in range(SPLITS["text"] if count is None else count):
         rng = _generator("text", index)
-        graph = _draw_scene("text", index, rng)
+        graph = scene("text", index, rng)
         about = graph.objects[int(rng.integers(len(graph.objects)))]
         lines.append((language.class_name(about.combination), language.describe(graph, rng)))
     return lines

@@ -26,10 +26,12 @@ from synth2_jax.domains.scenes.renderer import (
 )
 
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
-LEFT_OF = ("to the left of", "left of", "on the left of")
-RIGHT_OF = ("to the right of", "right of", "on the right of")
-ABOVE = ("above", "over", "on top of")
-BELOW = ("below", "under", "beneath")
+RELATIONS = {
+    "left": ("to the left of", "left of", "on the left of"),
+    "right": ("to the right of", "right of", "on the right of"),
+    "above": ("above", "over", "on top of"),
+    "below": ("below", "under", "beneath"),
+}
 VERTICAL = {0: ("top", "upper"), 1: ("bottom", "lower")}
 HORIZONTAL = {0: "left", 1: "right"}
 OPENINGS = ("", "", "", "there is ", "a picture of ", "we see ", "this picture shows ")
@@ -43,13 +45,11 @@ _NOUN_PHRASE = re.compile(
     rf"\b(?:({'|'.join(COUNTS)})\s+)?(?:({'|'.join(_SIZE_OF)})\s+)?"
     rf"({'|'.join(COLOURS)})\s+({'|'.join(_SHAPE_OF)})\b"
 )
-_RELATION = re.compile(
-    rf"\b({'|'.join(sorted(LEFT_OF + RIGHT_OF + ABOVE + BELOW, key=len, reverse=True))})\s*$"
-)
+_RELATION_OF = {words: relation for relation, options in RELATIONS.items() for words in options}
+_RELATION = re.compile(rf"\b({'|'.join(sorted(_RELATION_OF, key=len, reverse=True))})\s*$")
 _POSITION = re.compile(
     r"^\s*(?:sits |is |lies )?(?:in|at) the (top|upper|bottom|lower) (left|right)\b"
 )
-_WORDS_OF = {"left": LEFT_OF, "right": RIGHT_OF, "above": ABOVE, "below": BELOW}
 _BACKGROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\s+(?:background|picture|canvas)\b")
 
 
@@ -81,12 +81,9 @@ def _choice(rng: np.random.Generator, options):
 
 
 def _noun_phrase(item: SceneObject, rng: np.random.Generator, sized: bool) -> str:
-    size = _choice(rng, SIZE_WORDS[item.size]) + " " if sized else ""
-    return (
-        f"a {size}{item.colour} {item.shape}"
-        if size
-        else f"{_article(item.colour)} {item.colour} {item.shape}"
-    )
+    if sized:
+        return f"a {_choice(rng, SIZE_WORDS[item.size])} {item.colour} {item.shape}"
+    return f"{_article(item.colour)} {item.colour} {item.shape}"
 
 
 def _article(word: str) -> str:
@@ -100,10 +97,9 @@ def _position(cell: tuple[int, int], rng: np.random.Generator) -> str:
 
 
 def _relation(first: tuple[int, int], second: tuple[int, int]) -> str | None:
-    """How cell `first` stands to cell `second`: "left" | "right" | "above" | "below".
+    """Where cell `first` is from `second`: "left" | "right" | "above" | "below".
 
-    None when they lie on a diagonal: the language has corners for that. What is said, imagined and
-    held to be true all goes by this.
+    None on a diagonal: the language has corners for that.
     """
     (row, column), (other_row, other_column) = first, second
     if row == other_row:
@@ -124,11 +120,8 @@ def _body(scene: Scene, rng: np.random.Generator, verb: str) -> str:
     (colour, shape), most = counts.most_common(1)[0]
     if most > 1 and rng.random() < 0.7:  # "two red circles", the odd one out after them
         group = f"{('two', 'three')[most - 2]} {colour} {PLURALS[shape]}"
-        others = [
-            p
-            for p, item in zip(phrases, objects, strict=True)
-            if item.combination != (colour, shape)
-        ]
+        paired = zip(phrases, objects, strict=True)
+        others = [phrase for phrase, item in paired if item.combination != (colour, shape)]
         return " and ".join([group, *others])
 
     relation = _relation(objects[0].cell, objects[1].cell)
@@ -136,7 +129,7 @@ def _body(scene: Scene, rng: np.random.Generator, verb: str) -> str:
         places = [_position(item.cell, rng) for item in objects[:2]]
         pair = f"{phrases[0]} {places[0]} and {phrases[1]} {places[1]}"
     else:
-        pair = f"{phrases[0]} {verb}{_choice(rng, _WORDS_OF[relation])} {phrases[1]}"
+        pair = f"{phrases[0]} {verb}{_choice(rng, RELATIONS[relation])} {phrases[1]}"
     if len(objects) == 2:
         return pair if rng.random() < 0.9 else " and ".join(phrases)
     style = rng.random()
@@ -184,30 +177,23 @@ def parse(caption: str) -> Claims:
         count, size, colour, shape = match.groups()
         until = matches[which + 1].start() if which + 1 < len(matches) else len(text)
         place = _POSITION.match(text[match.end() : until])
-        cell = None
-        if place:
-            row = 0 if place.group(1) in VERTICAL[0] else 1
-            cell = (row, 0 if place.group(2) == "left" else 1)
+        cell = place and (int(place[1] not in VERTICAL[0]), int(place[2] == "right"))
         before = text[matches[which - 1].end() : match.start()] if which else ""
-        link = _RELATION.search(before)
-        if link and claims:
+        if link := _RELATION.search(before):
             here, there = len(claims) - 1, len(claims)
-            word = link.group(1)
-            if word in LEFT_OF + ABOVE:
-                relations.append((here, "left" if word in LEFT_OF else "above", there))
+            relation = _RELATION_OF[link[1]]
+            if relation in ("left", "above"):
+                relations.append((here, relation, there))
             else:
-                relations.append((there, "left" if word in RIGHT_OF else "above", here))
+                relations.append((there, "left" if relation == "right" else "above", here))
         claim = Claim(colour, _SHAPE_OF[shape], _SIZE_OF.get(size), cell)
         claims += [claim] * COUNTS.get(count, 1)
     background = _BACKGROUND.search(text)
-    return Claims(tuple(claims), tuple(relations), background.group(1) if background else None)
+    return Claims(tuple(claims), tuple(relations), background and background[1])
 
 
 def objects_right(claimed: Counter, present: Counter) -> float:
-    """Objects (colour, shape) in both, over the larger count.
-
-    1 when all are right and none is made up.
-    """
+    """Objects (colour, shape) in both, over the larger count: 1 if all are right, none made up."""
     largest = max(sum(claimed.values()), sum(present.values()))
     return sum((claimed & present).values()) / largest if largest else 1.0
 
@@ -215,10 +201,6 @@ def objects_right(claimed: Counter, present: Counter) -> float:
 def combinations(items) -> Counter:
     """Counts of (colour, shape) among claims or scene objects."""
     return Counter(item.combination for item in items)
-
-
-def _fits(claim: Claim, item: SceneObject) -> bool:
-    return claim.combination == item.combination
 
 
 def _assignments(
@@ -232,10 +214,8 @@ def _assignments(
         yield from itertools.permutations(objects, num_claims)
         return
     for places in itertools.permutations(range(num_claims), len(objects)):
-        assigned = [None] * num_claims
-        for place, item in zip(places, objects, strict=True):
-            assigned[place] = item
-        yield assigned
+        item_at = dict(zip(places, objects, strict=True))
+        yield [item_at.get(place) for place in range(num_claims)]
 
 
 def agreement(claims: Claims, scene: Scene) -> dict[str, tuple[float, int]]:
@@ -247,22 +227,21 @@ def agreement(claims: Claims, scene: Scene) -> dict[str, tuple[float, int]]:
     """
     best_rank, best = (-1,), {}
     for assigned in _assignments(len(claims.objects), scene.objects):
-        right = {"combination": 0, "sizes": 0, "places": 0}
-        for claim, item in zip(claims.objects, assigned, strict=True):
-            if item is None or not _fits(claim, item):
-                continue
-            right["combination"] += 1
-            right["sizes"] += claim.size == item.size
-            right["places"] += claim.cell == item.cell
-        for i, name, j in claims.relations:
-            pair = assigned[i], assigned[j]
-            if (
-                None not in pair
-                and _fits(claims.objects[i], pair[0])
-                and _fits(claims.objects[j], pair[1])
-            ):
-                right["places"] += _relation(pair[0].cell, pair[1].cell) == name
-        rank = right["combination"], right["places"], right["sizes"]
+        fits = [
+            (claim, item) if item and claim.combination == item.combination else None
+            for claim, item in zip(claims.objects, assigned, strict=True)
+        ]
+        found = [pair for pair in fits if pair]
+        right = {
+            "sizes": sum(claim.size == item.size for claim, item in found),
+            "places": sum(claim.cell == item.cell for claim, item in found)
+            + sum(
+                _relation(fits[i][1].cell, fits[j][1].cell) == name
+                for i, name, j in claims.relations
+                if fits[i] and fits[j]
+            ),
+        }
+        rank = len(found), right["places"], right["sizes"]
         if rank > best_rank:
             best_rank, best = rank, right
     return {
@@ -280,12 +259,11 @@ def imagine(claims: Claims, rng: np.random.Generator) -> Scene | None:
     count = len(claims.objects)
     if not 1 <= count <= 3:
         return None
+    wanted = [claim.cell for claim in claims.objects]
     layouts = [
         cells
         for cells in itertools.permutations(CELLS, count)
-        if all(
-            claim.cell in (None, cell) for claim, cell in zip(claims.objects, cells, strict=True)
-        )
+        if all(cell in (None, at) for cell, at in zip(wanted, cells, strict=True))
         and all(_relation(cells[i], cells[j]) == name for i, name, j in claims.relations)
     ]
     if not layouts:

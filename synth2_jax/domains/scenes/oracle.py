@@ -4,6 +4,7 @@ On generated pictures this makes faithfulness an exact count, as GenEval's detec
 photographs.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -26,23 +27,15 @@ from synth2_jax.domains.scenes.renderer import (
 @functools.cache
 def _templates(background: str) -> tuple[tuple[SceneObject | None, ...], np.ndarray]:
     """Every drawable cell on this background: its object (None: empty) and pixels f32[M, P]."""
-    items: list[SceneObject | None] = [None]
-    for colour, shape, size in itertools.product(COLOURS, SHAPES, SIZES):
-        items.append(SceneObject((0, 0), colour, shape, size))
-    pixels = np.stack([render_cell(background, item).reshape(-1) for item in items])
-    return tuple(items), pixels
-
-
-def _squared_distances(cells_XP: np.ndarray, templates_MP: np.ndarray) -> np.ndarray:
-    cross_XM = cells_XP @ templates_MP.T
-    return (cells_XP**2).sum(1)[:, None] - 2 * cross_XM + (templates_MP**2).sum(1)[None]
+    looks = itertools.product(COLOURS, SHAPES, SIZES)
+    items = (None, *(SceneObject((0, 0), *look) for look in looks))
+    return items, np.stack([render_cell(background, item).reshape(-1) for item in items])
 
 
 def read(images: np.ndarray) -> list[Scene]:
-    """Reads pictures u8 or f32 [B, IMAGE_SIZE, IMAGE_SIZE, 3] in [0, 255] into scene graphs.
+    """Reads pictures u8 or f32 [B, 32, 32, 3] in [0, 255] into scene graphs.
 
-    The background whose best cells lie nearest to all four cells is chosen first, then each cell's
-    nearest template on it.
+    Chooses the background whose cells come nearest to all four, then each cell's nearest on it.
     """
     batch = len(images)
     images = np.asarray(images, np.float32)
@@ -53,17 +46,16 @@ def read(images: np.ndarray) -> list[Scene]:
     names = list(BACKGROUNDS)
     best, error = [], []
     for name in names:
-        distances_XM = _squared_distances(cells_XP, _templates(name)[1])
+        templates_MP = _templates(name)[1]
+        distances_XM = (cells_XP**2).sum(1)[:, None] - 2 * (cells_XP @ templates_MP.T)
+        distances_XM += (templates_MP**2).sum(1)[None]
         best.append(distances_XM.argmin(1).reshape(batch, 4))
         error.append(distances_XM.min(1).reshape(batch, 4).sum(1))
     background_B = np.argmin(error, axis=0)
     scenes = []
     for row, which in enumerate(background_B):
-        items = _templates(names[which])[0]
-        found = []
-        for cell, index in zip(CELLS, best[which][row], strict=True):
-            item = items[index]
-            if item is not None:
-                found.append(SceneObject(cell, item.colour, item.shape, item.size))
+        items = [_templates(names[which])[0][index] for index in best[which][row]]
+        cells = zip(CELLS, items, strict=True)
+        found = [dataclasses.replace(item, cell=cell) for cell, item in cells if item]
         scenes.append(Scene(tuple(found), names[which]))
     return scenes

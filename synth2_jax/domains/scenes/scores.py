@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from synth2_jax.domains.scenes import dataset, language, oracle
-from synth2_jax.domains.scenes.renderer import Scene
+from synth2_jax.domains.scenes.renderer import Scene, SceneObject
 from synth2_jax.errors import UserError
 
 
@@ -19,37 +19,25 @@ def scene_of(key: str) -> Scene:
 
 def has_unseen(scene: Scene) -> bool:
     """Whether the scene shows a combination that `real` never does."""
-    unseen = dataset.unseen_combinations()
-    return any(item.combination in unseen for item in scene.objects)
+    return _any_unseen(scene.objects)
 
 
 def caption_objects_right(captions: Sequence[str], scenes: Sequence[Scene]) -> float:
     """Mean `objects_right` of what each caption claims."""
-    return float(
-        np.mean(
-            [
-                language.objects_right(
-                    language.combinations(language.parse(caption).objects),
-                    language.combinations(scene.objects),
-                )
-                for caption, scene in zip(captions, scenes, strict=True)
-            ]
-        )
-    )
+    return _mean_objects_right([language.parse(caption) for caption in captions], scenes)
 
 
 def picture_objects_right(images: np.ndarray, scenes: Sequence[Scene]) -> float:
     """Mean `objects_right` of what the oracle reads in pictures [B, 32, 32, 3] in [0, 255]."""
-    return float(
-        np.mean(
-            [
-                language.objects_right(
-                    language.combinations(seen.objects), language.combinations(scene.objects)
-                )
-                for seen, scene in zip(oracle.read(images), scenes, strict=True)
-            ]
-        )
-    )
+    return _mean_objects_right(oracle.read(images), scenes)
+
+
+def _mean_objects_right(found: Sequence[Scene | language.Claims], scenes: Sequence[Scene]) -> float:
+    pairs = [
+        (language.combinations(one.objects), language.combinations(scene.objects))
+        for one, scene in zip(found, scenes, strict=True)
+    ]
+    return float(np.mean([language.objects_right(*pair) for pair in pairs]))
 
 
 def agreement_shares(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
@@ -70,5 +58,8 @@ def agreement_shares(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[s
 
 def claims_unseen(caption: str) -> bool:
     """Whether a caption speaks of a combination that `real` never shows."""
-    unseen = dataset.unseen_combinations()
-    return any(claim.combination in unseen for claim in language.parse(caption).objects)
+    return _any_unseen(language.parse(caption).objects)
+
+
+def _any_unseen(items: Sequence[SceneObject | language.Claim]) -> bool:
+    return any(item.combination in dataset.unseen_combinations() for item in items)
