@@ -21,10 +21,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", flags)
 # A shell ignores these signals for what it starts in the background or by nohup; tests send them.
-for number, handler in (
-    (signal.SIGINT, signal.default_int_handler),
-    (signal.SIGHUP, signal.SIG_DFL),
-):
+handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+for number, handler in handlers.items():
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 # Where launch/test.sh has put the TPU compiler.

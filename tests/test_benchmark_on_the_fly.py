@@ -1,13 +1,11 @@
 """The benchmark of training on the fly: what its four ways are, and what it counts."""
 
-import importlib.util
-import pathlib
-
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+from benchmarks import on_the_fly
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data.fake_batches import FakeBatches
@@ -22,22 +20,12 @@ from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_state import create_train_state, state_layout
 from synth2_jax.training.train_step import make_train_step, step_rngs
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROWS, NUM_TOKENS = 2, 16
 TINY = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "head_dim": 8, "mlp_dim": 8}
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    path = ROOT / "benchmarks" / "on_the_fly.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_on_the_fly", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def tiny(name, *sections):
-    config = config_lib.load_config(str(ROOT / "configs" / "scenes" / f"{name}.py:tiny"))
+    config = config_lib.load_config(f"configs/scenes/{name}.py:tiny")
     with config.unlocked():
         config.model.tokenizer.update(filters=8, num_res_blocks=1)
         for section in sections:
@@ -55,8 +43,8 @@ def generator():
     return tiny("generator", "text_encoder", "maskgit")
 
 
-def test_the_recipes(benchmark):
-    found = benchmark.ways(NUM_TOKENS, 8, (0.25, 0.75))
+def test_the_recipes():
+    found = on_the_fly.ways(NUM_TOKENS, 8, (0.25, 0.75))
     assert [way.image_space for way in found.values()] == 2 * ["embedding", "pixel"]
     assert found["stored_embedding"].sampler is found["stored_pixel"].sampler is None
     ours, plain = found["on_the_fly"], found["on_the_fly_plain"]
@@ -64,13 +52,13 @@ def test_the_recipes(benchmark):
     np.testing.assert_array_equal(guided, [0, 0, 1, 1, 1, 1, 0, 0])
     assert plain.sampler.num_steps == NUM_TOKENS  # a step reveals at least one token
     assert guidance_scales(plain.guidance, NUM_TOKENS).all()
-    assert benchmark.ways(256, 8, (0, 1))["on_the_fly_plain"].sampler.num_steps == 24
+    assert on_the_fly.ways(256, 8, (0, 1))["on_the_fly_plain"].sampler.num_steps == 24
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["on_the_fly", "on_the_fly_plain"])
-def test_one_program_does_what_sampling_and_then_training_do(benchmark, vlm, generator, key):
-    way = benchmark.ways(NUM_TOKENS, 4, (0.25, 0.75))[key]
+def test_one_program_does_what_sampling_and_then_training_do(vlm, generator, key):
+    way = on_the_fly.ways(NUM_TOKENS, 4, (0.25, 0.75))[key]
     objective = make_objective("vlm", {**vlm.model.to_dict(), "image_space": way.image_space})
     captioned = make_objective("generator", generator.model.to_dict())
     tx = make_optimizer(OptimizerConfig())
@@ -93,7 +81,7 @@ def test_one_program_does_what_sampling_and_then_training_do(benchmark, vlm, gen
         state, {**batch, "image_tokens": image_tokens_BN}
     )
     captions = {"caption_tokens": text["text_tokens"], "caption_mask": text["text_mask"]}
-    together = jax.jit(benchmark.make_step(way, objective, tx, model))(
+    together = jax.jit(on_the_fly.make_step(way, objective, tx, model))(
         state, params, {**batch, **captions}
     )
     jax.tree.map(
@@ -102,14 +90,14 @@ def test_one_program_does_what_sampling_and_then_training_do(benchmark, vlm, gen
 
 
 @pytest.mark.slow
-def test_each_way_is_timed_and_its_flops_are_the_formulas(benchmark, vlm, generator):
-    found = benchmark.measure(vlm, generator, ROWS, num_steps=4, interval=(0, 0.5), rounds=1)
+def test_each_way_is_timed_and_its_flops_are_the_formulas(vlm, generator):
+    found = on_the_fly.measure(vlm, generator, ROWS, num_steps=4, interval=(0, 0.5), rounds=1)
     rows = found["ways"]
     assert all(
         row["steps_per_second"] * row["seconds"] == pytest.approx(1) for row in rows.values()
     )
     task = make_objective("generator", generator.model.to_dict()).task
-    for key, way in benchmark.ways(NUM_TOKENS, 4, (0, 0.5)).items():
+    for key, way in on_the_fly.ways(NUM_TOKENS, 4, (0, 0.5)).items():
         model = {**vlm.model.to_dict(), "image_space": way.image_space}
         flops = model_flops.train_step(make_objective("vlm", model).task, ROWS)
         if way.sampler:
@@ -128,14 +116,14 @@ def test_each_way_is_timed_and_its_flops_are_the_formulas(benchmark, vlm, genera
     assert sampled < sampled_plain < 4 * sampled
 
 
-def test_the_configs_share_their_tokenizer(benchmark, vlm, generator):
+def test_the_configs_share_their_tokenizer(vlm, generator):
     generator.model.tokenizer.filters = 16
     with pytest.raises(UserError, match=r"tokenizer.filters: found 16 .* expected the VLM's 8"):
-        benchmark.measure(vlm, generator, ROWS)
+        on_the_fly.measure(vlm, generator, ROWS)
 
 
-def test_captions_that_are_stored_encoded_are_refused(benchmark, vlm, generator):
+def test_captions_that_are_stored_encoded_are_refused(vlm, generator):
     with generator.unlocked():
         generator.model.update(stored_text_features=True, freeze_text_encoder=True)
     with pytest.raises(UserError, match="stored_text_features: found True, expected False"):
-        benchmark.measure(vlm, generator, ROWS)
+        on_the_fly.measure(vlm, generator, ROWS)

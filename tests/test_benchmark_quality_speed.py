@@ -1,8 +1,5 @@
 """The quality-speed curve: what is chosen, on which captions, and how it is scored and drawn."""
 
-import importlib.util
-import pathlib
-import sys
 from xml.etree import ElementTree
 
 import flax.linen as nn
@@ -10,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import charts, quality_speed
 from synth2_jax import config as config_lib
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
@@ -18,25 +16,12 @@ from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.training.objectives import make_objective
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def load(name):
-    path = ROOT / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their types
-    spec.loader.exec_module(module)
-    return module
-
-
-quality_speed, charts = load("quality_speed"), load("charts")
 START = quality_speed.Setting(ParallelDecodeConfig(num_steps=2), GuidanceConfig(scale=1.0))
 
 
 @pytest.fixture(scope="module")
 def trained():
-    config = config_lib.load_config(str(ROOT / "configs" / "scenes" / "generator.py:tiny"))
+    config = config_lib.load_config("configs/scenes/generator.py:tiny")
     with config.unlocked():
         config.model.generator.maskgit.update(num_layers=1, embed_dim=16, head_dim=8, mlp_dim=16)
         config.model.generator.text_encoder.update(num_layers=1, embed_dim=8, mlp_dim=8)

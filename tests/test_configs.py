@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import pathlib
 import pkgutil
@@ -28,16 +29,17 @@ PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 FOLDER = pathlib.Path("configs")
 # Shared sections, not a config of a stage.
 FILES = sorted(path for path in FOLDER.rglob("*.py") if path.name != "models.py")
+CLASSES = {
+    "tokenize": tokenize.TokenizeConfig,
+    "encode_captions": encode_captions.EncodeCaptionsConfig,
+    "captions": captions.CaptionsConfig,
+    "synthesize": synthesize.SynthesizeConfig,
+    "filter": filter_stage.FilterConfig,
+    "evaluate": evaluate.EvaluateConfig,
+}
 BUILDERS = {
-    "tokenize": lambda config: config_lib.build(tokenize.TokenizeConfig, config),
-    "encode_captions": lambda config: config_lib.build(
-        encode_captions.EncodeCaptionsConfig, config
-    ),
+    **{stage: functools.partial(config_lib.build, cls) for stage, cls in CLASSES.items()},
     "train": train.build,
-    "captions": lambda config: config_lib.build(captions.CaptionsConfig, config),
-    "synthesize": lambda config: config_lib.build(synthesize.SynthesizeConfig, config),
-    "filter": lambda config: config_lib.build(filter_stage.FilterConfig, config),
-    "evaluate": lambda config: config_lib.build(evaluate.EvaluateConfig, config),
     "demo": lambda config: Experiment(config, "unused"),
     "study": lambda config: Experiment(config, "unused", study.StudyExperimentConfig),
 }
@@ -71,40 +73,29 @@ def build(variant, change=None):
 
 def keys_of(section, where=""):
     """Dotted paths of the keys of a config, those of data that a user names left out."""
+    if re.search(r"(^|\.)data\.(folders|rates)\.$", where):
+        return
     for name, value in section.items():
-        if where in ("data.folders.", "data.rates.") or where.endswith(
-            (".data.folders.", ".data.rates.")
-        ):
-            return
         yield f"{where}{name}"
         if hasattr(value, "items"):
             yield from keys_of(value, f"{where}{name}.")
 
 
 def test_there_are_configs_for_every_stage_that_takes_one():
-    assert {stage_of(path) for path in FILES} == set(STAGES) - {
-        "report",
-        "inspect",
-        "export",
-        "plan",
-    }
+    without = {"report", "inspect", "export", "plan"}
+    assert {stage_of(path) for path in FILES} == set(STAGES) - without
     assert any(variant.endswith(":tiny") for variant in TRAINED)
     assert "configs/scenes/vlm.py:mixture" in VARIANTS
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_builds(variant):
+def test_it_builds_and_a_typo_in_any_of_its_keys_dies_with_the_right_name(variant):
     build(variant)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_typo_in_any_of_its_keys_dies_with_the_right_name(variant):
     for key in keys_of(load_config(variant)):
-        parent, _, name = key.rpartition(".")
-        typo = f"{parent}.{name}x" if parent else f"{name}x"
         with pytest.raises(UserError) as error:
-            build(variant, (typo, "1"))
-        assert f"--config.{typo}: unknown key; did you mean '{name}'?" in str(error.value)
+            build(variant, (f"{key}x", "1"))
+        name = key.rpartition(".")[2]
+        assert f"--config.{key}x: unknown key; did you mean '{name}'?" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +133,9 @@ def test_configs_of_one_chain_fit_together():
 def test_tiny_is_the_same_model_for_fewer_steps():
     for variant in TRAINED:
         if variant.endswith("tiny"):
-            tiny, whole = load_config(variant), load_config(re.sub(r":?,?tiny", "", variant))
-            assert tiny.model.to_dict() | {"quantize_start": 0} == whole.model.to_dict() | {
-                "quantize_start": 0
-            }
-            assert tiny.train.steps < whole.train.steps / 10
+            tiny, whole = (load_config(v) for v in (variant, re.sub(r":?,?tiny", "", variant)))
+            models = [config.model.to_dict() | {"quantize_start": 0} for config in (tiny, whole)]
+            assert models[0] == models[1] and tiny.train.steps < whole.train.steps / 10
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -163,41 +152,31 @@ def test_its_docstring_holds_command_hardware_time_and_score(path):
 def config_classes():
     """Every config dataclass of the package: those that `config.build` can be asked for."""
     for info in pkgutil.walk_packages([str(PACKAGE)], "synth2_jax."):
-        module = importlib.import_module(info.name)
-        for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and dataclasses.is_dataclass(value)
-                and value.__module__ == info.name
-                and value.__name__.endswith(("Config", "Task"))
-            ):
+        for value in vars(importlib.import_module(info.name)).values():
+            is_class = isinstance(value, type) and dataclasses.is_dataclass(value)
+            is_config = is_class and value.__name__.endswith(("Config", "Task"))
+            if is_config and value.__module__ == info.name:
                 yield value
 
 
-def reads(tree):
+def reads(node, cls=None, function=None):
     """(attribute, name of the enclosing class, name of the enclosing function) of each `x.name`.
 
     `getattr(x, name)` with a name that is no literal reads nothing in particular.
     """
-    found = []
-
-    def visit(node, cls, function):
-        if isinstance(node, ast.ClassDef):
-            cls = node.name
-        elif isinstance(node, ast.FunctionDef):
-            function = node.name
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            found.append((node.attr, cls, function))
-        for child in ast.iter_child_nodes(node):
-            visit(child, cls, function)
-
-    visit(tree, None, None)
-    return found
+    if isinstance(node, ast.ClassDef):
+        cls = node.name
+    elif isinstance(node, ast.FunctionDef):
+        function = node.name
+    elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        yield node.attr, cls, function
+    for child in ast.iter_child_nodes(node):
+        yield from reads(child, cls, function)
 
 
 def dead_fields(classes, sources):
     """ "Class.field" that nothing reads but the checks in the class's own __post_init__."""
-    found = [read for source in sources for read in reads(ast.parse(source))]
+    found = {read for source in sources for read in reads(ast.parse(source))}
     return sorted(
         f"{cls}.{field}"
         for cls, fields in classes.items()

@@ -1,12 +1,12 @@
 """The roll call: who is there learns who is missing, and one line says it."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from synth2_jax import distributed
 from synth2_jax.distributed import Processes
 from synth2_jax.errors import UserError
+from synth2_jax.testing.user_errors import user_error
 
 ENVIRONMENT = {
     "SYNTH2_COORDINATOR": "10.0.0.1:8476",
@@ -28,30 +29,26 @@ def free_port():
         return found.getsockname()[1]
 
 
+def one_of(num_processes, process_id, port, seconds=20.0, secret=""):
+    return Processes("127.0.0.1", port, num_processes, process_id, None, seconds, secret)
+
+
 def call_the_roll(*given):
     """What each of several processes is told: "" or the error; here each is a thread."""
-    told = {}
 
-    def one(place, processes):
+    def told(processes):
         try:
             distributed.roll_call(processes)
-            told[place] = ""
         except UserError as error:
-            told[place] = str(error)
+            return str(error)
+        return ""
 
-    threads = [threading.Thread(target=one, args=pair) for pair in enumerate(given)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [told[place] for place in range(len(given))]
-
-
-def test_alone_there_is_nothing_to_join():
-    assert distributed.from_environment({}) is None
+    with concurrent.futures.ThreadPoolExecutor(len(given)) as pool:
+        return list(pool.map(told, given))
 
 
 def test_the_launchers_words():
+    assert distributed.from_environment({}) is None  # alone there is nothing to join
     found = distributed.from_environment({**ENVIRONMENT, "SYNTH2_NUM_DEVICES": "16"})
     assert found == Processes("10.0.0.1", 8476, 4, 3, 16, 300.0)
 
@@ -76,52 +73,43 @@ def test_the_launchers_words():
     ],
 )
 def test_mistakes_in_them(name, text, message):
-    with pytest.raises(UserError) as error:
+    with user_error(f"{name}: .*{message}"):
         distributed.from_environment({**ENVIRONMENT, name: text})
-    assert str(error.value).startswith(name) and message in str(error.value)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 5])
 def test_all_are_there(num_processes):
     port = free_port()
-    told = call_the_roll(
-        *(Processes("127.0.0.1", port, num_processes, i) for i in range(num_processes))
-    )
+    told = call_the_roll(*(one_of(num_processes, i, port) for i in range(num_processes)))
     assert told == [""] * num_processes
 
 
-def test_everyone_learns_who_is_missing():
+# What is started where (processes that it expects, number), and what all of them are told.
+TROUBLES = [
+    (
+        [(4, 0), (4, 3), (4, 1)],
+        "preflight: expected 4 processes, found 3 within 1 s: 0, 1, 3",
+    ),
+    (
+        [(3, 0), (2, 1)],
+        "preflight: process 0 expected 3 processes, found process 1, which expected 2",
+    ),
+    ([(4, 0), (4, 1), (4, 1)], "preflight: expected one process 1, found two"),
+]
+
+
+@pytest.mark.parametrize("started, line", TROUBLES)
+def test_everyone_learns_who_is_missing_or_contradicts(started, line):
     port = free_port()
-    told = call_the_roll(
-        *(Processes("127.0.0.1", port, 4, i, start_seconds=1.0) for i in (0, 3, 1))
-    )
-    expected = "preflight: expected 4 processes, found 3 within 1 s: 0, 1, 3"
-    assert told == [expected] * 3
+    seconds = 1.0 if "within" in line else 9.0
+    told = call_the_roll(*(one_of(*numbers, port, seconds) for numbers in started))
+    assert told == [line] * len(started)
 
 
 def test_without_process_0_the_others_give_up():
     port = free_port()
-    (told,) = call_the_roll(Processes("127.0.0.1", port, 2, 1, start_seconds=0.5))
-    expected = f"preflight: process 1 found no process 0 at 127.0.0.1:{port} within 0"
-    assert told.startswith(expected.removesuffix("0"))
-
-
-def test_two_launches_that_contradict():
-    port = free_port()
-    told = call_the_roll(
-        Processes("127.0.0.1", port, 3, 0, start_seconds=5.0),
-        Processes("127.0.0.1", port, 2, 1, start_seconds=5.0),
-    )
-    expected = "preflight: process 0 expected 3 processes, found process 1, which expected 2"
-    assert told == [expected] * 2
-
-
-def test_one_process_started_twice():
-    port = free_port()
-    told = call_the_roll(
-        *(Processes("127.0.0.1", port, 4, i, start_seconds=5.0) for i in (0, 1, 1))
-    )
-    assert told == ["preflight: expected one process 1, found two"] * 3
+    (told,) = call_the_roll(one_of(2, 1, port, seconds=0.5))
+    assert told.startswith(f"preflight: process 1 found no process 0 at 127.0.0.1:{port} within ")
 
 
 SAID = {"process": 1, "processes": 2, "proof": ""}
@@ -147,21 +135,15 @@ SAID = {"process": 1, "processes": 2, "proof": ""}
 def test_a_stranger_on_the_port_changes_nothing(said, monkeypatch):
     """Nor does one that says nothing, although it would be heard for longer than the roll call."""
     monkeypatch.setattr(distributed, "_ANSWER_SECONDS", 90.0)
-    port, told = free_port(), []
-    call = threading.Thread(
-        target=lambda: told.extend(
-            call_the_roll(Processes("127.0.0.1", port, 2, 0, start_seconds=20.0, secret="s"))
-        )
-    )
-    call.start()
-    silent, stranger = connected(port), connected(port)
-    with stranger, contextlib.suppress(OSError):  # which may be cut off while it speaks
-        stranger.sendall(said)
-        stranger.makefile("rb").read(2**20)  # until it is sent away
-    told += call_the_roll(Processes("127.0.0.1", port, 2, 1, start_seconds=20.0, secret="s"))
-    call.join()
-    silent.close()
-    assert told == ["", ""]
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(call_the_roll, one_of(2, 0, port, secret="s"))
+        silent, stranger = connected(port), connected(port)
+        with stranger, contextlib.suppress(OSError):  # which may be cut off while it speaks
+            stranger.sendall(said)
+            stranger.makefile("rb").read(2**20)  # until it is sent away
+        assert call_the_roll(one_of(2, 1, port, secret="s")) == first.result() == [""]
+        silent.close()
 
 
 def connected(port):
@@ -173,10 +155,7 @@ def connected(port):
 
 def test_a_process_of_another_launch_hears_why_it_is_sent_away():
     port = free_port()
-    told = call_the_roll(
-        Processes("127.0.0.1", port, 2, 0, start_seconds=1.0, secret="s"),
-        Processes("127.0.0.1", port, 2, 1, start_seconds=5.0, secret="t"),
-    )
+    told = call_the_roll(one_of(2, 0, port, 1.0, secret="s"), one_of(2, 1, port, 5.0, secret="t"))
     assert told == [
         "preflight: expected 2 processes, found 1 within 1 s: 0",
         "preflight: process 0 has another SYNTH2_SECRET than this process",
@@ -186,22 +165,22 @@ def test_a_process_of_another_launch_hears_why_it_is_sent_away():
 def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        (told,) = call_the_roll(Processes("127.0.0.1", port, 2, 0))
+        (told,) = call_the_roll(one_of(2, 0, port))
     assert told.startswith(f"SYNTH2_COORDINATOR: cannot listen on port {port} (")
 
 
 @pytest.mark.slow
 def test_a_wrong_number_of_devices_is_one_line_and_code_2(tmp_path):
-    flags = ["--config=configs/scenes/vlm.py:tiny", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "synth2_jax.main", "train", f"--workdir={tmp_path}"]
+    alone = {
+        "SYNTH2_COORDINATOR": f"127.0.0.1:{free_port()}",
+        "SYNTH2_NUM_PROCESSES": "1",
+        "SYNTH2_PROCESS_ID": "0",
+        "SYNTH2_NUM_DEVICES": "8",
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "synth2_jax.main", "train", *flags],
-        env={
-            **os.environ,
-            "SYNTH2_COORDINATOR": f"127.0.0.1:{free_port()}",
-            "SYNTH2_NUM_PROCESSES": "1",
-            "SYNTH2_PROCESS_ID": "0",
-            "SYNTH2_NUM_DEVICES": "8",
-        },
+        [*command, "--config=configs/scenes/vlm.py:tiny"],
+        env={**os.environ, **alone},
         capture_output=True,
         text=True,
     )

@@ -66,13 +66,12 @@ def configs_page():
 
 def unknown_keys(words: list[str]) -> list[str]:
     """Returns each `--config.KEY=` of a command that the stage's dataclasses do not have."""
-    command = command_line.parse(words)
-    stage, config = command.stage, main.read_config(command)
-    start = f"--{configs_page().SECTIONS.get(stage, 'config')}."
     keys = [key for word in words if (key := word.partition("=")[0]).startswith("--config.")]
-    if not keys:
-        return []
-    cls = configs_page().config_class("train" if stage == "plan" else stage)
+    command = command_line.parse(words)
+    config = main.read_config(command)
+    start = f"--{configs_page().SECTIONS.get(command.stage, 'config')}."
+    stage = "train" if command.stage == "plan" else command.stage
+    cls = configs_page().config_class(stage) if keys else None
     return [
         key
         for key in keys
@@ -81,17 +80,14 @@ def unknown_keys(words: list[str]) -> list[str]:
 
 
 def _has(cls: type, path: list[str], config) -> bool:
-    hints = typing.get_type_hints(cls)
-    if path[0] not in hints:
+    hint = typing.get_type_hints(cls).get(path[0])
+    if hint is None:
         return False
-    hint = hints[path[0]]
     if path[0] == "model" and hint is typing.Any:
         hint = configs_page().task_classes()[config.model_name]
-    inner = configs_page().sections(hint)
     is_table = getattr(typing.get_origin(hint), "__name__", "") == "Mapping"
-    if len(path) == 1 or is_table:
-        return True
-    return any(_has(section, path[1:], config) for section in inner)
+    inner = configs_page().sections(hint)
+    return len(path) == 1 or is_table or any(_has(one, path[1:], config) for one in inner)
 
 
 def test_there_are_commands_to_check():
@@ -123,15 +119,12 @@ def test_a_key_that_does_not_exist_is_found(monkeypatch):
 def test_what_pages_and_notebook_import_from_the_package_exists():
     notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    for page in PAGES:
-        code += [text for _, language, text in blocks(page) if language == "python"]
-    names = [
-        (node.module, alias.name)
-        for text in code
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("synth2_jax")
-        for alias in node.names
-    ]
+    every = [block for page in PAGES for block in blocks(page)]
+    code += [text for _, language, text in every if language == "python"]
+    nodes = [node for text in code for node in ast.walk(ast.parse(text))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if node.module.startswith("synth2_jax")]
+    names = [(node.module, alias.name) for node in ours for alias in node.names]
     assert len(names) >= 4
     for module, name in names:
         if not hasattr(importlib.import_module(module), name):
@@ -146,13 +139,8 @@ def test_readme_is_short_and_its_links_lead_somewhere():
 
 
 def test_files_that_pages_name_exist():
-    named = {
-        name
-        for page in PAGES
-        for name in re.findall(
-            r"(?:launch|benchmarks|configs|tests|synth2_jax)/[\w/]+\.\w+", page.read_text()
-        )
-    }
+    path = re.compile(r"(?:launch|benchmarks|configs|tests|synth2_jax)/[\w/]+\.\w+")
+    named = {name for page in PAGES for name in path.findall(page.read_text())}
     assert len(named) > 25
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
@@ -160,21 +148,22 @@ def test_files_that_pages_name_exist():
 # --- architecture ---
 
 
-def test_the_rooms_of_the_architecture_page_are_those_of_the_package():
+def section(title: str) -> str:
+    """Returns what docs/architecture.md has under a heading."""
     page = (ROOT / "docs" / "architecture.md").read_text()
-    table = page.partition("## Rooms")[2].partition("\n## ")[0]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return page.partition(f"## {title}")[2].partition("\n## ")[0]
+
+
+def test_the_rooms_of_the_architecture_page_are_those_of_the_package():
+    rows = [line.split("|")[1] for line in section("Rooms").splitlines() if line[:3] == "| `"]
     row_of = {
         name: number
         for number, row in enumerate(rows)
         for name in re.findall(r"`(\w+)(?:\.py|/)?`", row)
     }
-    package = pathlib.Path(synth2_jax.__file__).parent
-    assert row_of.keys() == {
-        path.stem
-        for path in package.iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").exists()
-    } - {"__init__"}
+    paths = pathlib.Path(synth2_jax.__file__).parent.iterdir()
+    rooms = {p.stem for p in paths if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert row_of.keys() == rooms - {"__init__"}
     allowed = load(ROOT / "tests" / "test_imports.py").MAY_IMPORT
     upwards = [
         f"{room} imports {other}"
@@ -186,8 +175,7 @@ def test_the_rooms_of_the_architecture_page_are_those_of_the_package():
 
 
 def test_a_walk_leads_through_twelve_files_that_exist():
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    walks = page.partition("## Walks")[2].partition("\n## ")[0].split("\n### ")[1:]
+    walks = section("Walks").split("\n### ")[1:]
     assert len(walks) == 3
     for walk in walks:
         files = re.findall(r"^\d+\. `([\w/]+\.py)`", walk, re.MULTILINE)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from synth2_jax.errors import UnknownNameError, UserError, in_section, naming
+from synth2_jax.errors import UnknownNameError, UserError, in_section, naming, nearest
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,9 @@ def test_keys_of_a_section_get_its_name():
     assert str(error.value) == (
         "--config.vlm.data.a=x: found 1, as in my--config.b; see --config.vlm.c and config.d"
     )
+
+
+def test_nearest_says_so_when_nothing_is_near():
+    assert nearest("zzz", ["b", "a"]) == "one of: a, b"
+    assert nearest("x", []) == "one of: (none)"
+    assert nearest("zz", [f"a{i:02}" for i in range(30)]).endswith("a18, a19, ...")

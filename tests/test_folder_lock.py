@@ -1,5 +1,6 @@
 """The lock of a folder: one holder, released by any death, and no holder on two machines."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -127,11 +128,9 @@ def test_of_many_machines_that_see_the_same_death_one_goes_on(tmp_path, monkeypa
             refused.append(str(error))
             all_tried.wait(10)
 
-    threads = [threading.Thread(target=start) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(start)
     assert (len(held), len(refused)) == (1, 3)
 
 

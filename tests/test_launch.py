@@ -46,11 +46,8 @@ class Checkout:
         (self.root / "setup.py").write_text("setup\n")
         (self.root / "constraints.txt").write_text("numpy==1\n")
         self.python = self.interpreter(folder / "bin" / "python")
+        self.venv = self.root / ".venv"
         self.environ = {**os.environ, "SYNTH2_PYTHON": str(self.python), "CALLS": str(self.calls)}
-
-    @property
-    def venv(self) -> pathlib.Path:
-        return self.root / ".venv"
 
     def interpreter(self, path: pathlib.Path, text: str = FAKE_PYTHON) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +71,12 @@ class Checkout:
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def installations(self) -> int:
-        return self.calls.read_text().count("pip")
-
     def extras(self) -> list[str]:
         """Of each installation."""
         return re.findall(r"^pip \.\[(.+)\]$", self.calls.read_text(), re.MULTILINE)
+
+
+MADE = "data,dev"  # the extras of an environment that is made
 
 
 @pytest.fixture
@@ -90,32 +87,27 @@ def checkout(tmp_path):
 # --- environment.sh ---
 
 
-def test_the_environment_is_made_once(checkout):
-    assert checkout.run("environment.sh").returncode == 0
-    assert checkout.installations() == 1
-    again = checkout.run("environment.sh")
-    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert checkout.installations() == 1
-
-
-def test_an_extra_is_installed_once_and_again_after_a_change(checkout):
-    for _ in range(2):
-        assert checkout.run("environment.sh", "interop").returncode == 0
-    assert checkout.run("environment.sh").returncode == 0
-    assert checkout.extras() == ["data,dev", "interop"]
+def test_environment_and_extras_are_installed_once_and_again_after_a_change(checkout):
+    for extra in ([], [], ["interop"], ["interop"], []):
+        again = checkout.run("environment.sh", *extra)
+        assert again.returncode == 0
+    assert again.stdout == again.stderr == ""
+    assert checkout.extras() == [MADE, "interop"]
+    (checkout.venv / "added by hand").touch()
     (checkout.root / "setup.py").write_text("changed\n")
     assert checkout.run("environment.sh", "interop").returncode == 0
-    assert checkout.extras() == ["data,dev", "interop"] * 2
+    assert checkout.extras() == [MADE, "interop"] * 2
+    (checkout.root / "constraints.txt").write_text("changed\n")
+    assert checkout.run("environment.sh").returncode == 0
+    assert checkout.extras() == [*[MADE, "interop"] * 2, MADE]
+    assert (checkout.venv / "added by hand").exists()
 
 
 def test_what_is_to_be_installed_alone_is(checkout):
     (checkout.root / "constraints.txt").write_text("# --no-deps one==1 two==2\nnumpy==1\n")
     assert checkout.run("environment.sh", "interop").returncode == 0
-    assert checkout.calls.read_text().splitlines() == [
-        "pip .[data,dev]",
-        "pip .[interop]",
-        "pip two==2",
-    ]
+    installed = checkout.calls.read_text().splitlines()
+    assert installed == ["pip .[data,dev]", "pip .[interop]", "pip two==2"]
 
 
 def test_an_extra_that_cannot_be_installed_is_tried_again(checkout):
@@ -123,17 +115,7 @@ def test_an_extra_that_cannot_be_installed_is_tried_again(checkout):
     assert checkout.run("environment.sh", "interop", PIP="bad").returncode == 1
     assert checkout.run("environment.sh").returncode == 0
     assert checkout.run("environment.sh", "interop").returncode == 0
-    assert checkout.extras() == ["data,dev", "interop", "interop"]
-
-
-@pytest.mark.parametrize("name", ["setup.py", "constraints.txt"])
-def test_a_change_of_what_it_is_made_from_installs_over_it(checkout, name):
-    checkout.run("environment.sh")
-    (checkout.venv / "added by hand").touch()
-    (checkout.root / name).write_text("changed\n")
-    assert checkout.run("environment.sh").returncode == 0
-    assert checkout.installations() == 2
-    assert (checkout.venv / "added by hand").exists()
+    assert checkout.extras() == [MADE, "interop", "interop"]
 
 
 def test_a_failed_installation_is_said_and_made_anew(checkout):
@@ -153,8 +135,7 @@ def test_a_killed_installation_is_not_taken_for_a_good_one(checkout):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert checkout.run("environment.sh").returncode == 0
-    assert checkout.installations() == 2
-    assert not (checkout.venv / "half").exists()
+    assert checkout.extras() == [MADE] * 2 and not (checkout.venv / "half").exists()
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="without flock(1) starts do not wait")
@@ -162,17 +143,20 @@ def test_two_starts_install_once(checkout):
     both = [checkout.start("environment.sh", PIP="slow") for _ in range(2)]
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert checkout.installations() == 1
+    assert checkout.extras() == [MADE]
     assert sum("waiting" in error for error in errors) == 1
 
 
-def test_a_moved_checkout_makes_its_environment_anew(checkout):
+def test_a_moved_checkout_and_one_whose_python_is_gone_make_their_environment_anew(checkout):
     checkout.run("environment.sh")
     (checkout.venv / "old").touch()
     checkout.root = checkout.root.rename(checkout.root.with_name("elsewhere"))
+    checkout.venv = checkout.root / ".venv"
     assert checkout.run("environment.sh").returncode == 0
-    assert checkout.installations() == 2
-    assert not (checkout.venv / "old").exists()
+    assert checkout.extras() == [MADE] * 2 and not (checkout.venv / "old").exists()
+    (checkout.venv / "bin" / "python").unlink()
+    assert checkout.run("environment.sh").returncode == 0
+    assert checkout.extras() == [MADE] * 3
 
 
 def test_an_environment_made_by_hand_is_kept(checkout):
@@ -180,13 +164,6 @@ def test_an_environment_made_by_hand_is_kept(checkout):
     (checkout.venv / "mine").touch()
     assert checkout.run("environment.sh").returncode == 0
     assert (checkout.venv / "mine").exists()
-
-
-def test_an_environment_whose_python_is_gone_is_made_anew(checkout):
-    checkout.run("environment.sh")
-    (checkout.venv / "bin" / "python").unlink()
-    assert checkout.run("environment.sh").returncode == 0
-    assert checkout.installations() == 2
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.10", "3.14"])
@@ -211,32 +188,26 @@ def test_a_name_on_path_that_only_fails_is_passed_over(checkout):
 # --- demo.sh ---
 
 
-def test_demo_runs_synth2_with_the_demo_config(checkout):
-    config = checkout.root / "configs" / "scenes" / "demo.py"
-    done = checkout.run("demo.sh")
+@pytest.mark.parametrize(
+    "given, config, rest",
+    [
+        ([], "{}", ["--workdir=workdir/demo"]),
+        (["--tiny"], "{}:tiny", ["--workdir=workdir/demo_tiny"]),
+        (["--config=mine.py", "--tiny"], "mine.py:tiny", ["--workdir=workdir/demo_tiny"]),
+        (
+            ["--config.train.steps=3", "--workdir=a b", "--config.name=x y", "--tiny"],
+            "{}:tiny",
+            ["--workdir=a b", "--config.train.steps=3", "--config.name=x y"],
+        ),
+    ],
+)
+def test_demo_runs_synth2_with_the_demo_config_and_what_it_is_given(
+    checkout, tmp_path, given, config, rest
+):
+    config = config.format(checkout.root / "configs" / "scenes" / "demo.py")
+    done = checkout.run("demo.sh", *given, cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["demo", f"--config={config}", "--workdir=workdir/demo"]
-    tiny = checkout.run("demo.sh", "--tiny")
-    assert tiny.stdout.splitlines() == [
-        "demo",
-        f"--config={config}:tiny",
-        "--workdir=workdir/demo_tiny",
-    ]
-
-
-def test_demo_passes_config_overrides_and_workdir_as_they_are(checkout, tmp_path):
-    process = checkout.start(
-        *("demo.sh", "--config.train.steps=3", "--workdir=a b", "--config.name=x y", "--tiny"),
-        cwd=tmp_path,
-    )
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert out.splitlines()[2:] == ["--workdir=a b", "--config.train.steps=3", "--config.name=x y"]
-
-
-def test_demo_takes_another_config(checkout):
-    done = checkout.run("demo.sh", "--config=mine.py", "--tiny")
-    assert done.stdout.splitlines()[1] == "--config=mine.py:tiny"
+    assert done.stdout.splitlines() == ["demo", f"--config={config}", *rest]
 
 
 @pytest.mark.parametrize(
@@ -266,18 +237,14 @@ def test_demo_refuses_an_unknown_argument_before_it_installs(checkout, argument)
 def test_tests_leave_some_out_unless_asked(checkout, asked, selection):
     workers = ["-n", "2", "--dist", "loadfile"]
     assert checkout.run("test.sh", *asked).stdout.splitlines() == [*workers, *selection]
-    assert checkout.extras() == ["data,dev", *(["interop"] if "--interop" in asked else [])]
+    assert checkout.extras() == [MADE, *(["interop"] if "--interop" in asked else [])]
 
 
 def test_arguments_and_exit_code_are_pytests(checkout, tmp_path):
-    process = checkout.start(
-        *("test.sh", "tests/layers", "--slow", "--interop", "-k", "mask and not rope"),
-        cwd=tmp_path,
-        PYTEST_EXIT="5",
-    )
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 5
-    assert out.splitlines()[4:] == ["tests/layers", "-k", "mask and not rope"]
+    arguments = ["tests/layers", "--slow", "--interop", "-k", "mask and not rope"]
+    done = checkout.run("test.sh", *arguments, cwd=tmp_path, PYTEST_EXIT="5")
+    assert done.returncode == 5
+    assert done.stdout.splitlines()[4:] == ["tests/layers", "-k", "mask and not rope"]
 
 
 @pytest.mark.parametrize("script", ["demo.sh", "test.sh"])

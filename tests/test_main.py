@@ -43,198 +43,97 @@ def test_a_long_value_does_not_hide_what_to_do(capfd):
     assert line.endswith("synthesize, tokenize, train")
 
 
-@pytest.mark.parametrize(
-    "arguments, text",
-    [
-        (["train", "--config=no.py", "--workdir=w"], "--config=no.py: no such file, expected"),
+# {stage and config: [(overrides, line)]}, where a line that begins with ":" or "=" is behind the
+# last key.
+OVERRIDES = {
+    "train vlm": [
+        ("optimizer.lerning_rate=1", ": unknown key; did you mean 'learning_rate'? one of: beta1,"),
         (
-            ["train", f"{VLM}:tinny", "--workdir=w"],
-            "--config=FILE:tinny: unknown word 'tinny'; did you mean 'tiny'?",
+            "optimzer.learning_rate=1",
+            "optimzer: unknown key; did you mean 'optimizer'? one of: dat",
         ),
+        ("model.vlm.resampler.num_latent=1", ": unknown key; did you mean 'num_latents'?"),
+        ("train.steps=1.5", ": found 1.5, expected int"),
+        ("model_name.x=1", "model_name: found 'vlm', which has no keys such as 'x'"),
+        ("train=1", ": a section, expected one of its keys; it has checkpoint_every,"),
         (
-            ["evaluate", "--config=configs/scenes/evaluate.py:tiny", "--workdir=w"],
-            "--config=configs/scenes/evaluate.py:tiny: configs/scenes/evaluate.py takes no",
+            "model.vlm.language_model.dtype=float23",
+            ": unknown dtype 'float23'; did you mean 'float32'? one of: bfloat16, float32",
         ),
+        ("", "pretrained.tokenizer: empty, expected a trained tokenizer or a third-party"),
+        ("pretrained.tokenizer=/no/where", "=/no/where: no such file or folder, expected a model"),
+        ("data.rates.real=abc", ": found 'abc', expected float or tuple"),
+        ("data.folders.more=3.5", ": found 3.5, expected str; quote a text: \"'3.5'\""),
+        ("model.vlm.resampler.num_heads=0", ": found 0, expected at least 1"),
+        ("data.batch_size=0", ": found 0, expected at least 1"),
+        ("train.keep_best=1", ": found 1 with --config.train.best_metric='', expected both"),
         (
-            ["train", VLM, "--workdir=w", "--config.optimizer.lerning_rate=1"],
-            "--config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'? one of: "
-            "beta1, beta2, clip_norm,",
+            "model.vlm.cross_attention_every=3",
+            ": found 3, expected a divisor of --config.model.vlm.language_model.num_layers, 2",
         ),
-        (
-            ["train", VLM, "--workdir=w", "--config.optimzer.learning_rate=1"],
-            "--config.optimzer: unknown key; did you mean 'optimizer'? one of: data, mesh,",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_latent=1"],
-            "--config.model.vlm.resampler.num_latent: unknown key; did you mean 'num_latents'?",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.train.steps=1.5"],
-            "--config.train.steps: found 1.5, expected int",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.model_name.x=1"],
-            "--config.model_name: found 'vlm', which has no keys such as 'x'",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.train=1"],
-            "--config.train: a section, expected one of its keys; it has checkpoint_every,",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.model.vlm.language_model.dtype=float23"],
-            "--config.model.vlm.language_model.dtype: unknown dtype 'float23'; did you mean "
-            "'float32'? one of: bfloat16, float32",
-        ),
-        (
-            ["train", VLM, "--workdir=w"],
-            "--config.pretrained.tokenizer: empty, expected a trained tokenizer or a third-party",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.pretrained.tokenizer=/no/where"],
-            "--config.pretrained.tokenizer=/no/where: no such file or folder, expected a model",
-        ),
-        (
-            ["train", LANGUAGE_MODEL, "--workdir=w", "--config.mesh.fsdp=0"],
-            "--config.mesh.fsdp: found 0, expected at least 1, or -1 for the rest",
-        ),
-        (
-            ["demo", "--config=configs/scenes/demo.py", "--workdir=w", "--config.vlm.trian=3"],
-            "--config.vlm.trian: unknown key; did you mean 'train'?",
-        ),
-        (
-            ["study", "--config=configs/scenes/study.py", "--workdir=w", "--config.study.seed=3"],
-            "--config.study.seed: unknown key; did you mean 'seeds'? one of: arms, seeds",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.rates.real=abc"],
-            "--config.data.rates.real: found 'abc', expected float or tuple",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.folders.more=3.5"],
-            "--config.data.folders.more: found 3.5, expected str; quote a text: \"'3.5'\"",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.model.vlm.resampler.num_heads=0"],
-            "--config.model.vlm.resampler.num_heads: found 0, expected at least 1",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.batch_size=0"],
-            "--config.data.batch_size: found 0, expected at least 1",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.train.keep_best=1"],
-            "--config.train.keep_best: found 1 with --config.train.best_metric='', expected both",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.model.vlm.cross_attention_every=3"],
-            "--config.model.vlm.cross_attention_every: found 3, expected a divisor of "
-            "--config.model.vlm.language_model.num_layers, 2",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.mesh.fsdp=-1"],
-            "--config.mesh.fsdp: found -1, expected at least 1, as --config.mesh.data is -1",
-        ),
-        (
-            ["filter", "--config=configs/scenes/filter.py", "--workdir=w"]
-            + ["--config.folder=/no/pics"],
-            "--config.folder=/no/pics: no manifest.json (no pairs here)",
-        ),
-        (
-            ["evaluate", "--config=configs/scenes/evaluate.py", "--workdir=w"]
-            + ["--config.vlm=/no/run"],
-            "--config.vlm=/no/run: no such folder, expected the workdir of a training run",
-        ),
-        (
-            ["tokenize", "--config=configs/scenes/tokenize.py", "--workdir=w"]
-            + ["--config.tokenizer=/no/run"],
-            "--config.tokenizer=/no/run: no such file or folder, expected a model",
-        ),
-        (
-            ["synthesize", "--config=configs/scenes/synthesize.py", "--workdir=w"]
-            + ["--config.generator="],
-            "--config.generator: no path given, expected the workdir of a training run",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.validation.num_batches=0"],
-            "--config.validation.num_batches: found 0, expected at least 1",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.validation.data.text_length=7"],
-            "--config.validation.data.text_length: found 7, expected 26 as in --config.data",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.validation.captions.folder=f"]
-            + ["--config.validation.captions.batch_size=0"],
-            "--config.validation.captions.batch_size: found 0, expected at least 1",
-        ),
-        (
-            ["captions", "--config=configs/scenes/captions.py", "--workdir=w"]
-            + ["--config.batch_size=-1"],
-            "--config.batch_size: found -1, expected at least 1",
-        ),
-        (
-            ["synthesize", "--config=configs/scenes/synthesize.py", "--workdir=w"]
-            + ["--config.batch_size=0"],
-            "--config.batch_size: found 0, expected at least 1",
-        ),
-        (
-            ["tokenize", "--config=configs/scenes/tokenize.py", "--workdir=w"]
-            + ["--config.batch_size=0"],
-            "--config.batch_size: found 0, expected at least 1",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.folders.real=gs://b/x"],
-            "--config.data.folders.real: found gs://..., expected a path of this machine",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.pretrained.tokenizer=hf://b/x"],
-            "--config.pretrained.tokenizer: found hf://..., expected a path of this machine",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.train.seed=100000000000000000000"],
-            "--config.train.seed: found 100000000000000000000, expected a number of at most 64",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.train.seed=4294967296"],
-            "--config.train.seed: found 4294967296, expected 0 to 4294967295",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.shuffle_buffer=1000000000000000"],
-            "--config.data.shuffle_buffer: found 1000000000000000, expected at most 100000000 exam",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.train.steps={[1]:2}"],
-            "--config.train.steps: found '{[1]:2}', expected int",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.rates={1:2}"],
-            "--config.data.rates: found the key 1, expected a text",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.model.vlm.dtype={1:2}"]
-            + ["--config.model.vlm.dtype=3"],
-            "--config.model.vlm.dtype: a section, expected one of its keys; it has 1",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.pretrained.perceptual={'a':1}"],
-            "--config.pretrained.perceptual: found {'a': 1}, expected str",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.num_epochs={1:2}"],
-            "--config.data.num_epochs: found {1: 2}, expected int",
-        ),
-        (
-            ["train", VLM, "--workdir=w", "--config.data.rates={'a.b':2}"],
-            "--config.data.rates: ConfigDict does not accept dots in field names",
-        ),
-        (["inspect", "--workdir=/no/where"], "/no/where: no such folder"),
+        ("mesh.fsdp=-1", ": found -1, expected at least 1, as --config.mesh.data is -1"),
+        ("validation.num_batches=0", ": found 0, expected at least 1"),
+        ("validation.data.text_length=7", ": found 7, expected 26 as in --config.data"),
+        ("validation.captions.folder=f validation.captions.batch_size=0", ": found 0, expected at"),
+        ("data.folders.real=gs://b/x", ": found gs://..., expected a path of this machine"),
+        ("pretrained.tokenizer=hf://b/x", ": found hf://..., expected a path of this machine"),
+        ("train.seed=1" + 20 * "0", f": found 1{20 * '0'}, expected a number of at most 64"),
+        ("train.seed=4294967296", ": found 4294967296, expected 0 to 4294967295"),
+        ("data.shuffle_buffer=1" + 15 * "0", f": found 1{15 * '0'}, expected at most 100000000 ex"),
+        ("train.steps={[1]:2}", ": found '{[1]:2}', expected int"),
+        ("data.rates={1:2}", ": found the key 1, expected a text"),
+        ("model.vlm.dtype={1:2} model.vlm.dtype=3", ": a section, expected one of its keys; it ha"),
+        ("pretrained.perceptual={'a':1}", ": found {'a': 1}, expected str"),
+        ("data.num_epochs={1:2}", ": found {1: 2}, expected int"),
+        ("data.rates={'a.b':2}", ": ConfigDict does not accept dots in field names"),
     ],
-)
-def test_a_mistake_is_one_line_and_code_2(capfd, tmp_path, monkeypatch, arguments, text):
+    "train language_model": [("mesh.fsdp=0", ": found 0, expected at least 1, or -1 for the rest")],
+    "demo demo": [("vlm.trian=3", ": unknown key; did you mean 'train'?")],
+    "study study": [("study.seed=3", ": unknown key; did you mean 'seeds'? one of: arms, seeds")],
+    "filter filter": [("folder=/no/pics", "=/no/pics: no manifest.json (no pairs here)")],
+    "evaluate evaluate": [
+        ("vlm=/no/run", "=/no/run: no such folder, expected the workdir of a training run")
+    ],
+    "tokenize tokenize": [
+        ("tokenizer=/no/run", "=/no/run: no such file or folder, expected a model"),
+        ("batch_size=0", ": found 0, expected at least 1"),
+    ],
+    "synthesize synthesize": [
+        ("generator=", ": no path given, expected the workdir of a training run"),
+        ("batch_size=0", ": found 0, expected at least 1"),
+    ],
+    "captions captions": [("batch_size=-1", ": found -1, expected at least 1")],
+}
+
+
+def mistakes():
+    """(arguments, line) of each mistake."""
+    yield ["train", "--config=no.py"], "--config=no.py: no such file, expected"
+    yield (
+        ["train", f"{VLM}:tinny"],
+        "--config=FILE:tinny: unknown word 'tinny'; did you mean 'tiny'",
+    )
+    file = "configs/scenes/evaluate.py"
+    yield ["evaluate", f"--config={file}:tiny"], f"--config={file}:tiny: {file} takes no"
+    yield ["inspect", "/no/where"], "/no/where: no such folder"
+    for names, rows in OVERRIDES.items():
+        stage, config = names.split()
+        for given, line in rows:
+            keys = given.split()
+            if line[0] in ":=":
+                line = keys[-1].partition("=")[0] + line
+            overrides = [f"--config.{key}" for key in keys]
+            file = f"--config=configs/scenes/{config}.py"
+            yield [stage, file, *overrides], f"--config.{line}"
+
+
+@pytest.mark.parametrize("arguments, line", mistakes())
+def test_a_mistake_is_one_line_and_code_2(capfd, tmp_path, monkeypatch, arguments, line):
     root = pathlib.Path.cwd()
-    arguments = [a.replace("=configs", f"={root}/configs") for a in arguments]
+    arguments = [argument.replace("=configs", f"={root}/configs") for argument in arguments]
+    arguments += ["--workdir=w"] * (arguments[0] != "inspect")
     monkeypatch.chdir(tmp_path)
-    assert mistake(capfd, *arguments).replace(f"{root}/", "").startswith(text)
+    assert mistake(capfd, *arguments).replace(f"{root}/", "").startswith(line)
     assert list(tmp_path.iterdir()) == []  # refused before anything was written
 
 
@@ -279,30 +178,27 @@ def test_a_broken_config_file_is_named_with_its_line(capfd, tmp_path):
     "arguments, text",
     [
         (
-            ["train", VLM, "--config.optimizer.lerning_rate=1"],
-            "synth2: --config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'?",
+            [VLM, "--config.optimizer.lerning_rate=1"],
+            "--config.optimizer.lerning_rate: unknown key; did you mean 'learning_rate'?",
         ),
         # TensorFlow is loaded before the mixture is looked for, and must keep silent.
         pytest.param(
-            ["train", LANGUAGE_MODEL, "--config.data.mixture=scenes_txt"],
-            "synth2: mixture 'scenes_txt': no task or mixture of this name; did you mean "
+            [LANGUAGE_MODEL, "--config.data.mixture=scenes_txt"],
+            "mixture 'scenes_txt': no task or mixture of this name; did you mean "
             "'scenes_text'? one of: scenes_images, scenes_text",
             marks=pytest.mark.slow,
         ),
         # The first batch is read by TensorFlow's kernels and its SentencePiece.
         pytest.param(
-            [
-                *("train", LANGUAGE_MODEL),
-                *("--config.data.text_length=3", "--config.model.text_length=3"),
-            ],
-            "synth2: example 'text-018732': no token of its caption is left to learn",
+            [LANGUAGE_MODEL, "--config.data.text_length=3", "--config.model.text_length=3"],
+            "example 'text-018732': no token of its caption is left to learn",
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_in_a_process_there_is_no_traceback_either(tmp_path, arguments, text):
     done = subprocess.run(
-        [sys.executable, "-m", "synth2_jax.main", *arguments, f"--workdir={tmp_path}"],
+        [sys.executable, "-m", "synth2_jax.main", "train", *arguments, f"--workdir={tmp_path}"],
         # As a user has it: the tests' own environment keeps TensorFlow silent.
         env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
         | {"JAX_PLATFORMS": "cpu"},
@@ -310,16 +206,45 @@ def test_in_a_process_there_is_no_traceback_either(tmp_path, arguments, text):
         text=True,
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(text) and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"synth2: {text}") and done.stderr.count("\n") == 1
 
 
-def test_what_is_no_mistake_of_the_users_is_not_hidden(monkeypatch, tmp_path):
-    def fail(config, workdir):
-        raise RuntimeError("a defect")
+# --- how a stage ends ---
 
-    monkeypatch.setattr("synth2_jax.stages.report.run", fail)
-    with pytest.raises(RuntimeError, match="a defect"):
-        main.main(["synth2", "report", f"--workdir={tmp_path}"])
+
+def raising(error):
+    """A stage that fails."""
+
+    def run(config, workdir):
+        raise error
+
+    return run
+
+
+@pytest.fixture
+def report(monkeypatch, tmp_path):
+    """report(run): the exit code of `synth2 report`, whose stage does that."""
+
+    def ends(run):
+        monkeypatch.setattr("synth2_jax.stages.report.run", run)
+        return main.main(["synth2", "report", f"--workdir={tmp_path}/w"])
+
+    return ends
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), SystemExit(143)])
+def test_a_defect_is_not_hidden_and_a_stop_keeps_its_code(report, error):
+    with pytest.raises(type(error)) as raised:
+        report(raising(error))
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error, code, told",
+    [(KeyboardInterrupt, 130, "synth2: stopped by Ctrl-C\n"), (BrokenPipeError, 141, "")],
+)
+def test_ctrl_c_and_a_closed_pipe_leave_no_traceback(capfd, report, error, code, told):
+    assert report(raising(error)) == code and capfd.readouterr().err == told
 
 
 def dangling(folder):
@@ -333,8 +258,11 @@ def read_by_tensorflow(path):
     next(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
 
 
-def refuse(number, path):
-    raise OSError(number, os.strerror(number), path)
+def refuse(number, path=None, text=""):
+    raise OSError(number, text or os.strerror(number), path)
+
+
+NO_TEMPORARY = "No usable temporary directory found in ['/a']"
 
 
 @pytest.mark.parametrize(
@@ -354,53 +282,31 @@ def refuse(number, path):
         (lambda folder: read_by_tensorflow(folder / "no"), "{}/no; No such file or directory"),
         (lambda folder: tempfile.mkdtemp(dir="/a"), "No such file or directory. Check the path"),
         (
-            lambda folder: refuse_temporary(),
-            "TMPDIR: No usable temporary directory found in ['/a']. Set TMPDIR to a folder with",
+            lambda folder: refuse(errno.ENOENT, text=NO_TEMPORARY),
+            f"TMPDIR: {NO_TEMPORARY}. Set TMPDIR to a folder with",
         ),
     ],
 )
-def test_a_path_that_the_system_refuses_is_one_line(capfd, monkeypatch, tmp_path, fail, line):
-    monkeypatch.setattr(
-        "synth2_jax.stages.report.run", lambda config, workdir: fail(tmp_path.resolve())
-    )
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    found = mistake(capfd, "report", f"--workdir={tmp_path}/w")
-    assert line.replace("{}", str(tmp_path.resolve())) in found
-
-
-def refuse_temporary():
-    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/a']")
-
-
-def test_of_two_disks_the_full_one_is_named(capfd, monkeypatch, tmp_path):
-    def free(folder):
-        return 0 if str(folder) == "/the/full/one" else 1 << 40
-
-    monkeypatch.setattr("synth2_jax.files._free_bytes", free)
-    monkeypatch.setattr(
-        "synth2_jax.stages.report.run", lambda config, workdir: refuse(errno.ENOSPC, None)
-    )
-    monkeypatch.setenv("TMPDIR", "/the/full/one")
-    line = mistake(capfd, "report", f"--workdir={tmp_path}")
-    assert line.startswith("/the/full/one: No space left on device. Make room")
-
-
-@pytest.mark.parametrize(
-    "error, code, told",
-    [(KeyboardInterrupt, 130, "synth2: stopped by Ctrl-C\n"), (BrokenPipeError, 141, "")],
-)
-def test_ctrl_c_and_a_closed_pipe_leave_no_traceback(
-    capfd, monkeypatch, tmp_path, error, code, told
+def test_a_path_that_the_system_refuses_is_one_line(
+    capfd, monkeypatch, tmp_path, report, fail, line
 ):
-    def stop(config, workdir):
-        raise error
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    folder = tmp_path.resolve()
+    assert report(lambda config, workdir: fail(folder)) == 2
+    found = capfd.readouterr().err
+    assert line.replace("{}", str(folder)) in found and found.count("\n") == 1
 
-    monkeypatch.setattr("synth2_jax.stages.report.run", stop)
-    assert main.main(["synth2", "report", f"--workdir={tmp_path}"]) == code
-    assert capfd.readouterr().err == told
+
+def test_of_two_disks_the_full_one_is_named(capfd, monkeypatch, report):
+    free = {"/the/full/one": 0}
+    monkeypatch.setattr("synth2_jax.files._free_bytes", lambda path: free.get(str(path), 1 << 40))
+    monkeypatch.setenv("TMPDIR", "/the/full/one")
+    assert report(lambda config, workdir: refuse(errno.ENOSPC)) == 2
+    expected = "synth2: /the/full/one: No space left on device. Make room"
+    assert capfd.readouterr().err.startswith(expected)
 
 
-def test_ctrl_c_while_jax_is_imported_leaves_no_traceback(capfd, monkeypatch, tmp_path):
+def test_ctrl_c_while_jax_is_imported_leaves_no_traceback(capfd, monkeypatch, report):
     class Pressed:
         def find_spec(self, name, path=None, target=None):
             if name == "synth2_jax.distributed":  # imports JAX
@@ -409,7 +315,7 @@ def test_ctrl_c_while_jax_is_imported_leaves_no_traceback(capfd, monkeypatch, tm
     monkeypatch.delitem(sys.modules, "synth2_jax.distributed")
     monkeypatch.delattr("synth2_jax.distributed")
     monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
-    assert main.main(["synth2", "report", str(tmp_path)]) == 130
+    assert report(lambda config, workdir: None) == 130
     assert capfd.readouterr().err == "synth2: stopped by Ctrl-C\n"
 
 
@@ -425,50 +331,33 @@ def test_ctrl_c_in_a_callback_is_not_lost(monkeypatch):
         time.sleep(10)
 
 
-def test_a_closed_output_is_no_mistake(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(main, "main", lambda argv: print("unread") or 0)
-    with pytest.raises(SystemExit) as ended:
-        main.console()
-    assert ended.value.code == 0
-
-
-def test_a_pipe_may_close_before_what_was_printed_is_written(monkeypatch, tmp_path):
+def test_a_pipe_may_close_before_what_was_printed_is_written(monkeypatch, report):
     class Closed(io.StringIO):
         def flush(self):
             raise BrokenPipeError
 
-    monkeypatch.setattr("synth2_jax.stages.report.run", lambda config, workdir: None)
     monkeypatch.setattr(sys, "stdout", Closed())
-    assert main.main(["synth2", "report", f"--workdir={tmp_path}"]) == 141
+    assert report(lambda config, workdir: None) == 141
 
 
-def test_a_terminal_that_lacks_a_character_gets_its_escape(monkeypatch):
+@pytest.mark.parametrize("closed", [True, False])
+def test_an_output_may_be_closed_or_lack_a_character(monkeypatch, closed):
     written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    stream = None if closed else io.TextIOWrapper(written, "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(main, "main", lambda argv: print("café \ud800") or 0)
     with pytest.raises(SystemExit) as ended:
         main.console()
     sys.stdout.flush()
-    assert ended.value.code == 0 and written.getvalue() == b"caf\\xe9 \\ud800\n"
-
-
-def test_a_stage_that_was_told_to_stop_keeps_its_code(monkeypatch, tmp_path):
-    def stop(config, workdir):
-        raise SystemExit(143)
-
-    monkeypatch.setattr("synth2_jax.stages.report.run", stop)
-    with pytest.raises(SystemExit) as stopped:
-        main.main(["synth2", "report", f"--workdir={tmp_path}"])
-    assert stopped.value.code == 143
+    assert ended.value.code == 0
+    assert written.getvalue() == (b"" if closed else b"caf\\xe9 \\ud800\n")
 
 
 # --- one writer a folder ---
 
 
 @pytest.mark.parametrize(
-    "arguments, named",
-    [(["report"], "--workdir={}"), (["export", "run"], "--output={}")],
+    "arguments, named", [(["report"], "--workdir={}"), (["export", "run"], "--output={}")]
 )
 def test_while_a_command_writes_to_a_folder_another_is_refused(
     capfd, monkeypatch, tmp_path, arguments, named

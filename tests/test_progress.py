@@ -5,21 +5,22 @@ import pytest
 from synth2_jax import progress
 
 
-class Clock:
-    def __init__(self, monkeypatch):
-        self.now = 100.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    return Clock(monkeypatch)
+    """clock(seconds) lets so much time pass."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def wait(seconds):
+        now[0] += seconds
+
+    return wait
 
 
 def test_lines_come_every_few_seconds_and_at_the_end(clock, capsys):
     with progress.Progress("synthesize", 100, "pairs", every_seconds=5) as bar:
         for _ in range(10):
-            clock.now += 2
+            clock(2)
             bar.add(10)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -31,36 +32,28 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock, capsys):
     ]
 
 
-def test_a_stage_without_items_divides_by_nothing(clock, capsys):
-    with progress.Progress("tokenize", 0, "images"):
-        pass
-    assert capsys.readouterr().err == "tokenize 0/0 images  0/s\n"
-
-
-def test_more_items_than_expected_leave_no_time(clock, capsys):
-    with progress.Progress("captions", 4, "captions") as bar:
-        clock.now += 1
-        bar.add(6)
-    assert capsys.readouterr().err == "captions 6/4 captions  6/s  0:00 left\n"
-
-
-def test_an_error_passes_through_after_the_count(clock, capsys):
-    with pytest.raises(KeyError), progress.Progress("captions", 4, "captions") as bar:
-        clock.now += 2
-        bar.add(1)
+@pytest.mark.parametrize(
+    "total, done, seconds, line",
+    [
+        (0, 0, 0, "x 0/0 y  0/s"),  # divides by nothing
+        (4, 6, 1, "x 6/4 y  6/s  0:00 left"),  # more than expected
+        (4, 1, 2, "x 1/4 y  0.5/s  0:06 left"),  # an error passes through
+    ],
+)
+def test_the_last_line_comes_whatever_was_done(clock, capsys, total, done, seconds, line):
+    with pytest.raises(KeyError), progress.Progress("x", total, "y") as bar:
+        clock(seconds)
+        bar.add(done)
         raise KeyError
-    assert capsys.readouterr().err == "captions 1/4 captions  0.5/s  0:06 left\n"
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_a_terminal_gets_one_line_that_is_written_over(clock, capsys, monkeypatch):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     with progress.Progress("captions", 4, "captions") as bar:
-        clock.now += 0.1
-        bar.add(1)  # too soon
-        clock.now += 0.4
-        bar.add(1)
-        clock.now += 0.5
-        bar.add(2)
+        for seconds, count in ((0.1, 1), (0.4, 1), (0.5, 2)):  # the first is too soon
+            clock(seconds)
+            bar.add(count)
     lines = capsys.readouterr().err.split("\r")
     assert lines == [
         "",

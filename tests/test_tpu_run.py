@@ -10,9 +10,12 @@ import time
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-SCRIPTS = ("tpu_run.sh", "tpu_worker.sh", "queued_resource.sh")
 FLAGS_FILE = "synth2_jax/planning/libtpu_flags.txt"
-
+# What the tests copy from the repository.
+COPIED = (FLAGS_FILE, *(f"launch/{n}.sh" for n in ("tpu_run", "tpu_worker", "queued_resource")))
+FLAGS = [
+    line for line in (REPOSITORY / FLAGS_FILE).read_text().splitlines() if not line.startswith("#")
+]
 GCLOUD = (REPOSITORY / "tests" / "data" / "fake_gcloud.sh").read_text()
 
 # What launch/environment.sh leaves: a Python that does nothing and the program under test.
@@ -30,12 +33,10 @@ class Launcher:
 
     def __init__(self, folder):
         self.root, self.cloud = folder / "my checkout", folder / "cloud"
-        (self.root / "launch").mkdir(parents=True)
         self.cloud.mkdir()
-        for script in SCRIPTS:
-            shutil.copy(REPOSITORY / "launch" / script, self.root / "launch" / script)
-        (self.root / FLAGS_FILE).parent.mkdir(parents=True)
-        shutil.copy(REPOSITORY / FLAGS_FILE, self.root / FLAGS_FILE)
+        for file in COPIED:
+            (self.root / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / file, self.root / file)
         self.write(self.root / "launch" / "environment.sh", ENVIRONMENT)
         self.write(folder / "bin" / "gcloud", GCLOUD)
         self.program = folder / "program"
@@ -66,6 +67,8 @@ class Launcher:
         (self.cloud / f"next-{number}").write_text("".join(f"{state}\n" for state in states))
 
     def start(self, *arguments, **environ):
+        if arguments[0] == "local":
+            environ["SYNTH2_PROGRAM"] = str(self.program)
         return subprocess.Popen(
             [self.root / "launch" / "tpu_run.sh", *arguments],
             env={**self.environ, **environ},
@@ -91,6 +94,13 @@ class Launcher:
     def log(self, worker, number=1, name="pod"):
         return (self.root / f"logs/{name}/try-{number}/worker-{worker}.log").read_text()
 
+    def wait_until_two_are_running(self, name="pod"):
+        logs = [self.root / f"logs/{name}/try-1/worker-{worker}.log" for worker in (0, 1)]
+        deadline = time.monotonic() + 30
+        while not all(log.exists() and "running" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
 
 @pytest.fixture
 def launcher(tmp_path):
@@ -109,14 +119,8 @@ def launcher(tmp_path):
         (["run", "pod", "--zoen=a", *TRAIN], "found '--zoen=a', expected one of the options"),
         (["run", "pod", "--max-retries=few", *TRAIN], "found 'few', expected a whole number"),
         (["run", "pod", "--mount=bucket", *TRAIN], "found '--mount=bucket', expected one of"),
-        (
-            ["run", "pod", "--", "--workdir=gs://b/c"],
-            "--workdir=gs://b/c: expected a path that every worker sees, such as one of --mount",
-        ),
-        (
-            ["run", "pod", "--", "train", "--workdir", "gs://b/c"],
-            "--workdir=gs://b/c: expected a path that every worker sees, such as one of --mount",
-        ),
+        (["run", "pod", "--", "--workdir=gs://b/c"], "--workdir=gs://b/c: expected a path that ev"),
+        (["run", "pod", "--", "train", "--workdir", "gs://b/c"], "--workdir=gs://b/c: expected a"),
         (["run", "pod", "--workdir", "gs://b/c"], "--workdir=gs://b/c: expected a path"),
         (["run", "pod", "--", "-workdir=gs://b/c"], "-workdir=gs://b/c: expected a path"),
         (["local", "2", "--devices-per-process=0", "--config=c"], "found 0, expected 1 or more"),
@@ -136,9 +140,8 @@ def test_a_mistake_is_one_line_and_code_2(launcher, arguments, message):
 
 
 def test_help():
-    done = subprocess.run(
-        [REPOSITORY / "launch" / "tpu_run.sh", "--help"], capture_output=True, text=True
-    )
+    script = REPOSITORY / "launch" / "tpu_run.sh"
+    done = subprocess.run([script, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "Exit codes:" in done.stdout
 
 
@@ -189,19 +192,16 @@ def test_a_dry_run_prints_the_commands_and_calls_none(launcher, command):
 # --- running ---
 
 
-def test_every_worker_runs_with_one_coordinator(launcher):
-    done = launcher.run("run", "pod", *CREATE, *TRAIN)
+@pytest.mark.parametrize("stage", [[], ["evaluate"]])
+def test_every_worker_runs_with_one_coordinator(launcher, stage):
+    done = launcher.run("run", "pod", *CREATE, "--", *stage, *TRAIN[1:])
     assert done.returncode == 0
+    named = stage[0] if stage else "train"
     for worker in (0, 1):
-        line = f"{worker} of 2 at 10.0.0.1:8476: train --config=c.py --workdir=/mnt/a b"
+        line = f"{worker} of 2 at 10.0.0.1:8476: {named} --config=c.py --workdir=/mnt/a b"
         assert launcher.log(worker).splitlines() == [line]
         assert f"[{worker}] {line}" in done.stdout
     assert "pod still exists and costs" in done.stderr
-
-
-def test_a_stage_can_be_named(launcher):
-    done = launcher.run("run", "pod", *CREATE, "--", "evaluate", "--config=c.py")
-    assert ": evaluate --config=c.py" in done.stdout
 
 
 def test_the_worker_that_failed_first_is_named_and_the_others_are_ended(launcher):
@@ -213,25 +213,26 @@ def test_the_worker_that_failed_first_is_named_and_the_others_are_ended(launcher
     assert len(launcher.calls("create")) == 1
 
 
-@pytest.mark.parametrize("code", [1, 2, 143])
-def test_what_is_not_preempted_is_not_tried_again(launcher, code):
-    launcher.runs(f"exit {code}")
+@pytest.mark.parametrize(
+    "program, code",
+    [
+        *((f"exit {code}", code) for code in (1, 2, 143)),
+        # A user's mistake, even when the pod is preempted.
+        ('echo SUSPENDED >"$CLOUD/resource"; exit 2', 2),
+    ],
+)
+def test_what_is_not_preempted_is_not_tried_again(launcher, program, code):
+    launcher.runs(program)
     assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == code
     assert len(launcher.calls("create")) == 1 and launcher.calls("delete") == []
 
 
-PREEMPTED = 'if [ "$TRY" = 1 ]; then {what}; exit {code}; fi'
-
-
 @pytest.mark.parametrize(
     "what, code",
-    [
-        ('echo SUSPENDED >"$CLOUD/resource"', 143),
-        ('echo PREEMPTED >"$CLOUD/node"', 255),
-    ],
+    [('echo SUSPENDED >"$CLOUD/resource"', 143), ('echo PREEMPTED >"$CLOUD/node"', 255)],
 )
 def test_preempted_it_is_created_anew_and_goes_on(launcher, what, code):
-    launcher.runs(PREEMPTED.format(what=what, code=code) + f"; sleep 0.5; {TELL}")
+    launcher.runs(f'if [ "$TRY" = 1 ]; then {what}; exit {code}; fi; sleep 0.5; {TELL}')
     done = launcher.run("run", "pod", *CREATE, *TRAIN)
     assert done.returncode == 0, done.stderr
     assert "creating it anew, retry 1 of 10" in done.stderr
@@ -248,12 +249,6 @@ def test_retries_end(launcher):
     assert len(launcher.calls("create")) == 3
 
 
-def test_a_users_mistake_is_not_tried_again_even_when_preempted(launcher):
-    launcher.runs('echo SUSPENDED >"$CLOUD/resource"; exit 2')
-    assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == 2
-    assert len(launcher.calls("create")) == 1
-
-
 def test_a_vm_that_is_there_already(launcher):
     (launcher.cloud / "node").write_text("READY\n")
     assert launcher.run("attach", "pod").returncode == 0
@@ -264,48 +259,30 @@ def test_a_vm_that_is_there_already(launcher):
 
 def test_a_bucket_is_mounted_on_every_worker(launcher):
     launcher.write(pathlib.Path(launcher.environ["PATH"].split(":")[0]) / "sudo", "#!/bin/sh\n")
-    launcher.run("run", "pod", "--dry-run", "--mount=runs:/mnt/runs", *CREATE, *TRAIN)
     done = launcher.run("run", "pod", "--dry-run", "--mount=runs:/mnt/runs", *CREATE, *TRAIN)
     assert r"gcsfuse\ -o\ allow_other\ runs\ /mnt/runs" in done.stdout
 
 
-FLAGS = [
-    line for line in (REPOSITORY / FLAGS_FILE).read_text().splitlines() if not line.startswith("#")
-]
-
-
-def test_libtpu_is_told_what_stands_in_the_file(launcher):
-    launcher.runs('echo "told: $LIBTPU_INIT_ARGS"')
-    assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == 0
-    assert FLAGS and all(flag.startswith("--xla") for flag in FLAGS)
-    for worker in (0, 1):
-        assert launcher.log(worker).splitlines() == [f"told: {' '.join(FLAGS)}"]
-
-
-@pytest.mark.parametrize("flags", ["", "--xla_a=true --xla_b='c d'"])
-def test_libtpu_is_told_what_the_user_says(launcher, flags):
+@pytest.mark.parametrize("flags", [None, "", "--xla_a=true --xla_b='c d'"])
+def test_libtpu_is_told_what_the_user_says_or_what_stands_in_the_file(launcher, flags):
     """The workers' shells do not have the variables of this one, so it goes into their command."""
     launcher.runs('echo "told: $LIBTPU_INIT_ARGS"')
-    assert launcher.run("run", "pod", *CREATE, *TRAIN, LIBTPU_INIT_ARGS=flags).returncode == 0
-    assert launcher.log(1).splitlines() == [f"told: {flags}"]
+    said = {} if flags is None else {"LIBTPU_INIT_ARGS": flags}
+    assert launcher.run("run", "pod", *CREATE, *TRAIN, **said).returncode == 0
+    assert FLAGS and all(flag.startswith("--xla") for flag in FLAGS)
+    expected = " ".join(FLAGS) if flags is None else flags
+    assert [launcher.log(worker) for worker in (0, 1)] == [f"told: {expected}\n"] * 2
     calls = launcher.calls("tpu_worker.sh")
-    assert calls and all("export LIBTPU_INIT_ARGS=" in call for call in calls)
+    assert calls and (not said or all("export LIBTPU_INIT_ARGS=" in call for call in calls))
 
 
 def test_this_machines_processes_are_told_nothing(launcher):
     launcher.runs('echo "told: ${LIBTPU_INIT_ARGS-nothing}"')
-    local(launcher, number="1").communicate(timeout=30)
-    assert launcher.log(0, name="1").splitlines() == ["told: nothing"]
+    launcher.run("local", "1", "--config=c.py")
+    assert launcher.log(0, name="1") == "told: nothing\n"
 
 
 # --- ending ---
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 SAVES = """trap 'echo saved; exit 143' TERM
@@ -316,14 +293,12 @@ while :; do sleep 0.1; done"""
 @pytest.mark.parametrize("delete", [True, False])
 def test_a_signal_stops_the_program_which_saves(launcher, delete):
     launcher.runs(SAVES)
-    more = ["--delete-on-exit"] if delete else []
-    process = launcher.start("run", "pod", *CREATE, *more, *TRAIN)
-    logs = [launcher.root / f"logs/pod/try-1/worker-{i}.log" for i in (0, 1)]
-    wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs))
+    process = launcher.start("run", "pod", *CREATE, *["--delete-on-exit"] * delete, *TRAIN)
+    launcher.wait_until_two_are_running()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert all("saved" in log.read_text() for log in logs)
+    assert all("saved" in launcher.log(worker) for worker in (0, 1))
     assert (len(launcher.calls("delete", "--force")) == 1) == delete
     assert ("still exists and costs" in err) != delete
 
@@ -331,8 +306,7 @@ def test_a_signal_stops_the_program_which_saves(launcher, delete):
 def test_stop_status_and_logs_from_another_terminal(launcher):
     launcher.runs(SAVES)
     process = launcher.start("run", "pod", *CREATE, *TRAIN)
-    logs = [launcher.root / f"logs/pod/try-1/worker-{i}.log" for i in (0, 1)]
-    wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs))
+    launcher.wait_until_two_are_running()
     status = launcher.run("status", "pod")
     assert "queued resource: ACTIVE" in status.stderr and "TPU VM: READY" in status.stderr
     assert status.stdout.count("running") == 2
@@ -351,15 +325,9 @@ def test_delete(launcher):
 # --- this machine ---
 
 
-def local(launcher, *arguments, number="3"):
-    return launcher.start(
-        "local", number, *arguments, "--config=c.py", SYNTH2_PROGRAM=str(launcher.program)
-    )
-
-
 def test_local_starts_processes_by_the_same_worker_script(launcher):
     launcher.runs(TELL + '; echo "$SYNTH2_NUM_DEVICES $JAX_PLATFORMS $XLA_FLAGS"')
-    out, err = local(launcher, "--devices-per-process", "2").communicate(timeout=30)
+    launcher.run("local", "3", "--devices-per-process", "2", "--config=c.py")
     for worker in range(3):
         lines = launcher.log(worker, name="3").splitlines()
         assert lines[0].startswith(f"{worker} of 3 at 127.0.0.1:")
@@ -370,27 +338,24 @@ def test_local_starts_processes_by_the_same_worker_script(launcher):
 
 def test_local_names_the_process_that_was_killed(launcher):
     launcher.runs('if [ "$SYNTH2_PROCESS_ID" = 2 ]; then kill -9 $$; fi; exec sleep 60')
-    process = local(launcher)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 137
-    assert "worker 2 failed with code 137" in err
+    done = launcher.run("local", "3", "--config=c.py")
+    assert done.returncode == 137 and "worker 2 failed with code 137" in done.stderr
 
 
 def test_local_passes_a_signal_on(launcher):
     launcher.runs(SAVES)
-    process = local(launcher, number="2")
-    logs = [launcher.root / f"logs/2/try-1/worker-{i}.log" for i in (0, 1)]
-    wait_for(lambda: all(log.exists() and "running" in log.read_text() for log in logs))
+    process = launcher.start("local", "2", "--config=c.py")
+    launcher.wait_until_two_are_running("2")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 143
-    assert all("saved" in log.read_text() for log in logs)
+    assert all("saved" in launcher.log(worker, name="2") for worker in (0, 1))
 
 
 def test_the_workers_of_a_try_share_a_secret_that_no_command_line_shows(launcher):
     launcher.runs('echo "secret: $SYNTH2_SECRET"')
     assert launcher.run("run", "pod", *CREATE, *TRAIN).returncode == 0
-    local(launcher, number="2").communicate(timeout=30)
+    launcher.run("local", "2", "--config=c.py")
     found = [launcher.log(index, name=name) for name in ("pod", "2") for index in (0, 1)]
     assert found[0] == found[1] != found[2] == found[3]
     secret = found[0].removeprefix("secret: ").strip()
