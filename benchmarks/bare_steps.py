@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -35,6 +36,11 @@ def training_of(config: Any) -> Training:
         sharding.make_mesh(sharding.MeshConfig()),
         config.train.get("microbatches", 1),
     )
+
+
+def random_params(objective: Objective) -> Any:
+    """Parameters as a training begins with: speed does not depend on them."""
+    return jax.jit(lambda key: nn.unbox(objective.init(key)["params"]))(jax.random.key(0))
 
 
 class BareSteps:

@@ -12,6 +12,7 @@ benchmarks/results/DEVICE/captioning_NAME.json, of a beam search captioning_NAME
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
-from benchmarks.result import run_as_command, write_result  # noqa: E402
+from benchmarks.result import names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.models.vlm import VLM, VLMConfig  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
@@ -55,20 +56,12 @@ def measure(
     rows = []
     for batch_size in batch_sizes:
         images = jax.random.normal(jax.random.key(1), (batch_size, *image))
-        seconds = device_limits.seconds(lambda: caption(params, images), repeats)  # noqa: B023
         num_tokens = int(np.sum(np.asarray(caption(params, images)[0]) != PAD_ID))
         flops = model_flops.caption(config, batch_size, len(PROMPT), decode).total
-        rows.append(
-            {
-                "batch_size": batch_size,
-                "tokens": num_tokens,
-                "seconds": seconds,
-                "tokens_per_second": num_tokens / seconds,
-                "flops": flops,
-                "flops_per_second": flops / seconds,
-                "bytes": least_bytes(params, config, batch_size, decode),
-            }
-        )
+        num_bytes = least_bytes(params, config, batch_size, decode)
+        run = functools.partial(caption, params, images)
+        row = device_limits.row(run, "tokens", num_tokens, flops, num_bytes, repeats)
+        rows.append({"batch_size": batch_size, "tokens": num_tokens, **row})
     return rows
 
 
@@ -121,23 +114,21 @@ def main() -> None:
     limits = device_limits.measure(jnp.dtype(config.language_model.dtype))
     for row in rows:
         row["copy_bytes_per_second"] = device_limits.copy_rate(row["bytes"] / decode.max_length)
-    path = pathlib.Path(given.config.partition(":")[0])
+    folder, model = names_of(given.config)
     how = f"{given.beams} beams" if given.beams > 1 else "greedy"
     figures = [
         device_limits.limited(
-            f"captions, {path.parent.name} {path.stem}, batch {row['batch_size']}, {how}",
+            f"captions, {folder} {model}, batch {row['batch_size']}, {how}",
             row["tokens_per_second"],
             "tokens/s",
-            seconds=row["seconds"],
-            flops=row["flops"],
-            num_bytes=row["bytes"],
-            limits=limits | {"copy_bytes_per_second": row["copy_bytes_per_second"]},
+            row,
+            limits | {"copy_bytes_per_second": row["copy_bytes_per_second"]},
         )
         for row in rows
     ]
     result = {"config": given.config, "max_length": decode.max_length, "num_beams": given.beams}
     result |= {"rows": rows, "limits": limits}
-    name = f"captioning_{path.parent.name}_{path.stem}{'_beam' * (given.beams > 1)}"
+    name = f"captioning_{folder}_{model}{'_beam' * (given.beams > 1)}"
     print(write_result(name, result, figures))
 
 

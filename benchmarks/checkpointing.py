@@ -31,7 +31,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.bare_steps import BareSteps, Training, training_of  # noqa: E402
-from benchmarks.result import Figure, number, run_as_command, write_result  # noqa: E402
+from benchmarks.result import Figure, names_of, number, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.training import checksums  # noqa: E402
@@ -202,8 +202,8 @@ def main() -> None:
     batch_size = given.batch or config.data.batch_size
     folder = pathlib.Path(given.folder)
     result = measure(config, batch_size, given.window, given.repeats, folder)
-    path = pathlib.Path(given.config.partition(":")[0])
-    where = f"{path.parent.name} {path.stem}"
+    scale, model = names_of(given.config)
+    where = f"{scale} {model}"
     size = f"{number(result['bytes'] / 1e6)} MB in {result['files']} files"
     saved, restored = result["save_seconds"], result["restore_seconds"]
     checksums_share = result["checksums_seconds"] / restored
@@ -233,7 +233,7 @@ def main() -> None:
         ),
     ]
     result |= {"config": given.config}
-    print(write_result(f"checkpointing_{path.parent.name}_{path.stem}", result, figures))
+    print(write_result(f"checkpointing_{scale}_{model}", result, figures))
 
 
 if __name__ == "__main__":

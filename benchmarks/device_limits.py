@@ -99,25 +99,31 @@ def least_seconds(flops: float, num_bytes: float, limits: dict) -> tuple[float, 
     return bounds[bound], bound
 
 
-def limited(
-    name: str,
-    value: float,
-    unit: str,
-    *,
-    seconds: float,
-    flops: float,
-    num_bytes: float,
-    limits: dict,
-) -> Figure:
-    """A figure beside the limit of the `flops` and `num_bytes` that its `seconds` went into.
+def row(
+    run: Callable[[], object], what: str, count: int, flops: float, num_bytes: float, repeats=5
+) -> dict[str, float]:
+    """Times `run`, which makes `count` of `what` with so much work; see `limited`."""
+    taken = seconds(run, repeats)
+    return {
+        "seconds": taken,
+        f"{what}_per_second": count / taken,
+        "flops": flops,
+        "flops_per_second": flops / taken,
+        "bytes": num_bytes,
+    }
 
-    `num_bytes` are those that must pass through memory whatever the program is: weights and caches,
-    not activations, which a better program might keep on the chip.
+
+def limited(name: str, value: float, unit: str, work: dict, limits: dict) -> Figure:
+    """A figure beside the limit of the "flops" and "bytes" that the "seconds" of `work` went into.
+
+    Bytes are those that must pass through memory whatever the program is: weights and caches, not
+    activations, which a better program might keep on the chip.
     """
-    least, bound = least_seconds(flops, num_bytes, limits)
+    least, bound = least_seconds(work["flops"], work["bytes"], limits)
     peak = limits["peak_flops_per_second"]
-    note = f"MFU {flops / seconds / peak:.1%}" if peak and bound == "matmul" else ""
-    return Figure(name, value, unit, least / seconds, bound, note)
+    is_matmul = peak and bound == "matmul"
+    note = f"MFU {work['flops'] / work['seconds'] / peak:.1%}" if is_matmul else ""
+    return Figure(name, value, unit, least / work["seconds"], bound, note)
 
 
 def main() -> None:

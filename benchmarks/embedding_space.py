@@ -15,7 +15,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
+from benchmarks.result import Figure, names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.experiments.image_space import speed_by_space  # noqa: E402
 
@@ -43,10 +43,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     given = parser.parse_args()
     result = measure(given.config, given.batch, given.rounds)
-    path = pathlib.Path(given.config.partition(":")[0])
-    name = "" if given.config == SCENES else f"_{path.parent.name}"
+    scale, model = names_of(given.config)
+    name = "" if given.config == SCENES else f"_{scale}"
     speed = result["steps_per_second"]
-    where = f"{path.parent.name} {path.stem}, batch {result['batch_size']}"
+    where = f"{scale} {model}, batch {result['batch_size']}"
     figures = [
         Figure(f"training from embeddings, {where}", speed["embedding"], "steps/s"),
         Figure(f"training through pixels, {where}", speed["pixel"], "steps/s"),

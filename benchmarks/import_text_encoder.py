@@ -14,11 +14,9 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +29,7 @@ import ml_dtypes  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
+from benchmarks.processes import start  # noqa: E402
 from benchmarks.result import write_result  # noqa: E402
 from synth2_jax import distributed, sharding  # noqa: E402
 from synth2_jax.config import build  # noqa: E402
@@ -162,25 +161,8 @@ def _bytes_read() -> int:
 def measure(folder: pathlib.Path, mesh_config: dict, itemsize: int, largest: int) -> dict:
     """Imports in as many processes as the mesh has devices, at once; the worst of them counts."""
     num_processes = math.prod(mesh_config.values())
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     command = [sys.executable, __file__, f"--folder={folder}", f"--mesh={json.dumps(mesh_config)}"]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
-                "SYNTH2_NUM_PROCESSES": str(num_processes),
-                "SYNTH2_PROCESS_ID": str(index),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(num_processes)
-    ]
+    processes = start(command, num_processes, {}, stdout=subprocess.PIPE, text=True)
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError(f"exit codes {[process.returncode for process in processes]}")

@@ -25,7 +25,6 @@ import os
 import pathlib
 import random
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.processes import free_address  # noqa: E402
 from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.files import read_json_lines, write_json, write_json_lines  # noqa: E402
@@ -182,9 +182,7 @@ class Run:
         arguments = [argument.replace("{0}", str(folder)) for argument in command.arguments]
         environ = {}
         if command.num_processes > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                environ["SYNTH2_COORDINATOR"] = f"127.0.0.1:{free.getsockname()[1]}"
+            environ["SYNTH2_COORDINATOR"] = free_address()
             environ["SYNTH2_NUM_PROCESSES"] = str(command.num_processes)
         self.processes = [
             _FORKED.Process(

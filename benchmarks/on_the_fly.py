@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
-from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
+from benchmarks.bare_steps import random_params  # noqa: E402
+from benchmarks.result import Figure, names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
@@ -153,9 +153,7 @@ def measure(
     }
     limits = {"image_tokens": vlm.task.tokenizer.codebook_size}
     batch = sharding.put_batch(next(FakeBatches(spec, limits=limits)), mesh)
-    params = jax.jit(lambda key: nn.unbox(generator.init(key)["params"]["generator"]))(
-        jax.random.key(0)
-    )
+    params = random_params(generator)["generator"]
     # One state for all ways, which differ in nothing that is trained. A step takes its memory, so
     # it goes from one run into the next.
     held = [create_train_state(vlm, tx, state_layout(vlm, tx, mesh), seed=0)]
@@ -251,17 +249,11 @@ def main() -> None:
     )
     dtype = config.model.vlm.language_model.get("dtype", "float32")
     limits = device_limits.measure(jnp.dtype(dtype))
-    name = pathlib.Path(given.config.partition(":")[0]).parent.name
+    name, _ = names_of(given.config)
     where = f"VLM training, {name}, batch {result['batch_size']}"
     figures = [
         device_limits.limited(
-            f"{where}, {row['name']}",
-            row["steps_per_second"],
-            "steps/s",
-            seconds=row["seconds"],
-            flops=row["flops"],
-            num_bytes=row["bytes"],
-            limits=limits,
+            f"{where}, {row['name']}", row["steps_per_second"], "steps/s", row, limits
         )
         for row in result["ways"].values()
     ]

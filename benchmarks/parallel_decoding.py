@@ -8,10 +8,10 @@ depend on them. Writes benchmarks/results/DEVICE/parallel_decoding_NAME.json.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
-from benchmarks.result import run_as_command, write_result  # noqa: E402
+from benchmarks.bare_steps import random_params  # noqa: E402
+from benchmarks.result import names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.models.maskgit import Generator  # noqa: E402
@@ -34,7 +35,7 @@ from synth2_jax.training.objectives import make_objective  # noqa: E402
 def measure(config, batch_size: int, numbers_of_steps: list[int], scale: float) -> list[dict]:
     """One row for each number of steps."""
     objective = make_objective("generator", config.model.to_dict())
-    params = jax.jit(lambda key: nn.unbox(objective.init(key)["params"]))(jax.random.key(0))
+    params = random_params(objective)
     tokenizer = VQTokenizer(objective.task.tokenizer)
     batch = next(FakeBatches(objective.batch_spec(batch_size)))
     keys_B = row_keys(jax.random.key(1), batch_size)
@@ -44,25 +45,12 @@ def measure(config, batch_size: int, numbers_of_steps: list[int], scale: float) 
     for num_steps in numbers_of_steps:
         sampler = ParallelDecodeConfig(num_steps=num_steps)
         generate = jax.jit(make_generate(Generator(objective.task.generator), sampler, guidance))
-        arguments = (
-            params["generator"],
-            tokenizer.apply({"params": params["tokenizer"]}, method="codes"),
-            batch["text_tokens"],
-            batch["text_mask"],
-            keys_B,
-        )
-        seconds = device_limits.seconds(lambda: generate(*arguments))  # noqa: B023
+        codes = tokenizer.apply({"params": params["tokenizer"]}, method="codes")
+        captions = (batch["text_tokens"], batch["text_mask"])
+        run = functools.partial(generate, params["generator"], codes, *captions, keys_B)
         flops = model_flops.sample(objective.task, batch_size, sampler, guidance).total
-        rows.append(
-            {
-                "num_steps": num_steps,
-                "seconds": seconds,
-                "pairs_per_second": batch_size / seconds,
-                "flops": flops,
-                "flops_per_second": flops / seconds,
-                "bytes": num_steps * weights,
-            }
-        )
+        row = device_limits.row(run, "pairs", batch_size, flops, num_steps * weights)
+        rows.append({"num_steps": num_steps, **row})
     return rows
 
 
@@ -78,23 +66,17 @@ def main() -> None:
     rows = measure(config, given.batch, steps, given.scale)
     dtype = config.model.generator.maskgit.get("dtype", "float32")
     limits = device_limits.measure(jnp.dtype(dtype))
-    path = pathlib.Path(given.config.partition(":")[0])
+    folder, model = names_of(given.config)
+    name = f"decoding, {folder} {model}, batch {given.batch}"
     figures = [
         device_limits.limited(
-            f"decoding, {path.parent.name} {path.stem}, batch {given.batch}, "
-            f"{row['num_steps']} steps",
-            row["pairs_per_second"],
-            "pairs/s",
-            seconds=row["seconds"],
-            flops=row["flops"],
-            num_bytes=row["bytes"],
-            limits=limits,
+            f"{name}, {row['num_steps']} steps", row["pairs_per_second"], "pairs/s", row, limits
         )
         for row in rows
     ]
     result = {"config": given.config, "batch_size": given.batch, "guidance_scale": given.scale}
     result |= {"rows": rows, "limits": limits}
-    print(write_result(f"parallel_decoding_{path.parent.name}_{path.stem}", result, figures))
+    print(write_result(f"parallel_decoding_{folder}_{model}", result, figures))
 
 
 if __name__ == "__main__":

@@ -337,19 +337,11 @@ def figures_of(result: Mapping[str, Any], limits: Mapping[str, Any]) -> list[Fig
                 "right",
             )
         )
-    for num_steps in sorted({min(8, last), last}):
-        if row := chosen.get(num_steps):
-            figures.append(
-                device_limits.limited(
-                    f"decoding, demo's generator, batch {result['batch_size']}, {num_steps} steps",
-                    row["pairs_per_second"],
-                    "pairs/s",
-                    seconds=row["seconds"],
-                    flops=row["flops"],
-                    num_bytes=row["bytes"],
-                    limits=limits,
-                )
-            )
+    for num_steps in sorted({min(8, last), last} & chosen.keys()):
+        row = chosen[num_steps]
+        name = f"decoding, demo's generator, batch {result['batch_size']}, {num_steps} steps"
+        rate = row["pairs_per_second"]
+        figures.append(device_limits.limited(name, rate, "pairs/s", row, limits))
     return figures
 
 

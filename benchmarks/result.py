@@ -55,6 +55,12 @@ def number(value: float) -> str:
     return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
+def names_of(config: str) -> tuple[str, str]:
+    """("scenes", "vlm") of configs/scenes/vlm.py:WORDS."""
+    path = pathlib.Path(config.partition(":")[0])
+    return path.parent.name, path.stem
+
+
 def write_result(
     name: str, result: Mapping[str, Any], figures: Sequence[Figure] = (), device: str = ""
 ) -> pathlib.Path:

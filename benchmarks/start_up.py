@@ -37,7 +37,7 @@ import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from benchmarks.result import Figure, number, run_as_command, write_result  # noqa: E402
+from benchmarks.result import Figure, names_of, number, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
@@ -190,11 +190,11 @@ def main() -> None:
         print(json.dumps(parts(config, given.batch or config.data.batch_size, given.started)))
         return
     batch_size = given.batch or config_lib.load_config(given.config).data.batch_size
-    path = pathlib.Path(given.config.partition(":")[0])
+    scale, model = names_of(given.config)
     seconds = measure(given.config, batch_size, given.repeats)
-    figures = figures_of(seconds, f"{path.parent.name} {path.stem}, batch {batch_size}")
+    figures = figures_of(seconds, f"{scale} {model}, batch {batch_size}")
     result = {"config": given.config, "batch_size": batch_size, "seconds": seconds}
-    print(write_result(f"start_up_{path.parent.name}_{path.stem}", result, figures))
+    print(write_result(f"start_up_{scale}_{model}", result, figures))
 
 
 if __name__ == "__main__":

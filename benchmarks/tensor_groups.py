@@ -11,7 +11,6 @@ size.
 import argparse
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.processes import start  # noqa: E402
 from benchmarks.result import run_as_command  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.training.metrics import read_metrics  # noqa: E402
@@ -31,29 +31,16 @@ LIMIT = 1e-4
 def train(num_processes: int, devices: int, argv: list[str], folder: pathlib.Path) -> list[dict]:
     """Trains in a workdir of its own under `folder`; returns {name: value} of each step."""
     workdir = folder / f"{num_processes}x{devices}"
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     flags = os.environ.get("XLA_FLAGS", "")
-    environ = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
-        "SYNTH2_NUM_PROCESSES": str(num_processes),
-    }
+    flags += f" --xla_force_host_platform_device_count={devices}"
     mesh = f"--config.mesh.tensor={num_processes * devices}"
     command = [sys.executable, "-m", "synth2_jax.main", "train", *argv, mesh]
-    processes = [
-        subprocess.Popen(
-            [*command, f"--workdir={workdir}"],
-            env={**environ, "SYNTH2_PROCESS_ID": str(index)},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(num_processes)
-    ]
+    processes = start(
+        [*command, f"--workdir={workdir}"],
+        num_processes,
+        {"XLA_FLAGS": flags},
+        **{"cwd": ROOT, "stderr": subprocess.PIPE, "text": True},
+    )
     errors = [process.communicate()[1] for process in processes]
     if any(process.returncode for process in processes):
         raise UserError(f"{workdir.name}: training failed: {errors[0].splitlines()[-1]}")

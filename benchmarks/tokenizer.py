@@ -8,10 +8,10 @@ are random: speed does not depend on them. Writes benchmarks/results/DEVICE/toke
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
-from benchmarks.result import run_as_command, write_result  # noqa: E402
+from benchmarks.bare_steps import random_params  # noqa: E402
+from benchmarks.result import names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
@@ -33,9 +34,7 @@ def measure(config, batch_size: int, repeats: int) -> dict[str, dict]:
     """{"encode", "decode"}: medians of `repeats` runs of one batch each."""
     objective = make_objective("tokenizer", config.model.to_dict())
     tokenizer = objective.task.tokenizer
-    params = jax.jit(lambda key: nn.unbox(objective.init(key)["params"]["tokenizer"]))(
-        jax.random.key(0)
-    )
+    params = random_params(objective)["tokenizer"]
     pixels = (batch_size, tokenizer.image_size, tokenizer.image_size, 3)
     spec = {
         "images": jax.ShapeDtypeStruct(pixels, jnp.uint8),
@@ -50,17 +49,11 @@ def measure(config, batch_size: int, repeats: int) -> dict[str, dict]:
     }
     found = {}
     for name, (make, argument, flops_of, parts) in ways.items():
-        run = jax.jit(make(tokenizer))
-        seconds = device_limits.seconds(lambda: run(params, batch[argument]), repeats)  # noqa: B023
+        run = functools.partial(jax.jit(make(tokenizer)), params, batch[argument])
         flops = flops_of(tokenizer, batch_size).total
         weights = sum(leaf.nbytes for part in parts for leaf in jax.tree.leaves(params[part]))
-        found[name] = {
-            "seconds": seconds,
-            "images_per_second": batch_size / seconds,
-            "flops": flops,
-            "flops_per_second": flops / seconds,
-            "bytes": weights + moved,
-        }
+        num_bytes = weights + moved
+        found[name] = device_limits.row(run, "images", batch_size, flops, num_bytes, repeats)
     return found
 
 
@@ -73,16 +66,14 @@ def main() -> None:
     config = config_lib.load_config(given.config)
     found = measure(config, given.batch, given.repeats)
     limits = device_limits.measure(jnp.dtype(config.model.tokenizer.get("dtype", "float32")))
-    name = pathlib.Path(given.config.partition(":")[0]).parent.name
+    name, _ = names_of(given.config)
     figures = [
         device_limits.limited(
             f"tokenizer, {name}, batch {given.batch}, {what}",
             found[way]["images_per_second"],
             "images/s",
-            seconds=found[way]["seconds"],
-            flops=found[way]["flops"],
-            num_bytes=found[way]["bytes"],
-            limits=limits,
+            found[way],
+            limits,
         )
         for way, what in (("encode", "pixels to ids"), ("decode", "ids to pixels"))
     ]

@@ -31,7 +31,7 @@ import jax  # noqa: E402
 
 from benchmarks.bare_steps import BareSteps, Training, training_of  # noqa: E402
 from benchmarks.random_pairs import write_pairs  # noqa: E402
-from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
+from benchmarks.result import Figure, names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data import pipeline  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
@@ -173,7 +173,7 @@ def main() -> None:
             raise UserError(f"--data: unknown {data!r}; {nearest(data, DATA)}")
     config = config_lib.load_config(given.config)
     batch_size = given.batch or config.data.batch_size
-    path = pathlib.Path(given.config.partition(":")[0])
+    scale, model = names_of(given.config)
     figures, rows = [], {}
     for data in kinds:
         missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
@@ -183,10 +183,10 @@ def main() -> None:
         folder = pathlib.Path(given.folder)
         rows[data] = measure(config, data, batch_size, given.steps, given.repeats, folder)
         kind = "random batches" if data == "random" else "pairs from a folder"
-        where = f"{path.parent.name} {path.stem}, batch {batch_size}, {kind}"
+        where = f"{scale} {model}, batch {batch_size}, {kind}"
         figures += figures_of(rows[data], where)
     result = {"config": given.config, "batch_size": batch_size, "data": rows}
-    print(write_result(f"train_loop_{path.parent.name}_{path.stem}", result, figures))
+    print(write_result(f"train_loop_{scale}_{model}", result, figures))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import device_limits  # noqa: E402
 from benchmarks.bare_steps import BareSteps, training_of  # noqa: E402
-from benchmarks.result import run_as_command, write_result  # noqa: E402
+from benchmarks.result import names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
@@ -77,19 +77,12 @@ def main() -> None:
     config = config_lib.load_config(given.config)
     result = measure(config, given.batch or config.data.batch_size, given.steps, given.repeats)
     limits = device_limits.measure(jnp.dtype(result["dtype"]))
-    path = pathlib.Path(given.config.partition(":")[0])
-    name = f"{path.parent.name}_{path.stem}"
-    figure = device_limits.limited(
-        f"training step, {path.parent.name} {path.stem}, batch {result['batch_size']}",
-        result["steps_per_second"],
-        "steps/s",
-        seconds=result["seconds_per_step"],
-        flops=result["flops_per_step"],
-        num_bytes=result["bytes_per_step"],
-        limits=limits,
-    )
+    folder, model = names_of(given.config)
+    work = {name: result[f"{name}_per_step"] for name in ("seconds", "flops", "bytes")}
+    name = f"training step, {folder} {model}, batch {result['batch_size']}"
+    figure = device_limits.limited(name, result["steps_per_second"], "steps/s", work, limits)
     result |= {"config": given.config, "limits": limits}
-    print(write_result(f"train_step_{name}", result, [figure]))
+    print(write_result(f"train_step_{folder}_{model}", result, [figure]))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def load_vlm(
     batch_size: int = 32,
     decode: TextDecodeConfig | None = None,
     mesh: sharding.MeshConfig = _ALL_DEVICES,
-) -> "Captioner":
-    """A VLM that captions images.
+) -> "TrainedVLM":
+    """Loads a VLM that captions images.
 
     Args:
       path: the workdir of its training run, or an exported folder.
@@ -88,7 +88,7 @@ def load_vlm(
     decode = config_lib.build(TextDecodeConfig, decode, "decode")
     if decode.method == "nucleus":
         raise UserError("decode.method: found nucleus, expected greedy or beam")
-    return Captioner(trained, batch_size, decode, on, rules)
+    return TrainedVLM(trained, batch_size, decode, on, rules)
 
 
 def load_generator(
@@ -100,19 +100,13 @@ def load_generator(
     text_encoder: Path = "",
     mesh: sharding.MeshConfig = _ALL_DEVICES,
 ) -> "ImageGenerator":
-    """A generator that makes images of captions.
+    """Loads a generator that makes images of captions; arguments and errors as for `load_vlm`.
 
     Args:
-      path: the workdir of its training run, or an exported folder.
-      batch_size: images at once, over all devices.
       sampler: how tokens are drawn; None takes what the folder was exported with, or else the
         defaults.
       guidance: how closely images follow captions; None as for `sampler`.
       text_encoder: where the text encoder is, of a generator that was trained on stored features.
-      mesh: how it lies on the devices of this process.
-
-    Raises:
-      UserError: no generator there, one that is damaged, or a setting that does not fit.
     """
     on, rules = _mesh(mesh, batch_size), sharding.axis_rules(mesh)
     trained = load_trained(path, "generator", mesh=on, rules=rules)
@@ -125,7 +119,7 @@ def load_generator(
     return ImageGenerator(trained, batch_size, sampler, guidance, on, rules)
 
 
-class Captioner:
+class TrainedVLM:
     """What `load_vlm` returns.
 
     Attributes:
@@ -161,7 +155,7 @@ class Captioner:
         self._caption_ids = _compiled(caption_ids, trained.params, mesh, rules)
 
     def caption(self, images: Picture | Sequence[Picture]) -> str | list[str]:
-        """One caption an image, which depends on that image alone.
+        """Writes one caption an image, which depends on that image alone.
 
         Args:
           images: one or many: picture files, by path or as bytes, or PIL images. Their middle
@@ -174,8 +168,7 @@ class Captioner:
         Raises:
           UserError: what is no picture, or an array of another shape or dtype.
         """
-        if isinstance(images, jax.Array):
-            images = np.asarray(images)
+        images = np.asarray(images) if isinstance(images, jax.Array) else images
         one = isinstance(images, str | os.PathLike | bytes | Image.Image)
         one = one or (isinstance(images, np.ndarray) and images.ndim == 3)
         if not one and not (isinstance(images, Sequence) or np.ndim(images) == 4):
@@ -188,9 +181,8 @@ class Captioner:
         def pixels(numbers: Sequence[int]) -> tuple[np.ndarray]:
             return (np.stack([self._pixels(images[i], f"images[{i}]") for i in numbers]),)
 
-        captions: list[str] = []
-        for ids_BT in in_batches(self._caption_ids, range(len(images)), self._batch_size, pixels):
-            captions += [self._vocabulary.decode(ids.tolist()) for ids in ids_BT]
+        batches = in_batches(self._caption_ids, range(len(images)), self._batch_size, pixels)
+        captions = [self._vocabulary.decode(ids.tolist()) for ids_BT in batches for ids in ids_BT]
         return captions[0] if one else captions
 
     def _pixels(self, image: Picture, where: str) -> np.ndarray:
@@ -205,13 +197,17 @@ class Captioner:
                 return middle_square(image, size)
             array = np.asarray(image)
         except (Rejected, OSError, ValueError) as error:
-            raise UserError(f"{where}: expected a picture, found {_line(error)}") from error
+            reason = " ".join(f"{error}".split())
+            raise UserError(f"{where}: expected a picture, found {reason}") from error
         if array.dtype != np.uint8 or array.shape != (size, size, 3):
             raise UserError(
                 f"{where}: found {array.dtype}{list(array.shape)}, expected "
                 f"uint8{[size, size, 3]}; only files and PIL images are scaled"
             )
         return array
+
+
+Captioner = TrainedVLM  # its former name
 
 
 class ImageGenerator:
@@ -249,8 +245,7 @@ class ImageGenerator:
             return generate(params["generator"], codebook_KC, text_BT, text_BT != 0, keys_B)
 
         def embed(params, ids_BN):
-            variables = {"params": params["tokenizer"]}
-            return tokenizer.apply(variables, ids_BN, method="embed")
+            return tokenizer.apply({"params": params["tokenizer"]}, ids_BN, method="embed")
 
         def pixels(params, ids_BN):
             return decode(params["tokenizer"], ids_BN)
@@ -259,7 +254,7 @@ class ImageGenerator:
         self._image_tokens, self._embed, self._decode = map(compiled, (image_tokens, embed, pixels))
 
     def generate(self, captions: str | Sequence[str], seed: int = 0, first: int = 0) -> "Generated":
-        """An image of each caption, as `synth2 synthesize` makes them.
+        """Makes an image of each caption, as `synth2 synthesize` does.
 
         Args:
           captions: one or many.
@@ -276,16 +271,12 @@ class ImageGenerator:
         for number, caption in enumerate(captions):
             if not isinstance(caption, str) or not self._ids(caption):
                 raise UserError(f"captions[{number}]: found {caption!r:.60}, expected a text")
-        are_ints = all(isinstance(number, int | np.integer) for number in (seed, first))
-        if (
-            not are_ints
-            or not 0 <= seed < _NUM_SEEDS
-            or not 0 <= first <= _NUM_SEEDS - len(captions)
-        ):
-            raise UserError(
-                f"found seed {seed!r:.40}, first {first!r:.40}, expected each an integer from 0 to "
-                "2**32 - 1"
-            )
+        for number, more in ((seed, 0), (first, len(captions) - 1)):
+            if not isinstance(number, int | np.integer) or not 0 <= number < _NUM_SEEDS - more:
+                raise UserError(
+                    f"found seed {seed!r:.40}, first {first!r:.40}, expected each an integer from "
+                    "0 to 2**32 - 1"
+                )
 
         def arrays(numbers: Sequence[int]) -> tuple[np.ndarray, ...]:
             texts = [captions[i] for i in numbers]
@@ -296,7 +287,7 @@ class ImageGenerator:
         batches = in_batches(self._image_tokens, range(len(captions)), self._batch_size, arrays)
         num_tokens = self.trained.objective.task.tokenizer.num_tokens
         tokens_BN = np.concatenate([np.zeros((0, num_tokens), np.int32), *batches])
-        return Generated(tokens_BN, self._rows(self._embed), self._rows(self._decode))
+        return Generated(tokens_BN, self)
 
     def _ids(self, caption: str) -> list[int]:
         try:
@@ -305,31 +296,18 @@ class ImageGenerator:
             return []
         return self._vocabulary.encode(caption)
 
-    def _rows(self, function: Callable[..., jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
-        def of_all(ids_BN: np.ndarray) -> np.ndarray:
-            # Of no rows there is one batch to get dtype and shape from.
-            rows = ids_BN if len(ids_BN) else np.zeros((1, ids_BN.shape[1]), np.int32)
-            return np.concatenate(list(in_batches(function, rows, self._batch_size)))[: len(ids_BN)]
-
-        return of_all
+    def _of_all(self, function: Callable[..., jax.Array], ids_BN: np.ndarray) -> np.ndarray:
+        # Of no rows there is one batch to get dtype and shape from.
+        rows = ids_BN if len(ids_BN) else np.zeros((1, ids_BN.shape[1]), np.int32)
+        return np.concatenate(list(in_batches(function, rows, self._batch_size)))[: len(ids_BN)]
 
 
 class Generated:
-    """Images that a generator made.
+    """Images that a generator made; `tokens` are i32[B, N]."""
 
-    Attributes:
-      tokens: i32[B, N].
-    """
-
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        embed: Callable[[np.ndarray], np.ndarray],
-        decode: Callable[[np.ndarray], np.ndarray],
-    ):
+    def __init__(self, tokens: np.ndarray, generator: ImageGenerator):
         self.tokens = tokens
-        self._embed = embed
-        self._decode = decode
+        self._generator = generator
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -337,12 +315,12 @@ class Generated:
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
         """f32[B, N, C], the tokens' codebook vectors: what a VLM reads in the place of an image."""
-        return self._embed(self.tokens)
+        return self._generator._of_all(self._generator._embed, self.tokens)
 
     @functools.cached_property
     def images(self) -> np.ndarray:
         """u8[B, S, S, 3]. Decoding costs more than the rest: it is done when first asked for."""
-        return self._decode(self.tokens)
+        return self._generator._of_all(self._generator._decode, self.tokens)
 
 
 def _mesh(config: sharding.MeshConfig, batch_size: int) -> Mesh:
@@ -370,7 +348,3 @@ def _compiled(
 
     compiled, where = jax.jit(on_mesh), sharding.batch_sharding(mesh)
     return lambda *arrays: compiled(params, *jax.device_put(arrays, where))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{error}".split())

@@ -46,10 +46,6 @@ def check_local(key: str, text: str) -> None:
 # The functions below are types of options: argparse puts the option in front of their errors.
 
 
-def _text(text: str) -> str:
-    return text
-
-
 def _path(text: str) -> str:
     """A path with the home folder in the place of ~, which a shell leaves in `--workdir=~/x`."""
     expanded = os.path.expanduser(text)
@@ -71,17 +67,13 @@ def _whole(text: str) -> int:
     return int(value)
 
 
-def _whole_or_auto(text: str) -> int | str:
-    return text if text == "auto" else _whole(text)
-
-
 @dataclasses.dataclass(frozen=True)
 class Option:
     """`--NAME=PLACEHOLDER`; without a placeholder a switch, `--NAME`."""
 
     help: str
     placeholder: str = ""
-    type: Callable[[str], Any] = _text
+    type: Callable[[str], Any] = str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +98,12 @@ class Stage:
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
 
 
+_ON_THE_FLY = Option("store the images themselves; the training step makes the tokens")
+_OF_A_FOLDER = {"needs_config": False, "takes_folder": True}
+
 # In the order data flows. Each is a file of its room with `run(config, workdir, **options)`.
 STAGES = {
-    "tokenize": Stage(
-        options={
-            "on_the_fly": Option("store the images themselves; the training step makes the tokens")
-        }
-    ),
+    "tokenize": Stage(options={"on_the_fly": _ON_THE_FLY}),
     "encode_captions": Stage(),
     "train": Stage(),
     "captions": Stage(),
@@ -120,8 +111,7 @@ STAGES = {
     "filter": Stage(),
     "evaluate": Stage(),
     "report": Stage(
-        needs_config=False,
-        takes_folder=True,
+        **_OF_A_FOLDER,
         options={
             "captions": Option(
                 "caption sets to compare; without it a demo's page is made again",
@@ -151,7 +141,7 @@ STAGES = {
             "batch": Option(
                 "rows of all chips, or auto for the largest batch that fits; default: the config's",
                 "N",
-                _whole_or_auto,
+                lambda text: text if text == "auto" else _whole(text),
             ),
             "sample": Option(
                 "plan sampling by this synthesize config, not training", "FILE", _path
@@ -160,8 +150,7 @@ STAGES = {
         },
     ),
     "inspect": Stage(
-        needs_config=False,
-        takes_folder=True,
+        **_OF_A_FOLDER,
         writes="",
         options={
             "fingerprints": Option(
@@ -182,8 +171,7 @@ STAGES = {
         },
     ),
     "export": Stage(
-        needs_config=False,
-        takes_folder=True,
+        **_OF_A_FOLDER,
         writes="output",
         options={
             "output": Option(
@@ -212,21 +200,12 @@ STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command line that was read.
-
-    Attributes:
-      stage: a key of STAGES.
-      config: FILE[:ARGUMENT]; None without one.
-      overrides: (key, text) of each --config.KEY=TEXT, in order.
-      workdir: absolute.
-      options: the stage's own options that were given.
-      verbose: whether to log more.
-    """
+    """A command line that was read; `options` are the stage's own that were given."""
 
     stage: str
-    config: str | None
-    overrides: Sequence[tuple[str, str]]
-    workdir: str
+    config: str | None  # FILE[:ARGUMENT]
+    overrides: Sequence[tuple[str, str]]  # (key, text) of each --config.KEY=TEXT, in order
+    workdir: str  # absolute
     options: Mapping[str, Any]
     verbose: bool
 
@@ -275,13 +254,11 @@ def parse(argv: Sequence[str]) -> Command:
             check_local(_flag(name), value)
     if "name" in stage.options:
         options.setdefault("name", _config_name(given.config))
-    absolute = pathlib.Path(workdir).absolute()
-    for folder in (absolute, *absolute.parents):
+    absolute = os.path.abspath(workdir)
+    for folder in (pathlib.Path(absolute), *pathlib.Path(absolute).parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--workdir={workdir}: {folder} is a file, expected a folder")
-    return Command(
-        given.stage, given.config, overrides, os.path.abspath(workdir), options, given.verbose
-    )
+    return Command(given.stage, given.config, overrides, absolute, options, given.verbose)
 
 
 def _split(arguments: Sequence[str], stage: Stage) -> tuple[list[str], list[tuple[str, str]]]:
@@ -331,26 +308,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", title="stages", required=True)
     for name, stage in STAGES.items():
-        described = _docstring(name)
-        headline = described.partition("\n")[0].partition(": ")[2]
-        sub = stages.add_parser(
-            name,
-            help=headline.replace("%", "%%"),
-            description=described,
-            usage=_usage(name, stage),
-        )
+        text = _docstring(name)
+        headline = text.partition("\n")[0].partition(": ")[2].replace("%", "%%")
+        sub = stages.add_parser(name, help=headline, description=text, usage=_usage(name, stage))
         sub.add_argument("--config", metavar="FILE[:ARG]", type=_path, help="a Python config file")
         sub.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config")
         sub.add_argument("--workdir", metavar="DIR", type=_path, help="the folder to work in")
         sub.add_argument("--verbose", action="store_true", help="log more")
         if stage.takes_folder:
             sub.add_argument("DIR", nargs="?", type=_path, help="short for --workdir=DIR")
-        for option_name, option in stage.options.items():
-            flag, text = _flag(option_name), option.help.replace("%", "%%")
-            if option.placeholder:
-                sub.add_argument(flag, metavar=option.placeholder, type=option.type, help=text)
-            else:
-                sub.add_argument(flag, action="store_true", help=text)
+        for key, option in stage.options.items():
+            given = {"metavar": option.placeholder, "type": option.type}
+            given = given if option.placeholder else {"action": "store_true"}
+            sub.add_argument(_flag(key), help=option.help.replace("%", "%%"), **given)
     return parser
 
 

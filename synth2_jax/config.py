@@ -7,9 +7,8 @@ with the name of the key that was meant.
 
 import ast
 import collections.abc
+import contextlib
 import dataclasses
-import importlib.machinery
-import importlib.util
 import inspect
 import json
 import math
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.user_code import load_file
 
 ConfigT = TypeVar("ConfigT")
 MOST_LAYERS = 1000
@@ -42,19 +42,14 @@ def dtype(name: str, where: str = "dtype") -> Any:
     return DTYPES[name]
 
 
-def check_counts(config: Any, *names: str) -> None:
-    """Raises UserError unless these fields of a dataclass are 1 or more; None is allowed."""
+def check_counts(config: Any, *names: str, least: int = 1, most: float = math.inf) -> None:
+    """Raises UserError unless these fields of a dataclass are in the range; None is allowed."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}: found {value}, expected at least 1")
-
-
-def check_choices(config: Any, **choices: Iterable[str]) -> None:
-    """Raises UserError unless each of these fields of a dataclass is one of its choices."""
-    for name, known in choices.items():
-        if (value := getattr(config, name)) not in known:
-            raise UserError(f"{name}: unknown {value!r}; {nearest(value, known)}")
+        if value is not None and value < least:
+            raise UserError(f"{name}: found {value}, expected at least {least}")
+        if value is not None and value > most:
+            raise UserError(f"{name}: found {value}, expected at most {most}")
 
 
 def check_layers(config: Any, *names: str, least: int = 1) -> None:
@@ -62,12 +57,14 @@ def check_layers(config: Any, *names: str, least: int = 1) -> None:
 
     Each layer takes time and memory to set up: a number from a damaged file would take all of it.
     """
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise UserError(f"{name}: found {value}, expected at least {least}")
-        if value is not None and value > MOST_LAYERS:
-            raise UserError(f"{name}: found {value}, expected at most {MOST_LAYERS}")
+    check_counts(config, *names, least=least, most=MOST_LAYERS)
+
+
+def check_choices(config: Any, **choices: Iterable[str]) -> None:
+    """Raises UserError unless each of these fields of a dataclass is one of its choices."""
+    for name, known in choices.items():
+        if (value := getattr(config, name)) not in known:
+            raise UserError(f"{name}: unknown {value!r}; {nearest(value, known)}")
 
 
 def check_seeds(config: Any, *names: str) -> None:
@@ -90,9 +87,8 @@ def build(
     Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
     inside tuples (`tuple[Dataclass, ...]`); of `Dataclass | OtherDataclass` the one that has most
     of the section's keys, or the first. Lists become tuples; an int is accepted for a float or a
-    text.
-    Values of a `Mapping[str, X]` are built as X, under whatever keys there are. The text "none" is
-    None where None may stand, for `override` cannot know.
+    text. Values of a `Mapping[str, X]` are built as X, under whatever keys there are. The text
+    "none" is None where None may stand, for `override` cannot know.
 
     Args:
       cls: a dataclass whose annotations are real types (no strings).
@@ -108,9 +104,7 @@ def build(
     """
     if isinstance(section, cls):
         return section
-    if section is None:
-        section = {}
-    section = _plain_section(section, where)
+    section = _plain_section({} if section is None else section, where)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in section:
         if key not in fields:
@@ -171,9 +165,8 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
                 )
         current = section.get(name)
         if isinstance(current, ml_collections.ConfigDict):
-            raise UserError(
-                f"{where}.{name}: a section, expected one of its keys; {_keys(current)}"
-            )
+            keys = ", ".join(sorted(map(str, current))) or "none yet"
+            raise UserError(f"{where}.{name}: a section, expected one of its keys; it has {keys}")
         left_to_build = name not in section and text.lower() == "none"
         try:
             section[name] = text if left_to_build else _typed(text, current)
@@ -207,22 +200,18 @@ def load_config(given: str) -> ml_collections.ConfigDict:
         if folder.name == "configs" and str(folder.parent) not in sys.path:
             sys.path.insert(0, str(folder.parent))
     try:
-        # A loader of its own: a config file may have any ending.
-        loader = importlib.machinery.SourceFileLoader("config", str(path))
-        spec = importlib.util.spec_from_loader("config", loader)
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-        if colon and not inspect.signature(module.get_config).parameters:
+        get_config = load_file(path, "config").get_config
+        if colon and not inspect.signature(get_config).parameters:
             raise UserError(f"--config={given}: {file} takes no argument")
-        config = module.get_config(*([argument] if colon else []))
+        config = get_config(*([argument] if colon else []))
     except UserError:
         raise
     except Exception as error:  # the file is Python, which fails in any way
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{file}, line {lines[-1]}" if lines else file
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config={where}: {type(error).__name__}: {reason}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"--config={where}: {reason}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"--config={given}: get_config gave {config!r:.40}, expected a ConfigDict")
     return config.lock()
@@ -231,15 +220,6 @@ def load_config(given: str) -> ml_collections.ConfigDict:
 def to_json(config: Any) -> str:
     """Returns a resolved config (ConfigDict, dict or dataclass) as JSON with sorted keys."""
     return json.dumps(_plain(config, "--config"), indent=2, sort_keys=True) + "\n"
-
-
-def from_json(text: str) -> ml_collections.ConfigDict:
-    """Returns the ConfigDict that `to_json` wrote; JSON lists come back as tuples."""
-    return ml_collections.ConfigDict(json.loads(text, object_hook=_lists_to_tuples))
-
-
-def _keys(section: ml_collections.ConfigDict) -> str:
-    return f"it has {', '.join(sorted(map(str, section))) or 'none yet'}"
 
 
 def _typed(text: str, current: Any) -> Any:
@@ -252,7 +232,7 @@ def _typed(text: str, current: Any) -> Any:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # ast's, of any text
         value = tuple(text.split(",")) if isinstance(current, tuple) else text
     if isinstance(current, tuple) and not isinstance(value, tuple | list | None):
-        value = (value,)
+        return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -287,8 +267,6 @@ def _convert(hint: Any, value: Any, where: str, exact: bool) -> Any:
         items = _plain_section(value, where).items()
         return {key: _convert(element, item, f"{where}.{key}", exact) for key, item in items}
     if hint is tuple or origin is tuple:
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise UserError(f"{where}: found {_shown(value)}, expected a list such as ('a', 'b')")
         return _convert_tuple(typing.get_args(hint), value, where, exact)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
@@ -300,18 +278,15 @@ def _convert(hint: Any, value: Any, where: str, exact: bool) -> Any:
         raise UserError(f"{where}: found {_shown(value)}, expected a number of at most 64 bits")
     if hint is float and is_int:
         return float(value)
-    if hint is str and not exact:
-        if is_int:  # `--config.splits=2017`: a text that looks like a number
-            return str(value)
-        if isinstance(value, str) and "\0" in value:  # which no path may hold
-            raise UserError(f"{where}: found {_shown(value)}, expected a text without NUL")
+    if hint is str and is_int and not exact:  # `--config.splits=2017`: a text like a number
+        return str(value)
+    if hint is str and not exact and isinstance(value, str) and "\0" in value:  # no path has it
+        raise UserError(f"{where}: found {_shown(value)}, expected a text without NUL")
     if (hint is int and not is_int) or (isinstance(hint, type) and not isinstance(value, hint)):
         is_typed = hint is str and isinstance(value, float | bool)
         quote = f"; quote a text: \"'{value}'\"" if is_typed else ""
         raise UserError(f"{where}: found {_shown(value)}, expected {hint.__name__}{quote}")
-    if isinstance(value, ml_collections.ConfigDict):
-        return value.to_dict()
-    return value
+    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, where: str, exact: bool) -> Any:
@@ -321,34 +296,29 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str, exact: bool
     options = tuple(option for option in options if option is not type(None))
     sections = [option for option in options if dataclasses.is_dataclass(option)]
     if len(sections) > 1 and isinstance(value, ml_collections.ConfigDict | Mapping):
-        # The one that knows most of the keys: it then tells of those that it does not know.
-        options = [max(sections, key=lambda option: len(_field_names(option) & set(value)))]
+        # The one that knows most of the keys; its error lists those that it does not know.
+        known = {cls: {field.name for field in dataclasses.fields(cls)} for cls in sections}
+        options = [max(sections, key=lambda cls: len(known[cls] & set(value)))]
     if len(options) == 1:
         return _convert(options[0], value, where, exact)
     for option in options:
-        try:
+        with contextlib.suppress(UserError):
             return _convert(option, value, where, exact)
-        except UserError:
-            continue
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     raise UserError(f"{where}: found {_shown(value)}, expected {names}")
 
 
-def _field_names(cls: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls)}
-
-
 def _convert_tuple(items: tuple[Any, ...], value: Any, where: str, exact: bool) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{where}: found {_shown(value)}, expected a list such as ('a', 'b')")
     if not items:
         return tuple(value)
     if items[-1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
         raise UserError(f"{where}: found {len(value)} values, expected {len(items)}")
-    return tuple(
-        _convert(item, element, f"{where}[{i}]", exact)
-        for i, (item, element) in enumerate(zip(items, value, strict=True))
-    )
+    numbered = enumerate(zip(items, value, strict=True))
+    return tuple(_convert(item, part, f"{where}[{i}]", exact) for i, (item, part) in numbered)
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -366,12 +336,3 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise UserError(f"{where}: found {value!r}, expected a value that JSON can hold")
-
-
-def _lists_to_tuples(mapping: dict[str, Any]) -> dict[str, Any]:
-    """ConfigDict refuses to change a list's type; a tuple is what `build` makes of it anyhow."""
-
-    def convert(value: Any) -> Any:
-        return tuple(convert(v) for v in value) if isinstance(value, list) else value
-
-    return {key: convert(value) for key, value in mapping.items()}

@@ -27,7 +27,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ _POLL_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0  # for one message of the roll call
 _MAX_LINE = 8192  # bytes of one
 _MAX_ERROR_BYTES = 4096
+# What a stranger may cause who says anything at all.
+_NO_MESSAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,42 +64,41 @@ class Processes:
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Processes | None:
-    """What this process is one of; None when it is alone.
+    """Reads the launcher's variables; None when this process is alone.
 
     Raises:
       UserError: a variable is missing or no number.
     """
+
+    def refuse(name: str, found: object, expected: str) -> None:
+        raise UserError(f"{_PREFIX}{name}: found {found!r}, expected {expected}")
+
+    def whole(name: str, least: int) -> int:
+        text = environ.get(f"{_PREFIX}{name}", "")
+        if not text.isdecimal() or len(text) > 9 or int(text) < least:
+            expected = f"a whole number from {least} on, for {_PREFIX}COORDINATOR is set"
+            refuse(name, text or "nothing", expected)
+        return int(text)
+
     coordinator = environ.get(f"{_PREFIX}COORDINATOR")
     if coordinator is None:
         return None
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port[:9]) <= 65535:
-        raise UserError(
-            f"{_PREFIX}COORDINATOR: found {coordinator!r}, expected HOST:PORT with a port from 1 "
-            "to 65535"
-        )
+        refuse("COORDINATOR", coordinator, "HOST:PORT with a port from 1 to 65535")
     seconds = environ.get(f"{_PREFIX}START_SECONDS", "300")
     try:
         start_seconds = float(seconds)
     except ValueError:
         start_seconds = math.nan
     if not 0 < start_seconds < math.inf:
-        raise UserError(f"{_PREFIX}START_SECONDS: found {seconds!r}, expected a number above 0")
-    processes = Processes(
-        host,
-        int(port),
-        _whole(environ, "NUM_PROCESSES", 1),
-        _whole(environ, "PROCESS_ID", 0),
-        _whole(environ, "NUM_DEVICES", 1) if f"{_PREFIX}NUM_DEVICES" in environ else None,
-        start_seconds,
-        environ.get(f"{_PREFIX}SECRET", ""),
-    )
-    if not processes.process_id < processes.num_processes:
-        raise UserError(
-            f"{_PREFIX}PROCESS_ID: found {processes.process_id}, expected 0 to "
-            f"{processes.num_processes - 1}, of {_PREFIX}NUM_PROCESSES"
-        )
-    return processes
+        refuse("START_SECONDS", seconds, "a number above 0")
+    num_processes, process_id = whole("NUM_PROCESSES", 1), whole("PROCESS_ID", 0)
+    if process_id >= num_processes:
+        refuse("PROCESS_ID", process_id, f"0 to {num_processes - 1}, of {_PREFIX}NUM_PROCESSES")
+    num_devices = whole("NUM_DEVICES", 1) if f"{_PREFIX}NUM_DEVICES" in environ else None
+    secret = environ.get(f"{_PREFIX}SECRET", "")
+    return Processes(host, int(port), num_processes, process_id, num_devices, start_seconds, secret)
 
 
 def start(processes: Processes) -> None:
@@ -118,32 +119,31 @@ def start(processes: Processes) -> None:
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
-    _check("processes", jax.process_count(), processes.num_processes)
-    if processes.num_devices is not None:
-        _check("devices", jax.device_count(), processes.num_devices)
     ones = int(sharding.over_devices(jnp.sum, np.int32(1)))
-    _check("as the sum of a 1 from every device", ones, jax.device_count())
+    for what, found, expected in (
+        ("processes", jax.process_count(), processes.num_processes),
+        ("devices", jax.device_count(), processes.num_devices),
+        ("as the sum of a 1 from every device", ones, jax.device_count()),
+    ):
+        if expected not in (found, None):
+            raise UserError(f"preflight: expected {expected} {what}, found {found}")
 
 
-@contextlib.contextmanager
-def through_process_0(context: contextlib.AbstractContextManager) -> Iterator[None]:
-    """Enters `context` on process 0 for all processes; its UserError is raised on each of them."""
-    if not jax.distributed.is_initialized():
-        with context:
-            yield
-        return
-    with contextlib.ExitStack() as stack:
-        error = np.zeros(_MAX_ERROR_BYTES, np.uint8)
-        if not jax.process_index():
-            try:
-                stack.enter_context(context)
-            except UserError as caught:
-                line = str(caught).encode()[:_MAX_ERROR_BYTES]
-                error[: len(line)] = np.frombuffer(line, np.uint8)
-        line = multihost_utils.broadcast_one_to_all(error).tobytes().rstrip(b"\0")
-        if line:
-            raise UserError(line.decode(errors="replace"))
-        yield
+def is_first() -> bool:
+    """Whether this process is process 0 or alone; a process that is alone asks no device."""
+    return not jax.distributed.is_initialized() or not jax.process_index()
+
+
+def agree(problem: str) -> None:
+    """Raises UserError on every process where any has a problem; "" is none. All must call it."""
+    line = problem.encode()[:_MAX_ERROR_BYTES]
+    if jax.distributed.is_initialized():
+        padded = np.frombuffer(line.ljust(_MAX_ERROR_BYTES, b"\0"), np.uint8)
+        lines = [row.tobytes().rstrip(b"\0") for row in multihost_utils.process_allgather(padded)]
+        others = [b"process %d: %b" % (i, found) for i, found in enumerate(lines) if found]
+        line = line or b"".join(others[:1])
+    if line:
+        raise UserError(line.decode(errors="replace"))
 
 
 def roll_call(processes: Processes) -> None:
@@ -161,61 +161,44 @@ def _call(processes: Processes) -> str:
     """Process 0: waits for the others, then tells all of them what was wrong, if anything."""
     deadline = time.monotonic() + processes.start_seconds
     answers: queue.Queue[tuple[socket.socket, int, int]] = queue.Queue()
-    present: dict[int, socket.socket] = {}
-    error = ""
+    num_processes, present, error = processes.num_processes, {0}, ""
     with contextlib.ExitStack() as stack:
         try:
-            listener = stack.enter_context(
-                socket.create_server(("", processes.port), backlog=processes.num_processes)
-            )
+            server = socket.create_server(("", processes.port), backlog=num_processes)
         except OSError as caught:
             raise UserError(
                 f"{_PREFIX}COORDINATOR: cannot listen on port {processes.port} "
                 f"({caught.strerror}). Use another port."
             ) from caught
+        listener = stack.enter_context(server)
         listener.settimeout(_POLL_SECONDS)
-        over = threading.Event()
-        receiver = threading.Thread(
-            target=_receive, args=(listener, processes.secret, answers, over), daemon=True
-        )
-        receiver.start()
-        stack.callback(receiver.join)  # so that the port is free for JAX
-        stack.callback(over.set)
-        while len(present) < processes.num_processes - 1 and not error:
-            if time.monotonic() > deadline:
-                found = [0, *sorted(present)]
+        connections = []
+        while len(present) < num_processes and not error:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                connection, _ = listener.accept()
+                # Each is heard in a thread of its own, so that a silent one holds up no other.
+                given = (connection, processes.secret, answers)
+                threading.Thread(target=_hear, args=given, daemon=True).start()
+            while not answers.empty() and not error:
+                connection, other, expects = answers.get()
+                connections.append(stack.enter_context(connection))
+                if expects != num_processes:
+                    error = (
+                        f"process 0 expected {num_processes} processes, found process {other}, "
+                        f"which expected {expects}"
+                    )
+                elif other in present:
+                    error = f"expected one process {other}, found two"
+                present.add(other)
+            if not error and len(present) < num_processes and time.monotonic() > deadline:
                 error = (
-                    f"expected {processes.num_processes} processes, found {len(found)} within "
-                    f"{processes.start_seconds:.0f} s: {', '.join(map(str, found))}"
+                    f"expected {num_processes} processes, found {len(present)} within "
+                    f"{processes.start_seconds:.0f} s: {', '.join(map(str, sorted(present)))}"
                 )
-                break
-            try:
-                connection, other, expects = answers.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                continue
-            stack.enter_context(connection)
-            if expects != processes.num_processes:
-                error = (
-                    f"process 0 expected {processes.num_processes} processes, found process "
-                    f"{other}, which expected {expects}"
-                )
-            elif other in present:
-                error = f"expected one process {other}, found two"
-            present[len(present) + processes.num_processes if error else other] = connection
-        for connection in present.values():
+        for connection in connections:
             with contextlib.suppress(OSError):
                 _send(connection, {"error": error})
     return error
-
-
-def _receive(
-    listener: socket.socket, secret: str, answers: queue.Queue, over: threading.Event
-) -> None:
-    """Hears every connection in a thread of its own, so that a silent one holds up no other."""
-    while not over.is_set():
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            connection, _ = listener.accept()
-            threading.Thread(target=_hear, args=(connection, secret, answers), daemon=True).start()
 
 
 def _hear(connection: socket.socket, secret: str, answers: queue.Queue) -> None:
@@ -226,7 +209,7 @@ def _hear(connection: socket.socket, secret: str, answers: queue.Queue) -> None:
         _send(connection, {"challenge": challenge})
         said = _read(connection)
         process, processes, proof = said["process"], said["processes"], said["proof"]
-        if type(process) is not int or type(processes) is not int or type(proof) is not str:
+        if (type(process), type(processes), type(proof)) != (int, int, str):
             raise TypeError("not of this protocol")
         if not 0 < process < processes:
             raise ValueError("no such process")
@@ -234,7 +217,7 @@ def _hear(connection: socket.socket, secret: str, answers: queue.Queue) -> None:
             answers.put((connection, process, processes))
             return
         _send(connection, {"error": f"process 0 has another {_PREFIX}SECRET than this process"})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except _NO_MESSAGE:
         pass  # a stranger, who gets no answer
     connection.close()
 
@@ -243,18 +226,16 @@ def _answer(processes: Processes) -> str:
     """Another process: reports to process 0 and hears from it."""
     deadline = time.monotonic() + processes.start_seconds
     said = {"process": processes.process_id, "processes": processes.num_processes}
-    reason = "no answer"
+    address, reason = (processes.host, processes.port), "no answer"
     while time.monotonic() < deadline:
         try:
-            with socket.create_connection(
-                (processes.host, processes.port), timeout=_ANSWER_SECONDS
-            ) as link:
+            with socket.create_connection(address, timeout=_ANSWER_SECONDS) as link:
                 challenge = str(_read(link)["challenge"])
                 _send(link, said | {"proof": _proof(processes.secret, challenge, said)})
                 # Process 0 counts its own seconds, which may have begun later than these.
                 link.settimeout(processes.start_seconds + 30)
                 return str(_read(link)["error"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except _NO_MESSAGE as error:
             reason = str(error)
             time.sleep(_POLL_SECONDS)
     return (
@@ -277,18 +258,3 @@ def _read(connection: socket.socket) -> Mapping[str, object]:
     """Returns one message; ValueError where it is none, or is too long."""
     with connection.makefile("rb") as file:
         return json.loads(file.readline(_MAX_LINE))
-
-
-def _check(what: str, found: int, expected: int) -> None:
-    if found != expected:
-        raise UserError(f"preflight: expected {expected} {what}, found {found}")
-
-
-def _whole(environ: Mapping[str, str], name: str, least: int) -> int:
-    text = environ.get(f"{_PREFIX}{name}", "")
-    if not text.isdecimal() or len(text) > 9 or int(text) < least:
-        raise UserError(
-            f"{_PREFIX}{name}: found {text or 'nothing'!r}, expected a whole number from {least} "
-            f"on, for {_PREFIX}COORDINATOR is set"
-        )
-    return int(text)

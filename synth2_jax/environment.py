@@ -1,5 +1,6 @@
 """What a result was made with: versions, device and commit."""
 
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -24,16 +25,11 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The checkout's commit, with "+" behind it where files have changed since."""
-    here = pathlib.Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        found = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-        )
-        return found.stdout.strip()
-
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+        changed = run([*git, "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        head = run([*git, "rev-parse", "--short=10", "HEAD"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return head + "+" * bool(changed)

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from synth2_jax.errors import UserError
 
@@ -52,8 +52,7 @@ def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) 
     A full disk is recognised by its text too, for TensorFlow has classes of its own for it. The
     system does not say which disk is full, so those of `folders` are looked at.
     """
-    reason = next((text for text in FULL_DISK if text in str(error)), None)
-    if reason:
+    if reason := _full(error):
         full = [folder for folder in folders if _free_bytes(folder) < _LITTLE]
         where = full or list(filter(None, [getattr(error, "filename", None)]))
         if not where:
@@ -62,9 +61,12 @@ def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) 
         return f"{' or '.join(map(str, where))}: {reason}. Make room and give the same command."
     if not isinstance(error, OSError):
         refused = any(f"; {text}" in str(error) for text in _REFUSALS)
-        if refused and type(error).__module__.startswith("tensorflow"):
-            return f"{' '.join(str(error).split())}. Check the path."
-        return None
+        is_tensorflow = type(error).__module__.startswith("tensorflow")
+        return (
+            f"{' '.join(str(error).split())}. Check the path."
+            if refused and is_tensorflow
+            else None
+        )
     if "temporary directory" in str(error.strerror):  # the `tempfile` module found none at all
         return f"TMPDIR: {error.strerror}. Set TMPDIR to a folder with room."
     if not isinstance(error.filename, str | bytes):
@@ -74,9 +76,14 @@ def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) 
         return f"{str(path):.80}...: {error.strerror}. Choose a shorter name."
     if error.errno == errno.ENOENT and path.is_symlink():
         return f"{path}: is a link to {os.readlink(path)}, which is not there. Repair or remove it."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path}: {error.strerror}. Choose a place that you may read and write."
-    return f"{path}: {error.strerror}. Check the path."
+    forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    advice = "Choose a place that you may read and write" if forbidden else "Check the path"
+    return f"{path}: {error.strerror}. {advice}."
+
+
+def _full(error: Exception) -> str | None:
+    """The text of a full disk in an error."""
+    return next((text for text in FULL_DISK if text in str(error)), None)
 
 
 def _free_bytes(folder: str | os.PathLike[str]) -> float:
@@ -96,9 +103,7 @@ def temporary_folder() -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
     except Exception as error:  # TensorFlow has its own classes for what the system says
-        reason = next((text for text in FULL_DISK if text in str(error)), None)
-        if isinstance(error, OSError) and not reason:
-            reason = error.strerror
+        reason = _full(error) or getattr(error, "strerror", None)
         if not reason:
             raise
         raise UserError(f"TMPDIR: {reason}. Set TMPDIR to a folder with room.") from error
@@ -195,24 +200,20 @@ def load_json(contents: bytes, *, surrogates: bool = False) -> Any:
     return value
 
 
-def _no_constant(text: str) -> None:
-    raise ValueError(f"found {text}, expected a finite number")
-
-
 def _whole_number(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
         raise ValueError(f"found the number {text:.20}..., expected one of 64 bits")
     return int(text)
 
 
-def _fraction(text: str) -> float:
+def _finite_number(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"found {text:.20}, expected a finite number")
     return value
 
 
 _DECODER = json.JSONDecoder(
-    parse_constant=_no_constant, parse_int=_whole_number, parse_float=_fraction
+    parse_constant=_finite_number, parse_int=_whole_number, parse_float=_finite_number
 )
 
 
@@ -222,34 +223,29 @@ def read_json_lines(path: pathlib.Path, *, surrogates: bool = False) -> list[dic
     Raises:
       UserError: no such file, or a line that is not a JSON object, by its number.
     """
+    with _opened(path) as file:
+        return [_row(path, number, line, surrogates) for number, line in enumerate(file, start=1)]
+
+
+def _opened(path: pathlib.Path) -> BinaryIO:
+    """The file, which splits at b"\\n" alone, and not at what JSON strings may hold, as U+2028."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected one JSON object a line")
-    # Files split at b"\n" alone; str.splitlines would also at what JSON strings hold, as U+2028.
-    with open(path, "rb") as file:
-        return [_row(path, number, line, surrogates) for number, line in enumerate(file, start=1)]
+    return open(path, "rb")
 
 
 class JsonLinesFile:
     """The rows of `write_json_lines`, any range of them, of a file that need not fit in memory.
 
-    Attributes:
-      path: of the file.
-      num_rows: in the file.
-      sha256: of the file.
-
-    Raises:
-      UserError: no such file.
+    Attributes: `path`, `num_rows` and `sha256` of the file. Raises UserError if there is none.
     """
 
     _STRIDE = 4096  # rows between those whose offset is kept
 
     def __init__(self, path: pathlib.Path):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, expected one JSON object a line")
-        self.path = path
-        self._offsets = [0]
-        digest, self.num_rows, offset = hashlib.sha256(), 0, 0
-        with open(path, "rb") as file:
+        self.path, self.num_rows = path, 0
+        self._offsets, offset, digest = [0], 0, hashlib.sha256()
+        with _opened(path) as file:
             for line in file:
                 digest.update(line)
                 self.num_rows += 1

@@ -30,7 +30,6 @@ BEAT_SECONDS = 10.0
 DEAD_SECONDS = 60.0
 _POLL_SECONDS = 1.0
 _MAX_BYTES = 4096
-_HELD = (errno.EAGAIN, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -45,24 +44,17 @@ def hold(file: pathlib.Path, named: str, command: str = "synth2") -> Iterator[No
     Raises:
       UserError: another process holds it, or the folder cannot be written to.
     """
-    owner = {
-        "token": secrets.token_hex(8),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "command": command,
-        "beat": 0,
-    }
+    lock = _Lock(file, named, command)
     try:
         made = [path for path in (file.parent, *file.parent.parents) if not path.exists()]
-        descriptor = _acquire(file, named, owner)
+        lock.acquire()
     except OSError as error:
         raise UserError(
             f"{named}: cannot write there ({error.strerror}). Choose a folder that you can write "
             "to."
         ) from error
     stop = threading.Event()
-    beats = threading.Thread(target=_beat, args=(file, named, descriptor, owner, stop), daemon=True)
+    beats = threading.Thread(target=lock.beat, args=(stop,), daemon=True)
     beats.start()
     try:
         yield
@@ -70,100 +62,120 @@ def hold(file: pathlib.Path, named: str, command: str = "synth2") -> Iterator[No
         stop.set()
         beats.join()
         with contextlib.suppress(OSError):
-            if _read(file).get("token") == owner["token"]:
+            if lock.holder().get("token") == lock.owner["token"]:
                 file.unlink()
             for folder in made:
                 folder.rmdir()  # fails on the first that is not empty
-        os.close(descriptor)
+        os.close(lock.descriptor)
 
 
-def _acquire(file: pathlib.Path, named: str, owner: dict[str, Any]) -> int:
-    """Returns the open file, locked, with `owner` in it."""
-    while True:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        created = True
-        try:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            created = False
+class _Lock:
+    """The open file, its name, and what this process writes into it."""
+
+    def __init__(self, file: pathlib.Path, named: str, command: str):
+        self.file, self.named, self.descriptor = file, named, -1
+        self.owner = {
+            "token": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "command": command,
+            "beat": 0,
+        }
+
+    def acquire(self) -> None:
+        """Opens the file, locks it and writes the owner; again if it is removed meanwhile."""
+        while True:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                descriptor = os.open(file, os.O_RDWR)
-            except FileNotFoundError:  # released just now
-                continue
+                self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                created = True
+            except FileExistsError:
+                created = False
+                try:
+                    self.descriptor = os.open(self.file, os.O_RDWR)
+                except FileNotFoundError:  # released just now
+                    continue
+            try:
+                if self._take(created):
+                    return
+            except BaseException:
+                os.close(self.descriptor)
+                raise
+            os.close(self.descriptor)
+
+    def _take(self, created: bool) -> bool:
+        """Whether the lock is ours; False when the file was removed."""
+        self.owner["machine"] = _machine(self.descriptor)
+        by_kernel = _flock(self.descriptor)
+        found = self.holder()
+        if by_kernel is False:
+            raise self._in_use(found)
+        try:  # whether the open file still has this name
+            if not os.path.samestat(os.fstat(self.descriptor), self.file.stat()):
+                return False
+        except FileNotFoundError:
+            return False
+        is_final = by_kernel and found.get("machine") == self.owner["machine"]
+        if not created and not is_final and not self._is_dead(found):
+            return False
+        os.ftruncate(self.descriptor, 0)
+        self._write()
+        if not created and not is_final:
+            time.sleep(2 * _POLL_SECONDS)  # two that saw the same death: the last to write has it
+            if (now := self.holder()).get("token") != self.owner["token"]:
+                raise self._in_use(now)
+        return True
+
+    def _is_dead(self, found: dict[str, Any]) -> bool:
+        """Whether the count stands still; UserError if it rises, False if the file goes."""
+        print(
+            f"synth2: {self.named}: {_who(found)} held it; waiting up to {DEAD_SECONDS:.0f} s to "
+            "see whether that process is alive",
+            file=sys.stderr,
+        )
+        deadline = time.monotonic() + DEAD_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            if not self.file.exists():
+                return False
+            if (now := self.holder()) != found:
+                raise self._in_use(now)
+        return True
+
+    def beat(self, stop: threading.Event) -> None:
+        """Raises the count until `stop`; ends the process if it was taken for dead."""
+        while not stop.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # such as a full disk: the next beat may pass
+                found = self.holder()
+                if found and found.get("token") != self.owner["token"]:
+                    return _lost(self.named, found)
+                self.owner["beat"] += 1
+                self._write()
+
+    def holder(self) -> dict[str, Any]:
+        """What the file says; {} if it is gone or half-written."""
         try:
-            if _take(file, named, descriptor, owner, created):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+            with open(self.file, "rb") as opened:  # opened each time: NFS looks at the server then
+                found = json.loads(opened.read(_MAX_BYTES))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
+    def _write(self) -> None:
+        os.pwrite(self.descriptor, json.dumps(self.owner).encode(), 0)
+        os.fsync(self.descriptor)  # other machines see it from now on
 
-def _take(
-    file: pathlib.Path, named: str, descriptor: int, owner: dict[str, Any], created: bool
-) -> bool:
-    """Whether the lock is ours; False when the file was removed meanwhile, to be tried again."""
-    owner["machine"] = _machine(descriptor)
-    by_kernel = _flock(descriptor)
-    if by_kernel is False:
-        raise _in_use(named, _read(file))
-    if not _is_file(descriptor, file):
-        return False
-    if created:
-        _write(descriptor, owner)
-        return True
-    found = _read(file)
-    if not (by_kernel and found.get("machine") == owner["machine"]):
-        if not _is_dead(file, named, found):
-            return False
-        os.ftruncate(descriptor, 0)
-        _write(descriptor, owner)
-        time.sleep(2 * _POLL_SECONDS)  # two that saw the same death: the last to write has it
-        if _read(file).get("token") != owner["token"]:
-            raise _in_use(named, _read(file))
-        return True
-    os.ftruncate(descriptor, 0)
-    _write(descriptor, owner)
-    return True
-
-
-def _is_dead(file: pathlib.Path, named: str, found: dict[str, Any]) -> bool:
-    """Whether the holder's count stands still; UserError if it rises, False if the file goes."""
-    print(
-        f"synth2: {named}: {_who(found)} held it; waiting up to {DEAD_SECONDS:.0f} s to see "
-        "whether that process is alive",
-        file=sys.stderr,
-    )
-    deadline = time.monotonic() + DEAD_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        if not file.exists():
-            return False
-        if (now := _read(file)) != found:
-            raise _in_use(named, now)
-    return True
-
-
-def _beat(
-    file: pathlib.Path, named: str, descriptor: int, owner: dict[str, Any], stop: threading.Event
-) -> None:
-    while not stop.wait(BEAT_SECONDS):
-        with contextlib.suppress(OSError):  # such as a full disk: the next beat may pass
-            found = _read(file)
-            if found and found.get("token") != owner["token"]:
-                return _lost(named, found)
-            owner["beat"] += 1
-            _write(descriptor, owner)
+    def _in_use(self, found: dict[str, Any]) -> UserError:
+        return UserError(
+            f"{self.named}: in use by {_who(found)}. Wait until it ends, or choose another folder."
+        )
 
 
 def _lost(named: str, found: dict[str, Any]) -> None:
     """Ends the process at once: it was taken for dead, and two must not write."""
-    print(
-        f"synth2: {named}: {_who(found)} took this process for dead and writes there now; this one "
-        "ends",
-        file=sys.stderr,
-        flush=True,
-    )
+    line = f"{_who(found)} took this process for dead and writes there now; this one ends"
+    print(f"synth2: {named}: {line}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -172,31 +184,8 @@ def _flock(descriptor: int) -> bool | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return False if error.errno in _HELD else None
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
     return True
-
-
-def _is_file(descriptor: int, file: pathlib.Path) -> bool:
-    """Whether the open file is the one of this name still."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _read(file: pathlib.Path) -> dict[str, Any]:
-    """The holder; {} if the file is gone or half-written."""
-    try:
-        with open(file, "rb") as opened:  # opened each time: NFS looks at the server then
-            found = json.loads(opened.read(_MAX_BYTES))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(descriptor: int, owner: dict[str, Any]) -> None:
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-    os.fsync(descriptor)  # other machines see it from now on
 
 
 def _machine(descriptor: int) -> str:
@@ -211,13 +200,5 @@ def _machine(descriptor: int) -> str:
 def _who(found: dict[str, Any]) -> str:
     if not found:
         return "another process"
-    return (
-        f"process {found.get('pid')} on {found.get('host')} ({found.get('command')}, since "
-        f"{found.get('started')})"
-    )
-
-
-def _in_use(named: str, found: dict[str, Any]) -> UserError:
-    return UserError(
-        f"{named}: in use by {_who(found)}. Wait until it ends, or choose another folder."
-    )
+    pid, host, command, started = map(found.get, ("pid", "host", "command", "started"))
+    return f"process {pid} on {host} ({command}, since {started})"

@@ -83,10 +83,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one stage; returns the exit code."""
     folders = [os.environ.get("TMPDIR", "/tmp")]  # that may be full
     try:
-        command = command_line.parse(argv)
-        output = command.options.get("output")
-        folders = [command.workdir, *([output] if output else []), *folders]
-        _run(command)
+        _run(argv, folders)
         sys.stdout.flush()
     except UserError as error:
         _tell(str(error))
@@ -108,18 +105,35 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(command: Command) -> None:
+def _run(argv: Sequence[str], folders: list[str]) -> None:
+    """Runs the stage; puts the folders that it writes to in front of `folders`.
+
+    The processes of a pod join before they read their command lines, so that a mistake that one of
+    them was given ends all. A process that is alone reads its own before it imports JAX.
+    """
+    joins = "SYNTH2_COORDINATOR" in os.environ
+    command = None if joins else command_line.parse(argv)
     from absl import logging
 
     from synth2_jax import distributed
 
-    logging.set_verbosity(logging.INFO if command.verbose else logging.WARNING)
-    if processes := distributed.from_environment():
-        distributed.start(processes)
-    config = read_config(command)
-    room = STAGES[command.stage].room
-    run = importlib.import_module(f"synth2_jax.{room}.{command.stage}").run
-    with distributed.through_process_0(_lock(command)):
+    if joins:
+        distributed.start(distributed.from_environment())
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        try:
+            command = command or command_line.parse(argv)
+            output = command.options.get("output")
+            folders[:0] = [command.workdir, *([output] if output else [])]
+            logging.set_verbosity(logging.INFO if command.verbose else logging.WARNING)
+            config = read_config(command)
+            if distributed.is_first():
+                stack.enter_context(_lock(command))
+        except UserError as error:
+            problem = str(error)
+        distributed.agree(problem)
+        room = STAGES[command.stage].room
+        run = importlib.import_module(f"synth2_jax.{room}.{command.stage}").run
         run(config, command.workdir, **command.options)
 
 

@@ -80,15 +80,12 @@ class MeshConfig:
             if (size := getattr(self, axis)) == 0 or size < -1:
                 raise ValueError(f"{axis}: found {size}, expected at least 1, or -1 for the rest")
         if len(open_axes) > 1:
-            raise ValueError(
-                f"{open_axes[1]}: found -1, expected at least 1, as `{open_axes[0]}` is -1"
-            )
+            first, second, *_ = open_axes
+            raise ValueError(f"{second}: found -1, expected at least 1, as `{first}` is -1")
 
 
 def axis_rules(config: MeshConfig) -> AxisRules:
-    """Returns the table that `config.rules` names.
-
-    Names that t5x lacks keep the place that AXIS_RULES gives them.
+    """Returns the table that `config.rules` names; names that t5x lacks keep their own place.
 
     Raises:
       UserError: t5x is asked for and is not installed.
@@ -102,9 +99,9 @@ def axis_rules(config: MeshConfig) -> AxisRules:
             f"--config.mesh.rules: found 't5x', which cannot be imported ({error}); "
             "install it by `pip install .[t5x]`"
         ) from error
-    theirs: dict[str, tuple[str, ...]] = {}
-    for name, axis in partitioning.standard_logical_axis_rules():
-        theirs.setdefault(name, _T5X_MESH_AXES[axis] if axis else ())
+    rules = partitioning.standard_logical_axis_rules()
+    # The first rule for a name holds.
+    theirs = {name: _T5X_MESH_AXES[axis] if axis else () for name, axis in reversed(rules)}
     return tuple((dict(AXIS_RULES) | theirs).items())
 
 
@@ -128,20 +125,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"does not fit {len(devices)} devices"
         )
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = {"allow_split_physical_axes": True}
     if num_slices == 1:
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-        return Mesh(grid, MESH_AXES)
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices, **split), MESH_AXES)
     if sizes[0] % num_slices:
         raise UserError(
             f"--config.mesh.data: found {sizes[0]}, expected a multiple of the {num_slices} slices"
         )
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (sizes[0] // num_slices, *sizes[1:]),
-        (num_slices, 1, 1),
-        devices,
-        allow_split_physical_axes=True,
-    )
-    return Mesh(grid, MESH_AXES)
+    inner, outer = (sizes[0] // num_slices, *sizes[1:]), (num_slices, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **split), MESH_AXES)
 
 
 def partition_spec(
@@ -162,22 +154,19 @@ def partition_spec(
 
 
 def _split(
-    names: Sequence[str | None],
-    shape: Sequence[int],
-    mesh: Mesh | AbstractMesh,
-    rules: AxisRules,
+    names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: AxisRules
 ) -> tuple[PartitionSpec, list[str]]:
     """Returns `partition_spec`, and in words each dimension that its mesh axes do not divide."""
-    table = dict(rules)
+    table = {None: (), **dict(rules)}
     if len(names) != len(shape):
         raise ValueError(f"axes {tuple(names)} do not fit shape {tuple(shape)}")
     taken: set[str] = set()
     spec: list[tuple[str, ...] | None] = []
     undivided = []
     for name, size in zip(names, shape, strict=True):
-        if name is not None and name not in table:
-            raise ValueError(f"unknown logical axis {name!r}; {nearest(name, table)}")
-        axes = tuple(axis for axis in table.get(name, ()) if axis not in taken)
+        if name not in table:
+            raise ValueError(f"unknown logical axis {name!r}; {nearest(name, dict(rules))}")
+        axes = tuple(axis for axis in table[name] if axis not in taken)
         if size % math.prod(mesh.shape[axis] for axis in axes):
             by = " times ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
             undivided.append(f"{by} does not divide {name}={size}")
@@ -194,8 +183,6 @@ def state_shardings(abstract_boxed: Any, mesh: Mesh, rules: AxisRules = AXIS_RUL
       abstract_boxed: ShapeDtypeStructs, those of parameters in flax's LogicallyPartitioned boxes,
         as `jax.eval_shape` of an init returns them. A leaf without a box is kept on every device,
         and so is one whose rank is not its box's (the factored moments of adafactor).
-      mesh: from `make_mesh`.
-      rules: the table, from `axis_rules`.
 
     Raises:
       ValueError: a box holds a name that the table lacks.
@@ -203,21 +190,30 @@ def state_shardings(abstract_boxed: Any, mesh: Mesh, rules: AxisRules = AXIS_RUL
 
     def sharding(leaf: Any) -> NamedSharding:
         spec = PartitionSpec()
-        if isinstance(leaf, nn.LogicallyPartitioned):
+        if _is_box(leaf):
             names, shape = leaf.names, leaf.value.shape
             fits = len(names) == len(shape)
-            spec = partition_spec(names, shape if fits else (1,) * len(names), mesh, rules)
-            spec = spec if fits else PartitionSpec()
+            named = partition_spec(names, shape if fits else (1,) * len(names), mesh, rules)
+            spec = named if fits else spec
         return NamedSharding(mesh, spec)
 
     return jax.tree.map(sharding, abstract_boxed, is_leaf=_is_box)
 
 
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def _boxes(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(path, box) of each parameter."""
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box):
+        yield jax.tree_util.keystr(key_path, simple=True, separator="/"), leaf
+
+
 def check_named(params: Mapping[str, Any]) -> None:
     """Raises ValueError unless every parameter carries one logical name a dimension."""
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box):
-        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        if not isinstance(leaf, nn.LogicallyPartitioned):
+    for path, leaf in _boxes(params):
+        if not _is_box(leaf):
             raise ValueError(f"parameter {path} has no logical axis names")
         if len(leaf.names) != len(leaf.value.shape):
             raise ValueError(f"parameter {path}: axes {leaf.names} of shape {leaf.value.shape}")
@@ -228,23 +224,17 @@ def check_split(
 ) -> None:
     """Warns of parameters that the mesh cannot split as the table asks, so that they stay whole.
 
-    Args:
-      params: ShapeDtypeStructs in boxes, as in `state_shardings`; each has its names.
-      mesh: from `make_mesh`.
-      rules: the table, from `axis_rules`.
+    `params` are ShapeDtypeStructs in boxes, as in `state_shardings`; each has its names.
 
     Raises:
       UserError: they are more than MAX_WHOLE_SHARE of the bytes of all parameters.
     """
     found: dict[str, dict[str, int]] = {}
-    whole = total = 0
-    for key_path, box in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box):
+    total = 0
+    for path, box in _boxes(params):
         num_bytes = math.prod(box.value.shape) * box.value.dtype.itemsize
         total += num_bytes
-        _, undivided = _split(box.names, box.value.shape, mesh, rules)
-        if undivided:
-            whole += num_bytes
-            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        if undivided := _split(box.names, box.value.shape, mesh, rules)[1]:
             found.setdefault(", ".join(undivided), {})[path] = num_bytes
     lines = []
     for reason, sizes in found.items():
@@ -252,6 +242,7 @@ def check_split(
         named = ", ".join(f"{path} ({sizes[path]:,} bytes)" for path in largest)
         more = f" and {len(sizes) - len(largest)} more" if len(sizes) > len(largest) else ""
         lines.append(f"{reason}, so these parameters stay whole: {named}{more}")
+    whole = sum(sum(sizes.values()) for sizes in found.values())
     if whole > MAX_WHOLE_SHARE * total:
         raise UserError(
             f"--config.mesh: {'; '.join(lines)}. Found {whole:,} of {total:,} bytes "
@@ -349,9 +340,8 @@ def check_rows(num_rows: int, mesh: Mesh, where: str, microbatches: int = 1) -> 
     """Raises UserError unless a batch of so many rows, over all processes, splits over `mesh`."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if num_rows % (parts * microbatches):
-        each = ""
-        if microbatches > 1:
-            each = f" in each of {microbatches} microbatches (--config.train.microbatches)"
+        each = f" in each of {microbatches} microbatches (--config.train.microbatches)"
+        each *= microbatches > 1
         raise UserError(
             f"{where}: found {num_rows} rows, which cannot be split over {parts} devices "
             f"(data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}){each}"
@@ -380,16 +370,9 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def over_devices(reduce: Callable[[jax.Array], jax.Array], value: np.generic) -> jax.Array:
     """Starts `reduce` over an array of one value a device, each process giving its own.
 
-    Every process must call it, and then has the result; nobody waits until it is looked at.
+    Every process must call it, and then has the result; none waits until it is looked at.
     """
     devices = Mesh(np.array(jax.devices()), ("devices",))
-    values = jax.make_array_from_callback(
-        (devices.size,),
-        NamedSharding(devices, PartitionSpec("devices")),
-        lambda index: np.array([value]),
-    )
-    return jax.jit(reduce, out_shardings=NamedSharding(devices, PartitionSpec()))(values)
-
-
-def _is_box(leaf: Any) -> bool:
-    return isinstance(leaf, nn.LogicallyPartitioned)
+    split, whole = (NamedSharding(devices, PartitionSpec(*a)) for a in (["devices"], []))
+    values = jax.make_array_from_callback((devices.size,), split, lambda _: np.array([value]))
+    return jax.jit(reduce, out_shardings=whole)(values)

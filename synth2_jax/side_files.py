@@ -11,12 +11,9 @@ RecordT = TypeVar("RecordT")
 
 
 def read_as(cls: type[RecordT], path: pathlib.Path, left_by: str) -> RecordT:
-    """Returns the JSON object in a file as the dataclass `cls`, whose fields it must have.
+    """Returns the JSON object in a file of the stage `left_by` as the dataclass `cls`.
 
-    Args:
-      cls: as for `config.build`; a ValueError of its `__post_init__` says what is wrong.
-      path: of the file.
-      left_by: the stage that writes it.
+    As `config.build`; a ValueError of the class's `__post_init__` says what is wrong.
 
     Raises:
       UserError: no such file, not JSON, or a value that is missing, unknown or of another type.
@@ -40,11 +37,11 @@ def first_difference(found: Any, expected: Any, key: str = "") -> tuple[str, str
     if found == expected:
         return None
     if isinstance(found, dict) and isinstance(expected, dict):
-        below = (
-            first_difference(found.get(name), expected.get(name), f"{key}.{name}".removeprefix("."))
-            for name in sorted({*found, *expected})
-        )
-        return next((difference for difference in below if difference), None)
+        for name in sorted({*found, *expected}):
+            path = f"{key}.{name}".removeprefix(".")
+            if difference := first_difference(found.get(name), expected.get(name), path):
+                return difference
+        return None
     if isinstance(found, list) and isinstance(expected, list) and len(found) != len(expected):
         return f"{len(found)} {key}", str(len(expected))
     return f"{key} {found!r}", repr(expected)

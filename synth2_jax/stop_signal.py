@@ -21,13 +21,12 @@ EXIT_CODE = 128 + signal.SIGTERM  # 143: "stopped; the same command goes on"
 
 
 class StopSignal:
-    """A context manager inside which a signal sets a flag instead of killing the process.
+    """Inside this context manager a signal sets a flag instead of killing the process.
 
     A second Ctrl-C raises KeyboardInterrupt at once. A signal that was ignored before stays so:
-    `nohup` ignores SIGHUP, and a shell SIGINT in what it runs in the background.
-
-    Leaving it exits too when a signal came that nobody polled any more: what follows in the same
-    process must not run on. Outside the main thread Python takes no signal handlers, and it does
+    `nohup` ignores SIGHUP, and a shell SIGINT in what it runs in the background. Leaving the
+    context exits too when a signal came that was not polled any more: what follows in the same
+    process must not run on. Outside the main thread, where Python takes no handlers, it does
     nothing.
     """
 
@@ -59,8 +58,7 @@ class StopSignal:
         """Whether any process was asked to stop before the last poll; all must poll alike.
 
         Processes receive the signal at different steps, and one that left alone would hang the
-        others. The question goes along with the steps: the answer to a poll is read at the next, so
-        that no process waits for it.
+        others. The answer to a poll is read at the next, so that no process waits for it.
         """
         if jax.process_count() > 1:
             asked = self._asked
@@ -77,15 +75,15 @@ class StopSignal:
     def exit(self, kept: str = "") -> None:
         """Leaves the program, with 143 after SIGTERM, by which a launcher knows to run it again.
 
-        Args:
-          kept: what was saved, for the line that is printed.
+        The line that is printed says what was `kept`.
         """
+        number = self._received or signal.SIGTERM
         if jax.process_index() == 0:
-            name = signal.Signals(self._received or signal.SIGTERM).name
             kept = f"; {kept}" if kept else ""
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print(f"stopped by {name}{kept}", file=sys.stderr, flush=True)
-        raise SystemExit(128 + (self._received or signal.SIGTERM))
+                line = f"stopped by {signal.Signals(number).name}{kept}"
+                print(line, file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
 
     def _receive(self, number: int, frame) -> None:
         del frame

@@ -1,20 +1,26 @@
 """Objects of the user's own modules and files, by name."""
 
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
+import types
 from typing import Any
 
 from synth2_jax.errors import UserError
 
 
-def load_named(name: str, where: str) -> Any:
-    """Returns what "MODULE:NAME" or "FILE.py:NAME" names.
+def load_file(path: pathlib.Path, name: str) -> types.ModuleType:
+    """Runs a Python file with any ending as a module, which no import finds."""
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
 
-    Args:
-      name: of a module or a file, and of what is looked for in it.
-      where: what names it, for messages.
+
+def load_named(name: str, where: str) -> Any:
+    """Returns what "MODULE:NAME" or "FILE.py:NAME" names; `where` names it in messages.
 
     Raises:
       UserError: a name of another form, no such module, file or object, or a module that fails
@@ -23,8 +29,15 @@ def load_named(name: str, where: str) -> Any:
     module_name, colon, wanted = name.rpartition(":")
     if not colon or not module_name or not wanted:
         raise UserError(f"{where}: found {name!r}, expected MODULE:NAME or FILE.py:NAME")
+    path = pathlib.Path(os.path.expanduser(module_name))
+    is_file = module_name.endswith(".py")
+    if is_file and not path.is_file():
+        raise UserError(f"{where}: no file {module_name}")
     try:
-        module = _module(module_name, where)
+        if is_file:
+            module = load_file(path, f"user_{path.stem}")
+        else:
+            module = importlib.import_module(module_name)
     except UserError:
         raise
     except Exception as error:  # the user's code, which fails in any way
@@ -33,15 +46,3 @@ def load_named(name: str, where: str) -> Any:
     if not hasattr(module, wanted):
         raise UserError(f"{where}: {module_name} holds no {wanted!r}")
     return getattr(module, wanted)
-
-
-def _module(name: str, where: str) -> Any:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    path = pathlib.Path(os.path.expanduser(name))
-    if not path.is_file():
-        raise UserError(f"{where}: no file {name}")
-    spec = importlib.util.spec_from_file_location(f"user_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -104,13 +104,13 @@ def test_no_benchmark_imports_tensorflow():
 def test_a_figure_is_beside_the_limit_that_binds_it():
     assert device_limits.least_seconds(8.0, 1.0, RATES) == (2.0, "matmul")
     assert device_limits.least_seconds(8.0, 6.0, RATES) == (3.0, "copy")
-    work = {"seconds": 4.0, "flops": 8.0, "num_bytes": 1.0}
+    work = {"seconds": 4.0, "flops": 8.0, "bytes": 1.0}
     known = {**RATES, "peak_flops_per_second": 8.0}
-    figure = device_limits.limited("step", 0.25, "steps/s", limits=known, **work)
+    figure = device_limits.limited("step", 0.25, "steps/s", work, known)
     assert (figure.share, figure.bound, figure.note) == (0.5, "matmul", "MFU 25.0%")
     assert str(figure) == "step: 0.25 steps/s, 50.0% of the matmul limit; MFU 25.0%"
     unknown = {**RATES, "peak_flops_per_second": None}
-    assert not device_limits.limited("step", 0.25, "steps/s", limits=unknown, **work).note
+    assert not device_limits.limited("step", 0.25, "steps/s", work, unknown).note
     assert device_limits.peak_flops("cpu") is None
     assert device_limits.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
 

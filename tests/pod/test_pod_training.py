@@ -214,3 +214,18 @@ def test_a_process_that_does_not_come_is_missed_by_all(pod, tmp_path):
         assert processes.codes(timeout=60) == [2, 2]
         expected = "synth2: preflight: expected 3 processes, found 2 within 3 s: 0, 1"
         assert [processes.log(index).splitlines()[-1] for index in (0, 1)] == [expected] * 2
+
+
+@pytest.mark.parametrize("key, value", [("--wrokdir", "=x"), ("--config.train.steps", ".x=1")])
+def test_a_command_line_that_is_wrong_on_one_process_ends_all(pod, tmp_path, key, value):
+    program = (
+        "import os, sys; from synth2_jax import main\n"
+        "sys.argv += [sys.argv.pop()] * (os.environ['SYNTH2_PROCESS_ID'] == '1')\n"
+        "main.console()"
+    )
+    arguments = (*TRAIN, f"--workdir={tmp_path}", key + value)
+    with pod(2).start(*arguments, program=program) as processes:
+        assert processes.codes(timeout=90) == [2, 2]
+        first, second = (processes.log(index).splitlines()[-1] for index in (0, 1))
+    assert second.startswith(f"synth2: {key}: ")
+    assert first == second.replace("synth2: ", "synth2: process 1: ")
