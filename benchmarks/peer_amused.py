@@ -12,7 +12,6 @@ benchmarks/results/DEVICE/peer_amused.json; the ratio is the figure.
 import argparse
 import pathlib
 import sys
-import time
 
 import flax.linen as nn
 import jax
@@ -133,13 +132,7 @@ def amused(given: argparse.Namespace) -> tuple[float, int]:
         return ids.cpu()
 
     generate()
-    generate()
-    taken = []
-    for _ in range(given.repeats):
-        start = time.perf_counter()
-        generate()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 2], num_params
+    return device_limits.seconds(generate, given.repeats), num_params
 
 
 def mlp_dim(width: int) -> int:

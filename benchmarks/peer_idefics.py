@@ -33,9 +33,7 @@ import copy
 import dataclasses
 import os
 import pathlib
-import statistics
 import sys
-import time
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
@@ -45,6 +43,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.bare_steps import BareSteps, Training  # noqa: E402
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
@@ -55,12 +54,8 @@ from synth2_jax.sampling.captions import make_caption  # noqa: E402
 from synth2_jax.sampling.text_decode import TextDecodeConfig  # noqa: E402
 from synth2_jax.training.objectives import VLMObjective, make_objective  # noqa: E402
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from synth2_jax.training.train_state import (  # noqa: E402
-    create_train_state,
-    split_params,
-    state_layout,
-)
-from synth2_jax.training.train_step import compile_train_step  # noqa: E402
+from synth2_jax.training.speed import interleaved_seconds  # noqa: E402
+from synth2_jax.training.train_state import split_params  # noqa: E402
 
 SIZES = {
     "layers": 2,
@@ -100,15 +95,11 @@ def ours(given: argparse.Namespace, microbatches: int = 1) -> Side:
     """As `synth2 train` and `synth2 evaluate` run it."""
     objective = our_objective(given)
     optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    tx = make_optimizer(optimizer)
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-    layout = state_layout(objective, tx, mesh)
-    step = compile_train_step(objective, tx, layout, mesh, microbatches=microbatches)
     limits = {"text_tokens": given.vocabulary}
     batch = next(FakeBatches(objective.batch_spec(given.batch), limits=limits))
-    batch = sharding.put_batch(batch, mesh)
-    # The step takes its state's memory, so the state goes from one run into the next.
-    held = [create_train_state(objective, tx, layout, seed=0)]
+    steps = BareSteps(Training(objective, make_optimizer(optimizer), mesh, microbatches), batch)
+    image_tokens_BN = jax.device_put(batch["image_tokens"])
     decode = TextDecodeConfig(method="greedy", max_length=given.text - 2)
     caption = make_caption(VLM(objective.task.vlm), [3], decode, NEVER)
 
@@ -117,19 +108,12 @@ def ours(given: argparse.Namespace, microbatches: int = 1) -> Side:
         return caption(params["vlm"], objective.image_embeddings(params, image_tokens_BN))[0]
 
     def train() -> float:
-        for _ in range(given.steps):
-            held[0], metrics = step(held[0], batch)
-        total, count = metrics["loss"]
+        total, count = steps.run(given.steps)["loss"]
         return float(total) / float(count)
 
-    parts = split_params(held[0].params["vlm"], ["^language_model/"])
-    trained, frozen = (sum(leaf.size for leaf in part.values()) for part in parts)
-    return Side(
-        train,
-        lambda: np.asarray(write(held[0].params, batch["image_tokens"])),
-        trained,
-        frozen,
-    )
+    parts = split_params(steps.state.params["vlm"], ["^language_model/"])
+    sizes = (sum(leaf.size for leaf in part.values()) for part in parts)
+    return Side(train, lambda: np.asarray(write(steps.state.params, image_tokens_BN)), *sizes)
 
 
 def our_objective(given: argparse.Namespace) -> VLMObjective:
@@ -304,15 +288,9 @@ def measure(given: argparse.Namespace) -> dict:
 
 
 def in_turns(runs: dict[Key, Callable[[], object]], repeats: int) -> dict[Key, float]:
-    """Median seconds of each; one run after the other, so that what slows the machine slows all."""
-    taken = {name: [] for name in runs}
-    for repeat in range(repeats + 2):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if repeat > 1:  # the first ones compile and warm up
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    """Median seconds of each; one after the other, so that what slows the machine slows all."""
+    interleaved_seconds(runs, rounds=1)  # compiles and warms up
+    return interleaved_seconds(runs, rounds=repeats)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -278,21 +278,6 @@ def sides(request):
     return peer_idefics.ours(given, request.param), peer_idefics.idefics(given, request.param)
 
 
-def test_runs_take_turns_and_the_first_ones_do_not_count(monkeypatch):
-    now, called = [0.0], []
-    monkeypatch.setattr(peer_idefics.time, "perf_counter", lambda: now[0])
-
-    def run(name, seconds):
-        called.append(name)
-        now[0] += 100.0 if called.count(name) <= 2 else seconds
-
-    found = peer_idefics.in_turns(
-        {"a": lambda: run("a", 2.0), "b": lambda: run("b", 3.0)}, repeats=3
-    )
-    assert found == {"a": pytest.approx(2.0), "b": pytest.approx(3.0)}
-    assert called == ["a", "b"] * 5
-
-
 @pytest.mark.parametrize("parts", [0, 3])
 def test_microbatches_that_do_not_divide_the_batch_are_one_line(parts):
     with pytest.raises(UserError, match=f"found {parts}, expected a divisor of the batch of 2"):
