@@ -60,13 +60,10 @@ def system_problem(error: Exception, folders: Iterable[str | os.PathLike[str]]) 
             return f"{reason}, though {with_room} have room; is the output's disk full?"
         return f"{' or '.join(map(str, where))}: {reason}. Make room and give the same command."
     if not isinstance(error, OSError):
-        refused = any(f"; {text}" in str(error) for text in _REFUSALS)
         is_tensorflow = type(error).__module__.startswith("tensorflow")
-        return (
-            f"{' '.join(str(error).split())}. Check the path."
-            if refused and is_tensorflow
-            else None
-        )
+        if is_tensorflow and any(f"; {text}" in str(error) for text in _REFUSALS):
+            return f"{' '.join(str(error).split())}. Check the path."
+        return None
     if "temporary directory" in str(error.strerror):  # the `tempfile` module found none at all
         return f"TMPDIR: {error.strerror}. Set TMPDIR to a folder with room."
     if not isinstance(error.filename, str | bytes):
