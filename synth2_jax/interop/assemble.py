@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,47 +10,54 @@ from flax import traverse_util
 
 from synth2_jax.errors import UserError
 from synth2_jax.interop.lazy_array import LazyArray, stack
+from synth2_jax.interop.recognise import KINDS, recognise
 
 LISTED = 200  # names of each kind in an error; a checkpoint of another model differs in all
+
+Change = Callable[[LazyArray], LazyArray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Where one parameter comes from.
+    """The source of one parameter.
 
     Attributes:
-      names: of the tensor; of several, one a layer, when they are stacked along a new first axis.
-      change: of each tensor's layout; may raise ValueError where the shape is not as expected.
-      stacked: whether there is a layer axis.
+      names: of the tensor; of several when they are stacked along a new first axis.
+      change: of each tensor's layout, up to axes that are split (`LazyArray.reshape`); may raise
+        ValueError where the shape is not as expected.
+      stacked: whether there is a new first axis.
     """
 
     names: tuple[str, ...]
-    change: Callable[[LazyArray], LazyArray] = lambda tensor: tensor
+    change: Change = lambda tensor: tensor
     stacked: bool = False
 
 
-def one(name: str, change: Callable[[LazyArray], LazyArray] = lambda tensor: tensor) -> Recipe:
+def one(name: str, change: Change = lambda tensor: tensor) -> Recipe:
     """A parameter that is one tensor."""
     return Recipe((name,), change)
 
 
-def per_layer(
-    path: str, num_layers: int, scanned: bool, recipe: Callable[[int], Mapping[str, Recipe]]
+def by_names(
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+    names: Mapping[str, str],
+    change: Change = lambda tensor: tensor,
 ) -> dict[str, Recipe]:
-    """Recipes of a `layers.stack.Stack` at `path`, from those of one layer, `recipe(i)`."""
-    layers = [recipe(i) for i in range(num_layers)]
-    if not scanned:
-        return {
-            f"{path}/layers_{i}/{name}": found
-            for i, layer in enumerate(layers)
-            for name, found in layer.items()
-        }
-    return {
-        f"{path}/layers/{name}": Recipe(
-            tuple(layer[name].names[0] for layer in layers), layers[0][name].change, stacked=True
-        )
-        for name in layers[0]
-    }
+    """Recipes for all parameters from a table of names, {our path: their name}.
+
+    All layers of a `layers.stack.Stack`, scanned or not, share a row, such as
+    {"encoder/layers_{}/mlp/up/kernel": "block.{}.up"}.
+    """
+    recipes = {}
+    for path, leaf in expected.items():
+        key = re.sub(r"/layers(_\d+)?/", "/layers_{}/", path)
+        if "/layers/" in path:
+            found = tuple(names[key].format(i) for i in range(leaf.shape[0]))
+            recipes[path] = Recipe(found, change, stacked=True)
+        else:
+            layer = re.search(r"/layers_(\d+)/", path)
+            recipes[path] = one(names[key].format(layer and layer[1]), change)
+    return recipes
 
 
 def assemble(
@@ -59,6 +66,7 @@ def assemble(
     expected: Mapping[str, jax.ShapeDtypeStruct],
     where: str,
     ignored: Sequence[str] = (),
+    kind: str = "",
 ) -> dict[str, Any]:
     """Returns the parameter tree, of LazyArrays in the parameters' dtypes: nothing is read yet.
 
@@ -66,24 +74,26 @@ def assemble(
       recipes: by path of the parameter ("encoder/layers/mlp/up/kernel"), all of `expected`.
       tensors: what the checkpoint holds.
       expected: shapes and dtypes by path of the parameter.
-      where: what to call the checkpoint in an error.
+      where: the checkpoint's path.
       ignored: patterns (`re.search`) of names that belong to no parameter and are no mistake.
+      kind: key of `recognise.KINDS`; "" if `where` is known to be of the right kind.
 
     Raises:
-      UserError: tensors that are missing, that nothing wants or that have other shapes than the
-        config says, all of them in one line.
+      UserError: a checkpoint of another kind; or tensors that are missing, that nothing wants or
+        that have other shapes than the config says, all of them in one line.
     """
     if recipes.keys() != expected.keys():
         raise ValueError(
             f"recipes and parameters differ: {sorted(recipes.keys() ^ expected.keys())}"
         )
     used = {name for recipe in recipes.values() for name in recipe.names}
-    missing = sorted(used - tensors.keys())
-    extra = sorted(
+    if kind and not tensors.keys() & used:
+        raise UserError(f"{where}: found {recognise(where).description}, expected {KINDS[kind]}")
+    extra = [
         name
         for name in tensors.keys() - used
         if not any(re.search(pattern, name) for pattern in ignored)
-    )
+    ]
     misshapen, params = [], {}
     for path, recipe in recipes.items():
         if not tensors.keys() >= set(recipe.names):
@@ -93,25 +103,36 @@ def assemble(
         for name in recipe.names:
             try:
                 # Cast before it is stacked, so that no stack is held in two dtypes.
-                layers.append(recipe.change(tensors[name]).astype(expected[path].dtype))
-                fits = layers[-1].shape == (wanted[1:] if recipe.stacked else wanted)
+                tensor = recipe.change(tensors[name]).astype(expected[path].dtype)
+                layers.append(tensor.reshape(wanted[1:] if recipe.stacked else wanted))
             except (ValueError, IndexError):
-                fits = False
-            if not fits:
                 misshapen.append(f"{name} {list(tensors[name].shape)} for {path} {list(wanted)}")
         if not misshapen:
             params[path] = stack(layers) if recipe.stacked else layers[0]
     problems = [
-        f"{count} {kind} ({_listed(names)})"
-        for kind, names in (("missing", missing), ("unknown", extra), ("misshapen", misshapen))
-        if (count := len(names))
+        f"{len(names)} {problem} ({_listed(names)})"
+        for problem, names in (
+            ("missing", sorted(used - tensors.keys())),
+            ("unknown", sorted(extra)),
+            ("misshapen", misshapen),
+        )
+        if names
     ]
     if problems:
         raise UserError(f"{where}: its tensors do not fit the config: {'; '.join(problems)}")
     return traverse_util.unflatten_dict(params, sep="/")
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
+def _listed(names: Sequence[str]) -> str:
     rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + rest
+
+
+def check_agrees(config: Any, expected: Mapping[str, Any], where: str) -> None:
+    """Raises UserError, which starts with `where`, if fields of `config` differ from `expected`."""
+    if differences := [
+        f"{name} is {getattr(config, name)!r}, there {value!r}"
+        for name, value in expected.items()
+        if getattr(config, name) != value
+    ]:
+        raise UserError(f"{where}: {'; '.join(differences)}")

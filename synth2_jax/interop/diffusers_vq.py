@@ -9,8 +9,6 @@ model's latents are scaled, that float16 is too coarse, and what `decode` takes.
 
 import os
 import pathlib
-import re
-from collections.abc import Callable
 from typing import Any
 
 from synth2_jax.config import build
@@ -18,7 +16,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.interop import taming
 from synth2_jax.interop.json_file import check_types, read_object
 from synth2_jax.interop.recognise import KINDS, recognise
-from synth2_jax.interop.tensor_files import Tensors, open_safetensors, open_torch
+from synth2_jax.interop.tensor_files import open_safetensors, open_torch
 from synth2_jax.interop.vq_gan import assemble_tokenizer
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 
@@ -53,8 +51,8 @@ _KNOWN = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
 }
-_RENAMED = (
-    (r"^encoder\.down\.", "encoder.down_blocks."),
+_RENAMES = (
+    (r"\.(down|up)\.", r".\1_blocks."),
     (r"\.mid\.block_(\d+)", lambda found: f".mid_block.resnets.{int(found[1]) - 1}"),
     (r"\.mid\.attn_(\d+)", lambda found: f".mid_block.attentions.{int(found[1]) - 1}"),
     (r"\.block\.", ".resnets."),
@@ -66,9 +64,7 @@ _RENAMED = (
 )
 _ATTENTION = ((r"\.([qkv])\.", r".to_\1."), (r"\.proj_out\.", ".to_out.0."))
 _ATTENTION_BEFORE_2023 = (
-    (r"\.q\.", ".query."),
-    (r"\.k\.", ".key."),
-    (r"\.v\.", ".value."),
+    *((rf"\.{name[0]}\.", f".{name}.") for name in ("query", "key", "value")),
     (r"\.proj_out\.", ".proj_attn."),
 )
 
@@ -76,11 +72,9 @@ _ATTENTION_BEFORE_2023 = (
 def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenizerConfig:
     """The config of a folder's tokenizer, from its config.json.
 
-    Args:
-      path: of the folder.
-      **changes: fields that the file does not tell: image_size (default 256), and pixel_range. The
-        default of the latter is (0, 1) where `lookup_from_codebook` is set, as aMUSEd's pipelines
-        alone set it, and (-1, 1) elsewhere.
+    `changes` are fields that the file does not tell: image_size (default 256), and pixel_range. Its
+    default is (0, 1) if `lookup_from_codebook` is set, as aMUSEd's pipelines alone set it, and
+    (-1, 1) else.
 
     Raises:
       UserError: the folder is of another model, or of a variant that is not known here (all that is
@@ -96,11 +90,8 @@ def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenize
         for key, known in _KNOWN.items()
         if not {*(held[key] if isinstance(held[key], list | tuple) else [held[key]])} <= {*known}
     ]
-    if (
-        not 0 < len(widths) == len(down) == len(up)
-        or min(widths) < 1
-        or any(width % widths[0] for width in widths)
-    ):
+    fits = 0 < len(widths) == len(down) == len(up) and min(widths) > 0
+    if not fits or any(width % widths[0] for width in widths):
         strange.append(
             f"block_out_channels is {widths}, expected one for each of {len(down)} blocks down and "
             f"{len(up)} up, and multiples of the first"
@@ -131,32 +122,21 @@ def load_tokenizer(path: str | os.PathLike[str], config: VQTokenizerConfig) -> d
     """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays: nothing is read yet.
 
     Raises:
-      UserError: the folder is of another model, a file is missing or cut short, a config that
-        cannot be its own (all that differs is listed), or tensors that do not fit (all are listed).
+      UserError: the folder is of another model, a file is missing or cut short, or as
+        `assemble_tokenizer`.
     """
     path = pathlib.Path(path)
     fixed = {**taming.FIXED, "norm_groups": tokenizer_config(path).norm_groups}
-    tensors = _open(path)
-    recipes = taming.tokenizer_recipes(config, _rename(config, tensors))
-    return assemble_tokenizer(recipes, tensors, config, path, "diffusers_vq", fixed)
-
-
-def _rename(config: VQTokenizerConfig, tensors: Tensors) -> Callable[[str], str]:
-    """From a name of taming-transformers' layout."""
-    last = len(config.channel_multipliers) - 1
+    if (path / f"{_FILE}.safetensors").is_file():  # there may be one of float16 too
+        tensors = open_safetensors(path / f"{_FILE}.safetensors")
+    elif (path / f"{_FILE}.bin").is_file():
+        tensors = open_torch(path / f"{_FILE}.bin")
+    else:
+        tensors = open_safetensors(path)
     before_2023 = any(name.endswith(".proj_attn.weight") for name in tensors)
-    changes = (
-        (r"^decoder\.up\.(\d+)", lambda found: f"decoder.up_blocks.{last - int(found[1])}"),
-        *_RENAMED,
-        *(_ATTENTION_BEFORE_2023 if before_2023 else _ATTENTION),
-    )
-
-    def rename(name: str) -> str:
-        for pattern, theirs in changes:
-            name = re.sub(pattern, theirs, name)
-        return name
-
-    return rename
+    renames = (*_RENAMES, *(_ATTENTION_BEFORE_2023 if before_2023 else _ATTENTION))
+    recipes = taming.tokenizer_recipes(config, renames, ups_in_order_of_use=True)
+    return assemble_tokenizer(recipes, tensors, config, path, "diffusers_vq", fixed)
 
 
 def _config_json(path: pathlib.Path) -> dict[str, Any]:
@@ -173,11 +153,3 @@ def _config_json(path: pathlib.Path) -> dict[str, Any]:
         for value in held.get(key, ()):
             check_types({key: value}, {key: kind}, path / "config.json")
     return held
-
-
-def _open(path: pathlib.Path) -> Tensors:
-    if (path / f"{_FILE}.safetensors").is_file():  # beside which may lie one of float16
-        return open_safetensors(path / f"{_FILE}.safetensors")
-    if (path / f"{_FILE}.bin").is_file():
-        return open_torch(path / f"{_FILE}.bin")
-    return open_safetensors(path)

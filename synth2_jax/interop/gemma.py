@@ -16,20 +16,13 @@ arrays are, by their names in the package's parameters:
 Released ones begin with "transformer/" and have /w behind names of the MLP; some hold all layers of
 one kind stacked, "transformer/stacked_layers/attention_type_A/..." for layers A, A + 6, A + 12...
 
-From Hugging Face folders (`save_pretrained` of a Gemma3ForCausalLM, or the whole model), in which
-[rows, columns] are [outputs, inputs], behind "model." or the like:
-
-    embed_tokens.weight, norm.weight
-    layers.I.self_attn.{q,k,v,o}_proj.weight                 [H K, D], [G K, D] twice, [D, H K]
-    layers.I.self_attn.{q,k}_norm.weight                     [K]
-    layers.I.mlp.{gate,up,down}_proj.weight                  [M, D] twice, [D, M]
-    layers.I.{input,post_attention,pre_feedforward,post_feedforward}_layernorm.weight  [D]
+From Hugging Face folders (`save_pretrained` of a Gemma3ForCausalLM, or the whole model), whose
+weights are [outputs, inputs], and whose names are in `_BLOCK`, behind "model." or the like.
 
 V vocabulary, D width, H heads, G heads of keys and values, K head dim, M hidden width, I layers.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 import re
@@ -41,51 +34,51 @@ from synth2_jax.errors import UserError
 from synth2_jax.interop.assemble import Recipe, assemble, one
 from synth2_jax.interop.json_file import check_types, read_object
 from synth2_jax.interop.lazy_array import LazyArray
-from synth2_jax.interop.orbax_folder import open_orbax
 from synth2_jax.interop.recognise import recognise
 from synth2_jax.interop.tensor_files import Tensors, open_safetensors
+from synth2_jax.interop.zarr_arrays import open_orbax
 from synth2_jax.models.gemma import RELEASED, GemmaConfig, parameter_shapes
 
 _STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/")
-_NORMS = {
-    "pre_attention_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "pre_ffw_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-    "attn/_query_norm": "self_attn.q_norm",
-    "attn/_key_norm": "self_attn.k_norm",
+_IN_LAYER = re.compile(r"^decoder/layers_(\d+)/block/")  # of our names
+# By our names in a block; two or more are stacked.
+_BLOCK = {
+    "attn/q_einsum/w": ("self_attn.q_proj",),
+    "attn/kv_einsum/w": ("self_attn.k_proj", "self_attn.v_proj"),
+    "attn/qkv_einsum/w": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn/attn_vec_einsum/w": ("self_attn.o_proj",),
+    "attn/_query_norm/scale": ("self_attn.q_norm",),
+    "attn/_key_norm/scale": ("self_attn.k_norm",),
+    "mlp/gating_einsum": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp/linear": ("mlp.down_proj",),
+    "pre_attention_norm/scale": ("input_layernorm",),
+    "post_attention_norm/scale": ("post_attention_layernorm",),
+    "pre_ffw_norm/scale": ("pre_feedforward_layernorm",),
+    "post_ffw_norm/scale": ("post_feedforward_layernorm",),
 }
-_ROPE_OF_ALL = ("default", "linear")
+_OTHERS = {
+    "embedder/input_embedding": "embed_tokens.weight",
+    "final_norm/scale": "norm.weight",
+}
 _VISION = r"vision_(encoder|tower)|SigLiP|embedder/mm_|multi_modal_projector"
 
+# By our fields: the key of config.json, and its value if it is missing (transformers'
+# Gemma3TextConfig).
 _SIZES = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "embed_dim": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_dim": "intermediate_size",
-    "sliding_window": "sliding_window",
-    "query_dim": "query_pre_attn_scalar",
-    "bos_id": "bos_token_id",
-}
-# What a config.json need not say (transformers' Gemma3TextConfig).
-_DEFAULTS = {
-    "vocab_size": 262_208,
-    "num_hidden_layers": 26,
-    "hidden_size": 2304,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "intermediate_size": 9216,
-    "sliding_window": 4096,
-    "query_pre_attn_scalar": 256,
-    "bos_token_id": 2,
+    "vocab_size": ("vocab_size", 262_208),
+    "num_layers": ("num_hidden_layers", 26),
+    "embed_dim": ("hidden_size", 2304),
+    "num_heads": ("num_attention_heads", 8),
+    "num_kv_heads": ("num_key_value_heads", 4),
+    "head_dim": ("head_dim", 256),
+    "mlp_dim": ("intermediate_size", 9216),
+    "sliding_window": ("sliding_window", 4096),
+    "query_dim": ("query_pre_attn_scalar", 256),
+    "bos_id": ("bos_token_id", 2),
 }
 _NUMBER, _OPTIONAL = (int, float), (dict, type(None))
 _TYPES = {
-    **dict.fromkeys(_SIZES.values(), int),
+    **{key: int for key, _ in _SIZES.values()},
     "rope_parameters": _OPTIONAL,
     "rope_scaling": _OPTIONAL,
     "rope_theta": _NUMBER,
@@ -109,16 +102,13 @@ _FIXED = {
 def language_model_config(path: str | os.PathLike[str], **changes: Any) -> GemmaConfig:
     """The config of the language model at `path`.
 
-    That of a Hugging Face folder is in its config.json. An Orbax folder holds shapes alone: its
-    config is that of the released size which has them.
-
-    Args:
-      path: of the folder.
-      **changes: fields of GemmaConfig that a checkpoint does not decide, such as dtype.
+    A Hugging Face folder has it in its config.json. An Orbax folder holds shapes alone: its config
+    is that of the released size with these shapes. `changes` are fields of GemmaConfig that a
+    checkpoint does not decide, such as dtype.
 
     Raises:
-      UserError: the folder is of another model (it says of which), of a variant that is not known
-        here, or of sizes that were not released.
+      UserError: the folder is of another model, of a variant that is not known here, or of sizes
+        that were not released.
     """
     path = pathlib.Path(path)
     if _is_hugging_face(path):
@@ -134,29 +124,28 @@ def language_model_config(path: str | os.PathLike[str], **changes: Any) -> Gemma
 def load_language_model(path: str | os.PathLike[str], config: GemmaConfig) -> dict[str, Any]:
     """The parameters of models.gemma.Gemma, as LazyArrays: nothing is read yet.
 
-    Args:
-      path: of a folder, of Hugging Face (with .safetensors) or of Orbax.
-      config: of the model that is to hold the parameters.
-
     Raises:
       UserError: the folder is of another model or not whole, or its tensors do not fit the config
         (all that do not are listed).
     """
     path = pathlib.Path(path)
+    expected = parameter_shapes(config)
     if _is_hugging_face(path):
-        tensors, recipes = open_safetensors(path), _hugging_face(config)
-        # model. of a language model alone, model.language_model. or language_model.model. else.
+        tensors = open_safetensors(path)
+        # "model.", "model.language_model." or "language_model.model."
         ends = [name for name in tensors if name.endswith("embed_tokens.weight")]
         start = ends[0].removesuffix("embed_tokens.weight") if ends else "model."
         tensors = {name.removeprefix(start): tensor for name, tensor in tensors.items()}
+        recipes = {name: _hugging_face(name, config) for name in expected}
     else:
-        tensors, recipes = _open_orbax(path), _package(config)
+        tensors = _open_orbax(path)
+        recipes = {name: one(_IN_LAYER.sub(r"layer_\1/", name)) for name in expected}
     ignored = (_VISION, r"^lm_head\.weight$")  # the head is the embedding, by another name
-    return assemble(recipes, tensors, parameter_shapes(config), str(path), ignored)
+    return assemble(recipes, tensors, expected, str(path), ignored)
 
 
 def _is_hugging_face(path: pathlib.Path) -> bool:
-    """Else it is taken for an Orbax folder, which shows when that is opened."""
+    """If it is not, it is opened as an Orbax folder, which has errors of its own."""
     if not (path / "config.json").is_file():
         return False
     found = recognise(path)
@@ -196,53 +185,36 @@ def _open_orbax(path: pathlib.Path) -> Tensors:
     return tensors
 
 
-def _package(config: GemmaConfig) -> dict[str, Recipe]:
-    recipes = {}
-    for path in parameter_shapes(config):
-        recipes[path] = one(re.sub(r"^decoder/layers_(\d+)/block/", r"layer_\1/", path))
-    return recipes
+def _hugging_face(path: str, config: GemmaConfig) -> Recipe:
+    """The recipe of our parameter at `path`."""
+    if path in _OTHERS:
+        return one(_OTHERS[path])
+    layer = _IN_LAYER.match(path)
+    ours = path[layer.end() :]
+    names = tuple(f"layers.{layer[1]}.{name}.weight" for name in _BLOCK[ours])
 
+    def change(weight: LazyArray) -> LazyArray:
+        if ours in ("attn/attn_vec_einsum/w", "mlp/linear"):
+            return weight.transpose()
+        if ours.startswith("attn/") and weight.ndim == 2:
+            num_heads = weight.shape[0] // config.head_dim
+            heads = weight.reshape((num_heads, config.head_dim, weight.shape[1]))
+            return heads.transpose(0, 2, 1)
+        return weight
 
-def _hugging_face(config: GemmaConfig) -> dict[str, Recipe]:
-    def by_heads(kernel: LazyArray, num_heads: int) -> LazyArray:
-        return kernel.split(0, (num_heads, config.head_dim)).transpose(0, 2, 1)
-
-    def out(kernel: LazyArray) -> LazyArray:
-        return kernel.transpose().split(0, (config.num_heads, config.head_dim))
-
-    queries = functools.partial(by_heads, num_heads=config.num_heads)
-    keys_values = functools.partial(by_heads, num_heads=config.num_kv_heads)
-    recipes = {
-        "embedder/input_embedding": one("embed_tokens.weight"),
-        "final_norm/scale": one("norm.weight"),
-    }
-    for i in range(config.num_layers):
-        ours, theirs = f"decoder/layers_{i}/block", f"layers.{i}"
-        q, k, v, o = (f"{theirs}.self_attn.{name}_proj.weight" for name in "qkvo")
-        gate, up, down = (f"{theirs}.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
-        if config.num_kv_heads == config.num_heads:
-            recipes[f"{ours}/attn/qkv_einsum/w"] = Recipe((q, k, v), queries, stacked=True)
-        else:
-            recipes[f"{ours}/attn/q_einsum/w"] = one(q, queries)
-            recipes[f"{ours}/attn/kv_einsum/w"] = Recipe((k, v), keys_values, stacked=True)
-        recipes[f"{ours}/attn/attn_vec_einsum/w"] = one(o, out)
-        recipes[f"{ours}/mlp/gating_einsum"] = Recipe((gate, up), stacked=True)
-        recipes[f"{ours}/mlp/linear"] = one(down, lambda kernel: kernel.transpose())
-        for name, their_name in _NORMS.items():
-            recipes[f"{ours}/{name}/scale"] = one(f"{theirs}.{their_name}.weight")
-    return recipes
+    return Recipe(names, change, stacked=len(names) > 1)
 
 
 def _sizes_of_json(path: pathlib.Path) -> dict[str, Any]:
     held = read_object(path)
     check_types(held, {"text_config": dict}, path)
-    held = {**_DEFAULTS, **held.get("text_config", held)}
+    held = {**dict(_SIZES.values()), **held.get("text_config", held)}
     check_types(held, _TYPES, path)
     for key, expected in _FIXED.items():
         if held.get(key, expected) != expected:
             raise UserError(f"{path}: {key}: found {held[key]!r}, expected {expected!r}")
     return {
-        **{ours: held[theirs] for ours, theirs in _SIZES.items()},
+        **{ours: held[theirs] for ours, (theirs, _) in _SIZES.items()},
         **_positions(held, path),
         "local_layers": _local_layers(held, path),
     }
@@ -257,26 +229,21 @@ def _positions(held: Mapping[str, Any], path: pathlib.Path) -> dict[str, float]:
             **(held.get("rope_scaling") or {}),
         },
     }
-    parts = []
-    for part, known in (("sliding_attention", ("default",)), ("full_attention", _ROPE_OF_ALL)):
+    for part, known in (("sliding_attention", "default"), ("full_attention", "default or linear")):
         kind = told.get(part)
         if not isinstance(kind, dict) or "rope_theta" not in kind:
             raise UserError(
                 f"{path}: {part}: found {kind!r:.60}, expected an object with rope_theta"
             )
         check_types(kind, {"rope_theta": _NUMBER, "rope_type": str, "factor": _NUMBER}, path)
-        if kind.get("rope_type", "default") not in known:
-            raise UserError(
-                f"{path}: rope_type: found {kind['rope_type']!r}, expected {' or '.join(known)}"
-            )
+        if kind.get("rope_type", "default") not in known.split(" or "):
+            raise UserError(f"{path}: rope_type: found {kind['rope_type']!r}, expected {known}")
         if not kind.get("factor", 1.0) >= 1:
             raise UserError(f"{path}: factor: found {kind['factor']}, expected at least 1")
-        parts.append(kind)
-    local, all_tokens = parts
     return {
-        "local_rope_max_wavelength": float(local["rope_theta"]),
-        "global_rope_max_wavelength": float(all_tokens["rope_theta"]),
-        "global_rope_scale": float(all_tokens.get("factor", 1.0)),
+        "local_rope_max_wavelength": float(told["sliding_attention"]["rope_theta"]),
+        "global_rope_max_wavelength": float(told["full_attention"]["rope_theta"]),
+        "global_rope_scale": float(told["full_attention"].get("factor", 1.0)),
     }
 
 
@@ -297,19 +264,12 @@ def _local_layers(held: Mapping[str, Any], path: pathlib.Path) -> int:
 
 def _sizes_of_tensors(tensors: Tensors, path: pathlib.Path) -> dict[str, int]:
     layers = [int(match[1]) for name in tensors if (match := re.match(r"layer_(\d+)/", name))]
+    sizes = {"num_layers": max(layers, default=-1) + 1}
     try:
-        vocab_size, embed_dim = tensors["embedder/input_embedding"].shape
-        num_heads, _, head_dim = tensors["layer_0/attn/q_einsum/w"].shape
-        _, num_kv_heads, _, _ = tensors["layer_0/attn/kv_einsum/w"].shape
-        _, mlp_dim, _ = tensors["layer_0/mlp/gating_einsum"].shape
+        sizes["vocab_size"], sizes["embed_dim"] = tensors["embedder/input_embedding"].shape
+        sizes["num_heads"], _, sizes["head_dim"] = tensors["layer_0/attn/q_einsum/w"].shape
+        _, sizes["num_kv_heads"], _, _ = tensors["layer_0/attn/kv_einsum/w"].shape
+        _, sizes["mlp_dim"], _ = tensors["layer_0/mlp/gating_einsum"].shape
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: its tensors are of no Gemma 3 that is known: {error}") from error
-    return {
-        "vocab_size": vocab_size,
-        "num_layers": max(layers) + 1,
-        "embed_dim": embed_dim,
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-        "mlp_dim": mlp_dim,
-    }
+    return sizes

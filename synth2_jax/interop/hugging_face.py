@@ -1,22 +1,9 @@
 """The encoder of a T5 from a Hugging Face folder.
 
 The folder is what `save_pretrained` of transformers writes for a T5, mT5 or umT5, its encoder
-alone or the whole model: config.json, and model.safetensors or several files with their index.
-Where there are no .safetensors, pytorch_model.bin or its parts are read by torch (`weights_only`).
-Its names, and the shapes of [rows, columns] = [outputs, inputs]:
-
-    shared.weight                                            [V, D]
-    encoder.block.I.layer.0.layer_norm.weight                [D]
-    encoder.block.I.layer.0.SelfAttention.{q,k,v}.weight     [H K, D]
-    encoder.block.I.layer.0.SelfAttention.o.weight           [D, H K]
-    encoder.block.I.layer.0.SelfAttention.relative_attention_bias.weight  [buckets, H]
-    encoder.block.I.layer.1.layer_norm.weight                [D]
-    encoder.block.I.layer.1.DenseReluDense.{wi_0,wi_1}.weight  [M, D], or wi without a gate
-    encoder.block.I.layer.1.DenseReluDense.wo.weight         [D, M]
-    encoder.final_layer_norm.weight                          [D]
-
-V vocabulary, D width, H heads, K head dim, M hidden width, I layers. T5 and mT5 have the bias in
-block 0 alone, for all layers.
+alone or the whole model: config.json, and the weights as safetensors or as files of torch. Tensors
+are [outputs, inputs], and `_NAMES` has their names. T5 and mT5 have the bias of relative positions
+in block 0 alone, for all layers.
 """
 
 import os
@@ -25,105 +12,90 @@ from typing import Any
 
 from synth2_jax.config import build
 from synth2_jax.errors import UserError
-from synth2_jax.interop.assemble import Recipe, assemble, one, per_layer
+from synth2_jax.interop.assemble import assemble, by_names, check_agrees, one
 from synth2_jax.interop.json_file import check_types, read_object
-from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import recognise
 from synth2_jax.interop.tensor_files import open_weights
 from synth2_jax.models.text_encoder import TextEncoderConfig, parameter_shapes
 
+# By keys of config.json: our field, and the values that T5, mT5 and umT5 have if it lacks the key.
 _KEYS = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_layers",
-    "d_model": "embed_dim",
-    "num_heads": "num_heads",
-    "d_kv": "head_dim",
-    "d_ff": "mlp_dim",
-    "feed_forward_proj": "mlp_activation",
-    "relative_attention_num_buckets": "relpos_buckets",
-    "relative_attention_max_distance": "relpos_max_distance",
+    "vocab_size": ("vocab_size", 32128, 250112),
+    "num_layers": ("num_layers", 6, 8),
+    "d_model": ("embed_dim", 512, 512),
+    "num_heads": ("num_heads", 8, 6),
+    "d_kv": ("head_dim", 64, 64),
+    "d_ff": ("mlp_dim", 2048, 1024),
+    "feed_forward_proj": ("mlp_activation", "relu", "gated-gelu"),
+    "relative_attention_num_buckets": ("relpos_buckets", 32, 32),
+    "relative_attention_max_distance": ("relpos_max_distance", 128, 128),
 }
+_KINDS = ("t5", "mt5", "umt5")
 _ACTIVATIONS = {"relu": "relu", "gated-gelu": "gated_gelu", "gated-silu": "gated_silu"}
-# What a config.json need not say.
-_T5 = {
-    "vocab_size": 32128,
-    "num_layers": 6,
-    "d_model": 512,
-    "num_heads": 8,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "feed_forward_proj": "relu",
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-}
-_MT5 = {
-    **_T5,
-    "vocab_size": 250112,
-    "num_layers": 8,
-    "num_heads": 6,
-    "d_ff": 1024,
-    "feed_forward_proj": "gated-gelu",
-}
-_DEFAULTS = {"t5": _T5, "mt5": _MT5, "umt5": _MT5}
-_BIAS = "SelfAttention.relative_attention_bias.weight"
 _EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one tensor
+_BLOCK = "encoder.block.{}.layer"
+_NAMES = {
+    "final_norm/scale": "encoder.final_layer_norm.weight",
+    "relpos_bias/embedding": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    **{
+        f"encoder/layers_{{}}/{ours}": f"{_BLOCK}.{theirs}.weight"
+        for ours, theirs in {
+            "relpos_bias/embedding": "0.SelfAttention.relative_attention_bias",
+            "attention_norm/scale": "0.layer_norm",
+            "attention/query/kernel": "0.SelfAttention.q",
+            "attention/key/kernel": "0.SelfAttention.k",
+            "attention/value/kernel": "0.SelfAttention.v",
+            "attention/out/kernel": "0.SelfAttention.o",
+            "mlp_norm/scale": "1.layer_norm",
+            "mlp/gate/kernel": "1.DenseReluDense.wi_0",
+            "mlp/up/kernel": "1.DenseReluDense.wi_1",
+            "mlp/down/kernel": "1.DenseReluDense.wo",
+        }.items()
+    },
+}
+_WITHOUT_GATE = {"encoder/layers_{}/mlp/up/kernel": f"{_BLOCK}.1.DenseReluDense.wi.weight"}
 
 
 def text_encoder_config(path: str | os.PathLike[str], **changes: Any) -> TextEncoderConfig:
     """The config of the encoder in a Hugging Face folder, from its config.json.
 
-    Args:
-      path: of the folder.
-      **changes: fields of TextEncoderConfig that a checkpoint does not decide, such as dtype.
+    `changes` are fields of TextEncoderConfig that a checkpoint does not decide, such as dtype.
 
     Raises:
-      UserError: the folder is of another model (it says of which), or of a variant that is not
-        known here.
+      UserError: the folder is of another model, or of a variant that is not known here.
     """
-    path = pathlib.Path(path)
-    held = _config_json(path)
-    kind = held.get("model_type")
-    if not isinstance(kind, str) or kind not in _DEFAULTS:
-        raise UserError(
-            f"{path}: found {recognise(path).description}, expected a Hugging Face folder of "
-            f"T5, mT5 or umT5 (model_type {', '.join(_DEFAULTS)}; found {kind!r})"
-        )
-    held = {**_DEFAULTS[kind], **held}
-    where = path / "config.json"
-    check_types(held, dict.fromkeys(_KEYS, int) | {"feed_forward_proj": str}, where)
-    if held["feed_forward_proj"] not in _ACTIVATIONS:
-        raise UserError(
-            f"{where}: feed_forward_proj: found {held['feed_forward_proj']!r}, expected one of "
-            f"{', '.join(_ACTIVATIONS)}"
-        )
-    if held["layer_norm_epsilon"] != 1e-6:
-        raise UserError(
-            f"{where}: layer_norm_epsilon: found {held['layer_norm_epsilon']}, expected 1e-06"
-        )
-    fields = {field: held[key] for key, field in _KEYS.items()}
-    fields["mlp_activation"] = _ACTIVATIONS[held["feed_forward_proj"]]
-    return build(
-        TextEncoderConfig, {**fields, "relpos_per_layer": kind == "umt5", **changes}, str(where)
-    )
-
-
-def _config_json(path: pathlib.Path) -> dict[str, Any]:
-    if not (path / "config.json").is_file():
+    where = pathlib.Path(path) / "config.json"
+    if not where.is_file():
         raise UserError(
             f"{path}: found {recognise(path).description}, expected a Hugging Face folder with a "
             "config.json"
         )
-    return read_object(path / "config.json")
+    held = read_object(where)
+    kind = held.get("model_type")
+    if kind not in _KINDS:
+        raise UserError(
+            f"{path}: found {recognise(path).description}, expected a Hugging Face folder of "
+            f"T5, mT5 or umT5 (model_type {', '.join(_KINDS)}; found {kind!r})"
+        )
+    column = 1 if kind == "t5" else 2
+    held = {key: row[column] for key, row in _KEYS.items()} | {"layer_norm_epsilon": 1e-6} | held
+    check_types(held, dict.fromkeys(_KEYS, int) | {"feed_forward_proj": str}, where)
+    for key, known in (("feed_forward_proj", [*_ACTIVATIONS]), ("layer_norm_epsilon", [1e-6])):
+        if held[key] not in known:
+            raise UserError(
+                f"{where}: {key}: found {held[key]!r}, expected {' or '.join(map(str, known))}"
+            )
+    fields = {row[0]: held[key] for key, row in _KEYS.items()}
+    fields["mlp_activation"] = _ACTIVATIONS[held["feed_forward_proj"]]
+    fields["relpos_per_layer"] = kind == "umt5"
+    return build(TextEncoderConfig, {**fields, **changes}, str(where))
 
 
 def load_text_encoder(path: str | os.PathLike[str], config: TextEncoderConfig) -> dict[str, Any]:
     """The parameters of models.text_encoder.TextEncoder, as LazyArrays: nothing is read yet.
 
-    Args:
-      path: of a Hugging Face folder; a decoder in it is let be. A .safetensors file alone will do
-        as well, though nothing then says whether its activation is the config's.
-      config: of the encoder that is to hold the parameters.
+    A .safetensors file alone will do as well, though nothing then says whether its activation is
+    the config's. A decoder is skipped.
 
     Raises:
       UserError: the folder is of another model, its config.json differs from `config` (all that
@@ -131,69 +103,17 @@ def load_text_encoder(path: str | os.PathLike[str], config: TextEncoderConfig) -
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        _check_config(path, config)
+        found = text_encoder_config(path)
+        decided = [*(row[0] for row in _KEYS.values()), "relpos_per_layer"]
+        expected = {name: getattr(found, name) for name in decided}
+        where = f"{path}: its config.json differs from the config of the text encoder"
+        check_agrees(config, expected, where)
     tensors = open_weights(path)
-    embeddings = [name for name in _EMBEDDING if name in tensors] or [_EMBEDDING[0]]
-    return assemble(
-        _recipes(config, embeddings[0]),
-        tensors,
-        parameter_shapes(config),
-        str(path),
-        ignored=(r"^decoder\.", r"^lm_head\.", *(rf"^{name}$" for name in embeddings[1:])),
-    )
-
-
-def _check_config(path: pathlib.Path, config: TextEncoderConfig) -> None:
-    found = text_encoder_config(path)
-    names = [*_KEYS.values(), "relpos_per_layer"]
-    differences = [
-        f"{name} is {getattr(config, name)!r}, there {getattr(found, name)!r}"
-        for name in names
-        if getattr(config, name) != getattr(found, name)
-    ]
-    if differences:
-        raise UserError(
-            f"{path}: its config.json differs from the config of the text encoder: "
-            f"{'; '.join(differences)}"
-        )
-
-
-def _recipes(config: TextEncoderConfig, embedding: str) -> dict[str, Recipe]:
-    heads = (config.num_heads, config.head_dim)
-
-    def transposed(weight: LazyArray) -> LazyArray:
-        return weight.transpose()
-
-    def to_heads(weight: LazyArray) -> LazyArray:
-        return weight.transpose().split(1, heads)
-
-    def from_heads(weight: LazyArray) -> LazyArray:
-        return weight.transpose().split(0, heads)
-
-    def layer(i: int) -> dict[str, Recipe]:
-        attention, mlp = (f"encoder.block.{i}.layer.{j}" for j in (0, 1))
-        up = "wi_1" if config.gated_mlp else "wi"
-        recipes = {
-            "attention_norm/scale": one(f"{attention}.layer_norm.weight"),
-            "attention/query/kernel": one(f"{attention}.SelfAttention.q.weight", to_heads),
-            "attention/key/kernel": one(f"{attention}.SelfAttention.k.weight", to_heads),
-            "attention/value/kernel": one(f"{attention}.SelfAttention.v.weight", to_heads),
-            "attention/out/kernel": one(f"{attention}.SelfAttention.o.weight", from_heads),
-            "mlp_norm/scale": one(f"{mlp}.layer_norm.weight"),
-            "mlp/up/kernel": one(f"{mlp}.DenseReluDense.{up}.weight", transposed),
-            "mlp/down/kernel": one(f"{mlp}.DenseReluDense.wo.weight", transposed),
-        }
-        if config.gated_mlp:
-            recipes["mlp/gate/kernel"] = one(f"{mlp}.DenseReluDense.wi_0.weight", transposed)
-        if config.relpos_per_layer:
-            recipes["relpos_bias/embedding"] = one(f"{attention}.{_BIAS}", transposed)
-        return recipes
-
-    recipes = {
-        "token_embedding/embedding": one(embedding),
-        "final_norm/scale": one("encoder.final_layer_norm.weight"),
-        **per_layer("encoder", config.num_layers, config.scan_layers, layer),
-    }
-    if not config.relpos_per_layer:
-        recipes["relpos_bias/embedding"] = one(f"encoder.block.0.layer.0.{_BIAS}", transposed)
-    return recipes
+    embedding, *others = [name for name in _EMBEDDING if name in tensors] or _EMBEDDING[:1]
+    shapes = parameter_shapes(config)
+    names = _NAMES | {"token_embedding/embedding": embedding}
+    names |= {} if config.gated_mlp else _WITHOUT_GATE
+    recipes = by_names(shapes, names, lambda weight: weight.transpose())
+    recipes["token_embedding/embedding"] = one(embedding)
+    ignored = (r"^decoder\.", r"^lm_head\.", *(rf"^{name}$" for name in others))
+    return assemble(recipes, tensors, shapes, str(path), ignored)

@@ -2,11 +2,9 @@
 
 Network and names are taming-transformers' (`interop.taming`), so that names do not tell them apart.
 But a vector's code is the one with the largest dot product, not the nearest. Its files also hold a
-moving average of every parameter, which its own evaluation uses and so do we:
-
-    model_ema.NAME    NAME without its dots: "model_ema.encoderconv_inweight"
-
-Ids are stored in 16 bits here: tokenizers of 262,144 codes are refused.
+moving average of every parameter, "model_ema." and the name without its dots, which its own
+evaluation uses and so do we. Ids are stored in 16 bits here: tokenizers of 262,144 codes are
+refused.
 """
 
 import os
@@ -19,7 +17,7 @@ from synth2_jax.interop.tensor_files import Tensors, open_weights
 
 
 def _open(path: str | os.PathLike[str]) -> Tensors:
-    """The averages, by the parameters' names; the parameters themselves where there are none."""
+    """The averages, by the parameters' names; the parameters themselves if there are none."""
     tensors = open_weights(split_prefix(path)[1])
     if not any(name.startswith(AVERAGES) for name in tensors):
         return tensors

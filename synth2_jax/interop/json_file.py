@@ -12,7 +12,7 @@ _MAX_INT = 2**31 - 1  # no size in a config is larger
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; UserError where there is something else."""
+    """Returns the JSON object in a file; UserError if there is something else."""
     return parse_object(path.read_bytes(), path)
 
 
@@ -32,18 +32,14 @@ def parse_object(text: bytes, path: pathlib.Path) -> dict[str, Any]:
 def check_types(held: Mapping[str, Any], types: Mapping[str, Types], where: object) -> None:
     """Raises UserError unless the values of the keys that are there have these types.
 
-    A bool is no int here, and an int is at most 2**31 - 1, be it alone or in a list.
+    A bool is no int here, and an int is at most 2**31 - 1.
     """
     for key, expected in types.items():
         kinds = expected if isinstance(expected, tuple) else (expected,)
-        if key in held and not _fits(held[key], kinds):
+        value = held.get(key)
+        fits = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
+        if isinstance(value, int) and abs(value) > _MAX_INT:
+            fits = False
+        if key in held and not fits:
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise UserError(f"{where}: {key}: found {held[key]!r:.60}, expected {names}")
-
-
-def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
-    if isinstance(value, bool):
-        return bool in kinds
-    if isinstance(value, int) and abs(value) > _MAX_INT:
-        return False
-    return isinstance(value, kinds)
+            raise UserError(f"{where}: {key}: found {value!r:.60}, expected {names}")

@@ -1,8 +1,8 @@
 """Arrays that are read when, and as far as, they are needed.
 
 A pretrained model may be larger than a host's memory. Its tensors come as `LazyArray`s, which are
-turned and stacked into our parameters' shapes without being read; a device that is to hold a part
-of a parameter then reads that part alone.
+transposed, reshaped and stacked into our parameters without being read; a device that is to hold a
+part of a parameter then reads that part alone.
 """
 
 import math
@@ -15,12 +15,7 @@ Index = tuple[slice, ...]
 
 
 class LazyArray:
-    """Shape and dtype of an array, and how to read any box of it.
-
-    Attributes:
-      shape: of the whole.
-      dtype: of what is read.
-    """
+    """Shape and dtype of an array, and how to read any box of it."""
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype, read: Callable[[Index], np.ndarray]):
         """`read` takes one slice an axis, with bounds inside the shape and a step of 1."""
@@ -51,7 +46,7 @@ class LazyArray:
         return self._read(tuple(slice(start, max(start, stop)) for start, stop in bounds))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy  # what is read is nobody else's
+        del copy  # what is read belongs to the reader
         return np.asarray(self[...], dtype)
 
     def transpose(self, *axes: int) -> "LazyArray":
@@ -66,23 +61,38 @@ class LazyArray:
 
         return LazyArray([self.shape[axis] for axis in axes], self.dtype, read)
 
-    def split(self, axis: int, sizes: Sequence[int]) -> "LazyArray":
-        """One axis as several, as in a reshape; ValueError where the sizes do not make it up."""
-        sizes = tuple(sizes)
-        if math.prod(sizes) != self.shape[axis]:
-            raise ValueError(f"axis {axis} of {self.shape} cannot be split into {sizes}")
-        inner_size = math.prod(sizes[1:])
-        last = axis + len(sizes)
+    def reshape(self, shape: Sequence[int]) -> "LazyArray":
+        """Splits axes into several, as numpy's; axes of size 1 may come and go.
+
+        Raises:
+          ValueError: a shape that joins axes, or has another size.
+        """
+        shape = tuple(shape)
+        left = [axis for axis, size in enumerate(shape) if size != 1]
+        groups: list[list[int]] = []  # for each of our axes, the axes of `shape` that it becomes
+        for size in self.shape:
+            groups.append([])
+            while math.prod(shape[axis] for axis in groups[-1]) != size and left:
+                groups[-1].append(left.pop(0))
+        made = tuple(math.prod(shape[axis] for axis in group) for group in groups)
+        if left or made != self.shape:
+            raise ValueError(f"{self.shape} cannot be split into {shape}")
 
         def read(box: Index) -> np.ndarray:
-            first, rest = box[axis], box[axis + 1 : last]
-            rows = slice(first.start * inner_size, first.stop * inner_size)
-            found = self._read((*box[:axis], rows, *box[last:]))
-            count = first.stop - first.start
-            found = found.reshape(*found.shape[:axis], count, *sizes[1:], *found.shape[axis + 1 :])
-            return found[(slice(None),) * (axis + 1) + rest]
+            lengths = [part.stop - part.start for part in box]
+            if 0 in lengths:
+                return np.empty(lengths, self.dtype)
+            inner, sizes, rest = [], [], []
+            for first, *others in filter(None, groups):
+                row = math.prod(shape[axis] for axis in others)
+                inner.append(slice(box[first].start * row, box[first].stop * row))
+                sizes += [lengths[first], *(shape[axis] for axis in others)]
+                rest += [slice(None), *(box[axis] for axis in others)]
+            parts = iter(inner)
+            whole = tuple(next(parts) if group else slice(0, 1) for group in groups)
+            return self._read(whole).reshape(sizes)[tuple(rest)].reshape(lengths)
 
-        return LazyArray((*self.shape[:axis], *sizes, *self.shape[axis + 1 :]), self.dtype, read)
+        return self if shape == self.shape else LazyArray(shape, self.dtype, read)
 
     def take(self, axis: int, index: int) -> "LazyArray":
         """One position of an axis, which is gone then."""
@@ -100,30 +110,22 @@ class LazyArray:
             return self
         return LazyArray(self.shape, dtype, lambda box: self._read(box).astype(dtype))
 
-    def changed(
-        self, shape: Sequence[int], change: Callable[[np.ndarray], np.ndarray]
-    ) -> "LazyArray":
-        """`change` of the whole array, which has `shape`; it is read whole for any part."""
-        return LazyArray(shape, self.dtype, lambda box: change(self[...])[box])
-
 
 def stack(arrays: Sequence[LazyArray]) -> LazyArray:
     """Arrays of one shape along a new first axis; ValueError where shapes differ."""
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1:
         raise ValueError(f"cannot stack arrays of shapes {sorted(shapes)}")
-    (shape,) = shapes
     dtype = np.result_type(*{array.dtype for array in arrays})
 
     def read(box: Index) -> np.ndarray:
-        first, *rest = box
         # Filled one by one: beside the result no more than one of the arrays is held.
         found = np.empty([part.stop - part.start for part in box], dtype)
-        for i, array in enumerate(arrays[first]):
-            found[i] = array[tuple(rest)]
+        for i, array in enumerate(arrays[box[0]]):
+            found[i] = array[box[1:]]
         return found
 
-    return LazyArray((len(arrays), *shape), dtype, read)
+    return LazyArray((len(arrays), *shapes.pop()), dtype, read)
 
 
 def of_array(array: np.ndarray) -> LazyArray:

@@ -2,16 +2,10 @@
 
 A folder has config.json, which names the class, and pytorch_model.bin. VQGANModel has the network
 and the names of taming-transformers (`interop.taming`), MaskGitVQGAN the network of
-google-research/maskgit under names like those:
-
-    {encoder,decoder}.mid.I         for mid.block_I, counted from 0
-    decoder.up.I.upsample_conv      for upsample.conv
-
-Both take pixels in [0, 1].
+google-research/maskgit under names like those. Both take pixels in [0, 1].
 """
 
 import os
-import re
 from typing import Any
 
 from synth2_jax.errors import UserError
@@ -32,17 +26,14 @@ class _VQGANModel(TamingLayout):
         return config
 
 
-def _rename(name: str, num_levels: int) -> str:
-    del num_levels
-    name = re.sub(r"\.mid\.block_(\d+)", lambda found: f".mid.{int(found[1]) - 1}", name)
-    return name.replace(".upsample.conv.", ".upsample_conv.")
-
-
 VQGAN = _VQGANModel("open_muse_vqgan", ARCHITECTURE, FIXED, pixel_range=(0.0, 1.0))
 MASKGIT = TamingLayout(
     "open_muse_maskgit",
     {},
     {**FIXED, "shortcut_from_input": False},
     pixel_range=(0.0, 1.0),
-    rename=_rename,
+    renames=(
+        (r"\.mid\.block_(\d+)", lambda found: f".mid.{int(found[1]) - 1}"),
+        (r"\.upsample\.conv\.", ".upsample_conv."),
+    ),
 )

@@ -1,4 +1,4 @@
-"""What lies at a path, told from its files alone: whose checkpoint, and of which model."""
+"""Recognises a checkpoint from its files alone: who wrote it, and of which model."""
 
 import dataclasses
 import os
@@ -11,13 +11,9 @@ import orbax.checkpoint as ocp
 
 from synth2_jax.errors import UserError
 from synth2_jax.interop.json_file import read_object
-from synth2_jax.interop.tensor_files import (
-    open_flax_msgpack,
-    open_torch,
-    safetensors_header,
-)
+from synth2_jax.interop.tensor_files import open_flax_msgpack, open_torch, safetensors_header
 
-# The models that are told apart, by their names in the code; how each is called to a user.
+# The models that are told apart: their names in the code and for a user.
 KINDS = {
     "run": "a training run",
     "export": "what `synth2 export` writes",
@@ -35,7 +31,7 @@ KINDS = {
     "maskgit_tokenizer": "a VQ-GAN of google-research/maskgit",
     "maskgit_transformer": "a class-conditional transformer of google-research/maskgit",
 }
-# Names of tensors, "." or "/" between their parts; the first kind of which all are found.
+# Names of tensors, "." or "/" between their parts; the first kind whose names are all found.
 _BY_NAMES = {
     "maskgit_tokenizer": (r"^params/quantizer/codebook$", r"^params/encoder/ResBlock_0/"),
     "maskgit_transformer": (r"^params/Embed_0/word_embeddings/", r"^params/MlmLayer_0/"),
@@ -54,11 +50,8 @@ _BY_NAMES = {
     "t5x": (r"^(state/)?target/(encoder|decoder|token_embedder)/",),
 }
 _HUGGING_FACE = {
-    "t5": "hugging_face_t5",
-    "mt5": "hugging_face_t5",
-    "umt5": "hugging_face_t5",
-    "gemma3": "hugging_face_gemma",
-    "gemma3_text": "hugging_face_gemma",
+    **dict.fromkeys(("t5", "mt5", "umt5"), "hugging_face_t5"),
+    **dict.fromkeys(("gemma3", "gemma3_text"), "hugging_face_gemma"),
 }
 _CLASS_NAMES = {
     "VQModel": "diffusers_vq",
@@ -72,14 +65,14 @@ _SHOWN = 4  # names of what is not known
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """`kind` is a key of KINDS, or "" where it is none of them; `description` is for a user."""
+    """`kind` is a key of KINDS, or "" if it is none of them; `description` is for a user."""
 
     kind: str
     description: str
 
 
 def split_prefix(path: str | os.PathLike[str]) -> tuple[str, pathlib.Path]:
-    """("ibq", "last.ckpt") of "ibq:last.ckpt"; "" and the path where it has no such prefix."""
+    """("ibq", "last.ckpt") of "ibq:last.ckpt"; "" and the path if it has no such prefix."""
     prefix, colon, rest = str(path).partition(":")
     if colon and prefix in PREFIXES and not os.path.lexists(path):
         return prefix, pathlib.Path(rest)
@@ -94,7 +87,12 @@ def recognise(path: str | os.PathLike[str]) -> Found:
         than the path's prefix says.
     """
     prefix, path = split_prefix(path)
-    found = _recognise(path)
+    if path.is_dir():
+        found = _folder(path)
+    elif path.is_file():
+        found = _of_names(_names_in_file(path))
+    else:
+        raise UserError(f"{path}: no such file or folder, expected a model")
     if not prefix or found.kind == PREFIXES[prefix]:
         return found
     if found.kind != "taming_names":
@@ -104,23 +102,22 @@ def recognise(path: str | os.PathLike[str]) -> Found:
     return _known(PREFIXES[prefix])
 
 
-def _recognise(path: pathlib.Path) -> Found:
-    if path.is_dir():
-        return _folder(path)
-    if path.is_file():
-        return _of_names(_names_in_file(path), path)
-    raise UserError(f"{path}: no such file or folder, expected a model")
-
-
 def is_run(path: pathlib.Path) -> bool:
-    """Whether a folder is a training run's, also where it has no checkpoint yet."""
-    if (path / "checkpoints").is_dir() or (path.name.isdecimal() and (path / "params").is_dir()):
+    """Tells a training run's folder, also one without a checkpoint."""
+    if (path / "checkpoints").is_dir():
         return True
-    return any(one.name.isdecimal() and (one / "params").is_dir() for one in path.iterdir())
+    return any(
+        one.name.isdecimal() and (one / "params").is_dir() for one in (path, *path.iterdir())
+    )
 
 
 def _known(kind: str) -> Found:
     return Found(kind, KINDS[kind])
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _folder(path: pathlib.Path) -> Found:
@@ -129,15 +126,13 @@ def _folder(path: pathlib.Path) -> Found:
         return _known("run")
     if "config.json" in entries:
         return _by_config(path / "config.json")
-    numbered = [path / name for name in entries if re.fullmatch(r"checkpoint_\d+", name)]
-    if numbered:
-        return _folder(numbered[-1])
+    if numbered := [name for name in entries if re.fullmatch(r"checkpoint_\d+", name)]:
+        return _folder(path / numbered[-1])
     if "checkpoint" in entries and any(name.startswith("target.") for name in entries):
         return _known("t5x")
-    if any(name in entries for name in ("_METADATA", "_CHECKPOINT_METADATA", "_sharding")):
-        return _of_names(_names_in_orbax(path), path)
-    shown = ", ".join(entries[:_SHOWN]) + (", ..." if len(entries) > _SHOWN else "")
-    return Found("", f"a folder with {shown or 'nothing in it'}")
+    if {"_METADATA", "_CHECKPOINT_METADATA", "_sharding"} & set(entries):
+        return _of_names(_names_in_orbax(path))
+    return Found("", f"a folder with {_shown(entries) or 'nothing in it'}")
 
 
 def _by_config(config: pathlib.Path) -> Found:
@@ -147,28 +142,29 @@ def _by_config(config: pathlib.Path) -> Found:
         return Found("", f"a folder whose {config.name} is not a JSON object")
     if str(held.get("format")).startswith("synth2_jax"):
         return _known("export")
-    kind = str(held.get("model_type") or held.get("_class_name"))
     if "model_type" in held:
         names = held.get("architectures")
+        kind = str(held["model_type"] or held.get("_class_name"))
         name = names[0] if isinstance(names, list) and names else kind
         return Found(_HUGGING_FACE.get(kind, ""), f"a Hugging Face {name}")
     if "_class_name" in held:
-        known = _CLASS_NAMES.get(kind, "")
-        return _known(known) if known else Found("", f"a diffusers {kind}")
+        name = str(held["_class_name"])
+        known = _CLASS_NAMES.get(name, "")
+        return _known(known) if known else Found("", f"a diffusers {name}")
     return Found("", f"a folder with a {config.name} of keys {sorted(held)[:_SHOWN]}")
 
 
-def _names_in_file(path: pathlib.Path) -> list[str]:
+def _names_in_file(path: pathlib.Path) -> Iterable[str]:
     if path.suffix == ".safetensors":
-        return list(safetensors_header(path))
+        return safetensors_header(path).keys() - {"__metadata__"}
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start.startswith(b"PK") or path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        return list(open_torch(path))
-    return list(open_flax_msgpack(path))
+        start = file.read(2)
+    if start == b"PK" or path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        return open_torch(path)
+    return open_flax_msgpack(path)
 
 
-def _names_in_orbax(path: pathlib.Path) -> list[str]:
+def _names_in_orbax(path: pathlib.Path) -> Iterable[str]:
     for folder in (path, path / "default", path / "state"):
         try:
             tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
@@ -179,10 +175,8 @@ def _names_in_orbax(path: pathlib.Path) -> list[str]:
     return []
 
 
-def _of_names(names: Iterable[str], path: pathlib.Path) -> Found:
-    names = [name for name in names if name != "__metadata__"]
+def _of_names(names: Iterable[str]) -> Found:
     for kind, patterns in _BY_NAMES.items():
         if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
             return _known(kind)
-    shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return Found("", f"tensors named {shown}" if names else "no tensors that can be read")
+    return Found("", f"tensors named {_shown(names)}" if names else "no tensors that can be read")

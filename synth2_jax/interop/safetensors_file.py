@@ -1,8 +1,8 @@
-"""Tensors of a .safetensors file, the format that models are most often shared in.
+"""Writes .safetensors files, the format that models are most often shared in.
 
 A file is the length of a JSON header (8 bytes, little-endian), the header, and the tensors' bytes
 one after the other. So it can be written from shapes first and arrays as they come, which the
-safetensors package cannot do. `tensor_files.open_safetensors` reads them as lazily.
+safetensors package cannot do.
 """
 
 import itertools
@@ -17,36 +17,20 @@ import numpy as np
 
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json, written_whole
-from synth2_jax.interop.tensor_files import open_safetensors
 
 FORMAT = "synth2_jax parameters"
 # Hugging Face's tools refuse files with metadata that does not say so.
 _READABLE = {"format": "pt"}
 _DTYPES = {
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int32": "I32",
-    "uint32": "U32",
-    "bool": "BOOL",
+    **{"float32": "F32", "float16": "F16", "bfloat16": "BF16"},
+    **{"int32": "I32", "uint32": "U32", "bool": "BOOL"},
 }
-
-
-def read_tensors(path: str, prefix: str = "") -> dict[str, np.ndarray]:
-    """Returns {name: array} of the tensors whose names start with `prefix`; reads no others.
-
-    Raises:
-      UserError: no such file, or one that is not in this format.
-    """
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"{path}: no such file, expected a .safetensors file")
-    tensors = open_safetensors(path)
-    return {name: np.asarray(found) for name, found in tensors.items() if name.startswith(prefix)}
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def write_tensors(
     path: pathlib.Path,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    shapes: Shapes,
     arrays: Iterable[np.ndarray],
     metadata: Mapping[str, str],
 ) -> None:
@@ -64,12 +48,12 @@ def write_tensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, leaf in shapes.items():
-        dtype = np.dtype(leaf.dtype)
-        if dtype.name not in _DTYPES:
-            raise UserError(f"{name}: found dtype {dtype.name}, expected one of {sorted(_DTYPES)}")
-        start, end = end, end + int(np.prod(leaf.shape)) * dtype.itemsize
+        dtype = np.dtype(leaf.dtype).name
+        if dtype not in _DTYPES:
+            raise UserError(f"{name}: found dtype {dtype}, expected one of {sorted(_DTYPES)}")
+        start, end = end, end + _num_bytes(leaf)
         header[name] = {
-            "dtype": _DTYPES[dtype.name],
+            "dtype": _DTYPES[dtype],
             "shape": list(leaf.shape),
             "data_offsets": [start, end],
         }
@@ -85,39 +69,28 @@ def write_tensors(
 
 
 def write_folder(
-    folder: pathlib.Path,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
-    arrays: Iterable[np.ndarray],
-    file_bytes: int,
+    folder: pathlib.Path, shapes: Shapes, arrays: Iterable[np.ndarray], file_bytes: int
 ) -> list[str]:
     """Writes tensors as Hugging Face's tools do: model.safetensors, or several files and an index.
 
-    Args:
-      folder: of the files.
-      shapes: shape and dtype by name, in the order of `arrays`.
-      arrays: the tensors themselves, of which one at a time is needed.
-      file_bytes: of tensors that a file may hold; a larger tensor has a file to itself.
-
-    Returns:
-      the names of the files.
+    Returns the names of the files. Each holds `file_bytes` of tensors at most; a larger tensor has
+    a file to itself. The rest is as in `write_tensors`.
     """
     parts: list[dict[str, jax.ShapeDtypeStruct]] = [{}]
     for name, leaf in shapes.items():
-        if parts[-1] and _num_bytes([*parts[-1].values(), leaf]) > file_bytes:
+        if parts[-1] and _num_bytes(*parts[-1].values(), leaf) > file_bytes:
             parts.append({})
         parts[-1][name] = leaf
+    files = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
+    files = files if len(files) > 1 else ["model.safetensors"]
     arrays = iter(arrays)
-    if len(parts) == 1:
-        files = ["model.safetensors"]
-    else:
-        files = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
     for file, part in zip(files, parts, strict=True):
         write_tensors(folder / file, part, itertools.islice(arrays, len(part)), _READABLE)
     for _ in arrays:
         raise ValueError(f"more arrays than the {len(shapes)} shapes")
     if len(parts) > 1:
         index = {
-            "metadata": {"total_size": _num_bytes(shapes.values())},
+            "metadata": {"total_size": _num_bytes(*shapes.values())},
             "weight_map": {n: file for file, part in zip(files, parts, strict=True) for n in part},
         }
         write_json(folder / "model.safetensors.index.json", index)
@@ -125,5 +98,5 @@ def write_folder(
     return files
 
 
-def _num_bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+def _num_bytes(*leaves: jax.ShapeDtypeStruct) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)

@@ -1,14 +1,24 @@
-"""What the loaders of other people's VQ-GANs share."""
+"""Checks and assembly that the loaders of third-party VQ-GANs share."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from synth2_jax.errors import UserError
-from synth2_jax.interop.assemble import Recipe, assemble
+from synth2_jax.interop.assemble import Recipe, assemble, check_agrees
 from synth2_jax.interop.recognise import KINDS, recognise
 from synth2_jax.interop.tensor_files import Tensors
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig, parameter_shapes
+
+# (pattern, replacement) as `re.sub` takes them, applied one after the other.
+Renames = Sequence[tuple[str, str | Callable[[re.Match], str]]]
+
+
+def renamed(name: str, renames: Renames) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def check_holds(
@@ -18,9 +28,8 @@ def check_holds(
 
     Args:
       ranks: number of axes by name; no axis may be empty.
-      tensors: what the checkpoint holds.
-      path: of the checkpoint.
-      kind: a key of recognise.KINDS, what the checkpoint should be.
+      tensors: those of the checkpoint at `path`.
+      kind: key of `recognise.KINDS`, the expected one.
     """
     if missing := [name for name in ranks if name not in tensors]:
         raise UserError(
@@ -35,14 +44,6 @@ def check_holds(
             )
 
 
-def check_kind(
-    recipes: Mapping[str, Recipe], tensors: Tensors, path: str | os.PathLike[str], kind: str
-) -> None:
-    """Raises UserError, which says what is there instead, where no recipe finds a tensor."""
-    if not tensors.keys() & {name for recipe in recipes.values() for name in recipe.names}:
-        raise UserError(f"{path}: found {recognise(path).description}, expected {KINDS[kind]}")
-
-
 def assemble_tokenizer(
     recipes: Mapping[str, Recipe],
     tensors: Tensors,
@@ -52,30 +53,15 @@ def assemble_tokenizer(
     fixed: Mapping[str, Any],
     ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays.
-
-    Args:
-      recipes: by path of the parameter.
-      tensors: what the checkpoint holds.
-      config: of the tokenizer that is to hold them.
-      path: of the checkpoint.
-      kind: a key of recognise.KINDS, what the checkpoint should be.
-      fixed: fields of the config that no tensor's shape shows, as this kind has them.
-      ignored: see `assemble`.
+    """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays; see `assemble`.
 
     Raises:
-      UserError: a checkpoint of another kind, a config with other values than `fixed` (all that
-        differ are listed), or tensors that do not fit (all are listed).
+      UserError: as `assemble`; or a config with other values than `fixed`, the fields that no
+        tensor's shape shows (all that differ are listed).
     """
-    check_kind(recipes, tensors, path, kind)
-    differences = [
-        f"{name} is {getattr(config, name)!r}, there {value!r}"
-        for name, value in fixed.items()
-        if getattr(config, name) != value
-    ]
-    if differences:
-        raise UserError(
-            f"{path}: {KINDS[kind]} differs from the config of the tokenizer: "
-            f"{'; '.join(differences)}"
-        )
-    return assemble(recipes, tensors, parameter_shapes(config), str(path), ignored)
+    shapes = parameter_shapes(config)
+    # First, which kind it is: the error of another kind's config would mislead.
+    if tensors.keys() & {name for recipe in recipes.values() for name in recipe.names}:
+        where = f"{path}: {KINDS[kind]} differs from the config of the tokenizer"
+        check_agrees(config, fixed, where)
+    return assemble(recipes, tensors, shapes, str(path), ignored, kind)

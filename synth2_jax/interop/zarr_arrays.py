@@ -24,10 +24,8 @@ _NO_CHUNKS = {*_DRIVERS, ".zattrs"}
 def open_zarr_arrays(path: str | os.PathLike[str], wanted: str = "") -> Tensors:
     """The arrays by their paths in the tree that was saved, joined with "/"; {} without any.
 
-    Args:
-      path: of the folder.
-      wanted: a pattern of the beginnings of names as they are stored, "target.encoder."; every
-        entry that it matches must be an array. "" takes all arrays and no notice of other entries.
+    `wanted` is a pattern of the beginnings of names as they are stored, "target.encoder."; every
+    entry that it matches must be an array. "" takes all arrays and ignores other entries.
 
     Raises:
       UserError: a copy or save that was not finished: all arrays that lack a part are named.
@@ -52,7 +50,14 @@ def open_zarr_arrays(path: str | os.PathLike[str], wanted: str = "") -> Tensors:
     num_chunks = collections.Counter(
         str(parent) for file in files if file.name not in _NO_CHUNKS for parent in file.parents
     )
-    opened = {name: _open(kvstore, name, driver) for name, driver in drivers.items()}
+    opened = {
+        name: tensorstore.open(
+            {"driver": driver, "kvstore": {**kvstore, "path": f"{kvstore.get('path', '')}{name}/"}},
+            open=True,
+            read=True,
+        )
+        for name, driver in drivers.items()
+    }
     tensors, torn = {}, []
     for name, future in opened.items():
         try:
@@ -60,9 +65,12 @@ def open_zarr_arrays(path: str | os.PathLike[str], wanted: str = "") -> Tensors:
         except (ValueError, OSError) as error:
             torn.append(f"{name}: {_reason(error)}")
             continue
-        found, expected = num_chunks[name], _num_chunks(array)
-        if found < expected:  # TensorStore would read zeros there
-            torn.append(f"{name}: {found} of {expected} chunks")
+        chunk = array.chunk_layout.write_chunk.shape or ()  # None if there are no axes
+        expected = math.prod(
+            -(-size // step) for size, step in zip(array.shape, chunk, strict=True)
+        )
+        if num_chunks[name] < expected:  # TensorStore would read zeros there
+            torn.append(f"{name}: {num_chunks[name]} of {expected} chunks")
         tensors[name.replace(".", "/")] = _lazy(array, f"{folder}: {name}")
     if torn:
         raise UserError(f"{folder}: is not whole: {len(torn)} arrays ({'; '.join(sorted(torn))})")
@@ -79,16 +87,6 @@ def _kvstore(folder: pathlib.Path) -> dict[str, Any]:
     return {"driver": "file", "path": base}
 
 
-def _open(kvstore: dict[str, Any], name: str, driver: str) -> tensorstore.Future:
-    inside = {**kvstore, "path": f"{kvstore.get('path', '')}{name}/"}
-    return tensorstore.open({"driver": driver, "kvstore": inside}, open=True, read=True)
-
-
-def _num_chunks(array: tensorstore.TensorStore) -> int:
-    chunk = array.chunk_layout.write_chunk.shape or ()  # None where there are no axes
-    return math.prod(-(-size // step) for size, step in zip(array.shape, chunk, strict=True))
-
-
 def _lazy(array: tensorstore.TensorStore, where: str) -> LazyArray:
     def read(box: Index) -> np.ndarray:
         try:
@@ -103,3 +101,20 @@ def _lazy(array: tensorstore.TensorStore, where: str) -> LazyArray:
 
 def _reason(error: Exception) -> str:
     return f"{' '.join(str(error).split()):.200}"
+
+
+def open_orbax(path: str | os.PathLike[str]) -> Tensors:
+    """The arrays of Orbax's folder, by their paths in the tree that was saved, joined with "/".
+
+    Raises:
+      UserError: no folder with arrays, or as `open_zarr_arrays`.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, expected a checkpoint of Orbax")
+    if ".orbax-checkpoint-tmp" in folder.name:
+        raise UserError(f"{folder}: its save was not finished, as its name says")
+    tensors = open_zarr_arrays(folder / "default" if (folder / "default").is_dir() else folder)
+    if not tensors:
+        raise UserError(f"{folder}: found no arrays, expected a checkpoint of Orbax")
+    return tensors

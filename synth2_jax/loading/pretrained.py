@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError, naming
-from synth2_jax.interop.safetensors_file import read_tensors
+from synth2_jax.interop.tensor_files import open_safetensors
 from synth2_jax.loading.text_encoders import load_text_encoder
 from synth2_jax.loading.trained import load_part
 from synth2_jax.models import vgg
@@ -95,7 +96,12 @@ def _load(
     name: str, part: Part, source: str, objective: Objective, mesh: Mesh, rules: sharding.AxisRules
 ) -> Params:
     if name == "perceptual":
-        return vgg.from_torchvision(read_tensors(source, prefix="features."), part.config, source)
+        features = {
+            name: np.asarray(tensor)
+            for name, tensor in open_safetensors(source).items()
+            if name.startswith("features.")
+        }
+        return vgg.from_torchvision(features, part.config, source)
     if name == "text_encoder":
         where = "--config.pretrained.text_encoder"
         return load_text_encoder(source, part.config, mesh=mesh, rules=rules, where=where).params

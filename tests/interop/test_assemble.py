@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from synth2_jax.errors import UserError
-from synth2_jax.interop.assemble import LISTED, assemble, one, per_layer
+from synth2_jax.interop.assemble import LISTED, assemble, by_names, one
 from synth2_jax.interop.lazy_array import of_array
 
 
@@ -20,33 +21,21 @@ def shapes(**shapes):
 
 
 WEIGHTS = np.arange(6).reshape(2, 3)
+NAMES = {"encoder/layers_{}/up/kernel": "w{}"}
 
 
 @pytest.mark.parametrize("scanned", [True, False])
 def test_layers_are_stacked_or_stand_alone(scanned):
-    recipes = per_layer(
-        "encoder", 2, scanned, lambda i: {"up/kernel": one(f"w{i}", lambda w: w.transpose())}
-    )
-    expected = (
-        shapes(encoder__layers__up__kernel=(2, 3, 2))
-        if scanned
-        else shapes(encoder__layers_0__up__kernel=(3, 2), encoder__layers_1__up__kernel=(3, 2))
-    )
-    tree = assemble(recipes, tensors(w0=WEIGHTS, w1=-WEIGHTS), expected, "here")
-    if scanned:
-        found = np.asarray(tree["encoder"]["layers"]["up"]["kernel"])
-        np.testing.assert_array_equal(found, np.stack([WEIGHTS.T, -WEIGHTS.T]))
-    else:
-        found = np.asarray(tree["encoder"]["layers_1"]["up"]["kernel"])
-        np.testing.assert_array_equal(found, -WEIGHTS.T)
-
-
-def test_tensors_get_the_dtype_of_their_parameter():
-    recipes = per_layer("encoder", 2, True, lambda i: {"scale": one(f"s{i}")})
-    found = tensors(s0=np.ones(3, np.float16), s1=np.ones(3, np.float64))
-    tree = assemble(recipes, found, shapes(encoder__layers__scale=(2, 3)), "here")
-    scale = tree["encoder"]["layers"]["scale"]
-    assert scale.dtype == np.asarray(scale).dtype == np.float32
+    layers = {f"encoder__layers_{i}__up__kernel": (3, 1, 2) for i in (0, 1)}
+    expected = shapes(**({"encoder__layers__up__kernel": (2, 3, 1, 2)} if scanned else layers))
+    recipes = by_names(expected, NAMES, lambda weights: weights.transpose())
+    # Of any dtype: they get that of their parameter.
+    held = tensors(w0=WEIGHTS.astype(np.float16), w1=-WEIGHTS.astype(np.float64))
+    tree = assemble(recipes, held, expected, "here")["encoder"]
+    wanted = np.stack([WEIGHTS.T, -WEIGHTS.T])[:, :, None]
+    kernel = tree["layers" if scanned else "layers_1"]["up"]["kernel"]
+    np.testing.assert_array_equal(kernel, wanted if scanned else wanted[1])
+    assert kernel.dtype == np.asarray(kernel).dtype == np.float32
 
 
 def test_all_that_does_not_fit_is_told_at_once():
@@ -54,7 +43,7 @@ def test_all_that_does_not_fit_is_told_at_once():
         "a": one("a"),
         "b": one("b"),
         "c": one("c"),
-        "d": one("d", lambda w: w.split(0, (2, 2))),
+        "d": one("d"),
         "e": one("e", lambda w: w.transpose(2, 0, 1)),
     }
     expected = shapes(a=(2, 3), b=(2, 3), c=(3, 2), d=(2, 2), e=(1, 2, 3))
@@ -73,12 +62,21 @@ def test_all_that_does_not_fit_is_told_at_once():
 
 
 def test_one_misshapen_layer_is_named():
-    recipes = per_layer("encoder", 2, True, lambda i: {"scale": one(f"s{i}")})
     expected = shapes(encoder__layers__scale=(2, 3))
+    recipes = by_names(expected, {"encoder/layers_{}/scale": "s{}"})
     with pytest.raises(
         UserError, match=r"1 misshapen \(s1 \[4\] for encoder/layers/scale \[2, 3\]"
     ):
         assemble(recipes, tensors(s0=np.zeros(3), s1=np.zeros(4)), expected, "here")
+
+
+def test_a_checkpoint_of_another_kind_is_described(tmp_path):
+    safetensors.numpy.save_file({"other": np.zeros(1)}, tmp_path / "x.safetensors")
+    path, expected = str(tmp_path / "x.safetensors"), shapes(a=(1,))
+    with pytest.raises(
+        UserError, match=r"x\.safetensors: found tensors named other, expected a VQ"
+    ):
+        assemble({"a": one("a")}, tensors(other=[0]), expected, path, kind="taming")
 
 
 def test_a_long_list_says_how_much_longer_it_is():

@@ -321,7 +321,7 @@ def test_half_a_file_and_another_step_are_named(vlm):
         load_trained(vlm, "vlm", step=4)
     file = vlm / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match="model.safetensors: found .* bytes, expected .* by its h"):
+    with pytest.raises(UserError, match="model.safetensors: cannot be read .*cut short"):
         load_trained(vlm, "vlm")
 
 

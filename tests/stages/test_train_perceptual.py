@@ -153,7 +153,7 @@ def test_a_generator_is_built_on_it(trained, tmp_path):
         ),
         (
             {"pretrained__perceptual": "setup.py"},
-            "expected a .safetensors file; it is none, or its download was cut short",
+            "expected a .safetensors file; was its download cut short?",
         ),
         (
             {"pretrained__perceptual": "FILE", "model__perceptual__convs": "1,2"},

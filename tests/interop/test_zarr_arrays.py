@@ -4,7 +4,7 @@ import pytest
 
 from synth2_jax.errors import UserError
 from synth2_jax.interop.gemma import language_model_config
-from synth2_jax.interop.orbax_folder import open_orbax
+from synth2_jax.interop.zarr_arrays import open_orbax
 
 TREE = {
     "a": {"kernel": np.arange(24, dtype=np.float32).reshape(4, 6), "zeros": np.zeros((3,))},
