@@ -51,9 +51,7 @@ def generator_loss(
     xent_BN = token_cross_entropy(logits_BNV, image_tokens_BN)
     right_BN = predicts(logits_BNV, image_tokens_BN)
     metrics = {
-        "loss": cross_entropy(
-            logits_BNV, image_tokens_BN, masked_BN, label_smoothing, id_weights_V=weights_V
-        ),
+        "loss": cross_entropy(logits_BNV, image_tokens_BN, masked_BN, label_smoothing, weights_V),
         "xent": weighted_sum(xent_BN, masked_BN),
         "accuracy": weighted_sum(right_BN, masked_BN),
     }

@@ -13,17 +13,14 @@ import jax.numpy as jnp
 def perceptual_distance(
     features: Callable[[jax.Array], Any], image_BHWD: jax.Array, reconstruction_BHWD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (sum over images, number of images) of the distance, f32.
+    """(sum over images, number of images) of the distance, f32.
 
     The distance of one image is, summed over feature maps, the mean squared difference of the
     features after each position's vector was put to unit length (LPIPS without learnt weights,
     Zhang et al. 2018): channels then count alike whatever the scale of the network's layers.
 
-    Args:
-      features: f32[B,H,W,3] in [-1, 1] -> an array or a pytree of arrays [B, ..., D], with its
-        parameters bound; gradients reach the reconstruction only.
-      image_BHWD: the originals.
-      reconstruction_BHWD: their reconstructions.
+    `features` takes f32[B,H,W,3] in [-1, 1] and returns an array or a pytree of arrays [B, ..., D],
+    with its parameters bound; gradients reach the reconstruction only.
     """
     originals = jax.tree.leaves(features(jax.lax.stop_gradient(image_BHWD)))
     reconstructed = jax.tree.leaves(features(reconstruction_BHWD))

@@ -1,8 +1,6 @@
 """Losses of the VQ-GAN tokenizer and of its discriminator.
 
 Every loss is (sum over images, number of images) in float32; sums of different hosts add up.
-`vq_loss` adds the tokenizer's and the discriminator's into one "loss" whose gradient is right for
-both parameter trees at once.
 
 Legend: B batch, H W pixels, D channels, h w the discriminator's map, N image tokens, C codebook
 width, K codebook size.
@@ -37,17 +35,18 @@ class VQLossConfig:
 
     Attributes:
       reconstruction: "l2" or "l1", of pixels in [-1, 1].
-      reconstruction_weight: of the mean over pixels and channels.
-      codebook_weight: of the loss that pulls codes to the encoder's outputs.
-      commitment_weight: of the loss that pulls the encoder's outputs to the codes.
-      entropy_weight: of the loss for decided images over a widely used codebook.
+      reconstruction_weight: weight of its mean over pixels and channels.
+      codebook_weight: weight of the loss that pulls codes to the encoder's outputs.
+      commitment_weight: weight of the loss that pulls the encoder's outputs to the codes.
+      entropy_weight: weight of the loss for decided images over a widely used codebook.
       entropy_temperature: divides the distances before their softmax.
-      perceptual_weight: of `perceptual_distance`; above 0 it needs a features function (VGG-16's,
-        from `model.perceptual` and `pretrained.perceptual` of a training config).
-      adversarial_weight: of the tokenizer's non-saturating loss; above 0 it needs a discriminator.
-      adversarial_start: the first step of both the tokenizer's and the discriminator's adversarial
-        losses; both are 0 before it.
-      r1_weight: of the discriminator's gradient penalty on real images, by pixels in [-1, 1].
+      perceptual_weight: above 0 it needs VGG-16, `model.perceptual` and `pretrained.perceptual` of
+        a training config.
+      adversarial_weight: weight of the tokenizer's non-saturating loss; above 0 it needs a
+        discriminator.
+      adversarial_start: the first step of the tokenizer's and the discriminator's adversarial
+        losses, 0 before it.
+      r1_weight: weight of the discriminator's gradient penalty on real images (pixels in [-1, 1]).
     """
 
     reconstruction: Literal["l2", "l1"] = "l2"
@@ -86,7 +85,7 @@ def vq_loss(
     discriminator_params: Any = None,
     features: Callable[[jax.Array], Any] | None = None,
 ) -> dict[str, Loss]:
-    """Returns all losses and metrics of one batch.
+    """All losses and metrics of one batch.
 
     "loss" is the weighted sum of every term, the discriminator's included. The tokenizer's part
     sees `stop_gradient(discriminator_params)` and the discriminator's `stop_gradient(images)`, so
@@ -95,80 +94,56 @@ def vq_loss(
 
     holds each network's gradient of its own objective, and one optimizer update serves both.
 
+    Also unweighted: `reconstruction, codebook, commitment` and, where their weights are above 0,
+    `entropy, perceptual, adversarial, discriminator, r1, logits_real, logits_fake`; and
+    `perplexity` and `codes_used` of the batch.
+
     Args:
       image_BHWD: f32 in [-1, 1].
-      reconstruction_BHWD: f32, `VQTokenizer.__call__`'s first output.
-      intermediates: `VQTokenizer.__call__`'s second output.
+      reconstruction_BHWD, intermediates: `VQTokenizer.__call__`'s.
       step: of training, i32[]; decides whether the adversarial terms have started.
-      config: the weights.
-      discriminator: (params, image) -> f32[B,h,w] logits; only called where adversarial_weight > 0.
-      discriminator_params: its parameters.
-      features: for the perceptual term, see `perceptual_distance`.
-
-    Returns:
-      unweighted terms `reconstruction, codebook, commitment` and, where their weights are above 0,
-      `entropy, perceptual, adversarial, discriminator, r1, logits_real, logits_fake`; `perplexity`
-      and `codes_used` of the batch; and `loss`.
-
-    Raises:
-      UserError: a weight above 0 whose features or discriminator is missing.
+      discriminator: (params, image) -> f32[B,h,w] logits; UserError if a weight needs it.
+      features: of `perceptual_distance`; UserError if a weight needs them.
     """
-    num_images = jnp.float32(image_BHWD.shape[0])
+    encoded_BNC, codes_BNC = intermediates["encoded_BNC"], intermediates["codes_BNC"]
     losses = {
         "reconstruction": reconstruction_loss(
             image_BHWD, reconstruction_BHWD, config.reconstruction
         ),
-        "codebook": codebook_loss(intermediates),
-        "commitment": commitment_loss(intermediates),
-    }
-    weights = {
-        "reconstruction": config.reconstruction_weight,
-        "codebook": config.codebook_weight,
-        "commitment": config.commitment_weight,
+        # VQ-VAE, equation 3: the first moves codes only, the second the encoder only.
+        "codebook": _per_image((codes_BNC - jax.lax.stop_gradient(encoded_BNC)) ** 2),
+        "commitment": _per_image((encoded_BNC - jax.lax.stop_gradient(codes_BNC)) ** 2),
     }
     if config.entropy_weight > 0:
         losses["entropy"] = entropy_loss(intermediates["distances_BNK"], config.entropy_temperature)
-        weights["entropy"] = config.entropy_weight
     if config.perceptual_weight > 0:
         if features is None:
             raise UserError("perceptual_weight: found above 0 without a features function")
         losses["perceptual"] = perceptual_distance(features, image_BHWD, reconstruction_BHWD)
-        weights["perceptual"] = config.perceptual_weight
     if config.adversarial_weight > 0:
         if discriminator is None:
             raise UserError("adversarial_weight: found above 0 without a discriminator")
-        adversarial, adversarial_weights = _adversarial_losses(
-            discriminator, discriminator_params, image_BHWD, reconstruction_BHWD, step, config
+        real_and_fake = image_BHWD, reconstruction_BHWD
+        losses |= _adversarial_losses(
+            discriminator, discriminator_params, *real_and_fake, step, config
         )
-        losses |= adversarial
-        weights |= adversarial_weights
+    metrics = ("logits_real", "logits_fake")
+    weights = {
+        name: getattr(config, f"{name}_weight", 1.0) for name in losses if name not in metrics
+    }
     total = sum(weight * losses[name][0] for name, weight in weights.items())
     counts_K = count_codes(intermediates["ids_BN"], intermediates["distances_BNK"].shape[-1])
     one = jnp.float32(1.0)
     statistics = {name: (value, one) for name, value in codebook_statistics(counts_K).items()}
-    return {"loss": (total, num_images), **losses, **statistics}
+    return {"loss": (total, jnp.float32(image_BHWD.shape[0])), **losses, **statistics}
 
 
 def reconstruction_loss(
     image_BHWD: jax.Array, reconstruction_BHWD: jax.Array, kind: str = "l2"
 ) -> Loss:
     """Squared ("l2") or absolute ("l1") error, a mean over pixels and channels of each image."""
-    error = RECONSTRUCTIONS[kind](
-        reconstruction_BHWD.astype(jnp.float32) - image_BHWD.astype(jnp.float32)
-    )
-    return _per_image(error)
-
-
-def codebook_loss(intermediates: dict[str, jax.Array]) -> Loss:
-    """|sg(encoded) - code|^2, mean over tokens and channels: moves codes only (VQ-VAE, eq. 3)."""
-    encoded_BNC = jax.lax.stop_gradient(intermediates["encoded_BNC"])
-    return _per_image((intermediates["codes_BNC"] - encoded_BNC) ** 2)
-
-
-def commitment_loss(intermediates: dict[str, jax.Array]) -> Loss:
-    """|encoded - sg(code)|^2, mean over tokens and channels: moves the encoder only."""
-    codes_BNC = jax.lax.stop_gradient(intermediates["codes_BNC"])
-    return _per_image((intermediates["encoded_BNC"] - codes_BNC) ** 2)
+    difference = reconstruction_BHWD.astype(jnp.float32) - image_BHWD.astype(jnp.float32)
+    return _per_image(RECONSTRUCTIONS[kind](difference))
 
 
 def entropy_loss(distances_BNK: jax.Array, temperature: float) -> Loss:
@@ -192,10 +167,7 @@ def r1_penalty(discriminate: Callable[[jax.Array], jax.Array], image_BHWD: jax.A
     """Squared norm of the gradient, by each real image, of its mean logit (Mescheder et al. 2018).
 
     MaskGIT's form, without the factor 1/2; the mean over the map makes one weight serve any map.
-
-    Args:
-      discriminate: f32[B,H,W,3] -> logits f32[B,h,w]; no image may influence another's logits.
-      image_BHWD: real images.
+    In `discriminate`, f32[B,H,W,3] -> logits f32[B,h,w], images do not influence each other.
     """
 
     def total_logit(image_BHWD: jax.Array) -> jax.Array:
@@ -212,8 +184,8 @@ def _adversarial_losses(
     fake_BHWD: jax.Array,
     step: jax.Array | int,
     config: VQLossConfig,
-) -> tuple[dict[str, Loss], dict[str, float]]:
-    """Returns both sides' non-saturating losses (Goodfellow et al. 2014), and their weights."""
+) -> dict[str, Loss]:
+    """Both sides' non-saturating losses (Goodfellow et al. 2014)."""
     started = (jnp.asarray(step) >= config.adversarial_start).astype(jnp.float32)
 
     def gated(loss: Loss) -> Loss:
@@ -230,12 +202,10 @@ def _adversarial_losses(
         "logits_real": _per_image(jax.lax.stop_gradient(real_Bhw)),
         "logits_fake": _per_image(jax.lax.stop_gradient(fake_Bhw)),
     }
-    weights = {"adversarial": config.adversarial_weight, "discriminator": 1.0}
     if config.r1_weight > 0:
         real_BHWD = jax.lax.stop_gradient(real_BHWD)
         losses["r1"] = gated(r1_penalty(lambda image: discriminator(params, image), real_BHWD))
-        weights["r1"] = config.r1_weight
-    return losses, weights
+    return losses
 
 
 def _per_image(x: jax.Array) -> Loss:

@@ -24,11 +24,12 @@ def token_cross_entropy(
     target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     log_normalizer = jax.nn.logsumexp(logits, axis=-1, b=id_weights_V)
     expected_logit = (1.0 - label_smoothing) * target_logit
-    if label_smoothing and id_weights_V is None:
-        expected_logit = expected_logit + label_smoothing * jnp.mean(logits, axis=-1)
-    elif label_smoothing:
-        share_V = id_weights_V / jnp.sum(id_weights_V)
-        expected_logit = expected_logit + label_smoothing * jnp.sum(logits * share_V, axis=-1)
+    if label_smoothing:
+        if id_weights_V is None:
+            mean_logit = jnp.mean(logits, axis=-1)
+        else:
+            mean_logit = jnp.sum(logits * (id_weights_V / jnp.sum(id_weights_V)), axis=-1)
+        expected_logit = expected_logit + label_smoothing * mean_logit
     return log_normalizer - expected_logit
 
 
@@ -40,10 +41,8 @@ def cross_entropy(
     id_weights_V: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum, count), f32[] each: weighted nats and the sum of `weights` (bool or float, [...])."""
-    xent = token_cross_entropy(
-        logits, targets, label_smoothing=label_smoothing, id_weights_V=id_weights_V
-    )
-    return weighted_sum(xent, weights)
+    options = {"label_smoothing": label_smoothing, "id_weights_V": id_weights_V}
+    return weighted_sum(token_cross_entropy(logits, targets, **options), weights)
 
 
 def predicts(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -14,21 +14,10 @@ from synth2_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 
 # No residual blocks and one level: these tests are about the losses, and compile in a moment.
-MODEL = VQTokenizer(
-    VQTokenizerConfig(
-        image_size=8,
-        patch_size=4,
-        filters=8,
-        channel_multipliers=(1,),
-        num_res_blocks=0,
-        embedding_dim=4,
-        codebook_size=10,
-        norm_groups=4,
-    )
-)
-JUDGE = Discriminator(
-    DiscriminatorConfig(image_size=8, patch_size=2, filters=4, channel_multipliers=(1,))
-)
+SMALL = {"image_size": 8, "channel_multipliers": (1,)}
+CODES = {"num_res_blocks": 0, "embedding_dim": 4, "codebook_size": 10, "norm_groups": 4}
+MODEL = VQTokenizer(VQTokenizerConfig(**SMALL, **CODES, patch_size=4, filters=8))
+JUDGE = Discriminator(DiscriminatorConfig(**SMALL, patch_size=2, filters=4))
 IMAGE = jax.random.uniform(jax.random.key(0), (3, 8, 8, 3), minval=-1.0)
 GAN = VQLossConfig(adversarial_weight=0.1, adversarial_start=100, r1_weight=10.0)
 
@@ -42,10 +31,11 @@ def params():
         "tokenizer": jax.eval_shape(tokenizer, jax.random.key(0), IMAGE)["params"],
         "discriminator": jax.eval_shape(JUDGE.init, jax.random.key(0), IMAGE)["params"],
     }
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape) + 0.05, jnp.float32),
-        nn.unbox(shapes),
-    )
+
+    def draw(leaf):
+        return jnp.asarray(0.1 * rng.normal(size=leaf.shape) + 0.05, jnp.float32)
+
+    return jax.tree.map(draw, nn.unbox(shapes))
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +68,8 @@ def _judge(params, image):
 
 def _losses(params, config, step=0, **kwargs):
     reconstruction, out = _forward(params)
-    return vq_loss(
-        IMAGE,
-        reconstruction,
-        out,
-        step,
-        config,
-        discriminator=_judge,
-        discriminator_params=params["discriminator"],
-        **kwargs,
-    )
+    judge = {"discriminator": _judge, "discriminator_params": params["discriminator"]}
+    return vq_loss(IMAGE, reconstruction, out, step, config, **judge, **kwargs)
 
 
 def _size(tree):
@@ -102,36 +84,15 @@ def test_reconstruction_of_a_literal_case():
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(params):
-    config = VQLossConfig(
-        reconstruction="l1",
-        reconstruction_weight=0.5,
-        codebook_weight=2.0,
-        commitment_weight=0.25,
-        entropy_weight=0.3,
-        perceptual_weight=0.7,
-        adversarial_weight=0.1,
-        r1_weight=3.0,
-    )
+    weights = dict(reconstruction=0.5, codebook=2.0, commitment=0.25, entropy=0.3)
+    weights |= dict(perceptual=0.7, adversarial=0.1, r1=3.0)
+    settings = {f"{name}_weight": weight for name, weight in weights.items()}
+    config = VQLossConfig(reconstruction="l1", **settings)
     out = jax.jit(lambda: _losses(params, config, features=lambda image: image**2))()
-    weights = {
-        "reconstruction": 0.5,
-        "codebook": 2.0,
-        "commitment": 0.25,
-        "entropy": 0.3,
-        "perceptual": 0.7,
-        "adversarial": 0.1,
-        "discriminator": 1.0,
-        "r1": 3.0,
-    }
+    weights["discriminator"] = 1.0
     expected = sum(weight * out[name][0] for name, weight in weights.items())
     np.testing.assert_allclose(out["loss"][0], expected, rtol=1e-6)
-    assert set(out) == set(weights) | {
-        "loss",
-        "perplexity",
-        "codes_used",
-        "logits_real",
-        "logits_fake",
-    }
+    assert set(out) == {*weights, "loss", "perplexity", "codes_used", "logits_real", "logits_fake"}
     for name, (total, count) in out.items():
         assert total.dtype == count.dtype == jnp.float32, name
         assert total.shape == count.shape == (), name
@@ -141,35 +102,26 @@ def test_loss_is_the_weighted_sum_of_its_terms(params):
 def test_terms_of_weight_zero_are_absent_and_need_nothing(forward):
     reconstruction, out = forward
     found = vq_loss(IMAGE, reconstruction, out, 0, VQLossConfig(entropy_weight=0.0))
-    assert set(found) == {
-        "loss",
-        "reconstruction",
-        "codebook",
-        "commitment",
-        "perplexity",
-        "codes_used",
-    }
+    terms = {"reconstruction", "codebook", "commitment"}
+    assert set(found) == terms | {"loss", "perplexity", "codes_used"}
 
 
 def test_sums_and_counts_of_batches_add_up(forward):
     reconstruction, _ = forward
     whole = losses.reconstruction_loss(IMAGE, reconstruction)
-    parts = [
-        losses.reconstruction_loss(IMAGE[s], reconstruction[s]) for s in np.split(range(3), [1])
-    ]
+    rows = np.split(range(3), [1])
+    parts = [losses.reconstruction_loss(IMAGE[row], reconstruction[row]) for row in rows]
     np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
 
 
-def test_the_codebook_loss_moves_codes_only(gan_gradients):
-    gradient = gan_gradients(0)["codebook"]["tokenizer"]
-    assert _size(gradient["quantizer"]) > 0
-    assert _size(gradient["encoder"]) == _size(gradient["decoder"]) == 0
-
-
-def test_the_commitment_loss_moves_the_encoder_only(gan_gradients):
-    gradient = gan_gradients(0)["commitment"]["tokenizer"]
-    assert _size(gradient["encoder"]) > 0
-    assert _size(gradient["quantizer"]) == _size(gradient["decoder"]) == 0
+@pytest.mark.parametrize(
+    ("name", "moved", "still"),
+    [("codebook", "quantizer", "encoder"), ("commitment", "encoder", "quantizer")],
+)
+def test_the_codebook_and_the_encoder_are_pulled_apart(gan_gradients, name, moved, still):
+    gradient = gan_gradients(0)[name]["tokenizer"]
+    assert _size(gradient[moved]) > 0
+    assert _size(gradient[still]) == _size(gradient["decoder"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -189,15 +141,10 @@ def test_each_loss_moves_its_own_network_only(gan_gradients, name, owner, other)
 
 def test_one_gradient_of_the_sum_serves_both_networks(gan_gradients):
     gradients = gan_gradients(100)
+    tokenizer = dict(reconstruction=1.0, codebook=1.0, commitment=0.25, entropy=0.1)
     own = {
         "discriminator": {"discriminator": 1.0, "r1": 10.0},
-        "tokenizer": {
-            "reconstruction": 1.0,
-            "codebook": 1.0,
-            "commitment": 0.25,
-            "entropy": 0.1,
-            "adversarial": 0.1,
-        },
+        "tokenizer": {**tokenizer, "adversarial": 0.1},
     }
     for network, weights in own.items():
         parts = [
@@ -205,18 +152,12 @@ def test_one_gradient_of_the_sum_serves_both_networks(gan_gradients):
             for name, weight in weights.items()
         ]
         expected = jax.tree.map(lambda *x: np.sum(x, axis=0), *parts)
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
-            gradients["loss"][network],
-            expected,
-        )
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+        jax.tree.map(close, gradients["loss"][network], expected)
 
 
-def test_no_gradient_of_the_discriminator_before_the_start_step(gan_gradients):
+def test_the_adversarial_terms_are_zero_before_the_start_step(params, gan_gradients):
     assert _size(gan_gradients(99)["loss"]["discriminator"]) == 0
-
-
-def test_the_adversarial_terms_are_zero_before_the_start_step(params):
     gan = jax.jit(lambda step: _losses(params, GAN, step))
     plain = jax.jit(lambda: _losses(params, VQLossConfig()))()
     for step, started in [(0, False), (99, False), (100, True), (101, True)]:
@@ -232,15 +173,9 @@ def test_adversarial_values_of_constant_logits(forward):
         return jnp.full((image.shape[0], 2, 2), 0.5) + 0.0 * params
 
     reconstruction, out = forward
-    found = vq_loss(
-        IMAGE,
-        reconstruction,
-        out,
-        0,
-        VQLossConfig(adversarial_weight=1.0, r1_weight=1.0),
-        discriminator=constant,
-        discriminator_params=jnp.float32(0.0),
-    )
+    config = VQLossConfig(adversarial_weight=1.0, r1_weight=1.0)
+    judge = {"discriminator": constant, "discriminator_params": jnp.float32(0.0)}
+    found = vq_loss(IMAGE, reconstruction, out, 0, config, **judge)
     minus_log_sigmoid = -np.log(1 / (1 + np.exp(-0.5)))
     np.testing.assert_allclose(found["adversarial"][0] / 3, minus_log_sigmoid, rtol=1e-6)
     expected = minus_log_sigmoid - np.log(1 - 1 / (1 + np.exp(-0.5)))
@@ -270,12 +205,10 @@ def test_the_papers_weights_are_maskgits_for_pixels_in_0_to_1():
 
 def test_entropy_is_lowest_when_decided_and_even():
     far = 1.0 - jnp.eye(4)  # token n is at code n
-    even = losses.entropy_loss(far[None], temperature=0.01)
-    np.testing.assert_allclose(even[0] / even[1], -np.log(4), atol=1e-3)
-    collapsed = losses.entropy_loss(far[jnp.zeros(4, int)][None], temperature=0.01)
-    np.testing.assert_allclose(collapsed[0], 0.0, atol=1e-3)
-    undecided = losses.entropy_loss(jnp.ones((1, 4, 4)), temperature=0.01)
-    np.testing.assert_allclose(undecided[0], 0.0, atol=1e-3)
+    collapsed, undecided = far[jnp.zeros(4, int)], jnp.ones((4, 4))
+    for distances, expected in ((far, -np.log(4)), (collapsed, 0.0), (undecided, 0.0)):
+        total, count = losses.entropy_loss(distances[None], temperature=0.01)
+        np.testing.assert_allclose(total / count, expected, atol=1e-3)
 
 
 def test_entropy_against_numpy():
