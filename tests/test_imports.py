@@ -21,7 +21,8 @@ PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 # Anyone may import these.
 LEAVES = {
     *("errors", "config", "sharding", "files", "progress", "environment"),
-    *("distributed", "folder_lock", "side_files", "stop_signal", "inert_text", "user_code"),
+    *("distributed", "fingerprint", "folder_lock", "side_files", "stop_signal", "inert_text"),
+    "user_code",
 }
 
 # What else a room may import. A room is a folder or a file right under synth2_jax.

@@ -17,10 +17,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from absl import logging
 
 from synth2_jax.data.tfrecord_lengths import record_lengths
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json
+from synth2_jax.fingerprint import older_forms
 from synth2_jax.side_files import parse_as
 
 FORMAT = "synth2_jax pairs"
@@ -246,12 +248,18 @@ def check_tokenizer(
             "`synth2 tokenize` without --on-the-fly"
         )
     found = manifest.provenance.tokenizer
-    if found != fingerprint:
+    without_later_settings, digest = older_forms(fingerprint)
+    if found != fingerprint and found == without_later_settings:
+        logging.warning(
+            "pairs %s: an older synth2 stored tokenizer %s; assuming it was %s",
+            *(folder, found, fingerprint),
+        )
+    elif found != fingerprint:
         line = (
             f"pairs {folder}: found image tokens of tokenizer {found}, expected tokenizer "
             f"{fingerprint}"
         )
-        if found == fingerprint.partition("+")[0]:  # old versions stored no settings
+        if found == digest:  # old versions stored no settings
             line += (
                 f". The parameters are the same. If an older synth2 made these pairs with these "
                 f"settings too, write {fingerprint} as tokenizer in {MANIFEST}"

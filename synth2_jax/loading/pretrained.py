@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError, naming
+from synth2_jax.fingerprint import fingerprint, with_settings
 from synth2_jax.interop.tensor_files import open_safetensors
 from synth2_jax.loading.text_encoders import load_text_encoder
 from synth2_jax.loading.trained import load_part
 from synth2_jax.models import vgg
-from synth2_jax.training.fingerprint import fingerprint, with_settings
 from synth2_jax.training.train_state import Objective, Params, Part
 
 # What each key of PretrainedConfig may name.

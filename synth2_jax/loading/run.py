@@ -9,13 +9,13 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
+from synth2_jax.fingerprint import fingerprint, with_settings
 from synth2_jax.training.checkpoint_reader import (
     latest_step,
     read_description,
     restore_params,
     run_folder,
 )
-from synth2_jax.training.fingerprint import fingerprint, with_settings
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params, params_layout
 

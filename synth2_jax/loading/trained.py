@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop import (
     diffusers_vq,
     gemma,
@@ -30,7 +31,6 @@ from synth2_jax.loading.exported import CONFIG, is_exported, open_exported
 from synth2_jax.loading.run import Trained, load_run
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.training import train_state
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params
 

@@ -36,13 +36,13 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError, naming, nearest
 from synth2_jax.files import JsonLinesFile, write_json, write_json_lines
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained, others_reader
 from synth2_jax.models.gemma import GemmaConfig
 from synth2_jax.models.language_model import LanguageModelConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stop_signal import StopSignal
 from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.train_state import Params
 
 SCENES = "scenes"  # the class list of the built-in data set

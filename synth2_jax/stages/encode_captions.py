@@ -29,6 +29,7 @@ from synth2_jax.data import pair_shards, records, views
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair
 from synth2_jax.errors import UserError, naming
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.text_encoders import LoadedTextEncoder, load_text_encoder
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.progress import Progress
@@ -36,7 +37,6 @@ from synth2_jax.sampling.device_stream import BusyClock, in_background, on_devic
 from synth2_jax.stop_signal import StopSignal
 from synth2_jax.text.caption_ids import text_ids
 from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
-from synth2_jax.training.fingerprint import fingerprint
 
 _BATCHES_AHEAD = 4
 

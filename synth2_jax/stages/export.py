@@ -45,6 +45,7 @@ from synth2_jax.files import (
     write_json,
     write_text,
 )
+from synth2_jax.fingerprint import fingerprint_arrays, with_settings
 from synth2_jax.interop.safetensors_file import FORMAT, write_folder, write_tensors
 from synth2_jax.interop.tensor_files import open_safetensors
 from synth2_jax.loading import exported
@@ -58,7 +59,6 @@ from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.text.vocabulary import load_vocabulary, vocabulary_path
 from synth2_jax.training import checkpoint_reader
-from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings
 from synth2_jax.training.objectives import make_objective
 
 MIB = 2**20

@@ -26,12 +26,12 @@ from synth2_jax import config as config_lib
 from synth2_jax.data import records, views
 from synth2_jax.errors import UnknownNameError, UserError, nearest
 from synth2_jax.files import read_json
+from synth2_jax.fingerprint import fingerprint_arrays, with_settings
 from synth2_jax.inert_text import inert
 from synth2_jax.loading.exported import is_exported, open_exported
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.pages import mixture
 from synth2_jax.training import checkpoint_reader
-from synth2_jax.training.fingerprint import fingerprint_arrays, with_settings
 
 NUM_SHOWN = 5
 

@@ -8,9 +8,9 @@ from absl import logging
 
 from synth2_jax.config import to_json
 from synth2_jax.errors import UserError
+from synth2_jax.fingerprint import older_forms
 from synth2_jax.training import train_state
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
-from synth2_jax.training.fingerprint import of_parameters
 from synth2_jax.training.metrics import Sums
 from synth2_jax.training.train_state import TrainState
 
@@ -38,7 +38,7 @@ def resume(
     def go_on(restored: Restored) -> None:
         for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
             saved, now = restored.fingerprints.get(name), fingerprints.get(name)
-            if saved not in (now, now and of_parameters(now)):  # the latter by an older version
+            if saved != now and not (now and saved in older_forms(now)):
                 raise UserError(
                     f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
                     "another input needs another workdir"

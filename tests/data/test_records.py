@@ -130,11 +130,16 @@ def test_a_manifest_is_checked_value_by_value(tmp_path, path, value, message):
         records.read_manifest(tmp_path)
 
 
-def test_another_tokenizer_is_named_with_the_expected_one(tmp_path):
+def test_another_tokenizer_is_named_with_the_expected_one(tmp_path, caplog):
     manifest = pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
     records.check_tokenizer(manifest, "tok-a")
     with raises_line(str(tmp_path), "tok-a", "tok-z"):
         records.check_tokenizer(manifest, "tok-z", tmp_path)
+    with caplog.at_level("WARNING", "absl"):
+        records.check_tokenizer(manifest, "tok-a+norm_groups=8", tmp_path)
+    assert "an older synth2 stored tokenizer tok-a; assuming it was tok-a+norm" in caplog.text
+    with raises_line("write tok-a+code_choice=dot_product+norm_groups=8 as tokenizer"):
+        records.check_tokenizer(manifest, "tok-a+code_choice=dot_product+norm_groups=8", tmp_path)
 
 
 def test_the_manifest_is_read_without_tensorflow(tmp_path):

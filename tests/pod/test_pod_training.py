@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.training.checkpoint_reader import latest_step, restore_params
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"
 RESTORE = """
 import sys
 from synth2_jax import sharding
-from synth2_jax.training.fingerprint import fingerprint
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained
 
 mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, sys.argv[2:])))

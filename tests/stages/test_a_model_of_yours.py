@@ -5,9 +5,9 @@ import os
 import pytest
 
 from synth2_jax import main
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.training.checkpoint_reader import latest_step, restore_params
-from synth2_jax.training.fingerprint import fingerprint
 
 MODEL = '''
 import dataclasses

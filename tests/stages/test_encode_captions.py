@@ -20,6 +20,7 @@ from synth2_jax import sharding
 from synth2_jax.data import records, views
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop.lazy_array import of_array
 from synth2_jax.loading import text_encoders
 from synth2_jax.loading.text_encoders import (
@@ -37,7 +38,6 @@ from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerato
 from synth2_jax.text.caption_ids import text_ids
 from synth2_jax.text.vocabulary import load_vocabulary, vocabulary_path
 from synth2_jax.training.checkpoint_reader import read_description, saved_arrays
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.objectives import make_objective
 

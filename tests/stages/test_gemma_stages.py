@@ -8,13 +8,13 @@ import pytest
 
 from synth2_jax import main
 from synth2_jax.caption_writing.language_model import LanguageModelSource
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop.gemma import language_model_config, load_language_model
 from synth2_jax.stages import captions as captions_stage
 from synth2_jax.stages.captions import CaptionsConfig
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
 from synth2_jax.text.prompts import CHAT_CAPTION_PROMPT, CHAT_CLASS_PROMPT
 from synth2_jax.training.checkpoint_reader import restore_params
-from synth2_jax.training.fingerprint import fingerprint
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 

@@ -15,11 +15,11 @@ from synth2_jax import main
 from synth2_jax.data import records
 from synth2_jax.domains.scenes.dataset import REFERENCES
 from synth2_jax.errors import UserError
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop import hugging_face, maskgit_weights
 from synth2_jax.loading.trained import load_tokenizer, load_trained
 from synth2_jax.models.text_encoder import TextEncoderConfig
 from synth2_jax.training.checkpoint_reader import restore_params
-from synth2_jax.training.fingerprint import fingerprint
 
 VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"
 IMAGE_SIZE = 16

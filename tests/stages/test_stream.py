@@ -10,6 +10,7 @@ from synth2_jax.data import records
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sharding import ALL_ROWS, DataLayout
@@ -17,7 +18,6 @@ from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
 from synth2_jax.text.caption_ids import vlm_text
 from synth2_jax.text.vocabulary import load_vocabulary
 from synth2_jax.training.checkpoint_reader import latest_step
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 
 

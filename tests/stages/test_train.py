@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from synth2_jax.data import pair_writer, records
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.text.vocabulary import BUILT_IN, load_vocabulary, train_vocabulary
 from synth2_jax.training.checkpoint_reader import FOLDER, latest_step, restore_params
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute

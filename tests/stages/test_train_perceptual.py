@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from synth2_jax import main
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.tokenizing import encode_images
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.models.vgg import VGGConfig, from_torchvision
 from synth2_jax.training.checkpoint_reader import restore_params
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import read_metrics
 
 VGG = VGGConfig(widths=(4, 6), convs=(1, 1))

@@ -19,11 +19,11 @@ import pytest
 from synth2_jax import sharding
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.sharding import MeshConfig
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training import train_loop
 from synth2_jax.training.checkpoint_reader import latest_step, restore_params
-from synth2_jax.training.fingerprint import fingerprint
 from synth2_jax.training.metrics import JsonlWriter, ProgressWriter, read_metrics
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
@@ -34,7 +34,7 @@ import json, os, sys, time
 from synth2_jax import sharding
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.testing.toy_objective import ToyObjective
-from synth2_jax.training.fingerprint import fingerprint
+from synth2_jax.fingerprint import fingerprint
 from synth2_jax.training.metrics import JsonlWriter
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
@@ -441,8 +441,9 @@ def test_other_fingerprints_are_refused(tmp_path):
 def test_a_run_of_an_older_version_resumes_without_settings_in_its_fingerprint(tmp_path):
     run(tmp_path, 2, fingerprints={"tokenizer": "aaaa"})
     run(tmp_path, 3, fingerprints={"tokenizer": "aaaa+code_choice=dot_product"})
-    with pytest.raises(UserError, match="with tokenizer aaaa.code_choice=dot_product, this run"):
-        run(tmp_path, 4, fingerprints={"tokenizer": "aaaa"})
+    run(tmp_path, 4, fingerprints={"tokenizer": "aaaa+code_choice=dot_product+norm_groups=8"})
+    with pytest.raises(UserError, match="with tokenizer aaaa.code_choice=dot_product.norm_groups"):
+        run(tmp_path, 5, fingerprints={"tokenizer": "aaaa"})
 
 
 def test_a_resumed_run_says_which_settings_are_other_than_before(tmp_path, caplog):
