@@ -101,7 +101,7 @@ class CaptionScorer:
       objective: the VLM's; its models and configs are used, not its loss.
       config: see EvaluateConfig.
       data: what the VLM is trained on; its vocabulary and prompt are used.
-      fingerprints: the images must have been made by the tokenizer of fingerprints["tokenizer"].
+      tokenizer: fingerprint of the tokenizer that must have made the images.
       mesh: where the parameters lie; each process reads the images of its own devices.
       rules: how logical axes are split over it.
       stop: polled between batches.
@@ -112,7 +112,7 @@ class CaptionScorer:
         objective: Objective,
         config: EvaluateConfig,
         data: DataConfig,
-        fingerprints: Mapping[str, str],
+        tokenizer: str,
         mesh: Mesh,
         rules: sharding.AxisRules = sharding.AXIS_RULES,
         stop: StopSignal | None = None,
@@ -122,7 +122,6 @@ class CaptionScorer:
         self._config = config
         self._stop = stop
         self._vocabulary = load_vocabulary(data.vocabulary)
-        tokenizer = fingerprints["tokenizer"]
         with naming("--config.folder", config.folder):
             self.images = read_references(config.folder, tokenizer, config.max_images)
         split, first = config.scenes_split, self.images[0].key
@@ -143,7 +142,7 @@ class CaptionScorer:
                 config.protocol,
                 self._vocabulary,
                 data.prompt,
-                fingerprints["tokenizer"],
+                tokenizer,
             )
         self._frequency = None
         if config.document_frequencies:

@@ -133,7 +133,7 @@ def describe(
       run: name of the run's folder.
       step: of the checkpoint.
       fingerprints: of the parts of the parameters, as they are when they were loaded.
-      built_on: fingerprints of what the run was trained on top of.
+      built_on: fingerprints of what the run depends on.
       sha256: of the files, by name.
       settings: how to sample by default: sections `sampler` and `guidance`, or `decode`.
     """

@@ -64,7 +64,7 @@ def load_pretrained(
         and sharding do not depend on what the frozen parameters are.
 
     Returns:
-      The parts by their paths in the parameter tree, and their fingerprints by name.
+      The parts by their paths in the parameter tree, and their fingerprints by name (`built_on`).
 
     Raises:
       UserError: a path for a part that the model has not; none for one that it has; a part that
@@ -79,17 +79,17 @@ def load_pretrained(
                 f"--config.pretrained.{name}: found {source!r}, expected nothing: this "
                 f"{objective.batches} has no such part"
             )
-    params, fingerprints = {}, {}
+    params, built_on = {}, {}
     for name, part in objective.parts.items():
         source = getattr(config, name)
         if source:
             with naming(f"--config.pretrained.{name}", source):
                 params[part.path] = _load(name, part, source, objective, mesh, rules)
             digest = fingerprint(params[part.path])
-            fingerprints[name] = with_settings(name, digest, part.config)
+            built_on[name] = with_settings(name, digest, part.config)
         elif not may_be_random:
             raise UserError(f"--config.pretrained.{name}: empty, expected {SOURCES[name]}")
-    return params, fingerprints
+    return params, built_on
 
 
 def _load(

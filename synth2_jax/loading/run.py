@@ -30,7 +30,7 @@ class Trained:
       objective: of training/objectives.py; `objective.task` holds the model's configs.
       params: as listed at the top of objectives.py; numpy arrays, or parts of them on a mesh.
       config: the resolved config of the run; its vocabulary is the run's own copy.
-      fingerprints: of what the run was trained on top of.
+      built_on: fingerprints of what the run depends on, such as its frozen tokenizer.
       path: the run's workdir.
       step: of the checkpoint.
     """
@@ -38,7 +38,7 @@ class Trained:
     objective: Objective
     params: Params
     config: dict[str, Any]
-    fingerprints: dict[str, str]
+    built_on: dict[str, str]
     path: str
     step: int
 
@@ -85,7 +85,7 @@ def load_run(
     if not path:
         raise UserError("no path given, expected the workdir of a training run")
     step = latest_step(path) if step is None else step
-    config, fingerprints = read_description(path, step)
+    config, built_on = read_description(path, step)
     found = config.get("model_name")
     if found != model_name:
         raise UserError(f"{path}: holds a {found}, expected a {model_name}")
@@ -93,4 +93,4 @@ def load_run(
     layout = params_layout(objective, mesh, rules) if mesh else None
     params, _, _ = restore_params(path, step, layout)
     config = dict(with_own_vocabulary(config, path))
-    return Trained(objective, params, config, fingerprints, str(path), step)
+    return Trained(objective, params, config, built_on, str(path), step)

@@ -80,7 +80,7 @@ def load_text_encoder(
     if task.stored_text_features:
         raise UserError(
             f"{where}: the generator in {path} reads stored features and has no text encoder, "
-            f"expected text encoder {trained.fingerprints.get('text_encoder')}, which made them"
+            f"expected text encoder {trained.built_on.get('text_encoder')}, which made them"
         )
     found = task.generator.text_encoder
     for field in dataclasses.fields(TextEncoderConfig) if config else ():
@@ -139,7 +139,7 @@ def with_text_encoder(
                 "holds its text encoder"
             )
         return trained
-    expected = trained.fingerprints.get("text_encoder")
+    expected = trained.built_on.get("text_encoder")
     path = path or (trained.config.get("pretrained") or {}).get("text_encoder", "")
     if not path:
         raise UserError(

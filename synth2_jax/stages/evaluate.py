@@ -46,9 +46,9 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     with naming("--config.vlm", cfg.vlm):
         trained = load_trained(cfg.vlm, "vlm", mesh=mesh, rules=rules)
     with StopSignal() as stop:
-        fingerprints = {"tokenizer": trained.fingerprint("tokenizer")}
+        tokenizer = trained.fingerprint("tokenizer")
         data = config_lib.build(DataConfig, trained.config["data"])
-        scorer = CaptionScorer(trained.objective, cfg, data, fingerprints, mesh, rules, stop)
+        scorer = CaptionScorer(trained.objective, cfg, data, tokenizer, mesh, rules, stop)
         captions = scorer.captions(trained.params)
     folder = pathlib.Path(workdir)
     if jax.process_index() == 0:

@@ -147,7 +147,7 @@ class _Parameters:
 
 
 def _write_file(target: pathlib.Path, parameters: _Parameters) -> None:
-    resolved, fingerprints = checkpoint_reader.read_description(parameters.workdir, parameters.step)
+    resolved, built_on = checkpoint_reader.read_description(parameters.workdir, parameters.step)
     written: list[str] = []
 
     def arrays() -> Iterator[np.ndarray]:
@@ -164,7 +164,7 @@ def _write_file(target: pathlib.Path, parameters: _Parameters) -> None:
             "version": synth2_jax.__version__,
             "model_name": str(resolved.get("model_name")),
             "step": str(parameters.step),
-            "fingerprints": json.dumps(fingerprints, sort_keys=True),
+            "fingerprints": json.dumps(built_on, sort_keys=True),
             "config": json.dumps(resolved, sort_keys=True),
         },
     )

@@ -88,14 +88,14 @@ def run(config: Any, workdir: str) -> TrainState:
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     _check_rows(cfg, mesh)
-    initial_params, fingerprints = load_pretrained(
+    initial_params, built_on = load_pretrained(
         cfg.pretrained, objective, mesh, rules, may_be_random=cfg.data.source == "fake"
     )
     text_encoder = _stored_text_encoder(cfg, objective)
     if text_encoder:
-        fingerprints["text_encoder"] = text_encoder["fingerprint"]
-    iterator = _data(cfg, objective, fingerprints, text_encoder, sharding.data_layout(mesh))
-    evaluate = _validation(cfg, objective, fingerprints, text_encoder, mesh, rules)
+        built_on["text_encoder"] = text_encoder["fingerprint"]
+    iterator = _data(cfg, objective, built_on, text_encoder, sharding.data_layout(mesh))
+    evaluate = _validation(cfg, objective, built_on, text_encoder, mesh, rules)
     if text_encoder and cfg.pretrained.text_encoder:
         # Later stages open it, perhaps from another folder than this one.
         resolved["pretrained"]["text_encoder"] = os.path.abspath(cfg.pretrained.text_encoder)
@@ -115,7 +115,7 @@ def run(config: Any, workdir: str) -> TrainState:
             evaluate=evaluate,
             initial_params=initial_params,
             resolved_config=resolved,
-            fingerprints=fingerprints,
+            built_on=built_on,
             rules=rules,
         )
     finally:
@@ -181,7 +181,7 @@ def _stored_text_encoder(cfg: TrainConfig, objective: Objective) -> dict[str, An
 def _data(
     cfg: TrainConfig,
     objective: Objective,
-    fingerprints: Mapping[str, str],
+    built_on: Mapping[str, str],
     text_encoder: Mapping[str, Any] | None,
     layout: sharding.DataLayout,
 ) -> DataIterator:
@@ -194,14 +194,14 @@ def _data(
         iterator = pipeline.train_iterator(
             dataclasses.replace(cfg.data, batch_size=batch_size),
             objective.batches,
-            tokenizer_fingerprint=fingerprints.get("tokenizer"),
+            tokenizer_fingerprint=built_on.get("tokenizer"),
             text_encoder=text_encoder,
             batch_spec=objective.batch_spec(batch_size),
             limits=objective.limits,
             layout=layout,
         )
     if cfg.stream:
-        tokenizer = fingerprints.get("tokenizer", "")
+        tokenizer = built_on.get("tokenizer", "")
         iterator = StreamedBatches(cfg.stream, cfg.data, tokenizer, iterator, layout)
     return iterator
 
@@ -209,7 +209,7 @@ def _data(
 def _validation(
     cfg: TrainConfig,
     objective: Objective,
-    fingerprints: Mapping[str, str],
+    built_on: Mapping[str, str],
     text_encoder: Mapping[str, Any] | None,
     mesh: Mesh,
     rules: sharding.AxisRules,
@@ -227,14 +227,15 @@ def _validation(
 
     scorer = None
     if captions:
+        tokenizer = built_on.get("tokenizer", "")
         with in_section("validation.captions"):
-            scorer = CaptionScorer(objective, captions, cfg.data, fingerprints, mesh, rules)
+            scorer = CaptionScorer(objective, captions, cfg.data, tokenizer, mesh, rules)
 
     def held_out() -> Iterator[dict[str, np.ndarray]]:
         return pipeline.eval_batches(
             data,
             objective.batches,
-            tokenizer_fingerprint=fingerprints.get("tokenizer"),
+            tokenizer_fingerprint=built_on.get("tokenizer"),
             text_encoder=text_encoder,
             limits=objective.limits,
             layout=sharding.data_layout(mesh),

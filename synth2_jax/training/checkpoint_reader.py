@@ -5,7 +5,7 @@ WORKDIR/checkpoints/STEP/ has the items
   train         step, optimizer state, model state, key
   iterator      SHARD-of-SHARDS.bin, the position of each data shard (`sharding.DataLayout`)
   config        the resolved config, JSON
-  fingerprints  of what the run depends on (tokenizer, data, ...), JSON
+  fingerprints  "built_on" in the code: those of what the run depends on (tokenizer, ...), JSON
   sums          of the metrics since the last step that was logged, JSON
 and checksums.json, of the files of all items (see checksums.py).
 A step folder gets its name only when it is complete: a killed save leaves none that looks whole.
@@ -98,7 +98,7 @@ def position_files(path: str | os.PathLike[str], step: int) -> list[str]:
 def read_description(
     path: str | os.PathLike[str], step: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns (config, fingerprints) as saved; UserError as in `restore_params`."""
+    """Returns (config, built_on) as saved; UserError as in `restore_params`."""
     folder, _ = _steps(path)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     items = {name: ocp.args.JsonRestore() for name in ("config", "fingerprints")}
@@ -120,7 +120,7 @@ def restore_params(
         numpy arrays, whole on every process.
 
     Returns:
-      (params, config as saved, fingerprints as saved).
+      (params, config as saved, built_on as saved).
 
     Raises:
       UserError: no such checkpoint, one that cannot be read, or shapes other than `abstract`'s.

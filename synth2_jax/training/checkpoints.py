@@ -139,7 +139,7 @@ class Restored:
     iterator: bytes
     num_shards: int
     config: dict[str, Any]
-    fingerprints: dict[str, str]
+    built_on: dict[str, str]
     sums: dict[str, list[float]]
 
 
@@ -207,7 +207,7 @@ class Checkpoints:
         state: TrainState,
         iterator: DataIterator,
         config: Mapping[str, Any],
-        fingerprints: Mapping[str, str],
+        built_on: Mapping[str, str],
         metrics: Mapping[str, float] | None = None,
         sums: Sums | None = None,
     ) -> None:
@@ -241,7 +241,7 @@ class Checkpoints:
                     train=ocp.args.PyTreeSave(_train_item(state)),
                     iterator=BytesSave(iterator.get_state(), self.data_layout),
                     config=ocp.args.JsonSave(dict(config)),
-                    fingerprints=ocp.args.JsonSave(dict(fingerprints)),
+                    fingerprints=ocp.args.JsonSave(dict(built_on)),
                     sums=ocp.args.JsonSave(dict(sums or {})),
                 ),
                 metrics=dict(metrics) if self._best_metric and metrics is not None else None,

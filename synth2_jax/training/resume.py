@@ -23,7 +23,7 @@ def resume(
     checkpoints: Checkpoints,
     layout: TrainState,
     iterator: DataIterator,
-    fingerprints: Mapping[str, str],
+    built_on: Mapping[str, str],
     resolved_config: Mapping[str, Any],
 ) -> tuple[TrainState | None, Sums]:
     """Restores the newest checkpoint that is intact, and the position of the data.
@@ -36,8 +36,8 @@ def resume(
     """
 
     def go_on(restored: Restored) -> None:
-        for name in sorted(fingerprints.keys() | restored.fingerprints.keys()):
-            saved, now = restored.fingerprints.get(name), fingerprints.get(name)
+        for name in sorted(built_on.keys() | restored.built_on.keys()):
+            saved, now = restored.built_on.get(name), built_on.get(name)
             if saved != now and not (now and saved in older_forms(now)):
                 raise UserError(
                     f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "

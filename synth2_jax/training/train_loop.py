@@ -82,7 +82,7 @@ def train(
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     initial_params: Mapping[str, Params] | None = None,
     resolved_config: Mapping[str, Any] | None = None,
-    fingerprints: Mapping[str, str] | None = None,
+    built_on: Mapping[str, str] | None = None,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
 ) -> TrainState:
     """Trains until `config.steps` or the end of the data, from the newest checkpoint in `workdir`.
@@ -99,14 +99,14 @@ def train(
       evaluate: called with the state every `eval_every` steps and after the last one.
       initial_params: pretrained parameters for a new run (see `create_train_state`).
       resolved_config: saved with every checkpoint.
-      fingerprints: of what the parameters are only good with; a checkpoint with others is refused.
+      built_on: fingerprints of what this run depends on; a checkpoint with others is refused.
       rules: which logical axis lies where on the mesh.
 
     Raises:
       UserError: the loss is not finite; batches or a checkpoint do not fit the model.
       SystemExit: after a signal and a save, with 143 after SIGTERM (see stop_signal.py).
     """
-    fingerprints = dict(fingerprints or {})
+    built_on = dict(built_on or {})
     layout = train_state.state_layout(objective, tx, mesh, rules)
     kept = (config.keep, config.keep_best, config.best_metric)
     with (
@@ -114,9 +114,7 @@ def train(
         Watchdog(config.watchdog_seconds) as watchdog,
         Checkpoints(workdir, *kept, sharding.data_layout(mesh)) as checkpoints,
     ):
-        state, sums = resume(
-            checkpoints, layout, train_iterator, fingerprints, resolved_config or {}
-        )
+        state, sums = resume(checkpoints, layout, train_iterator, built_on, resolved_config or {})
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
         watch = Watch(writers, checkpoints, stop, config.log_every, sums)
@@ -138,7 +136,7 @@ def train(
                 state,
                 train_iterator,
                 resolved_config or {},
-                fingerprints,
+                built_on,
                 measured if measured_at == step else None,
                 watch.sums(),
             )

@@ -285,8 +285,8 @@ def test_a_fingerprint_does_not_depend_on_how_an_encoder_is_stored_or_placed(mon
 def test_the_checkpoint_holds_no_encoder_and_tells_which_it_was(stored, encoder):
     names = saved_arrays(stored, 4)
     assert not [name for name in names if "text_encoder" in name]
-    _, fingerprints = read_description(stored, 4)
-    assert fingerprints["text_encoder"] == fingerprint(encoder.params)
+    _, built_on = read_description(stored, 4)
+    assert built_on["text_encoder"] == fingerprint(encoder.params)
 
 
 def losses(workdir):
@@ -379,7 +379,7 @@ def test_another_encoder_is_refused_by_both_fingerprints(chain, stored, other_ge
         with_text_encoder(trained, other_generator)
     assert str(error.value) == (
         f"--config.text_encoder: {other_generator} is text encoder {found}, expected "
-        f"{trained.fingerprints['text_encoder']}, whose features the generator in {stored} was "
+        f"{trained.built_on['text_encoder']}, whose features the generator in {stored} was "
         "trained on"
     )
 

@@ -45,9 +45,9 @@ def scorer(chain, vlm, data=SCENES, mesh=MESH, **changes):
         decode=TextDecodeConfig(max_length=8),
         scenes_split="test",
     )
-    fingerprints = {"tokenizer": vlm.fingerprint("tokenizer")}
+    tokenizer = vlm.fingerprint("tokenizer")
     config = dataclasses.replace(config, **changes)
-    return CaptionScorer(vlm.objective, config, data, fingerprints, mesh)
+    return CaptionScorer(vlm.objective, config, data, tokenizer, mesh)
 
 
 def test_results_hold_every_score_and_the_models_provenance(chain, evaluated, vlm):
@@ -166,7 +166,7 @@ def test_mistakes(chain, vlm, mistake, tmp_path):
     assert line.startswith(f"--config.folder={tmp_path}: no manifest.json (no pairs here)")
     generator = load_trained(str(chain.path("generator")), "generator")
     with pytest.raises(UserError, match="a GeneratorObjective writes none"):
-        CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), SCENES, {}, MESH)
+        CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), SCENES, "", MESH)
     for key in ("prompt", "vocabulary"):  # they are the VLM's own
         line = mistake(chain.evaluation(tmp_path, **{key: "x"}))
         assert line.startswith(f"--config.{key}: unknown key")

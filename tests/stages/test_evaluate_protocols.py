@@ -286,9 +286,9 @@ def scorer_of(trained, folder, protocol, batch_size=4):
         decode=TextDecodeConfig(max_length=8),
         protocol=ProtocolConfig(**protocol),
     )
-    fingerprints = {"tokenizer": trained.fingerprint("tokenizer")}
+    tokenizer = trained.fingerprint("tokenizer")
     mesh = sharding.make_mesh(sharding.MeshConfig())
-    return CaptionScorer(trained.objective, config, DataConfig(), fingerprints, mesh)
+    return CaptionScorer(trained.objective, config, DataConfig(), tokenizer, mesh)
 
 
 def written(trained, folder, batch_size=4, **protocol):

@@ -155,9 +155,9 @@ def test_a_score_that_fails_does_not_end_a_training(folder, monkeypatch, caplog)
 def scorer_of(folder, data=SCENES, **changes):
     vlm = load_trained(folder / "vlm", "vlm")
     config = EvaluateConfig(str(folder / "pairs"), batch_size=3, **changes)
-    fingerprints = {"tokenizer": vlm.fingerprint("tokenizer")}
+    tokenizer = vlm.fingerprint("tokenizer")
     mesh = sharding.make_mesh(sharding.MeshConfig())
-    return CaptionScorer(vlm.objective, config, data, fingerprints, mesh), vlm.params
+    return CaptionScorer(vlm.objective, config, data, tokenizer, mesh), vlm.params
 
 
 def test_frequencies_of_a_corpus_are_those_of_every_cider(folder, written, tmp_path):

@@ -123,7 +123,7 @@ def test_a_vlm_is_trained_on_a_frozen_gemma(gemma, chain, tmp_path):
         pretrained__language_model=folder,
     )
     assert main.main(argv) == 0
-    params, _, fingerprints = restore_params(tmp_path / "vlm")
+    params, _, built_on = restore_params(tmp_path / "vlm")
     held = jax.tree.map(np.asarray, load_language_model(folder, config))
     jax.tree.map(np.testing.assert_array_equal, params["vlm"]["language_model"], held)
-    assert fingerprints["language_model"] == fingerprint(held)
+    assert built_on["language_model"] == fingerprint(held)

@@ -159,11 +159,11 @@ def test_pairs_are_tokenized_by_anothers_vq_gan(pairs, tokenizer):
 def test_a_generator_is_trained_on_a_t5_and_anothers_vq_gan(tmp_path, pairs, tokenizer, t5, capsys):
     run = tmp_path / "generator"
     assert train(run, pairs, tokenizer, t5) == 0
-    params, _, fingerprints = restore_params(run)
+    params, _, built_on = restore_params(run)
     held = jax.tree.map(np.asarray, hugging_face.load_text_encoder(t5, TEXT_ENCODER))
     jax.tree.map(np.testing.assert_array_equal, params["generator"]["text_encoder"], held)
-    assert fingerprints["text_encoder"] == fingerprint(held)
-    assert fingerprints["tokenizer"] == records.read_manifest(pairs).provenance.tokenizer
+    assert built_on["text_encoder"] == fingerprint(held)
+    assert built_on["tokenizer"] == records.read_manifest(pairs).provenance.tokenizer
 
     captions = tmp_path / "captions"
     captions.mkdir()
@@ -184,7 +184,7 @@ def test_a_generator_is_trained_on_a_t5_and_anothers_vq_gan(tmp_path, pairs, tok
     )
     manifest = records.read_manifest(tmp_path / "synthetic")
     assert manifest.num_pairs == 4
-    assert manifest.provenance.tokenizer == fingerprints["tokenizer"]
+    assert manifest.provenance.tokenizer == built_on["tokenizer"]
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_frozen_parts_are_the_pretrained_ones_to_the_last_bit(chain):
         assert fingerprint(vlm.params["vlm"]["language_model"]) == language_model.fingerprint(
             "language_model"
         )
-        assert vlm.fingerprints == {
+        assert vlm.built_on == {
             "tokenizer": tokenizer.fingerprint("tokenizer"),
             "language_model": language_model.fingerprint("language_model"),
         }

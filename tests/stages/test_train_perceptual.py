@@ -85,10 +85,10 @@ def trained(files, tmp_path_factory):
 def test_a_step_trains_the_tokenizer_and_leaves_the_network_as_its_file(trained):
     (row,) = read_metrics(trained / "metrics.jsonl")
     assert row["perceptual"] > 0 and np.isfinite(row["loss"]) and row["grad_norm"] > 0
-    params, _, fingerprints = restore_params(trained)
+    params, _, built_on = restore_params(trained)
     expected = from_torchvision(tensors(0), VGG, "tensors")
     jax.tree.map(np.testing.assert_array_equal, params["perceptual"], expected)
-    assert fingerprints == {"perceptual": fingerprint(expected)}
+    assert built_on == {"perceptual": fingerprint(expected)}
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_more_steps_go_on_with_the_same_network(trained, files, tmp_path):
     more = training("tokenizer", tmp_path, pretrained__perceptual=files[0], train__steps=2)
     assert main.main(more) == 0
     after = load_trained(str(tmp_path), "tokenizer")
-    assert after.step == 2 and after.fingerprints == before.fingerprints
+    assert after.step == 2 and after.built_on == before.built_on
     assert after.fingerprint("perceptual") == before.fingerprint("perceptual")
     assert after.fingerprint("tokenizer") != before.fingerprint("tokenizer")
 
@@ -133,7 +133,7 @@ def test_a_generator_is_built_on_it(trained, tmp_path):
     tokenizer = load_trained(str(trained), "tokenizer")
     generator = load_trained(str(tmp_path), "generator")
     assert generator.params.keys() == {"generator", "tokenizer"}
-    assert generator.fingerprints == {"tokenizer": tokenizer.fingerprint("tokenizer")}
+    assert generator.built_on == {"tokenizer": tokenizer.fingerprint("tokenizer")}
 
 
 # --- mistakes ---

@@ -30,7 +30,7 @@ from synth2_jax.training.checkpoints import Checkpoints
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 CONFIG = {"model": {"depth": 2}, "sizes": [1, 2]}
-FINGERPRINTS = {"tokenizer": "0123456789abcdef"}
+BUILT_ON = {"tokenizer": "0123456789abcdef"}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def save_steps(workdir, state, steps, keep=5):
         next(batches)
         params = jax.tree.map(lambda x, s=step: x + s, state.params)
         saved = state.replace(step=jnp.int32(step), params=params)
-        checkpoints.save(saved, batches, CONFIG, FINGERPRINTS)
+        checkpoints.save(saved, batches, CONFIG, BUILT_ON)
     checkpoints.close()
 
 
@@ -75,7 +75,7 @@ def test_what_is_restored_is_what_was_saved(tmp_path, mesh, optimizer):
     places = jax.tree.map(lambda leaf: leaf.sharding, restored.state)
     assert places == train_state.shardings(layout)
     assert restored.iterator == b"1"
-    assert restored.config == CONFIG and restored.fingerprints == FINGERPRINTS
+    assert restored.config == CONFIG and restored.built_on == BUILT_ON
 
 
 def test_nothing_to_restore_is_none(tmp_path, mesh):
@@ -102,7 +102,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path, me
     assert int(restored.state.step) == 1 and restored.iterator == b"1"
     # The damaged folder is out of the way: its step can be saved again, and read.
     again = restored.state.replace(step=jnp.int32(2))
-    checkpoints.save(again, FakeBatches({}), CONFIG, FINGERPRINTS)
+    checkpoints.save(again, FakeBatches({}), CONFIG, BUILT_ON)
     checkpoints.wait()
     assert int(checkpoints.restore(layout).state.step) == 2
     checkpoints.close()
@@ -241,7 +241,7 @@ def test_what_reads_back_changed_is_no_success(tmp_path, mesh, monkeypatch, grou
     layout, state = layout_and_state(mesh)
     batches = FakeBatches(ToyObjective().batch_spec(2))
     with Checkpoints(tmp_path / "good") as checkpoints:
-        checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
+        checkpoints.save(state, batches, CONFIG, BUILT_ON)
         checkpoints.read_back(state)
         changed = state.replace(rng=state.rng.at[0].add(1))
         with pytest.raises(RuntimeError, match=r"\['train'\]\['rng'\] reads back changed"):
@@ -249,7 +249,7 @@ def test_what_reads_back_changed_is_no_success(tmp_path, mesh, monkeypatch, grou
     monkeypatch.setattr(checksums, "write", damage)  # as a folder whose files cannot be found
     failed = pytest.raises(RuntimeError, match="step 0 could not be saved: .*checkpoint: none")
     with Checkpoints(tmp_path / "bad") as checkpoints, failed:
-        checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
+        checkpoints.save(state, batches, CONFIG, BUILT_ON)
 
 
 def test_a_save_that_tmpdir_stops_blames_tmpdir(tmp_path, mesh, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_save_that_tmpdir_stops_blames_tmpdir(tmp_path, mesh, monkeypatch):
     monkeypatch.setattr(batches, "get_state", full)
     stopped = pytest.raises(UserError, match="could not be saved: TMPDIR: No space left on device")
     with Checkpoints(tmp_path) as checkpoints, stopped:
-        checkpoints.save(state, batches, CONFIG, FINGERPRINTS)
+        checkpoints.save(state, batches, CONFIG, BUILT_ON)
 
 
 def test_a_failed_save_prints_nothing_of_its_own(tmp_path, monkeypatch):
@@ -343,13 +343,13 @@ def test_the_first_process_of_a_data_shard_saves_its_position(tmp_path, mesh):
     position = types.SimpleNamespace(get_state=lambda: b"the second half")
     second = DataLayout(parts=(1,), num_parts=2, shard=1, num_shards=2)
     with Checkpoints(tmp_path, data_layout=second) as checkpoints:
-        checkpoints.save(state, position, CONFIG, FINGERPRINTS)
+        checkpoints.save(state, position, CONFIG, BUILT_ON)
     folder = tmp_path / "checkpoints" / str(state.step) / "iterator"
     assert [path.name for path in folder.glob("*.bin")] == ["1-of-2.bin"]
     other = dataclasses.replace(second, is_first=False)
     with Checkpoints(tmp_path, data_layout=other) as checkpoints:
         restored = checkpoints.restore(layout)
-        checkpoints.save(state.replace(step=state.step + 1), position, CONFIG, FINGERPRINTS)
+        checkpoints.save(state.replace(step=state.step + 1), position, CONFIG, BUILT_ON)
     assert (restored.iterator, restored.num_shards) == (b"the second half", 2)
     assert not list((folder.parents[1] / str(state.step + 1) / "iterator").glob("*.bin"))
 
@@ -362,10 +362,10 @@ def test_the_best_are_kept_beside_the_newest(tmp_path, mesh):
             metrics = None if score is None else {"score": score, "other": -score}
             batches = FakeBatches(ToyObjective().batch_spec(2))
             saved = state.replace(step=jnp.int32(step))
-            checkpoints.save(saved, batches, CONFIG, FINGERPRINTS, metrics)
+            checkpoints.save(saved, batches, CONFIG, BUILT_ON, metrics)
         with pytest.raises(UserError, match="'score' is not measured; .*one of: scores"):
             saved = state.replace(step=jnp.int32(6))
-            checkpoints.save(saved, batches, CONFIG, FINGERPRINTS, {"scores": 1.0})
+            checkpoints.save(saved, batches, CONFIG, BUILT_ON, {"scores": 1.0})
     found = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
     assert found == [1, 2, 5]
 
@@ -374,10 +374,10 @@ def test_parameters_alone_come_as_numpy_or_where_they_are_asked_to(tmp_path, mes
     layout, state = layout_and_state(mesh)
     save_steps(tmp_path, state, [1, 2])
     expected = jax.tree.map(lambda x: x + 2, state.params)
-    params, config, fingerprints = restore_params(tmp_path)
+    params, config, built_on = restore_params(tmp_path)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    assert config == CONFIG and fingerprints == FINGERPRINTS
+    assert config == CONFIG and built_on == BUILT_ON
     placed = restore_params(tmp_path / "checkpoints", abstract=layout.params)[0]
     assert placed["head"]["bias"].sharding == layout.params["head"]["bias"].sharding
     jax.tree.map(np.testing.assert_array_equal, placed, expected)

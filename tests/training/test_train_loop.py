@@ -433,17 +433,17 @@ def test_the_host_reads_a_step_only_after_dispatching_the_next(tmp_path):
 
 
 def test_other_fingerprints_are_refused(tmp_path):
-    run(tmp_path, 2, fingerprints={"tokenizer": "aaaa"})
+    run(tmp_path, 2, built_on={"tokenizer": "aaaa"})
     with pytest.raises(UserError, match="trained with tokenizer aaaa, this run has bbbb"):
-        run(tmp_path, 3, fingerprints={"tokenizer": "bbbb"})
+        run(tmp_path, 3, built_on={"tokenizer": "bbbb"})
 
 
 def test_a_run_of_an_older_version_resumes_without_settings_in_its_fingerprint(tmp_path):
-    run(tmp_path, 2, fingerprints={"tokenizer": "aaaa"})
-    run(tmp_path, 3, fingerprints={"tokenizer": "aaaa+code_choice=dot_product"})
-    run(tmp_path, 4, fingerprints={"tokenizer": "aaaa+code_choice=dot_product+norm_groups=8"})
+    run(tmp_path, 2, built_on={"tokenizer": "aaaa"})
+    run(tmp_path, 3, built_on={"tokenizer": "aaaa+code_choice=dot_product"})
+    run(tmp_path, 4, built_on={"tokenizer": "aaaa+code_choice=dot_product+norm_groups=8"})
     with pytest.raises(UserError, match="with tokenizer aaaa.code_choice=dot_product.norm_groups"):
-        run(tmp_path, 5, fingerprints={"tokenizer": "aaaa"})
+        run(tmp_path, 5, built_on={"tokenizer": "aaaa"})
 
 
 def test_a_resumed_run_says_which_settings_are_other_than_before(tmp_path, caplog):
