@@ -22,6 +22,7 @@ from synth2_jax.data.rejected import reasons
 from synth2_jax.data.shard_progress import ShardProgress, ShardSummary
 from synth2_jax.errors import UserError
 from synth2_jax.files import FULL_DISK, write_bytes, written_whole
+from synth2_jax.fingerprint import older_forms
 from synth2_jax.side_files import first_difference
 
 _SHOWN_SKIPS = 20  # examples a shard
@@ -248,6 +249,8 @@ def _work(names: Sequence[str], provenance: Provenance) -> str:
     The rest is for the record, such as the name of a generator's folder or what captions have cost.
     """
     values = {k: v for k, v in records.provenance_values(provenance).items() if k != "config"}
+    # A folder that an older version began goes on: the parameters decide, see fingerprint.py.
+    values["tokenizer"], _ = older_forms(values["tokenizer"])
     for key, fields in _DETERMINED_BY.items():
         found = values[key] or {}
         if isinstance(found.get(fields[0]), str):

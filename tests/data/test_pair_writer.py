@@ -88,9 +88,11 @@ def test_only_what_determines_the_pairs_is_compared(tmp_path, finished):
         provenance,
         captions={**captions, "usage": {"answers": 0}},
         generator={**generator, "checkpoint": "moved"},
+        tokenizer="tok-a+norm_groups=8",  # "tok-a" by an older version
     )
     assert pair_writer.PairWriter(tmp_path, moved, num_shards=1).finish().num_pairs == 1
     for name, change, text in (
+        ("tokenizer", "tok-a+code_choice=dot_product", "found pairs of tokenizer"),
         ("captions", {**captions, "sha256": "b" * 64}, "found pairs of captions"),
         ("captions", {**captions, "pictures": "blank"}, "found pairs of captions"),
         ("captions", {"source": "coco", "sha256": ["a" * 64]}, "found pairs of captions"),
