@@ -13,16 +13,10 @@ from synth2_jax.text.vocabulary import Vocabulary
 def caption_decode(
     section: Mapping[str, Any] | None, data: DataConfig, vocabulary: Vocabulary, where: str
 ) -> TextDecodeConfig:
-    """How a VLM writes captions: by default at most as long as those that it was trained on.
+    """Returns how a VLM writes captions: by default at most as long as those it was trained on.
 
-    Args:
-      section: of a config; it may leave anything out.
-      data: what the VLM was trained on.
-      vocabulary: of the VLM.
-      where: see `config.build`.
-
-    Raises:
-      UserError: an unknown key, or a value that will not do.
+    `section` may leave anything out, `data` is what the VLM was trained on; `where` is as in
+    `config.build`, which raises UserError for a wrong section.
     """
     decode = config_lib.build(TextDecodeConfig, section, where)
     if section and "max_length" in section:

@@ -20,6 +20,7 @@ import jax
 
 from synth2_jax.errors import UserError
 from synth2_jax.files import read_json
+from synth2_jax.fingerprint import older_forms
 from synth2_jax.interop.assemble import assemble, one
 from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import is_run
@@ -43,32 +44,21 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """An exported model.
-
-    Attributes:
-      folder: where it lies.
-      description: the contents of its config.json.
-      tensors: by their names in the files.
-    """
+    """An exported model: its folder, the contents of its config.json, its tensors by name."""
 
     folder: pathlib.Path
     description: Mapping[str, Any]
     tensors: Mapping[str, LazyArray]
 
     def config(self) -> dict[str, Any]:
-        """As a run's resolved config, with all that using the model needs; the vocabulary's path is
-        the folder's own.
-        """
+        """Returns what using the model needs as in a run's config, with its own vocabulary."""
         data = dict(self.description["data"])
         if VOCABULARY in self.description["sha256"]:
             data["vocabulary"] = str(self.folder / VOCABULARY)
         return {**self.description, "data": data}
 
     def params(self, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """The parameter tree, of LazyArrays.
-
-        Args:
-          expected: shapes and dtypes by "/"-joined path.
+        """Returns the parameter tree, of LazyArrays; `expected` are shapes and dtypes by path.
 
         Raises:
           UserError: tensors that are missing, unknown or misshapen, all in one line.
@@ -82,80 +72,54 @@ class Exported:
         `found` are the fingerprints of the parameters that were read; what differs is named with
         its file. The settings that a fingerprint may have behind it are compared with the model.
         """
-        told = self.description["fingerprints"]
-        told = {part: str(value).partition("+")[0] for part, value in told.items()}
+        told = {p: older_forms(str(f))[1] for p, f in self.description["fingerprints"].items()}
         for part in sorted(told.keys() | found.keys()):
             if told.get(part) != found.get(part):
-                files = self.changed_files()
                 raise UserError(
                     f"{self.folder}: {part} has fingerprint {found.get(part)}, but {CONFIG} says "
-                    f"{told.get(part)}; changed since the export: {', '.join(files) or CONFIG}"
+                    f"{told.get(part)}; changed since the export: "
+                    f"{', '.join(self.changed_files()) or CONFIG}"
                 )
-
-        told = self.description.get("model_sha256", "")  # exports of old have none
-        if told and told != _model_sha256(self.description):
+        expected = self.description.get("model_sha256", "")  # exports of old have none
+        if expected and expected != _model_sha256(self.description):
             raise UserError(
                 f"{self.folder / CONFIG}: model_name, model or data has changed since the export, "
                 "by model_sha256. Undo the change, or export the model again"
             )
 
     def changed_files(self) -> list[str]:
-        """The files that are not as they were exported, by their sha256; reads all of them."""
-        return [name for name in self.description["sha256"] if self._has_changed(name)]
+        """Returns the files that differ from what was exported, by sha256; reads all of them."""
+        return [name for name in self.description["sha256"] if self.has_changed(name)]
 
-    def _has_changed(self, name: str) -> bool:
+    def has_changed(self, name: str) -> bool:
         return sha256_of(self.folder / name) != self.description["sha256"][name]
 
 
 def tensor_name(path: str) -> str:
-    """The name in the files of the parameter at a "/"-joined path."""
+    """Returns the name in the files of the parameter at a "/"-joined path."""
     return path.replace("/", ".")
 
 
 def describe(
-    *,
-    model_name: str,
-    model: Mapping[str, Any],
-    data: Mapping[str, Any],
-    run: str,
-    step: int,
-    fingerprints: Mapping[str, str],
-    built_on: Mapping[str, str],
-    sha256: Mapping[str, str],
-    **settings: Any,
+    *, model_name: str, model: Mapping[str, Any], data: Mapping[str, Any], **others: Any
 ) -> dict[str, Any]:
-    """The contents of config.json.
+    """Returns the contents of config.json.
 
     Args:
       model_name: a key of training's OBJECTIVES.
       model: its resolved config.
       data: of the training's data what a user of the model needs, such as its prompt.
-      run: name of the run's folder.
-      step: of the checkpoint.
-      fingerprints: of the parts of the parameters, as they are when they were loaded.
-      built_on: fingerprints of what the run depends on.
-      sha256: of the files, by name.
-      settings: how to sample by default: sections `sampler` and `guidance`, or `decode`.
+      others: the other _FIELDS: `run` (the name of its folder), `step`, `fingerprints` of the parts
+        of the parameters as they are loaded, `built_on`, `sha256` of the files; and how to sample
+        by default, the sections `sampler` and `guidance`, or `decode`.
     """
-    model_sha256 = _model_sha256({"model_name": model_name, "model": model, "data": data})
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "model_name": model_name,
-        **settings,
-        "data": dict(data),
-        "model": dict(model),
-        "model_sha256": model_sha256,
-        "run": run,
-        "step": step,
-        "fingerprints": dict(fingerprints),
-        "built_on": dict(built_on),
-        "sha256": dict(sha256),
-    }
+    held = {"model_name": model_name, "data": data, "model": model}
+    fixed = {"format": FORMAT, "version": VERSION}
+    return {**fixed, **held, "model_sha256": _model_sha256(held), **others}
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder claims to be an exported model: it has a config.json and safetensors.
+    """Returns whether a folder claims to be an export: it has a config.json and safetensors.
 
     So may a run's own folder have, where a part was exported into it.
     """
@@ -192,18 +156,18 @@ def open_exported(path: str | os.PathLike[str]) -> Exported:
             f"{', '.join(lost)}"
         )
     exported = Exported(folder, description, open_safetensors(folder))
-    if VOCABULARY in description["sha256"] and exported._has_changed(VOCABULARY):
+    if VOCABULARY in description["sha256"] and exported.has_changed(VOCABULARY):
         raise UserError(f"{folder / VOCABULARY}: has changed since the export, by its sha256")
     return exported
 
 
 def _model_sha256(description: Mapping[str, Any]) -> str:
-    """Of what the parameters are good with: no fingerprint shows another range of pixels."""
+    """Of what the parameters are good with, which no fingerprint shows."""
     held = [description[name] for name in ("model_name", "model", "data")]
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Of a file, in hex."""
+    """Returns that of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -54,17 +54,13 @@ def load_pretrained(
     *,
     may_be_random: bool = False,
 ) -> tuple[dict[str, Params], dict[str, str]]:
-    """Loads the parts that an objective is built on.
+    """Loads the parts that an objective is built on, from their paths.
 
-    Args:
-      config: their paths.
-      objective: of the model that is to hold them.
-      mesh, rules: where it is.
-      may_be_random: whether a part without a path is left out, to start from random numbers: speed
-        and sharding do not depend on what the frozen parameters are.
+    With `may_be_random` a part without a path is left out, to start from random numbers: speed and
+    sharding do not depend on what the frozen parameters are.
 
     Returns:
-      The parts by their paths in the parameter tree, and their fingerprints by name (`built_on`).
+      The parts by their paths in the parameter tree, and their fingerprints (`built_on`) by name.
 
     Raises:
       UserError: a path for a part that the model has not; none for one that it has; a part that

@@ -24,31 +24,22 @@ VOCABULARY = "vocabulary.model"  # a run's own copy, in its workdir
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Parameters with the objective they were trained for.
+    """Parameters with the objective they were trained for."""
 
-    Attributes:
-      objective: of training/objectives.py; `objective.task` holds the model's configs.
-      params: as listed at the top of objectives.py; numpy arrays, or parts of them on a mesh.
-      config: the resolved config of the run; its vocabulary is the run's own copy.
-      built_on: fingerprints of what the run depends on, such as its frozen tokenizer.
-      path: the run's workdir.
-      step: of the checkpoint.
-    """
-
-    objective: Objective
-    params: Params
-    config: dict[str, Any]
-    built_on: dict[str, str]
-    path: str
-    step: int
+    objective: Objective  # of training/objectives.py; `objective.task` holds the model's configs
+    params: Params  # see the top of objectives.py; numpy arrays, or parts of them on a mesh
+    config: dict[str, Any]  # the run's resolved config; its vocabulary is the run's own copy
+    built_on: dict[str, str]  # fingerprints of what the model depends on
+    path: str  # the run's workdir
+    step: int  # of the checkpoint
 
     def fingerprint(self, part: str) -> str:
-        """Of one top-level part of the parameters, such as "tokenizer"."""
+        """Returns that of one top-level part of the parameters, such as "tokenizer"."""
         tokenizer = getattr(self.objective.task, "tokenizer", None)
         return with_settings(part, fingerprint(self.params[part]), tokenizer)
 
     def provenance(self, part: str) -> dict[str, Any]:
-        """What a manifest says of this model: {"checkpoint", "step", "fingerprint"}."""
+        """Returns what a manifest says of this model: {"checkpoint", "step", "fingerprint"}."""
         name = os.path.basename(os.path.normpath(self.path))
         return {"checkpoint": name, "step": self.step, "fingerprint": self.fingerprint(part)}
 
@@ -91,6 +82,6 @@ def load_run(
         raise UserError(f"{path}: holds a {found}, expected a {model_name}")
     objective = make_objective(model_name, config["model"])
     layout = params_layout(objective, mesh, rules) if mesh else None
-    params, _, _ = restore_params(path, step, layout)
+    params = restore_params(path, step, layout)
     config = dict(with_own_vocabulary(config, path))
     return Trained(objective, params, config, built_on, str(path), step)

@@ -8,9 +8,7 @@ import dataclasses
 import functools
 import os
 
-import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
@@ -30,19 +28,12 @@ _OF_TRAINING = ("dropout_rate", "remat")  # what makes no other encoder
 
 @dataclasses.dataclass(frozen=True)
 class LoadedTextEncoder:
-    """A text encoder.
-
-    Attributes:
-      config: what it is.
-      params: numpy arrays, or parts of them on a mesh.
-      vocabulary: that it was trained with, as in data.vocabulary; "" where its folder does not say.
-      text_length: tokens of a caption that it was trained with; None where its folder does not say.
-    """
+    """A text encoder; what its folder does not say is "" or None."""
 
     config: TextEncoderConfig
-    params: Params
-    vocabulary: str = ""
-    text_length: int | None = None
+    params: Params  # numpy arrays, or parts of them on a mesh
+    vocabulary: str = ""  # that it was trained with, as in data.vocabulary
+    text_length: int | None = None  # tokens of a caption that it was trained with
 
 
 def load_text_encoder(
@@ -53,13 +44,13 @@ def load_text_encoder(
     rules: sharding.AxisRules = sharding.AXIS_RULES,
     where: str = "--config.text_encoder",
 ) -> LoadedTextEncoder:
-    """The text encoder of a generator's run or export, or another's: a T5.
+    """Loads the text encoder of a generator's run or export, or a third-party T5.
 
     Args:
       path: where it is, see `loading.trained.OTHERS`.
       config: what the encoder must be, up to dropout and remat; None takes what it is. A t5x
         checkpoint does not say that, and no T5 says the dtype of its activations.
-      mesh, rules: where it lies; without a mesh it is read as numpy arrays.
+      mesh: where to put it; without a mesh it is read as numpy arrays.
       where: what asks for it, for the message.
 
     Raises:
@@ -98,13 +89,10 @@ def load_text_encoder(
 def _placed(
     tree: Params, config: TextEncoderConfig, mesh: Mesh | None, rules: sharding.AxisRules
 ) -> Params:
-    """What was not read yet, in the model's dtypes: by what each device holds, or whole."""
+    """Reads what was not read yet, in the model's dtypes: by what each device holds, or whole."""
     tokens_BT, mask_BT = (jax.ShapeDtypeStruct((1, 1), dtype) for dtype in ("int32", "bool"))
     init = functools.partial(TextEncoder(config).init, deterministic=True)
     boxed = jax.eval_shape(init, jax.random.key(0), tokens_BT, mask_BT)["params"]
-    if mesh is None:
-        as_model = lambda value, leaf: np.asarray(value).astype(leaf.dtype)  # noqa: E731
-        return jax.tree.map(as_model, tree, nn.unbox(boxed))
     return jax.tree.map(train_state.place, tree, train_state.with_shardings(boxed, mesh, rules))
 
 
@@ -116,7 +104,7 @@ def with_text_encoder(
     rules: sharding.AxisRules = sharding.AXIS_RULES,
     where: str = "--config.text_encoder",
 ) -> Trained:
-    """A generator with its text encoder among its parameters, ready for captions.
+    """Returns a generator with its text encoder among its parameters, ready for captions.
 
     Its checkpoint's fingerprint is still that of `trained`: ask for it there.
 
@@ -124,7 +112,6 @@ def with_text_encoder(
       trained: a generator; one that holds its text encoder is returned as it is.
       path: of the encoder, as in `load_text_encoder`; "" for what the generator's training config
         names in `pretrained.text_encoder`.
-      mesh, rules: where `trained` lies.
       where: what the path was given by, for the message.
 
     Raises:

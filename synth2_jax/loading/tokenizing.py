@@ -13,22 +13,22 @@ from synth2_jax.sampling.pixels import make_decode, make_encode
 
 
 def encode_images(trained: Trained, images: np.ndarray, batch_size: int, label: str) -> np.ndarray:
-    """Token ids i32[num, N] of images u8[num, H, W, 3]."""
+    """Returns token ids i32[num, N] of images u8[num, H, W, 3]."""
     return _in_batches(make_encoder(trained), images, batch_size, label)
 
 
 def make_encoder(trained: Trained) -> Callable[[np.ndarray], jax.Array]:
-    """Images u8[B,H,W,3] -> token ids i32[B,N], jitted."""
-    return _of_tokenizer(make_encode, trained)
+    """Returns a jitted function, images u8[B,H,W,3] -> token ids i32[B,N]."""
+    return _jitted(make_encode, trained)
 
 
 def decode_images(trained: Trained, ids: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Pictures u8[num, H, W, 3] of token ids; `trained` is any model with a tokenizer in it."""
-    decode = _of_tokenizer(make_decode, trained)
+    """Returns pictures u8[num, H, W, 3] of token ids, by any model with a tokenizer in it."""
+    decode = _jitted(make_decode, trained)
     return _in_batches(decode, np.asarray(ids, np.int32), batch_size, "decode")
 
 
-def _of_tokenizer(make: Callable, trained: Trained) -> Callable[[np.ndarray], jax.Array]:
+def _jitted(make: Callable, trained: Trained) -> Callable[[np.ndarray], jax.Array]:
     function = jax.jit(make(trained.objective.task.tokenizer))
     return functools.partial(function, jax.device_put(trained.params["tokenizer"]))
 

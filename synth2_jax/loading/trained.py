@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from synth2_jax import sharding
@@ -25,7 +23,6 @@ from synth2_jax.interop import (
     t5x,
     taming,
 )
-from synth2_jax.interop.lazy_array import LazyArray
 from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
 from synth2_jax.loading.exported import CONFIG, is_exported, open_exported
 from synth2_jax.loading.run import Trained, load_run
@@ -36,7 +33,7 @@ from synth2_jax.training.train_state import Objective, Params
 
 # What has the functions `PART_config(path)` and `load_PART(path, config)`, t5x's the latter alone.
 Reader = ModuleType | taming.TamingLayout
-# Who reads other people's checkpoints of each part, by what `recognise` finds.
+# What reads third-party checkpoints of each part, by what `recognise` finds.
 OTHERS: Mapping[str, Mapping[str, Reader]] = {
     "tokenizer": {
         "maskgit_tokenizer": maskgit_weights,
@@ -62,8 +59,8 @@ def load_trained(
 ) -> Trained:
     """Loads a run, an exported folder or a third-party tokenizer.
 
-    With a mesh its devices read their own parts straight from the files. The parameters of an
-    exported folder are then compared with the fingerprints that they were exported with.
+    With a mesh its devices read their own parts straight from the files, else the parameters are
+    numpy arrays. Those of an exported folder are then compared with their fingerprints.
 
     Raises:
       UserError: no path, nothing to load there, or another kind of model; tensors that do not fit,
@@ -81,22 +78,17 @@ def load_trained(
     if step not in (None, config["step"]):
         raise UserError(f"{path}: found step {config['step']}, expected step {step}")
     objective = make_objective(model_name, config["model"], os.path.join(path, CONFIG))
-    if mesh:
-        layout = train_state.params_layout(objective, mesh, rules)
-    else:
-        boxed = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
-        layout = nn.unbox(boxed)
-    params = jax.tree.map(_read, exported.params(train_state.flatten(layout)), dict(layout))
+    layout = dict(train_state.params_layout(objective, mesh, rules))
+    tensors = exported.params(train_state.flatten(layout))
+    params = jax.tree.map(train_state.place, tensors, layout)
     exported.check_fingerprints({part: fingerprint(tree) for part, tree in params.items()})
     return Trained(objective, params, config, config["built_on"], path, config["step"])
 
 
 def load_tokenizer(path: str | os.PathLike[str], **told: Any) -> Trained:
-    """A tokenizer, with what the files of other people's do not tell.
+    """Loads a tokenizer, with what the files of third-party ones do not say.
 
-    Args:
-      path: as in `load_trained`.
-      told: fields of its VQTokenizerConfig, such as `image_size`; None where nothing is told.
+    `told` are fields of its VQTokenizerConfig, such as `image_size`; None if not given.
 
     Raises:
       UserError: as `load_trained`; or a run's or an export's tokenizer that is otherwise.
@@ -122,15 +114,13 @@ def load_part(
     mesh: Mesh,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
 ) -> Params:
-    """A pretrained part of another model, on its mesh: each device reads what it is to hold.
+    """Loads a pretrained part of another model to its mesh: each device reads what it is to hold.
 
     Args:
-      path: a run or an export of the part, or another's checkpoint of it.
+      path: a run or an export of the part, or a third-party checkpoint of it.
       part: a key of OTHERS.
       config: what the part must be.
-      objective: of the model that is to hold it.
-      prefix: where that model holds it ("vlm/language_model").
-      mesh, rules: where it lies.
+      objective: of the model that is to hold it, at `prefix` ("vlm/language_model").
 
     Raises:
       UserError: as `load_trained`.
@@ -140,9 +130,11 @@ def load_part(
         return load_trained(path, part, mesh=mesh, rules=rules).params[part]
     if part == "tokenizer":
         _check_pixel_range(reader, path, config)
-    layout = _subtree(train_state.params_layout(objective, mesh, rules), prefix)
-    load = getattr(reader, f"load_{part}")
-    return jax.tree.map(train_state.place, load(path, config), layout)
+    layout = train_state.params_layout(objective, mesh, rules)
+    for name in prefix.split("/"):
+        layout = layout[name]
+    tree = getattr(reader, f"load_{part}")(path, config)
+    return jax.tree.map(train_state.place, tree, layout)
 
 
 def _check_pixel_range(reader: Reader, path: str, config: VQTokenizerConfig) -> None:
@@ -156,7 +148,7 @@ def _check_pixel_range(reader: Reader, path: str, config: VQTokenizerConfig) -> 
 
 
 def others_reader(path: str, part: str) -> Reader | None:
-    """What reads the checkpoint there; None where it is a run or an export.
+    """Returns what reads the third-party checkpoint there; None for a run or an export.
 
     Raises:
       UserError: nothing is there, or something else, with what it looks like.
@@ -180,26 +172,12 @@ def others_reader(path: str, part: str) -> Reader | None:
 def _others_tokenizer(
     path: str, mesh: Mesh | None, rules: sharding.AxisRules, told: Mapping[str, Any]
 ) -> Trained:
-    """As if it had been trained here, up to the step, which nobody knows."""
+    """Wraps a third-party tokenizer. Its step is 0."""
     reader = others_reader(path, "tokenizer")
     config = reader.tokenizer_config(path, **told)
     section = {"tokenizer": dataclasses.asdict(config)}
     objective = make_objective("tokenizer", section)
-    tree = reader.load_tokenizer(path, config)
-    if mesh:
-        layout = train_state.params_layout(objective, mesh, rules)["tokenizer"]
-        params = jax.tree.map(train_state.place, tree, layout)
-    else:
-        params = jax.tree.map(np.asarray, tree)
+    layout = train_state.params_layout(objective, mesh, rules)["tokenizer"]
+    params = jax.tree.map(train_state.place, reader.load_tokenizer(path, config), layout)
     resolved = {"model_name": "tokenizer", "model": section}
     return Trained(objective, {"tokenizer": params}, resolved, {}, path, step=0)
-
-
-def _subtree(tree: Any, path: str) -> Any:
-    for name in path.split("/"):
-        tree = tree[name]
-    return tree
-
-
-def _read(tensor: LazyArray, leaf: jax.ShapeDtypeStruct) -> Any:
-    return np.asarray(tensor) if leaf.sharding is None else train_state.place(tensor, leaf)

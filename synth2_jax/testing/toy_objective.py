@@ -9,8 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from synth2_jax.training.train_state import Params
+from synth2_jax import sharding
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+from synth2_jax.training.train_state import Params, TrainState, create_train_state, state_layout
 
 NUM_INPUTS = 8
 NUM_HIDDEN = 16
@@ -85,3 +88,17 @@ class ToyObjective:
             "x": jax.ShapeDtypeStruct((batch_size, NUM_INPUTS), jnp.float32),
             "y": jax.ShapeDtypeStruct((batch_size, NUM_OUTPUTS), jnp.float32),
         }
+
+
+def toy_state(
+    toy: Any = None, optimizer: str = "adamw", seed: int = 1, **options: Any
+) -> tuple[TrainState, TrainState]:
+    """Returns (layout, state) of a new run on one device; options go to `create_train_state`."""
+    toy = toy or ToyObjective()
+    tx = make_optimizer(OptimizerConfig(name=optimizer))
+    layout = state_layout(toy, tx, one_device_mesh())
+    return layout, create_train_state(toy, tx, layout, seed, **options)
+
+
+def one_device_mesh() -> Mesh:
+    return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])

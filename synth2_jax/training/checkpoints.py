@@ -1,6 +1,6 @@
 """Checkpoints of a run: one Orbax step folder holds all that it needs to go on.
 
-What lies in such a folder stands at the top of checkpoint_reader.py, which reads it for others.
+The top of checkpoint_reader.py, which reads such a folder for others, lists what is in it.
 """
 
 import contextlib
@@ -34,11 +34,14 @@ from synth2_jax.training.checkpoint_reader import (
 from synth2_jax.training.metrics import Sums
 from synth2_jax.training.train_state import TrainState
 
+_READ_BACK_BYTES = 2**30  # of arrays that are read back at a time, and at most one array more
+
 
 class DataIterator(Protocol):
     """Batches of this process's rows (`sharding.DataLayout`), as numpy; it saves its position.
 
-    One that has `last_keys: list[str]`, the examples of the last batch, gets them named in errors.
+    It may have `last_keys: list[str]`, the examples of the last batch, to be named in errors, and
+    `totals: dict[str, int]`, what it has given until now, to be logged.
     """
 
     def __next__(self) -> dict[str, np.ndarray]: ...
@@ -48,9 +51,7 @@ class DataIterator(Protocol):
     def set_state(self, state: bytes) -> None:
         """Goes on where `state` was saved.
 
-        Raises:
-          UserError: it is a position of other data.
-          Exception: of any other type; the position is damaged.
+        It raises UserError for a position of other data, any other type for a damaged one.
         """
         ...
 
@@ -65,55 +66,45 @@ class DataIterator(Protocol):
 class BytesHandler(ocp.CheckpointHandler):
     """Saves one bytes object a data shard. (Orbax's JSON and array handlers save one for all.)"""
 
-    def save(self, directory: os.PathLike[str], args: "BytesSave") -> None:
+    def save(self, directory: os.PathLike[str], args: "ShardBytes") -> None:
         if args.layout.is_first:
-            (pathlib.Path(directory) / _shard_file(args.layout)).write_bytes(args.item)
+            args.file(directory).write_bytes(args.item)
 
-    def restore(self, directory: os.PathLike[str], args: "BytesRestore") -> tuple[bytes, int]:
+    def restore(self, directory: os.PathLike[str], args: "ShardBytes") -> tuple[bytes, int]:
         """Returns this shard's bytes (shard 0's, if their number changed), and their number."""
-        path = pathlib.Path(directory) / _shard_file(args.layout)
-        if path.exists():
-            return path.read_bytes(), args.layout.num_shards
-        (path,) = path.parent.glob("0-of-*.bin")
+        path = args.file(directory)
+        if not path.exists():
+            (path,) = path.parent.glob("0-of-*.bin")
         return path.read_bytes(), int(path.stem.split("-")[-1])
 
-    def close(self) -> None:
-        pass
 
-
-@ocp.args.register_with_handler(BytesHandler, for_save=True)
+@ocp.args.register_with_handler(BytesHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
-class BytesSave(ocp.args.CheckpointArgs):
-    item: bytes
+class ShardBytes(ocp.args.CheckpointArgs):
+    """The bytes of one data shard; `item` is what is saved."""
+
     layout: DataLayout
+    item: bytes = b""
 
-
-@ocp.args.register_with_handler(BytesHandler, for_restore=True)
-@dataclasses.dataclass
-class BytesRestore(ocp.args.CheckpointArgs):
-    layout: DataLayout
-
-
-class _FullDiskIsToldOnce(python_logging.Filter):
-    """Drops what Orbax's threads log of a full disk, whenever they get to it.
-
-    They write a traceback each, up to the end of the process; `Checkpoints` raises the one line.
-    """
-
-    def filter(self, record: python_logging.LogRecord) -> bool:
-        told = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
-        return not any(text in told for text in FULL_DISK)
+    def file(self, directory: os.PathLike[str]) -> pathlib.Path:
+        return pathlib.Path(directory) / f"{self.layout.shard}-of-{self.layout.num_shards}.bin"
 
 
 @functools.cache
 def _report_failed_saves_once() -> None:
     """Silences what libraries print in the background of a save that fails; we raise its error.
 
-    After the first failed write Orbax closes its event loop; each further one that TensorStore
-    reports there is then a traceback of its own.
+    Orbax's threads log a full disk with a traceback each, up to the end of the process. After the
+    first failed write Orbax closes its event loop; each further one that TensorStore reports there
+    is then a traceback of its own.
     """
+
+    def is_news(record: python_logging.LogRecord) -> bool:
+        text = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
+        return not any(full in text for full in FULL_DISK)
+
     for name in ("absl", "asyncio"):
-        python_logging.getLogger(name).addFilter(_FullDiskIsToldOnce())
+        python_logging.getLogger(name).addFilter(is_news)
     print_error = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -123,16 +114,12 @@ def _report_failed_saves_once() -> None:
     sys.unraisablehook = hook
 
 
-_READ_BACK_BYTES = 2**30  # of arrays that are read back at a time
-
-
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """What `Checkpoints.restore` brings back.
 
     `iterator` is the argument of `set_state`, or of `restart` if the data has another number of
-    shards now.
-    `sums` is {} in a checkpoint of an older version.
+    shards now. `sums` is {} in a checkpoint of an older version.
     """
 
     state: TrainState
@@ -146,12 +133,7 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run, as a context manager that waits for the saves.
 
-    Args:
-      workdir: of the run.
-      keep: the last so many are kept.
-      keep_best: and so many of the highest `best_metric`.
-      best_metric: one of the metrics given to `save`.
-      data_layout: whose position of the data is saved and restored.
+    The newest `keep` are kept, and the `keep_best` with the highest `best_metric` in `save`.
 
     Raises:
       UserError: Orbax cannot read what it writes to a folder of this name.
@@ -171,15 +153,12 @@ class Checkpoints:
                 f"--workdir={workdir}: found '*', '?' or '[' in {str(self.folder.parent)!r}, which "
                 "the checkpoint library takes for patterns. Train in a folder without them."
             )
-        kept = [managers.LatestN(keep)]
-        if keep_best:
-            kept.append(
-                managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        best = managers.BestN(
+            get_metric_fn=lambda metrics: metrics[best_metric],
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept = [managers.LatestN(keep), *([best] if keep_best else [])]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
@@ -213,10 +192,9 @@ class Checkpoints:
     ) -> None:
         """Starts saving; the state may be donated when this returns. A step is saved only once.
 
-        The first save is waited for and read back: what cannot work comes to light here.
-
-        `metrics` are what was measured at this very step, if anything was; `sums` those of the
-        metrics since the last step that was logged, so that a run that goes on logs the same mean.
+        The first save is waited for and read back: what cannot work comes to light here. `metrics`
+        were measured at this very step; `sums` are those of the metrics since the last step that
+        was logged, so that a resumed run logs the same mean.
 
         Raises:
           UserError: the disk is full, now or when an earlier save went on in the background; or
@@ -226,7 +204,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        if self._best_metric and metrics is not None and self._best_metric not in metrics:
+        if not self._best_metric:
+            metrics = None
+        if metrics is not None and self._best_metric not in metrics:
             raise UserError(
                 f"--config.train.best_metric: {self._best_metric!r} is not measured; "
                 f"{nearest(self._best_metric, metrics)}"
@@ -234,19 +214,15 @@ class Checkpoints:
         self.wait()  # one save at a time; an earlier one's failure is told as its own
         is_first, self._started = self._started is None, step
         with self._saving(step):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.PyTreeSave(state.params),
-                    train=ocp.args.PyTreeSave(_train_item(state)),
-                    iterator=BytesSave(iterator.get_state(), self.data_layout),
-                    config=ocp.args.JsonSave(dict(config)),
-                    fingerprints=ocp.args.JsonSave(dict(built_on)),
-                    sums=ocp.args.JsonSave(dict(sums or {})),
-                ),
-                metrics=dict(metrics) if self._best_metric and metrics is not None else None,
-                force=True,
+            items = ocp.args.Composite(
+                params=ocp.args.PyTreeSave(state.params),
+                train=ocp.args.PyTreeSave(_train_item(state)),
+                iterator=ShardBytes(self.data_layout, iterator.get_state()),
+                config=ocp.args.JsonSave(dict(config)),
+                fingerprints=ocp.args.JsonSave(dict(built_on)),
+                sums=ocp.args.JsonSave(dict(sums or {})),
             )
+            self._manager.save(step, args=items, metrics=metrics and dict(metrics), force=True)
         if is_first:
             self.read_back(state)
 
@@ -276,25 +252,18 @@ class Checkpoints:
     def restore(
         self, layout: TrainState, accept: Callable[[Restored], None] = lambda restored: None
     ) -> Restored | None:
-        """Restores the newest checkpoint that can be read, onto the mesh of `layout`.
+        """Restores the newest checkpoint that can be read onto the mesh of `layout`; None if none.
 
         A damaged one is passed over with a warning, and set aside (renamed) once an older one was
-        read, so that its step can be saved again.
-
-        Args:
-          layout: the state that is expected.
-          accept: called with what was restored, to go on from it; if it raises anything but
-            UserError, the checkpoint is damaged.
-
-        Returns:
-          None when there is no checkpoint.
+        read, so that its step can be saved again. `accept` goes on from what was restored; if it
+        raises anything but UserError, the checkpoint is damaged.
 
         Raises:
           UserError: none of the checkpoints can be read, or one was saved by a different model.
         """
         unreadable: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            restored, error = None, None
+            restored, error = None, "another process cannot read it"
             try:
                 checksums.check(self.folder / str(step), shared=True)
                 restored = self._restore_step(step, layout)
@@ -304,9 +273,10 @@ class Checkpoints:
             except Exception as caught:  # Orbax and TensorStore raise many types on a damaged file.
                 restored, error = None, " ".join(f"{caught}".split()) or type(caught).__name__
             if checksums.on_all_processes(restored is not None):
-                self._set_aside(unreadable)
+                if unreadable:
+                    self._set_aside(unreadable)
+                    self._manager.reload()
                 return restored
-            error = error or "another process cannot read it"
             logging.warning(
                 "%s/%d cannot be read, trying the one before: %.300s", self.folder, step, error
             )
@@ -352,28 +322,22 @@ class Checkpoints:
             raise RuntimeError(line) from error
 
     def _restore_step(self, step: int, layout: TrainState) -> Restored:
-        train = _train_item(layout)
-        check_shapes(self.folder / str(step) / "params", layout.params)
-        check_shapes(self.folder / str(step) / "train", train)
-        items = {
-            "params": restore_like(layout.params),
-            "train": restore_like(train),
-            "iterator": BytesRestore(self.data_layout),
-            "config": ocp.args.JsonRestore(),
-            "fingerprints": ocp.args.JsonRestore(),
-        }
-        if (self.folder / str(step) / "sums").is_dir():  # an older version saved none
-            items["sums"] = ocp.args.JsonRestore()
+        trees = {"params": layout.params, "train": _train_item(layout)}
+        for name, tree in trees.items():
+            check_shapes(self.folder / str(step) / name, tree)
+        items = {name: restore_like(tree) for name, tree in trees.items()}
+        items["iterator"] = ShardBytes(self.data_layout)
+        for name in ("config", "fingerprints", "sums"):
+            if name != "sums" or (self.folder / str(step) / name).is_dir():  # older ones have none
+                items[name] = ocp.args.JsonRestore()
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = layout.replace(params=found.params, **found.train)
-        return Restored(
-            state, *found.iterator, found.config, found.fingerprints, found.get("sums") or {}
-        )
+        sums = found.get("sums") or {}
+        return Restored(state, *found.iterator, found.config, found.fingerprints, sums)
 
     def _write_checksums(self) -> None:
         """Orbax calls this on the first process, in its background thread."""
-        prefix = f"{self._started}."  # of the temporary name
-        (folder,) = (path for path in self.folder.iterdir() if path.name.startswith(prefix))
+        (folder,) = self.folder.glob(f"{self._started}.*")  # the temporary name
         checksums.write(folder)
 
     def _open(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
@@ -395,48 +359,31 @@ class Checkpoints:
                 damaged.append(step)
         if not damaged:
             raise error or RuntimeError(f"{self.folder}: another process cannot open it")
-        self._rename(damaged)
+        self._set_aside(damaged)
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _set_aside(self, steps: list[int]) -> None:
-        self._rename(steps)
-        if steps:
-            self._manager.reload()
-
-    def _rename(self, steps: list[int]) -> None:
-        for step in steps:
-            if jax.process_index() == 0:
-                name = f"unreadable-{step}"
-                taken = {path.name for path in self.folder.iterdir()}
-                free = (f"{name}-{n}" if n > 1 else name for n in itertools.count(1))
-                free_name = next(name for name in free if name not in taken)
-                (self.folder / str(step)).rename(self.folder / free_name)
-        if steps:
-            checksums.on_all_processes(True)
+        for step in steps if jax.process_index() == 0 else ():
+            endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+            names = (self.folder / f"unreadable-{step}{ending}" for ending in endings)
+            (self.folder / str(step)).rename(next(name for name in names if not name.exists()))
+        checksums.on_all_processes(True)
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:
-    return {
-        "step": state.step,
-        "opt_state": state.opt_state,
-        "model_state": state.model_state,
-        "rng": state.rng,
-    }
+    return {name: getattr(state, name) for name in ("step", "opt_state", "model_state", "rng")}
 
 
 def _groups(tree: Any) -> Iterator[Any]:
     """Yields the tree with some of its arrays at a time, which do not need much memory at once."""
     leaves, structure = jax.tree.flatten(tree)
-    start = 0
-    while start < len(leaves):
-        stop, size = start + 1, leaves[start].nbytes
-        while stop < len(leaves) and size + leaves[stop].nbytes <= _READ_BACK_BYTES:
-            size += leaves[stop].nbytes
-            stop += 1
-        here = range(start, stop)
-        chosen = [leaf if i in here else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+    groups = np.cumsum([0] + [leaf.nbytes for leaf in leaves])[:-1] // _READ_BACK_BYTES
+    for group in sorted({*groups}):
+        chosen = (
+            leaf if own == group else ocp.PLACEHOLDER
+            for leaf, own in zip(leaves, groups, strict=True)
+        )
         yield jax.tree.unflatten(structure, chosen)
-        start = stop
 
 
 def _equal_on_this_process(left: Any, right: Any) -> bool:
@@ -449,7 +396,3 @@ def _equal_on_this_process(left: Any, right: Any) -> bool:
         return True
     parts = zip(left.addressable_shards, right.addressable_shards, strict=True)
     return all(np.array_equal(bits(a), bits(b)) for a, b in parts if a.replica_id == 0)
-
-
-def _shard_file(layout: DataLayout) -> str:
-    return f"{layout.shard}-of-{layout.num_shards}.bin"

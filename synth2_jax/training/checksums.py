@@ -10,7 +10,8 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,20 +24,18 @@ from synth2_jax.errors import DamagedError
 FILE = "checksums.json"
 _ALGORITHM = "xxh3_64"  # a quarter of the time of zlib's CRC-32
 _CHUNK = 2**20  # bytes; stays in a core's cache
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 def write(step_folder: pathlib.Path) -> None:
     """Writes the checksums of all items; when it returns, every file is on the disk itself."""
-    names = sorted(
-        path.relative_to(step_folder).as_posix()
-        for path in step_folder.rglob("*")
+    files = {
+        path.relative_to(step_folder).as_posix(): path
+        for path in sorted(step_folder.rglob("*"))
         if path.is_file() and path.parent != step_folder
-    )
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda name: _read(step_folder / name, sync=True), names)
+    }
+    found = _in_threads(functools.partial(_read, sync=True), files.values())
     path = step_folder / FILE
-    path.write_text(json.dumps({_ALGORITHM: dict(zip(names, found, strict=True))}))
+    path.write_text(json.dumps({_ALGORITHM: dict(zip(files, found, strict=True))}))
     _read(path, sync=True)
     for folder in {step_folder, *(path.parent for path in step_folder.rglob("*"))}:
         sync_folder(folder)
@@ -52,7 +51,6 @@ def check(
     """Compares files with their checksums. A checkpoint of an older version has none: a warning.
 
     Args:
-      step_folder: of a complete checkpoint.
       items: whose files; None for all.
       largest: bytes of the largest file that is read; larger ones are left out.
       shared: all processes call this; each reads a share of the files, and all raise if one does.
@@ -94,15 +92,12 @@ def _damaged(
     try:
         saved = json.loads(path.read_bytes())[_ALGORITHM]
         expected = {str(name): [int(number) for number in pair] for name, pair in saved.items()}
+        sizes = {name: size for name, (_, size) in sorted(expected.items()) if size <= largest}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [FILE]
-    chosen = [
-        name
-        for name in sorted(expected)
-        if (items is None or name.split("/")[0] in items) and expected[name][1] <= largest
-    ]
+    chosen = [name for name in sizes if items is None or name.split("/")[0] in items]
     # The largest first, dealt out in turn: each process gets about as many bytes.
-    chosen.sort(key=lambda name: -expected[name][1])
+    chosen.sort(key=lambda name: -sizes[name])
     chosen = chosen[jax.process_index() % num_shares :: num_shares]
 
     def is_as_written(name: str) -> bool:
@@ -111,8 +106,7 @@ def _damaged(
         except OSError:
             return False
 
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        good = list(pool.map(is_as_written, chosen))
+    good = _in_threads(is_as_written, chosen)
     return sorted(name for name, is_good in zip(chosen, good, strict=True) if not is_good)
 
 
@@ -122,6 +116,11 @@ def _warn_once(step_folder: pathlib.Path) -> None:
         logging.warning(
             "%s: saved by an older version without checksums; damage may go unseen", step_folder
         )
+
+
+def _in_threads(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, values))
 
 
 def _read(path: pathlib.Path, sync: bool = False) -> list[int]:

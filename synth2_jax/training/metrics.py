@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -78,12 +78,11 @@ class JsonlWriter:
         # A run that was killed may have left half a line; the next one must not be glued to it.
         torn = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
         self._file = path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
+        self._file.write("\n" if torn else "")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        values = {name: float(value) for name, value in scalars.items()}
-        line = {"step": int(step), "time": round(time.time(), 3), **finite(values)}
+        values = finite({name: float(value) for name, value in scalars.items()})
+        line = {"step": int(step), "time": round(time.time(), 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
@@ -106,20 +105,16 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
             values = load_json(line)
         except ValueError:
             continue
-        if not _is_metrics(values):
+        if (
+            not isinstance(values, dict)
+            or type(values.get("step")) is not int
+            or ({*map(type, values.values())} - {int, float, type(None)})
+        ):
             raise UserError(
                 f"{path}: line {number} is {line[:40]!r}, expected a step and numbers. Delete it"
             )
         by_step.setdefault(values["step"], {}).update(values)
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _is_metrics(values: Any) -> bool:
-    return (
-        isinstance(values, dict)
-        and type(values.get("step")) is int
-        and all(value is None or type(value) in (int, float) for value in values.values())
-    )
 
 
 class TensorBoardWriter:
@@ -143,9 +138,8 @@ class TensorBoardWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             summary = self._scalar(name, value)
-            self._writer.write_event(
-                self._event(step=int(step), wall_time=time.time(), summary=summary)
-            )
+            event = self._event(step=int(step), wall_time=time.time(), summary=summary)
+            self._writer.write_event(event)
         self._writer.flush()
 
     def close(self) -> None:
@@ -153,38 +147,32 @@ class TensorBoardWriter:
 
 
 class ProgressWriter:
-    """Shows progress: a bar on a terminal, a plain line elsewhere; rate and time left on both.
+    """Shows progress on stderr: a bar on a terminal, else a line; rate and time left on both.
 
-    Args:
-      total_steps: of the whole run, those before a resume included.
-      label: starts every line, such as the stage's name.
-      stream: where to; a bar is drawn when it is a terminal.
-      shown: names of the scalars shown, whatever is before a "/" in them; all of them are when it
-        is empty.
+    `total_steps` are those of the whole run, `label` starts every line. Of the scalars those in
+    SHOWN are shown, whatever is before a "/" in them; all, if none is in it.
 
     Raises:
       BrokenPipeError: in `write`; nothing reads the stream any more.
     """
 
-    def __init__(
-        self,
-        total_steps: int,
-        label: str = "train",
-        stream: TextIO | None = None,
-        shown: Sequence[str] = ("loss", "learning_rate", "cider", "objects_right"),
-    ):
-        self._total_steps = total_steps
-        self._label = label
+    SHOWN = ("loss", "learning_rate", "cider", "objects_right")
+
+    def __init__(self, total_steps: int, label: str = "train", stream: TextIO | None = None):
+        self._total_steps, self._label = total_steps, label
         self._stream = sys.stderr if stream is None else stream
-        self._shown = tuple(shown)
         self._is_terminal = self._stream.isatty()
         self._last: tuple[int, float] | None = None
         self._rate: float | None = None
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._update_rate(step)
-        chosen = [n for n in scalars if not self._shown or n.split("/")[-1] in self._shown]
-        values = "  ".join(f"{name} {scalars[name]:.4g}" for name in chosen or scalars)
+        now = time.monotonic()
+        if self._last is None or step > self._last[0]:
+            if self._last is not None:
+                self._rate = (step - self._last[0]) / max(now - self._last[1], 1e-9)
+            self._last = (step, now)
+        chosen = [name for name in scalars if name.split("/")[-1] in self.SHOWN] or scalars
+        values = "  ".join(f"{name} {scalars[name]:.4g}" for name in chosen)
         line = f"{self._label} {step}/{self._total_steps}  {values}"
         if self._rate:
             left = max(self._total_steps - step, 0) / self._rate
@@ -207,13 +195,6 @@ class ProgressWriter:
             self._stream.flush()
         except OSError as error:  # a terminal that is closed is an I/O error
             raise BrokenPipeError("nothing reads the progress any more") from error
-
-    def _update_rate(self, step: int) -> None:
-        now = time.monotonic()
-        if self._last is not None and step > self._last[0]:
-            self._rate = (step - self._last[0]) / max(now - self._last[1], 1e-9)
-        if self._last is None or step > self._last[0]:
-            self._last = (step, now)
 
 
 def make_writers(workdir: str | os.PathLike[str], total_steps: int, label: str) -> list[Writer]:

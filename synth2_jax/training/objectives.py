@@ -47,6 +47,7 @@ from synth2_jax.user_code import load_named
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossResult = tuple[Metrics, dict[str, Any]]
+Spec = dict[str, jax.ShapeDtypeStruct]
 
 
 class BaseObjective:
@@ -94,6 +95,18 @@ class BaseObjective:
     def _reader(self) -> Any:
         return operator.attrgetter(self.text_part)(self.task)
 
+    def _logits(self, params: Params, rngs: Any, train: bool, *inputs: Any) -> jax.Array:
+        """Returns those of `self._model`, whose parameters are called as its batches are."""
+        variables, dropout = {"params": params[self.batches]}, {"dropout": rngs["dropout"]}
+        return self._model.apply(variables, *inputs, deterministic=not train, rngs=dropout)
+
+    def _text_spec(self, batch_size: int, mask: str) -> Spec:
+        text = (batch_size, self.task.text_length)
+        return {
+            "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
+            mask: jax.ShapeDtypeStruct(text, jnp.bool_),
+        }
+
 
 class TokenizerObjective(BaseObjective):
     """VQ-GAN: reconstruction, codebook, perceptual and, from a step on, adversarial losses."""
@@ -103,16 +116,16 @@ class TokenizerObjective(BaseObjective):
 
     def __init__(self, task: TokenizerTask):
         super().__init__(task)
-        if task.perceptual:
-            self.parts = {"perceptual": Part("perceptual", task.perceptual)}
         self._model = VQTokenizer(task.tokenizer)
         self._discriminator = Discriminator(task.discriminator) if task.discriminator else None
-        self._perceptual = VGG(task.perceptual) if task.perceptual else None
+        self._perceptual = None
+        if task.perceptual:
+            self.parts = {"perceptual": Part("perceptual", task.perceptual)}
+            self._perceptual = VGG(task.perceptual)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, 3)
-        size = self.task.tokenizer.image_size
-        image = jnp.zeros((1, size, size, 3))
+        image = _blank_image(self.task.tokenizer)
         params = {"tokenizer": self._model.init(keys[0], image, deterministic=False)["params"]}
         if self._discriminator:
             params["discriminator"] = self._discriminator.init(keys[1], image)["params"]
@@ -120,32 +133,17 @@ class TokenizerObjective(BaseObjective):
             params["perceptual"] = self._perceptual.init(keys[2], image)["params"]
         return {"params": params, **initial_model_state(self.task.tokenizer)}
 
-    def loss(
-        self,
-        params: Params,
-        batch: Mapping[str, jax.Array],
-        rngs: Mapping[str, jax.Array],
-        step: jax.Array,
-        *,
-        train: bool,
-    ) -> LossResult:
+    def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del rngs
-        quantize = (step >= self.task.quantize_start) | (not train)
+        images, quantize = batch["image"], (step >= self.task.quantize_start) | (not train)
         reconstruction, intermediates = self._model.apply(
-            {"params": params["tokenizer"]},
-            batch["image"],
-            deterministic=not train,
-            quantize=quantize,
+            {"params": params["tokenizer"]}, images, deterministic=not train, quantize=quantize
         )
         features = None
         if self._perceptual:
             features = functools.partial(self._perceptual.apply, {"params": params["perceptual"]})
         metrics = vq_loss(
-            batch["image"],
-            reconstruction,
-            intermediates,
-            step,
-            self.task.loss,
+            *(images, reconstruction, intermediates, step, self.task.loss),
             discriminator=self._discriminate if self._discriminator else None,
             discriminator_params=params.get("discriminator"),
             features=features,
@@ -160,7 +158,7 @@ class TokenizerObjective(BaseObjective):
         )
         return {**params, "tokenizer": tokenizer}, model_state
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch_size: int) -> Spec:
         size = self.task.tokenizer.image_size
         return {"image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)}
 
@@ -186,23 +184,50 @@ class LanguageModelObjective(BaseObjective):
 
     def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del step
-        logits_BTV = self._model.apply(
-            {"params": params["language_model"]},
-            shift_right(batch["text_tokens"]),
-            deterministic=not train,
-            rngs={"dropout": rngs["dropout"]},
-        )
+        logits_BTV = self._logits(params, rngs, train, shift_right(batch["text_tokens"]))
         return vlm_loss(logits_BTV, batch["text_tokens"], batch["loss_mask"]), {}
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        text = (batch_size, self.task.text_length)
-        return {
-            "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
-            "loss_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
-        }
+    def batch_spec(self, batch_size: int) -> Spec:
+        return self._text_spec(batch_size, "loss_mask")
 
 
-class GeneratorObjective(BaseObjective):
+class ImageTokenObjective(BaseObjective):
+    """What models of image tokens have in common: a frozen tokenizer, which may run in the step."""
+
+    def __init__(self, task: Any, num_tokens: int, codebook_size: int):
+        super().__init__(task)
+        self.parts = {"tokenizer": Part("tokenizer", task.tokenizer)}
+        self._tokenizer = VQTokenizer(task.tokenizer)
+        found = (num_tokens, codebook_size)
+        expected = (task.tokenizer.num_tokens, task.tokenizer.codebook_size)
+        if found != expected:
+            raise UserError(
+                f"--config.model: (image tokens, codebook size) {found}, "
+                f"expected the tokenizer's {expected}"
+            )
+
+    def _init_tokenizer(self, key: jax.Array) -> Params:
+        image = _blank_image(self.task.tokenizer)
+        return self._tokenizer.init(key, image, deterministic=True)["params"]
+
+    def _tokenize(self, method: str, params: Params, *arguments: jax.Array) -> jax.Array:
+        return self._tokenizer.apply({"params": params["tokenizer"]}, *arguments, method=method)
+
+    def _image_tokens(self, batch: Mapping[str, jax.Array], params: Params) -> jax.Array:
+        """i32[B, N]: those of the batch, or made here of its images u8[B, H, W, 3]."""
+        if "image" not in batch:
+            return batch["image_tokens"]
+        return self._tokenize("encode", params, normalized(batch["image"]))
+
+    def _image_spec(self, batch_size: int, from_images: bool) -> Spec:
+        tokenizer = self.task.tokenizer
+        if from_images:
+            shape = (batch_size, tokenizer.image_size, tokenizer.image_size, 3)
+            return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        return {"image_tokens": jax.ShapeDtypeStruct((batch_size, tokenizer.num_tokens), jnp.int32)}
+
+
+class GeneratorObjective(ImageTokenObjective):
     """Masked image tokens from the visible ones and the caption (Muse, section 2.3)."""
 
     task_class = GeneratorTask
@@ -210,64 +235,42 @@ class GeneratorObjective(BaseObjective):
     text_part = "generator.text_encoder"
 
     def __init__(self, task: GeneratorTask):
-        super().__init__(task)
-        self.parts = {"tokenizer": Part("tokenizer", task.tokenizer)}
-        if task.freeze_text_encoder and not task.stored_text_features:
-            encoder = Part("generator/text_encoder", task.generator.text_encoder)
-            self.parts["text_encoder"] = encoder
-        self._tokenizer = VQTokenizer(task.tokenizer)
         config = task.generator
+        super().__init__(task, config.maskgit.num_tokens, config.maskgit.codebook_size)
         if task.freeze_text_encoder:
+            if not task.stored_text_features:
+                self.parts["text_encoder"] = Part("generator/text_encoder", config.text_encoder)
             quiet = dataclasses.replace(config.text_encoder, dropout_rate=0.0)
             config = dataclasses.replace(config, text_encoder=quiet)
         self._model = Generator(config)
-        _check_tokens(
-            task.generator.maskgit.num_tokens, task.generator.maskgit.codebook_size, task.tokenizer
-        )
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
-        where = f"{where}.{self.text_part}"
-        if self.task.freeze_text_encoder:
-            vocabulary.check_table(self._reader.vocab_size, where)
-        else:
-            vocabulary.check_rows(self._reader.vocab_size, where)
+        check = vocabulary.check_table if self.task.freeze_text_encoder else vocabulary.check_rows
+        check(self._reader.vocab_size, f"{where}.{self.text_part}")
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key)
-        tokenizer = _init_tokenizer(self._tokenizer, keys[0])
+        tokenizer = self._init_tokenizer(keys[0])
         ids = jnp.zeros((1, self.task.tokenizer.num_tokens), jnp.int32)
         text = jnp.zeros((1, self.task.text_length), jnp.int32)
-        codebook_KC = self._tokenizer.apply({"params": nn.unbox(tokenizer)}, method="codes")
         features = self.batch_spec(1).get("text_features")
-        variables = self._model.init(
-            keys[1],
-            ids,
-            text,
-            text == 0,
-            jnp.zeros(1, bool),
-            codebook_KC,
-            features and jnp.zeros(features.shape, features.dtype),
-            deterministic=True,
-        )
+        features = features and jnp.zeros(features.shape, features.dtype)
+        codebook_KC = self._tokenize("codes", {"tokenizer": nn.unbox(tokenizer)})
+        inputs = (ids, text, text == 0, jnp.zeros(1, bool), codebook_KC, features)
+        variables = self._model.init(keys[1], *inputs, deterministic=True)
         return {"params": {"generator": variables["params"], "tokenizer": tokenizer}}
 
     def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del step
         task = self.task
-        ids_BN = _image_tokens(batch, params, self._tokenizer)
+        ids_BN = self._image_tokens(batch, params)
         masked_BN = sample_mask(rngs["mask"], *ids_BN.shape, task.mask_schedule)
         drop_B = jax.random.uniform(rngs["drop"], ids_BN.shape[:1]) < task.caption_dropout * train
-        logits_BNV = self._model.apply(
-            {"params": params["generator"]},
-            jnp.where(masked_BN, task.generator.maskgit.mask_id, ids_BN),
-            batch["text_tokens"],
-            batch["text_mask"],
-            drop_B,
-            self._tokenizer.apply({"params": params["tokenizer"]}, method="codes"),
-            batch["text_features"] if task.stored_text_features else None,
-            deterministic=not train,
-            rngs={"dropout": rngs["dropout"]},
-        )
+        inputs_BN = jnp.where(masked_BN, task.generator.maskgit.mask_id, ids_BN)
+        text = (batch["text_tokens"], batch["text_mask"], drop_B)
+        codebook_KC = self._tokenize("codes", params)
+        features = batch["text_features"] if task.stored_text_features else None
+        logits_BNV = self._logits(params, rngs, train, inputs_BN, *text, codebook_KC, features)
         metrics = generator_loss(
             logits_BNV,
             ids_BN,
@@ -277,22 +280,16 @@ class GeneratorObjective(BaseObjective):
         )
         return metrics, {}
 
-    def batch_spec(
-        self, batch_size: int, *, from_images: bool = False
-    ) -> dict[str, jax.ShapeDtypeStruct]:
-        text = (batch_size, self.task.text_length)
-        spec = {
-            **_image_spec(batch_size, self.task.tokenizer, from_images),
-            "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
-            "text_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
-        }
+    def batch_spec(self, batch_size: int, *, from_images: bool = False) -> Spec:
+        spec = self._image_spec(batch_size, from_images) | self._text_spec(batch_size, "text_mask")
         if self.task.stored_text_features:
-            features = (*text, self.task.generator.text_encoder.embed_dim)
-            spec["text_features"] = jax.ShapeDtypeStruct(features, jnp.bfloat16)
+            width = self.task.generator.text_encoder.embed_dim
+            shape = (batch_size, self.task.text_length, width)
+            spec["text_features"] = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
         return spec
 
 
-class VLMObjective(BaseObjective):
+class VLMObjective(ImageTokenObjective):
     """Captions from image embeddings; the language model stays as it is (Flamingo, section 2.2)."""
 
     task_class = VLMTask
@@ -300,14 +297,9 @@ class VLMObjective(BaseObjective):
     text_part = "vlm.language_model"
 
     def __init__(self, task: VLMTask):
-        super().__init__(task)
-        self.parts = {
-            "tokenizer": Part("tokenizer", task.tokenizer),
-            "language_model": Part("vlm/language_model", task.vlm.language_model),
-        }
-        self._tokenizer = VQTokenizer(task.tokenizer)
+        super().__init__(task, task.vlm.num_image_tokens, task.tokenizer.codebook_size)
+        self.parts["language_model"] = Part("vlm/language_model", task.vlm.language_model)
         self._model = VLM(task.vlm)
-        _check_tokens(task.vlm.num_image_tokens, task.tokenizer.codebook_size, task.tokenizer)
         found, expected = task.vlm.image_embedding_dim, task.tokenizer.embedding_dim
         if found != expected:
             raise UserError(
@@ -321,18 +313,13 @@ class VLMObjective(BaseObjective):
         embeddings = jnp.zeros((1, cfg.num_tokens, cfg.embedding_dim))
         text = jnp.zeros((1, self.task.text_length), jnp.int32)
         variables = self._model.init(keys[1], embeddings, text, deterministic=True)
-        tokenizer = _init_tokenizer(self._tokenizer, keys[0])
-        return {"params": {"vlm": variables["params"], "tokenizer": tokenizer}}
+        return {"params": {"vlm": variables["params"], "tokenizer": self._init_tokenizer(keys[0])}}
 
     def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del step
-        logits_BTV = self._model.apply(
-            {"params": params["vlm"]},
-            self.image_embeddings(params, _image_tokens(batch, params, self._tokenizer)),
-            shift_right(batch["text_tokens"]),
-            deterministic=not train,
-            rngs={"dropout": rngs["dropout"]},
-        )
+        embeddings_BNC = self.image_embeddings(params, self._image_tokens(batch, params))
+        text_BT = shift_right(batch["text_tokens"])
+        logits_BTV = self._logits(params, rngs, train, embeddings_BNC, text_BT)
         metrics = vlm_loss(
             logits_BTV, batch["text_tokens"], batch["loss_mask"], batch["is_synthetic"]
         )
@@ -340,24 +327,14 @@ class VLMObjective(BaseObjective):
 
     def image_embeddings(self, params: Params, image_tokens_BN: jax.Array) -> jax.Array:
         """f32[B, N, C], the VLM's input; the codebook is frozen, so no gradient goes further."""
-        variables = {"params": params["tokenizer"]}
         if self.task.image_space == "pixel":
-            pixels = self._tokenizer.apply(variables, image_tokens_BN, method="decode")
-            image_tokens_BN = self._tokenizer.apply(
-                variables, jnp.clip(pixels, -1, 1), method="encode"
-            )
-        return self._tokenizer.apply(variables, image_tokens_BN, method="embed")
+            pixels = self._tokenize("decode", params, image_tokens_BN)
+            image_tokens_BN = self._tokenize("encode", params, jnp.clip(pixels, -1, 1))
+        return self._tokenize("embed", params, image_tokens_BN)
 
-    def batch_spec(
-        self, batch_size: int, *, from_images: bool = False
-    ) -> dict[str, jax.ShapeDtypeStruct]:
-        text = (batch_size, self.task.text_length)
-        return {
-            **_image_spec(batch_size, self.task.tokenizer, from_images),
-            "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
-            "loss_mask": jax.ShapeDtypeStruct(text, jnp.bool_),
-            "is_synthetic": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
-        }
+    def batch_spec(self, batch_size: int, *, from_images: bool = False) -> Spec:
+        spec = self._image_spec(batch_size, from_images) | self._text_spec(batch_size, "loss_mask")
+        return {**spec, "is_synthetic": jax.ShapeDtypeStruct((batch_size,), jnp.bool_)}
 
 
 OBJECTIVES = {
@@ -369,12 +346,9 @@ OBJECTIVES = {
 
 
 def make_objective(model_name: str, section: Any, where: str = "--config") -> Objective:
-    """Returns an objective, built from the section `WHERE.model`.
+    """Returns an objective, built from the section `WHERE.model` by its `task_class`.
 
-    Args:
-      model_name: a key of OBJECTIVES; or MODULE:CLASS or FILE.py:CLASS, a BaseObjective of yours.
-      section: fits the `task_class` of the objective.
-      where: see `config.build`.
+    `model_name` is a key of OBJECTIVES; or MODULE:CLASS or FILE.py:CLASS, a BaseObjective of yours.
 
     Raises:
       UserError: an unknown name, or a section that does not fit it.
@@ -392,34 +366,5 @@ def make_objective(model_name: str, section: Any, where: str = "--config") -> Ob
     return objective_class(config_lib.build(objective_class.task_class, section, f"{where}.model"))
 
 
-def _init_tokenizer(model: VQTokenizer, key: jax.Array) -> Params:
-    size = model.config.image_size
-    return model.init(key, jnp.zeros((1, size, size, 3)), deterministic=True)["params"]
-
-
-def _image_tokens(
-    batch: Mapping[str, jax.Array], params: Params, tokenizer: VQTokenizer
-) -> jax.Array:
-    """i32[B, N]: those of the batch, or made here of its images u8[B, H, W, 3]."""
-    if "image" not in batch:
-        return batch["image_tokens"]
-    images = normalized(batch["image"])
-    return tokenizer.apply({"params": params["tokenizer"]}, images, method="encode")
-
-
-def _image_spec(
-    batch_size: int, tokenizer: VQTokenizerConfig, from_images: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
-    if from_images:
-        shape = (batch_size, tokenizer.image_size, tokenizer.image_size, 3)
-        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-    return {"image_tokens": jax.ShapeDtypeStruct((batch_size, tokenizer.num_tokens), jnp.int32)}
-
-
-def _check_tokens(num_tokens: int, codebook_size: int, tokenizer: VQTokenizerConfig) -> None:
-    found, expected = (num_tokens, codebook_size), (tokenizer.num_tokens, tokenizer.codebook_size)
-    if found != expected:
-        raise UserError(
-            f"--config.model: (image tokens, codebook size) {found}, "
-            f"expected the tokenizer's {expected}"
-        )
+def _blank_image(config: VQTokenizerConfig) -> jax.Array:
+    return jnp.zeros((1, config.image_size, config.image_size, 3))

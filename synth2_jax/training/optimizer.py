@@ -64,32 +64,22 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"name: unknown {self.name!r}; {nearest(self.name, OPTIMIZERS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule: unknown {self.schedule!r}; {nearest(self.schedule, SCHEDULES)}"
-            )
-        if self.momentum and self.name != "adafactor":
-            raise ValueError(
-                f"momentum: found {self.momentum}, expected 0 with `name`={self.name}, which has "
-                "`beta1`"
-            )
+        for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(f"{field}: unknown {value!r}; {nearest(value, known)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: found {self.momentum}, expected 0 to below 1")
-        if not self.multiply_by_parameter_scale and self.name != "adafactor":
-            raise ValueError(
-                f"multiply_by_parameter_scale: found False, expected True with `name`={self.name}: "
-                "only adafactor multiplies"
-            )
-        if self.name == "adam" and self.weight_decay:
-            raise ValueError(
-                f"weight_decay: found {self.weight_decay}, expected 0 with `name`=adam. Use adamw."
-            )
-        if self.weight_decay_skip and not self.weight_decay:
-            raise ValueError(
-                "weight_decay_skip: found patterns, expected none with `weight_decay`=0"
-            )
+        other, here = self.name != "adafactor", f"with `name`={self.name}"
+        for field, is_refused, expected, why in (
+            ("momentum", other, 0, f"{here}, which has `beta1`"),
+            ("multiply_by_parameter_scale", other, True, f"{here}: only adafactor multiplies"),
+            ("weight_decay", self.name == "adam", 0, f"{here}. Use adamw."),
+            ("weight_decay_skip", not self.weight_decay, (), "with `weight_decay`=0"),
+        ):
+            found = getattr(self, field)
+            if is_refused and found != expected:
+                raise ValueError(f"{field}: found {found}, expected {expected} {why}")
 
 
 class Optimizer(NamedTuple):
@@ -109,7 +99,6 @@ def make_optimizer(
     Arguments are those of `learning_rate_schedule`.
     """
     rate = learning_rate_schedule(config, num_steps, where)
-    decay = config.weight_decay
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "adafactor":
         of_one_array = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
@@ -121,15 +110,14 @@ def make_optimizer(
     else:
         parts += [optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)]
     parts = [_each_network(part) for part in parts]
-    if decay:
 
-        def decays(params: Mapping[str, Any]) -> dict[str, bool]:
-            skipped = train_state.select(
-                config.weight_decay_skip, params, f"{where}.optimizer.weight_decay_skip"
-            )
-            return {path: path not in skipped for path in params}
+    def decays(params: Mapping[str, Any]) -> dict[str, bool]:
+        patterns = config.weight_decay_skip
+        skipped = train_state.select(patterns, params, f"{where}.optimizer.weight_decay_skip")
+        return {path: path not in skipped for path in params}
 
-        parts += [optax.add_decayed_weights(decay, mask=decays)]
+    if config.weight_decay:
+        parts += [optax.add_decayed_weights(config.weight_decay, mask=decays)]
     parts += [optax.scale_by_learning_rate(rate)]
     return Optimizer(*optax.chain(*parts), learning_rate=rate)
 
@@ -157,9 +145,7 @@ def _each_layer(of_one_array: optax.GradientTransformation) -> optax.GradientTra
             for path in trees[0]
         }
 
-    def update_each(
-        updates: Mapping[str, Any], state: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def update_each(updates: Any, state: Any, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         both = each(update, updates, state, params)
         return tuple({path: pair[i] for path, pair in both.items()} for i in (0, 1))
 
@@ -196,20 +182,20 @@ def _each_network(of_one_network: optax.GradientTransformation) -> optax.Gradien
         return found
 
     def init(params: Mapping[str, Any]) -> optax.OptState:
-        if len(parts(params)) == 1:
-            return of_one_network.init(params)
-        return {network: of_one_network.init(part) for network, part in parts(params).items()}
+        states = {network: of_one_network.init(part) for network, part in parts(params).items()}
+        return states if len(states) != 1 else states.popitem()[1]
 
     def update(
         updates: Mapping[str, Any], state: optax.OptState, params: Mapping[str, Any]
     ) -> tuple[dict[str, Any], optax.OptState]:
-        if len(parts(updates)) == 1:
+        networks = parts(updates)
+        if len(networks) == 1:
             return of_one_network.update(updates, state, params)
         joined, states = {}, {}
-        for network, part in parts(updates).items():
+        for network, part in networks.items():
             own = {path: params[path] for path in part}
             changed = of_one_network.update(part, state[network], own)
-            waiting = ({path: jnp.zeros_like(leaf) for path, leaf in part.items()}, state[network])
+            waiting = (jax.tree.map(jnp.zeros_like, part), state[network])
             starts = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in part.values()]))
             pick = functools.partial(jnp.where, starts)
             found, states[network] = jax.tree.map(pick, changed, waiting)
@@ -224,10 +210,8 @@ def learning_rate_schedule(
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns the learning rate as a function of the number of updates made before.
 
-    Args:
-      config: see OptimizerConfig.
-      num_steps: of the whole run; a constant schedule needs none.
-      where: the section with `optimizer` and `train` in it, for the error message.
+    `num_steps` are those of the whole run (a constant schedule needs none), `where` is the section
+    with `optimizer` and `train` in it.
 
     Raises:
       UserError: the warm-up leaves no step for the fall.

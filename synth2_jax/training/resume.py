@@ -28,8 +28,8 @@ def resume(
 ) -> tuple[TrainState | None, Sums]:
     """Restores the newest checkpoint that is intact, and the position of the data.
 
-    Returns:
-      The state, and the sums of metrics that are not written yet; (None, {}) without a checkpoint.
+    Returns the state, and the sums of metrics that are not written yet; (None, {}) if there is no
+    checkpoint.
 
     Raises:
       UserError: a checkpoint of another model, on other pretrained parts or on other data.

@@ -15,9 +15,7 @@ from synth2_jax.models.mask_schedule import SCHEDULES
 from synth2_jax.models.maskgit import GeneratorConfig
 from synth2_jax.models.vgg import VGGConfig
 from synth2_jax.models.vlm import VLMConfig
-from synth2_jax.models.vq_tokenizer import (
-    VQTokenizerConfig,
-)
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +39,12 @@ class TokenizerTask:
     quantize_start: int = 0
 
     def __post_init__(self):
-        parts = (
-            ("discriminator", "adversarial_weight"),
-            ("perceptual", "perceptual_weight"),
-        )
-        for part, name in parts:
-            weight = getattr(self.loss, name)
-            if weight and getattr(self, part) is None:
+        parts = {"discriminator": "adversarial_weight", "perceptual": "perceptual_weight"}
+        for part, name in parts.items():
+            weight, is_given = getattr(self.loss, name), getattr(self, part) is not None
+            if weight and not is_given:
                 raise ValueError(f"loss.{name}: found {weight}, expected 0 without `{part}`")
-            if not weight and getattr(self, part) is not None:
+            if is_given and not weight:
                 raise ValueError(f"{part}: found a section, expected none with `loss.{name}`=0")
 
 

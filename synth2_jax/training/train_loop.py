@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from absl import logging
@@ -58,16 +59,13 @@ class TrainLoopConfig:
         for name in ("keep_best", "watchdog_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 0")
+        found = f"keep_best: found {self.keep_best}"
         if bool(self.keep_best) != bool(self.best_metric):
             raise ValueError(
-                f"keep_best: found {self.keep_best} with `best_metric`={self.best_metric!r}, "
-                "expected both or neither"
+                f"{found} with `best_metric`={self.best_metric!r}, expected both or neither"
             )
         if self.keep_best and not self.eval_every:
-            raise ValueError(
-                f"keep_best: found {self.keep_best}, expected 0 with `eval_every`=0, which "
-                "measures nothing"
-            )
+            raise ValueError(f"{found}, expected 0 with `eval_every`=0, which measures nothing")
 
 
 def train(
@@ -81,32 +79,17 @@ def train(
     *,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     initial_params: Mapping[str, Params] | None = None,
-    resolved_config: Mapping[str, Any] | None = None,
-    built_on: Mapping[str, str] | None = None,
+    resolved_config: Mapping[str, Any] = MappingProxyType({}),
+    built_on: Mapping[str, str] = MappingProxyType({}),
     rules: sharding.AxisRules = sharding.AXIS_RULES,
 ) -> TrainState:
     """Trains until `config.steps` or the end of the data, from the newest checkpoint in `workdir`.
 
-    Args:
-      objective: what is trained.
-      tx: from `make_optimizer`.
-      mesh: from `make_mesh`.
-      train_iterator: this process's rows of every batch, those of `sharding.data_layout(mesh)`;
-        its position is saved and restored.
-      config: see TrainLoopConfig.
-      workdir: checkpoints go to WORKDIR/checkpoints.
-      writers: get the training metrics, and what `evaluate` returns.
-      evaluate: called with the state every `eval_every` steps and after the last one.
-      initial_params: pretrained parameters for a new run (see `create_train_state`).
-      resolved_config: saved with every checkpoint.
-      built_on: fingerprints of what this run depends on; a checkpoint with others is refused.
-      rules: which logical axis lies where on the mesh.
-
-    Raises:
-      UserError: the loss is not finite; batches or a checkpoint do not fit the model.
-      SystemExit: after a signal and a save, with 143 after SIGTERM (see stop_signal.py).
+    The iterator gives the rows of `sharding.data_layout(mesh)`. Writers also get what `evaluate`
+    returns, every `eval_every` steps and at the end. A new run starts from `initial_params`, one
+    that resumes must be `built_on` the same. Raises UserError if the loss is not finite or a batch
+    or a checkpoint does not fit, SystemExit (143 after SIGTERM) after a signal and a save.
     """
-    built_on = dict(built_on or {})
     layout = train_state.state_layout(objective, tx, mesh, rules)
     kept = (config.keep, config.keep_best, config.best_metric)
     with (
@@ -114,32 +97,25 @@ def train(
         Watchdog(config.watchdog_seconds) as watchdog,
         Checkpoints(workdir, *kept, sharding.data_layout(mesh)) as checkpoints,
     ):
-        state, sums = resume(checkpoints, layout, train_iterator, built_on, resolved_config or {})
+        state, sums = resume(checkpoints, layout, train_iterator, built_on, resolved_config)
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
         watch = Watch(writers, checkpoints, stop, config.log_every, sums)
         train_step = compile_train_step(objective, tx, layout, mesh, rules, config.microbatches)
         first = step = int(state.step)
-        measured, measured_at = {}, -1
+        measured: dict[int, Mapping[str, float]] = {}  # by step
         evaluate_every = config.eval_every if evaluate else 0
 
         def measure() -> None:
-            nonlocal measured, measured_at
             watch.settle()
             with watch.aside():
-                measured, measured_at = evaluate(state), step
-                watch.write(step, measured)
+                measured[step] = evaluate(state)
+                watch.write(step, measured[step])
 
         def save() -> None:
             watch.settle()  # A step whose loss nobody has looked at may hold NaNs.
-            checkpoints.save(
-                state,
-                train_iterator,
-                resolved_config or {},
-                built_on,
-                measured if measured_at == step else None,
-                watch.sums(),
-            )
+            about = (resolved_config, built_on, measured.get(step), watch.sums())
+            checkpoints.save(state, train_iterator, *about)
 
         while step < config.steps:
             # Saved before the iterator moves: state and data position are of the same step.
@@ -160,15 +136,13 @@ def train(
             step += 1
             # The device now works on this step, while the host looks at the one before.
             watch.settle()
-            keys = getattr(train_iterator, "last_keys", ())
-            totals = getattr(train_iterator, "totals", {})
-            watch.add(step, metrics, keys, totals)
+            watch.add(step, metrics, train_iterator)
             watchdog.beat()
             if evaluate_every and step % evaluate_every == 0:
                 measure()
         if step > first:
             watch.finish(step)
-            if evaluate_every and measured_at != step:
+            if evaluate_every and step not in measured:
                 measure()  # also where the data ended early
             save()
             checkpoints.read_back(state)

@@ -26,50 +26,30 @@ FlatParams = dict[str, Any]
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a step reads and writes.
+    """All that a step reads and writes."""
 
-    Attributes:
-      step: i32[], the number of updates made.
-      params: the whole parameter tree, frozen parameters included.
-      opt_state: of the trainable parameters only.
-      model_state: what a step changes besides parameters; {} for most models.
-      rng: u32[2], data of the key that every step's streams are folded from; never changes.
-    """
-
-    step: jax.Array
-    params: Params
-    opt_state: optax.OptState
-    model_state: dict[str, Any]
-    rng: jax.Array
+    step: jax.Array  # i32[], the number of updates made
+    params: Params  # the whole tree, frozen parameters included
+    opt_state: optax.OptState  # of the trainable parameters only
+    model_state: dict[str, Any]  # what a step changes besides parameters; {} for most models
+    rng: jax.Array  # u32[2], data of the key that every step's streams are folded from; constant
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A pretrained part of a model; training leaves it as it is.
+    """A pretrained part of a model; training leaves it as it is."""
 
-    Attributes:
-      path: of its parameters in the model's tree, such as "vlm/language_model".
-      config: what the part must be.
-    """
-
-    path: str
-    config: Any
+    path: str  # of its parameters in the model's tree, such as "vlm/language_model"
+    config: Any  # what the part must be
 
 
 class Objective(Protocol):
-    """What is trained: a model, its loss, and what both need (see objectives.py).
+    """What is trained: a model, its loss, and what both need (see objectives.py)."""
 
-    Attributes:
-      frozen: patterns of the parameters that are not trained.
-      batches: whose batches it takes, such as "vlm".
-      parts: pretrained parts by their names in `config.pretrained`.
-      limits: {array of a batch: what its numbers stay below}; with "text_tokens" it reads text.
-    """
-
-    frozen: Sequence[str]
-    batches: str
-    parts: Mapping[str, Part]
-    limits: Mapping[str, int]
+    frozen: Sequence[str]  # patterns of the parameters that are not trained
+    batches: str  # whose batches it takes, such as "vlm"
+    parts: Mapping[str, Part]  # pretrained parts by their names in `config.pretrained`
+    limits: Mapping[str, int]  # what numbers of a batch stay below; "text_tokens" if it reads text
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
         """Raises UserError where a vocabulary does not fit the model, which is at `where`."""
@@ -86,7 +66,7 @@ class Objective(Protocol):
         *,
         train: bool,
     ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], dict[str, Any]]:
-        """Returns {name: (sum, count)}, and what was seen; the "loss" is minimized.
+        """Returns {name: (sum, count)}, where "loss" is minimized, and what was seen.
 
         The second is what `after_update` needs of these rows; {} for most models.
         """
@@ -165,19 +145,23 @@ def state_layout(
         return TrainState(jnp.int32(0), params, opt_state, model_state, jax.random.key_data(key))
 
     boxed = jax.eval_shape(boxed_state, jax.random.key(0))
-    sharding.check_named(boxed.params)
-    sharding.check_split(boxed.params, mesh, rules)
+    _check_places(boxed.params, mesh, rules)
     return with_shardings(boxed, mesh, rules)
 
 
 def params_layout(
-    objective: Objective, mesh: Mesh, rules: sharding.AxisRules = sharding.AXIS_RULES
+    objective: Objective, mesh: Mesh | None, rules: sharding.AxisRules = sharding.AXIS_RULES
 ) -> Params:
-    """Returns the parameters of `state_layout`, for those who do not train."""
+    """Returns the parameters of `state_layout`, for those who do not train; mesh as in `place`."""
     boxed = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
+    if mesh:
+        _check_places(boxed, mesh, rules)
+    return with_shardings(boxed, mesh, rules)
+
+
+def _check_places(boxed: Params, mesh: Mesh, rules: sharding.AxisRules) -> None:
     sharding.check_named(boxed)
     sharding.check_split(boxed, mesh, rules)
-    return with_shardings(boxed, mesh, rules)
 
 
 def create_train_state(
@@ -190,8 +174,6 @@ def create_train_state(
     """Creates the state at step 0, every array straight in its place on the mesh.
 
     Args:
-      objective: see Objective.
-      tx: the optimizer; it sees the trainable parameters by path.
       layout: from `state_layout` with the same objective and optimizer.
       seed: of the parameters and of every stream of the training steps.
       initial_params: pretrained parameters, {path prefix: tree}: {"language_model": tree} replaces
@@ -238,9 +220,8 @@ def _pretrained(initial_params: Mapping[str, Params], expected: FlatParams) -> F
         if not wanted:
             tops = {path.split("/")[0] for path in expected}
             raise UserError(f"{where}: the model has no such part; {nearest(prefix, tops)}")
-        for path in found:
-            if path not in wanted:
-                raise UserError(f"{where}: the model has no {path!r}; {nearest(path, wanted)}")
+        for path in sorted(found.keys() - wanted.keys()):
+            raise UserError(f"{where}: the model has no {path!r}; {nearest(path, wanted)}")
         for path, leaf in wanted.items():
             if path not in found:
                 raise UserError(f"{where}: found no {path!r}, expected shape {leaf.shape}")
@@ -252,8 +233,10 @@ def _pretrained(initial_params: Mapping[str, Params], expected: FlatParams) -> F
     return placed
 
 
-def with_shardings(boxed: Any, mesh: Mesh, rules: sharding.AxisRules) -> Any:
-    """Returns the ShapeDtypeStructs of a boxed tree, each with its place on the mesh."""
+def with_shardings(boxed: Any, mesh: Mesh | None, rules: sharding.AxisRules) -> Any:
+    """Returns the ShapeDtypeStructs of a boxed tree, each with its place on the mesh, if any."""
+    if mesh is None:
+        return nn.unbox(boxed)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         nn.unbox(boxed),
@@ -261,12 +244,14 @@ def with_shardings(boxed: Any, mesh: Mesh, rules: sharding.AxisRules) -> Any:
     )
 
 
-def place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def place(value: Any, leaf: jax.ShapeDtypeStruct) -> Any:
     """Puts one array on the mesh; every process gives its own devices their parts.
 
-    Of what is read when it is asked for (interop's LazyArray) each part is read once; an array of
-    numpy is copied, since its owner may change it.
+    Each part of a lazy array (interop's LazyArray) is read once; an array of numpy is copied, since
+    its owner may change it. If `leaf` has no sharding (there is no mesh), numpy gets all of it.
     """
+    if leaf.sharding is None:
+        return np.asarray(value).astype(leaf.dtype, copy=False)
     if isinstance(value, jax.Array):
         return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
     parts: dict[tuple[tuple[int | None, int | None], ...], np.ndarray] = {}

@@ -29,9 +29,7 @@ StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metri
 def step_rngs(rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
     """Returns one key a stream. They depend on (rng, step) alone, so a resumed run repeats them.
 
-    Args:
-      rng: u32[2], `TrainState.rng`.
-      step: i32[].
+    `rng` is u32[2], that of the TrainState; `step` is i32[].
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(RNG_STREAMS)}
@@ -114,7 +112,6 @@ def compile_train_step(
     """
     step = make_train_step(objective, tx, microbatches)
     places = train_state.shardings(layout)
-    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         with sharding.constraints(mesh, rules):
@@ -123,7 +120,7 @@ def compile_train_step(
     return jax.jit(
         train_step,
         in_shardings=(places, sharding.batch_sharding(mesh)),
-        out_shardings=(places, everywhere),
+        out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
 
@@ -140,8 +137,10 @@ def check_batch(
     spec = objective.batch_spec(rows)
     if "image" in batch and "image_tokens" in spec:
         spec = objective.batch_spec(rows, from_images=True)
-    found = {name: (array.shape, np.dtype(array.dtype).name) for name, array in batch.items()}
-    expected = {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in spec.items()}
+    found, expected = (
+        {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in arrays.items()}
+        for arrays in (batch, spec)
+    )
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise UserError(

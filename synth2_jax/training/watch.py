@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from synth2_jax.errors import UserError
 from synth2_jax.stop_signal import StopSignal
 from synth2_jax.training import metrics as metrics_lib
-from synth2_jax.training.checkpoints import Checkpoints
+from synth2_jax.training.checkpoints import Checkpoints, DataIterator
 from synth2_jax.training.metrics import Metrics, Sums, Writer
 
 # A finite loss can have an infinite gradient, which spoils the parameters all the same.
@@ -43,9 +43,7 @@ class Watch:
         log_every: int,
         sums: Sums,
     ):
-        self._writers = list(writers)
-        self._stop = stop
-        self._checkpoints = checkpoints
+        self._writers, self._checkpoints, self._stop = list(writers), checkpoints, stop
         self._log_every = log_every
         self._created = time.monotonic()
         self._is_first = True
@@ -68,23 +66,14 @@ class Watch:
         yield
         self._since += time.monotonic() - start
 
-    def add(
-        self,
-        step: int,
-        metrics: Metrics,
-        keys: Sequence[str] = (),
-        totals: Mapping[str, int] | None = None,
-    ) -> None:
+    def add(self, step: int, metrics: Metrics, data: DataIterator | None = None) -> None:
         """Takes the metrics of a step that was dispatched; the step before must be settled.
 
-        Args:
-          step: its number.
-          metrics: (sum, count) of each, still on the device.
-          keys: of its examples, as far as they have any; an error names the first.
-          totals: what this process was given of the data until now, logged as it is.
+        They are still on the device. An error names the first of the data's `last_keys`; its
+        `totals`, what this process was given until now, are logged as they are.
         """
-        self._pending = (step, metrics, keys)
-        self._totals = dict(totals or {})
+        self._pending = (step, metrics, getattr(data, "last_keys", ()))
+        self._totals = dict(getattr(data, "totals", {}))
         # Sums of another config, which computed other metrics, are left out.
         same = self._merged.keys() == metrics.keys()
         self._merged = metrics_lib.merge(self._merged, metrics) if same else metrics
@@ -145,8 +134,7 @@ class Watch:
 
     def _restart_clock(self) -> None:
         self._since = time.monotonic()
-        self._fetched_seconds = 0.0
-        self._waited_seconds = 0.0
+        self._fetched_seconds = self._waited_seconds = 0.0
         self._steps = 0
 
     def _check_finite(self, step: int, metrics: Metrics, keys: Sequence[str]) -> None:

@@ -146,7 +146,7 @@ def test_a_tokenizers_settings_are_in_every_fingerprint_of_it(export, runs, caps
     run = runs / "dot_product"
     write_untrained_run(run, "tokenizer", config={"model": {"tokenizer": section}})
     expected = load_trained(run, "tokenizer").fingerprint("tokenizer")
-    assert expected.endswith("+code_choice=dot_product")
+    assert expected.endswith("+code_choice=dot_product+norm_groups=2")
     folder = export("dot_product")
     description = json.loads((folder / "config.json").read_text())
     assert description["fingerprints"]["tokenizer"] == expected

@@ -14,7 +14,7 @@ from synth2_jax.stages import captions as captions_stage
 from synth2_jax.stages.captions import CaptionsConfig
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
 from synth2_jax.text.prompts import CHAT_CAPTION_PROMPT, CHAT_CLASS_PROMPT
-from synth2_jax.training.checkpoint_reader import restore_params
+from synth2_jax.training.checkpoint_reader import latest_step, read_description, restore_params
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
@@ -123,7 +123,8 @@ def test_a_vlm_is_trained_on_a_frozen_gemma(gemma, chain, tmp_path):
         pretrained__language_model=folder,
     )
     assert main.main(argv) == 0
-    params, _, built_on = restore_params(tmp_path / "vlm")
+    params = restore_params(tmp_path / "vlm")
+    _, built_on = read_description(tmp_path / "vlm", latest_step(tmp_path / "vlm"))
     held = jax.tree.map(np.asarray, load_language_model(folder, config))
     jax.tree.map(np.testing.assert_array_equal, params["vlm"]["language_model"], held)
     assert built_on["language_model"] == fingerprint(held)

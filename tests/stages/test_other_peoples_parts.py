@@ -19,7 +19,7 @@ from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop import hugging_face, maskgit_weights
 from synth2_jax.loading.trained import load_tokenizer, load_trained
 from synth2_jax.models.text_encoder import TextEncoderConfig
-from synth2_jax.training.checkpoint_reader import restore_params
+from synth2_jax.training.checkpoint_reader import latest_step, read_description, restore_params
 
 VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"
 IMAGE_SIZE = 16
@@ -159,7 +159,8 @@ def test_pairs_are_tokenized_by_anothers_vq_gan(pairs, tokenizer):
 def test_a_generator_is_trained_on_a_t5_and_anothers_vq_gan(tmp_path, pairs, tokenizer, t5, capsys):
     run = tmp_path / "generator"
     assert train(run, pairs, tokenizer, t5) == 0
-    params, _, built_on = restore_params(run)
+    params = restore_params(run)
+    _, built_on = read_description(run, latest_step(run))
     held = jax.tree.map(np.asarray, hugging_face.load_text_encoder(t5, TEXT_ENCODER))
     jax.tree.map(np.testing.assert_array_equal, params["generator"]["text_encoder"], held)
     assert built_on["text_encoder"] == fingerprint(held)

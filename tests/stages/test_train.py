@@ -17,7 +17,12 @@ from synth2_jax.data import pair_writer, records
 from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.text.vocabulary import BUILT_IN, load_vocabulary, train_vocabulary
-from synth2_jax.training.checkpoint_reader import FOLDER, latest_step, restore_params
+from synth2_jax.training.checkpoint_reader import (
+    FOLDER,
+    latest_step,
+    read_description,
+    restore_params,
+)
 from synth2_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
@@ -35,7 +40,7 @@ def test_a_run_leaves_config_checkpoint_and_metrics(chain, name):
     assert latest_step(folder) == steps
     config = json.loads((folder / "config.json").read_text())
     assert config["model_name"] == model_name
-    _, saved, _ = restore_params(folder)
+    saved, _ = read_description(folder, steps)
     assert json.loads(json.dumps(saved)) == config
     found = losses(folder)
     assert list(found) == list(range(1, steps + 1))
@@ -85,8 +90,8 @@ def test_more_steps_go_on_where_the_run_stopped(chain, tmp_path):
     chain.run(chain.training("vlm", tmp_path / "parts", train__steps=3))
     chain.run(chain.training("vlm", tmp_path / "parts"))
     assert losses(tmp_path / "parts") == losses(chain.path("vlm_real"))
-    assert fingerprint(restore_params(tmp_path / "parts")[0]) == fingerprint(
-        restore_params(chain.path("vlm_real"))[0]
+    assert fingerprint(restore_params(tmp_path / "parts")) == fingerprint(
+        restore_params(chain.path("vlm_real"))
     )
 
 
@@ -308,7 +313,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(chain, undisturbed, tmp_pat
         assert stopped_at % LONG["train__checkpoint_every"]  # saved when it was told to stop
     chain.run(long_run(chain, tmp_path))
     assert losses(tmp_path) == losses(undisturbed)
-    assert fingerprint(restore_params(tmp_path)[0]) == fingerprint(restore_params(undisturbed)[0])
+    assert fingerprint(restore_params(tmp_path)) == fingerprint(restore_params(undisturbed))
     # Steps done twice came out the same both times.
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for row in rows:

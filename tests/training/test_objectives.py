@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synth2_jax import sharding
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
 from synth2_jax.models.text_encoder import TextEncoder
+from synth2_jax.testing.toy_objective import one_device_mesh
 from synth2_jax.training import train_state
 from synth2_jax.training.metrics import mean
 from synth2_jax.training.objectives import OBJECTIVES, make_objective
@@ -23,53 +23,30 @@ from synth2_jax.training.train_step import RNG_STREAMS, make_train_step
 
 B, K = 4, 16
 WIDTH = {
-    "num_layers": 1,
-    "embed_dim": 16,
-    "num_heads": 2,
-    "head_dim": 8,
-    "mlp_dim": 16,
+    **{"num_layers": 1, "embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 16},
     "scan_layers": False,  # compiles faster
 }
 TOKENIZER = {
-    "image_size": 8,
-    "patch_size": 4,
-    "filters": 8,
-    "channel_multipliers": (1,),
-    "num_res_blocks": 1,
-    "kernel_size": 1,
-    "embedding_dim": 4,
-    "codebook_size": K,
-    "norm_groups": 2,
-    "reservoir_size": 32,
+    **{"image_size": 8, "patch_size": 4, "filters": 8, "channel_multipliers": (1,)},
+    **{"num_res_blocks": 1, "kernel_size": 1, "embedding_dim": 4, "codebook_size": K},
+    **{"norm_groups": 2, "reservoir_size": 32},
 }
 LANGUAGE_MODEL = {"vocab_size": 16, **WIDTH}
+MASKGIT = {"codebook_size": K, "num_tokens": 4, "token_embedding": "codebook", **WIDTH}
+VLM = {
+    **{"language_model": LANGUAGE_MODEL, "resampler": {"num_latents": 2, **WIDTH}},
+    **{"image_embedding_dim": 4, "num_image_tokens": 4},
+}
 SECTIONS = {
     "tokenizer": {"tokenizer": TOKENIZER},
     "language_model": {"language_model": LANGUAGE_MODEL, "text_length": 6},
     "generator": {
         "tokenizer": TOKENIZER,
-        "generator": {
-            "text_encoder": {"vocab_size": 16, **WIDTH},
-            "maskgit": {
-                "codebook_size": K,
-                "num_tokens": 4,
-                "token_embedding": "codebook",
-                **WIDTH,
-            },
-        },
+        "generator": {"text_encoder": LANGUAGE_MODEL, "maskgit": MASKGIT},
         "text_length": 6,
         "caption_dropout": 0.5,
     },
-    "vlm": {
-        "tokenizer": TOKENIZER,
-        "vlm": {
-            "language_model": LANGUAGE_MODEL,
-            "resampler": {"num_latents": 2, **WIDTH},
-            "image_embedding_dim": 4,
-            "num_image_tokens": 4,
-        },
-        "text_length": 6,
-    },
+    "vlm": {"tokenizer": TOKENIZER, "vlm": VLM, "text_length": 6},
 }
 ADVERSARIAL = {
     "tokenizer": TOKENIZER,
@@ -92,8 +69,8 @@ class Case:
     Gates of cross-attention are closed, as they are at first.
     """
 
-    def __init__(self, name, section=None, *, initialize=False):
-        self.objective = make_objective(name, section or SECTIONS[name])
+    def __init__(self, name, changes=None, *, initialize=False):
+        self.objective = make_objective(name, {**SECTIONS[name], **(changes or {})})
 
         def init(key):
             return nn.unbox(self.objective.init(key))
@@ -124,9 +101,26 @@ class Case:
     def after_update(self, seen):
         """(params, model_state) after a batch of one microbatch."""
         seen = jax.tree.map(lambda one: one[None], seen)
-        return self.objective.after_update(
-            self.params, self.model_state, seen, RNGS["after_update"]
-        )
+        key = RNGS["after_update"]
+        return self.objective.after_update(self.params, self.model_state, seen, key)
+
+    def gradient(self, params, is_trained, metric="loss", **changes):
+        """(mean of a metric, its gradient by path) for the paths that `is_trained`."""
+        flat = train_state.flatten(params)
+        trained = {path: leaf for path, leaf in flat.items() if is_trained(path)}
+        fixed = {path: leaf for path, leaf in flat.items() if path not in trained}
+        batch = {**self.batch, **changes}
+
+        @jax.jit
+        def value_and_grad(trained):
+            def loss(trained):
+                params = train_state.join_params(trained, fixed)
+                metrics, _ = self.objective.loss(params, batch, RNGS, jnp.int32(0), train=True)
+                return mean(metrics[metric])
+
+            return jax.value_and_grad(loss)(trained)
+
+        return value_and_grad(trained)
 
     def metrics(self, *args, **kwargs):
         return self.step(*args, **kwargs)[0]
@@ -161,85 +155,64 @@ def cases():
 
 
 @pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
-def test_losses_are_finite_sums_and_counts(cases, name):
+def test_losses_are_finite_and_the_gradient_reaches_every_trainable_parameter(cases, name):
+    case = cases[name]
     for train in (True, False):
-        metrics = cases[name].metrics(train=train)
+        metrics = case.metrics(train=train)
         for total, count in metrics.values():
             assert total.shape == count.shape == () and np.isfinite([total, count]).all()
         assert metrics["loss"][1] > 0
-
-
-@pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
-def test_the_gradient_reaches_every_trainable_parameter(cases, name):
-    case = cases[name]
-    trainable, frozen = train_state.split_params(case.opened(), case.objective.frozen)
-
-    @jax.jit
-    def gradient(trainable):
-        def loss(trainable):
-            params = train_state.join_params(trainable, frozen)
-            metrics, _ = case.objective.loss(params, case.batch, RNGS, jnp.int32(0), train=True)
-            return mean(metrics["loss"])
-
-        return jax.grad(loss)(trainable)
-
-    norms = {path: float(jnp.abs(leaf).max()) for path, leaf in gradient(trainable).items()}
-    assert np.isfinite(list(norms.values())).all()
+    trainable, _ = train_state.split_params(case.params, case.objective.frozen)
+    _, gradient = case.gradient(case.opened(), trainable.__contains__)
+    norms = {path: float(jnp.abs(leaf).max()) for path, leaf in gradient.items()}
+    assert np.isfinite(list(norms.values())).all() and norms.keys() == trainable.keys()
     assert [path for path, norm in norms.items() if norm == 0] == []
 
 
-@pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
-def test_what_is_frozen(cases, name):
-    _, frozen = train_state.split_params(cases[name].params, cases[name].objective.frozen)
-    parts = {"/".join(path.split("/")[: 2 if path.startswith("vlm") else 1]) for path in frozen}
-    assert (
-        parts
-        == {
-            "tokenizer": set(),
-            "language_model": set(),
-            "generator": {"tokenizer"},
-            "vlm": {"tokenizer", "vlm/language_model"},
-            "adversarial": set(),
-            "perceptual": {"perceptual"},
-        }[name]
-    )
-
-
-def test_a_pretrained_caption_encoder_stays_as_it_is():
-    """Its parameters have no moments and no gradient; the projection of its output is trained."""
-    section = {**SECTIONS["generator"], "freeze_text_encoder": True}
-    objective = make_objective("generator", section)
-    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-    tx = make_optimizer(OptimizerConfig())
-    layout = train_state.state_layout(objective, tx, mesh)
-    encoder = {path for path in train_state.flatten(layout.params) if "/text_encoder/" in path}
-    moments = layout.opt_state[1].mu
-    assert encoder and not encoder & moments.keys()
-    assert "generator/maskgit/text_projection/kernel" in moments
+FROZEN = {
+    "generator": {"tokenizer"},
+    "vlm": {"tokenizer", "vlm/language_model"},
+    "perceptual": {"perceptual"},
+}
 
 
 @pytest.mark.parametrize("name", [*SECTIONS, *TOKENIZERS])
 def test_layouts_are_named_and_only_what_is_trained_has_optimizer_state(cases, name):
     case = cases[name]
-    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-    tx = make_optimizer(OptimizerConfig())
-    layout = train_state.state_layout(case.objective, tx, mesh)
+    trainable, frozen = train_state.split_params(case.params, case.objective.frozen)
+    parts = {"/".join(path.split("/")[: 2 if path.startswith("vlm") else 1]) for path in frozen}
+    assert parts == FROZEN.get(name, set())
+    layout = train_state.state_layout(
+        case.objective, make_optimizer(OptimizerConfig()), one_device_mesh()
+    )
     shapes = jax.tree.map(jnp.shape, case.params)
     assert jax.tree.map(lambda leaf: leaf.shape, layout.params) == shapes
-    trainable, _ = train_state.split_params(case.params, case.objective.frozen)
+    assert moments_of(layout) == trainable.keys()
+
+
+def moments_of(layout):
     adam = layout.opt_state[1]
     of_networks = adam.values() if isinstance(adam, dict) else [adam]
-    moments = set().union(*(state.mu for state in of_networks))
-    assert moments == trainable.keys()
+    return set().union(*(state.mu for state in of_networks))
+
+
+def test_a_pretrained_caption_encoder_stays_as_it_is():
+    """Its parameters have no moments and no gradient; the projection of its output is trained."""
+    objective = make_objective("generator", {**SECTIONS["generator"], "freeze_text_encoder": True})
+    layout = train_state.state_layout(
+        objective, make_optimizer(OptimizerConfig()), one_device_mesh()
+    )
+    encoder = {path for path in train_state.flatten(layout.params) if "/text_encoder/" in path}
+    assert encoder and not encoder & moments_of(layout)
+    assert "generator/maskgit/text_projection/kernel" in moments_of(layout)
 
 
 # --- tokenizer ---
 
 
 def test_before_quantize_start_the_tokenizer_is_an_autoencoder(cases):
-    section = {**SECTIONS["tokenizer"], "quantize_start": 5, "loss": {"entropy_weight": 0.0}}
-    late, early = Case("tokenizer", section), cases["tokenizer"]
-
+    late = Case("tokenizer", {"quantize_start": 5, "loss": {"entropy_weight": 0.0}})
+    early = cases["tokenizer"]
     before, seen_before = late.step(step=4, train=True)
     # Nothing is quantized: no distance to the codes is a loss, and no code has been counted.
     assert float(before["codebook"][0]) == float(before["commitment"][0]) == 0
@@ -263,8 +236,8 @@ def test_before_quantize_start_the_tokenizer_is_an_autoencoder(cases):
 
 
 def test_a_batch_in_microbatches_is_counted_once():
-    section = {"tokenizer": {**TOKENIZER, "revive_share": 0.0, "usage_decay": 0.75}}
-    case = Case("tokenizer", section)
+    changes = {"tokenizer": {**TOKENIZER, "revive_share": 0.0, "usage_decay": 0.75}}
+    case = Case("tokenizer", changes)
     tx = make_optimizer(OptimizerConfig(learning_rate=1e-9))
     opt_state = tx.init(train_state.split_params(case.params, ())[0])
     rng = jax.random.key_data(jax.random.key(0))
@@ -294,18 +267,10 @@ def test_the_perceptual_loss_is_one_more_term_in_the_features_of_its_network(cas
 
 def test_the_perceptual_loss_alone_moves_encoder_and_decoder(cases):
     case = cases["perceptual"]
-
-    @jax.jit
-    def gradient(tokenizer):
-        def loss(tokenizer):
-            params = {**case.params, "tokenizer": tokenizer}
-            metrics, _ = case.objective.loss(params, case.batch, RNGS, jnp.int32(0), train=True)
-            return mean(metrics["perceptual"])
-
-        return jax.grad(loss)(tokenizer)
-
-    flat = train_state.flatten(gradient(case.params["tokenizer"]))
-    moved = {path.split("/")[0] for path, leaf in flat.items() if float(jnp.abs(leaf).max()) > 0}
+    _, gradient = case.gradient(
+        case.params, lambda path: path.startswith("tokenizer/"), "perceptual"
+    )
+    moved = {path.split("/")[1] for path, leaf in gradient.items() if jnp.abs(leaf).max() > 0}
     # The codes are passed over, straight through, on the way to the encoder.
     assert moved == {"encoder", "decoder"}
 
@@ -355,7 +320,7 @@ def test_an_untrained_generator_is_at_chance():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_dropped_captions_are_not_read_and_evaluation_drops_none(share):
-    case = Case("generator", {**SECTIONS["generator"], "caption_dropout": share})
+    case = Case("generator", {"caption_dropout": share})
     other = {"text_tokens": (case.batch["text_tokens"] + 3) % 14 + 2}
     assert (case.loss(train=True, **other) == case.loss(train=True)) == (share == 1.0)
     assert case.loss(train=False, **other) != case.loss(train=False)
@@ -363,10 +328,10 @@ def test_dropped_captions_are_not_read_and_evaluation_drops_none(share):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_frozen_caption_encoder_has_no_dropout(frozen):
-    section = {**SECTIONS["generator"], "freeze_text_encoder": frozen}
-    parts = section["generator"]
+    parts = SECTIONS["generator"]["generator"]
     text_encoder = {**parts["text_encoder"], "dropout_rate": 0.5}
-    case = Case("generator", {**section, "generator": {**parts, "text_encoder": text_encoder}})
+    changes = {"freeze_text_encoder": frozen, "generator": {**parts, "text_encoder": text_encoder}}
+    case = Case("generator", changes)
     moved = {**RNGS, "dropout": jax.random.key(99)}
     assert (case.loss(train=True, rngs=moved) == case.loss(train=True)) == frozen
     assert case.loss(train=False, rngs=moved) == case.loss(train=False)
@@ -377,47 +342,36 @@ def test_stored_features_stand_for_the_encoder_in_the_step(dtype):
     """The same loss and gradients; of a float32 encoder, up to the rounding of its features."""
     parts = SECTIONS["generator"]["generator"]
     text_encoder = {**parts["text_encoder"], "dtype": dtype, "dropout_rate": 0.5}
-    section = {
-        **SECTIONS["generator"],
-        "generator": {**parts, "text_encoder": text_encoder},
-        "freeze_text_encoder": True,
-    }
-    whole = Case("generator", section)
-    stored = Case("generator", {**section, "stored_text_features": True})
+    changes = {"generator": {**parts, "text_encoder": text_encoder}, "freeze_text_encoder": True}
+    whole = Case("generator", changes)
+    stored = Case("generator", {**changes, "stored_text_features": True})
     encoder = TextEncoder(whole.objective.task.generator.text_encoder)
     tokens_BT, mask_BT = whole.batch["text_tokens"], np.arange(6) < np.array([[1], [3], [5], [6]])
     variables = {"params": whole.params["generator"]["text_encoder"]}
     encode = jax.jit(functools.partial(encoder.apply, deterministic=True))
     features = encode(variables, tokens_BT, mask_BT)
     features = np.where(mask_BT[..., None], features.astype(jnp.bfloat16), 0)
-    batches = [
-        {**whole.batch, "text_mask": mask_BT},
-        {**whole.batch, "text_mask": mask_BT, "text_features": features},
+    text = {"text_tokens": tokens_BT, "text_mask": mask_BT}
+    text |= {"image_tokens": whole.batch["image_tokens"]}
+    trained, _ = train_state.split_params(whole.params, whole.objective.frozen)
+    without = dict(whole.params["generator"])
+    del without["text_encoder"]
+    found = [
+        whole.gradient(whole.params, trained.__contains__, **text),
+        stored.gradient(
+            {**whole.params, "generator": without},
+            trained.__contains__,
+            **text,
+            text_features=features,
+        ),
     ]
-    found = []
-    for case, batch in zip((whole, stored), batches, strict=True):
-        trainable, frozen = train_state.split_params(whole.params, whole.objective.frozen)
-        if case is stored:
-            frozen = {path: x for path, x in frozen.items() if "/text_encoder/" not in path}
-
-        @jax.jit
-        def gradient(trainable, case=case, frozen=frozen, batch=batch):
-            def loss(trainable):
-                params = train_state.join_params(trainable, frozen)
-                metrics, _ = case.objective.loss(params, batch, RNGS, jnp.int32(0), train=True)
-                return mean(metrics["loss"])
-
-            return jax.value_and_grad(loss)(trainable)
-
-        found.append(gradient(trainable))
     tolerance = {"bfloat16": {"rtol": 1e-6, "atol": 1e-7}, "float32": {"rtol": 2e-2, "atol": 2e-3}}
     tolerance = tolerance[dtype]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *found)
 
 
 def test_with_stored_features_the_encoder_is_nowhere():
-    section = {**SECTIONS["generator"], "freeze_text_encoder": True, "stored_text_features": True}
-    case = Case("generator", section)
+    case = Case("generator", {"freeze_text_encoder": True, "stored_text_features": True})
     assert set(case.params["generator"]) == {"maskgit"}
     assert case.batch["text_features"].shape == (B, 6, 16)
     assert case.batch["text_features"].dtype == jnp.bfloat16
@@ -428,20 +382,11 @@ def test_with_stored_features_the_encoder_is_nowhere():
     assert case.loss(text_features=-case.batch["text_features"]) != case.loss()
 
 
-def test_stored_features_are_of_an_encoder_that_stays_as_it_is():
-    with pytest.raises(UserError, match="stored_text_features: found True.*freeze_text_encoder"):
-        make_objective("generator", {**SECTIONS["generator"], "stored_text_features": True})
-
-
-def test_only_training_smooths_labels(cases):
+def test_only_training_smooths_labels_and_masks_come_from_their_stream_alone(cases):
     case = cases["generator"]
     assert case.loss(train=False) == pytest.approx(float(mean(case.metrics()["xent"])), rel=1e-6)
     smooth = case.metrics(train=True)
     assert float(mean(smooth["loss"])) != pytest.approx(float(mean(smooth["xent"])), rel=1e-6)
-
-
-def test_masks_come_from_their_stream_alone(cases):
-    case = cases["generator"]
     moved = {**RNGS, "mask": jax.random.key(99)}
     assert case.loss(rngs=moved) != case.loss()
     moved = {name: RNGS["mask"] if name == "mask" else jax.random.key(99) for name in RNGS}
@@ -487,7 +432,7 @@ def test_what_is_synthetic_changes_metrics_but_no_loss(cases):
 def test_pixel_space_is_embedding_space_where_decoding_and_encoding_undo_each_other(cases):
     """Most tokens of an untrained tokenizer come back as others; some are fixed points."""
     embedding = cases["vlm"]
-    pixel = Case("vlm", {**SECTIONS["vlm"], "image_space": "pixel"})
+    pixel = Case("vlm", {"image_space": "pixel"})
     params = embedding.opened()
     codebook_KC = np.asarray(params["tokenizer"]["quantizer"]["codebook"])
 
@@ -522,8 +467,7 @@ def test_pixel_space_is_embedding_space_where_decoding_and_encoding_undo_each_ot
 @pytest.mark.parametrize("name", ["generator", "vlm"])
 def test_of_normalized_codes_only_the_directions_count(name):
     """The generator must see what the tokenizer compares and the VLM embeds."""
-    section = {**SECTIONS[name], "tokenizer": {**TOKENIZER, "l2_normalize_codes": True}}
-    case = Case(name, section)
+    case = Case(name, {"tokenizer": {**TOKENIZER, "l2_normalize_codes": True}})
     tokenizer = case.params["tokenizer"]
     stretched_KC = tokenizer["quantizer"]["codebook"] * np.linspace(0.5, 2, K)[:, None]
     quantizer = {"codebook": stretched_KC.astype(np.float32)}
@@ -543,6 +487,11 @@ def test_of_normalized_codes_only_the_directions_count(name):
         ("vlm", {"image_spaec": "pixel"}, "--config.model.image_spaec: unknown key; did you mean"),
         ("vlm", {"image_space": "pixels"}, "did you mean 'pixel'?"),
         ("generator", {"mask_schedule": "cosin"}, "did you mean 'cosine'?"),
+        (
+            "generator",
+            {"stored_text_features": True},
+            "stored_text_features: found True, expected False without --config.model.freeze_text",
+        ),
         (
             "generator",
             {"tokenizer": {**TOKENIZER, "codebook_size": 8}},

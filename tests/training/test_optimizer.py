@@ -74,6 +74,8 @@ def test_skipped_parameters_do_not_decay(name):
     updates, _ = tx.update(zeros, tx.init(params), params)
     np.testing.assert_allclose(updates["a/kernel"], -0.5e-3 * np.ones(3), rtol=1e-6)
     np.testing.assert_array_equal(updates["a/bias"], np.zeros(3))
+    with pytest.raises(UserError, match=r"weight_decay_skip: 'bias\$' matches no parameter"):
+        tx.init({"a/kernel": jnp.ones(3)})
 
 
 def test_adafactor_with_momentum_averages_its_updates():
@@ -212,15 +214,13 @@ def test_stacked_parameters_are_those_with_a_layer_axis(name):
     tokenizer = {"image_size": 8, "patch_size": 4, "filters": 8, "channel_multipliers": (1,)}
     tokenizer |= {"num_res_blocks": 1, "norm_groups": 2, "embedding_dim": 4, "codebook_size": 8}
     text = {"vocab_size": 8, **width}
-    sizes = {"num_tokens": 4, "codebook_size": 8}
+    maskgit = {"num_tokens": 4, "codebook_size": 8, **width}
     vlm = {"language_model": text, "resampler": {"num_latents": 2, **width}}
     vlm |= {"image_embedding_dim": 4, "num_image_tokens": 4}
+    generator = {"text_encoder": text, "maskgit": maskgit}
     model = {
         "language_model": {"language_model": text},
-        "generator": {
-            "tokenizer": tokenizer,
-            "generator": {"text_encoder": text, "maskgit": {**sizes, **width}},
-        },
+        "generator": {"tokenizer": tokenizer, "generator": generator},
         "vlm": {"tokenizer": tokenizer, "vlm": vlm},
     }[name]
     objective = make_objective(name, {**model, "text_length": 4})
@@ -229,12 +229,6 @@ def test_stacked_parameters_are_those_with_a_layer_axis(name):
     stacked = {path for path, names in axes.items() if names[:1] == ("layers",)}
     assert stacked == {path for path in axes if is_stacked(path)} != set()
     assert not any("layers" in names[1:] for names in axes.values())
-
-
-def test_a_skip_that_matches_nothing_is_an_error():
-    tx = make_optimizer(OptimizerConfig(weight_decay=0.5, weight_decay_skip=("bais$",)))
-    with pytest.raises(UserError, match=r"weight_decay_skip: 'bais\$' matches no parameter"):
-        tx.init({"a/bias": jnp.ones(3)})
 
 
 def test_gradients_are_clipped_by_the_global_norm_of_their_network():
@@ -252,49 +246,39 @@ def test_a_network_that_starts_late_starts_as_if_alone():
     beta2)^0.5 times as large."""
     tx = make_optimizer(OptimizerConfig(learning_rate=0.1, beta1=0.0, beta2=0.99))
     params = {"net/a": jnp.ones(2), "judge/a": jnp.ones(2)}
-
-    def step(judge, state):
-        grads = {"net/a": jnp.full(2, 0.1), "judge/a": jnp.full(2, judge)}
-        return tx.update(grads, state, params)
-
     state = tx.init(params)
-    for _ in range(3):
-        updates, state = step(0.0, state)
-        np.testing.assert_array_equal(updates["judge/a"], [0, 0])
+    # At last it is not moved on by what came before.
+    for judge, moved in [(0.0, 0.0)] * 3 + [(0.5, -0.1), (0.0, 0.0)]:
+        grads = {"net/a": jnp.full(2, 0.1), "judge/a": jnp.full(2, judge)}
+        updates, state = tx.update(grads, state, params)
+        np.testing.assert_allclose(updates["judge/a"], [moved, moved], rtol=1e-5, atol=0)
         np.testing.assert_allclose(updates["net/a"], [-0.1, -0.1], rtol=1e-5)
-    updates, state = step(0.5, state)
-    np.testing.assert_allclose(updates["judge/a"], [-0.1, -0.1], rtol=1e-5)
-    updates, _ = step(0.0, state)  # not moved on by what came before
-    np.testing.assert_array_equal(updates["judge/a"], [0, 0])
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"name": "adamm"}, "--config.optimizer.name: unknown 'adamm'; did you mean 'adam'?"),
-        (
-            {"schedule": "cosin"},
-            "--config.optimizer.schedule: unknown 'cosin'; did you mean 'cosine'?",
-        ),
-        ({"total_steps": 5}, "--config.optimizer.total_steps: unknown key"),
+        ({"name": "adamm"}, "name: unknown 'adamm'; did you mean 'adam'?"),
+        ({"schedule": "cosin"}, "schedule: unknown 'cosin'; did you mean 'cosine'?"),
+        ({"total_steps": 5}, "total_steps: unknown key"),
         (
             {"name": "adam", "weight_decay": 0.1},
-            "expected 0 with --config.optimizer.name=adam. Use adamw",
+            "weight_decay: found 0.1, expected 0 with --config.optimizer.name=adam. Use adamw",
         ),
         (
             {"momentum": 0.9},
-            "--config.optimizer.momentum: found 0.9, expected 0 with "
-            "--config.optimizer.name=adamw, which has --config.optimizer.beta1",
+            "momentum: found 0.9, expected 0 with --config.optimizer.name=adamw, which has "
+            "--config.optimizer.beta1",
         ),
-        ({"multiply_by_parameter_scale": False}, "only adafactor multiplies"),
+        ({"multiply_by_parameter_scale": False}, "multiply_by_parameter_scale: found False"),
         ({"name": "adafactor", "momentum": 1.0}, "momentum: found 1.0, expected 0 to below 1"),
         (
             {"weight_decay_skip": ["bias"]},
-            "weight_decay_skip: found patterns, expected none with --con",
+            "weight_decay_skip: found ('bias',), expected () with --config.optimizer.weight_decay",
         ),
     ],
 )
 def test_mistakes_in_the_config(section, message):
     with pytest.raises(UserError) as error:
         build(OptimizerConfig, section, "--config.optimizer")
-    assert message in str(error.value)
+    assert str(error.value).startswith(f"--config.optimizer.{message}")

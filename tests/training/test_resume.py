@@ -20,14 +20,8 @@ CONFIG = {
         ({"model": {**CONFIG["model"], "sizes": [1, 2]}}, ""),  # as JSON has it
         ({"data": {"batch_size": 16}, "validation": {}}, ""),  # the data checks itself
         ({"train": {"steps": 3, "seed": 0, "log_every": 9, "keep": 2}}, ""),
-        (
-            {"train": {"steps": 3, "seed": 1}},
-            "--config.train.seed=1 (0 before)",
-        ),
-        (
-            {"train": {"steps": 4, "seed": 0}},
-            "--config.train.steps=4 (3 before)",
-        ),
+        ({"train": {"steps": 3, "seed": 1}}, "--config.train.seed=1 (0 before)"),
+        ({"train": {"steps": 4, "seed": 0}}, "--config.train.steps=4 (3 before)"),
         (
             {"optimizer": {"learning_rate": 0.2, "schedule": "cosine"}, "stream": {"share": 1.0}},
             "--config.optimizer.learning_rate=0.2 (0.1 before), "
@@ -43,8 +37,6 @@ CONFIG = {
 def test_what_changes_the_training_is_named(changes, expected):
     found = changed_settings(CONFIG, {**CONFIG, **changes})
     assert found.endswith(expected) and bool(found) == bool(expected)
-
-
-def test_without_a_schedule_more_steps_are_no_other_training():
+    # Without a schedule more steps are no other training.
     config = {"optimizer": {"schedule": "constant"}, "train": {"steps": 3}}
     assert changed_settings(config, {**config, "train": {"steps": 4}}) == ""

@@ -30,10 +30,7 @@ def test_a_signal_after_the_last_poll_ends_the_process_all_the_same():
         stop_this_process()
         finished.append("what was under way")
     assert error.value.code == 143 and finished
-
-
-def test_an_error_is_not_hidden_by_a_signal():
-    with pytest.raises(KeyError), StopSignal():
+    with pytest.raises(KeyError), StopSignal():  # an error is not hidden by a signal
         stop_this_process()
         raise KeyError("found")
 
@@ -45,8 +42,8 @@ def test_a_second_ctrl_c_ends_at_once():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_what_was_ignored_stays_ignored():
-    """As SIGHUP under nohup."""
+def test_what_was_ignored_stays_ignored_and_leaving_says_what_was_kept(capsys):
+    """SIGHUP is ignored under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopSignal() as stop:
@@ -55,9 +52,6 @@ def test_what_was_ignored_stays_ignored():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_leaving_says_what_was_kept(capsys):
     with pytest.raises(SystemExit), StopSignal() as stop:
         signal.raise_signal(signal.SIGHUP)
         stop.exit("finished shards are kept")

@@ -13,25 +13,13 @@ from jax.sharding import AbstractMesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError
-from synth2_jax.sharding import MeshConfig
-from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.testing.toy_objective import ToyObjective, toy_state
 from synth2_jax.training import train_state
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 
-@pytest.fixture
-def mesh():
-    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-
-
-def create(mesh, toy, seed=0, initial_params=None):
-    tx = make_optimizer(OptimizerConfig())
-    layout = train_state.state_layout(toy, tx, mesh)
-    return layout, train_state.create_train_state(toy, tx, layout, seed, initial_params)
-
-
-def test_the_layout_is_that_of_the_created_state(mesh):
-    layout, state = create(mesh, ToyObjective())
+def test_the_layout_is_that_of_the_created_state():
+    layout, state = toy_state()
     as_layout = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
@@ -40,56 +28,56 @@ def test_the_layout_is_that_of_the_created_state(mesh):
     assert int(state.step) == 0 and state.rng.dtype == jnp.uint32
 
 
-def test_parameters_are_those_of_a_plain_init_and_depend_on_the_seed(mesh):
-    toy = ToyObjective()
-    _, state = create(mesh, toy, seed=3)
+def test_parameters_are_those_of_a_plain_init_and_depend_on_the_seed():
+    (_, state), (_, other) = toy_state(seed=3), toy_state(seed=4)
     init_key, _ = jax.random.split(jax.random.key(3))
-    expected = nn.unbox(toy.init(init_key))
+    expected = nn.unbox(ToyObjective().init(init_key))
     jax.tree.map(np.testing.assert_array_equal, state.params, expected["params"])
     jax.tree.map(np.testing.assert_array_equal, state.model_state["usage"], expected["usage"])
-    _, other = create(mesh, toy, seed=4)
     assert not np.array_equal(other.params["head"]["kernel"], state.params["head"]["kernel"])
     assert not np.array_equal(other.rng, state.rng)
 
 
-def test_frozen_parameters_have_no_optimizer_state(mesh):
-    layout, state = create(mesh, ToyObjective(frozen=["^encoder/"]))
+def test_frozen_parameters_have_no_optimizer_state():
+    layout, state = toy_state(ToyObjective(frozen=["^encoder/"]))
     moments = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.opt_state)]
     assert any("head/kernel" in path for path in moments)
     assert not any("encoder" in path for path in moments)
     assert "encoder" in layout.params
 
 
-def test_split_and_join_are_inverse():
+def test_split_and_join_are_inverse_and_a_pattern_must_match_and_leave_something():
     params = {"a": {"b": 1, "c": 2}, "d": 3}
     trainable, frozen = train_state.split_params(params, ["^a/b$"])
     assert trainable == {"a/c": 2, "d": 3} and frozen == {"a/b": 1}
     assert train_state.join_params(trainable, frozen) == params
-
-
-def test_a_pattern_must_match_and_leave_something():
     with pytest.raises(UserError, match=r"frozen: '\^langage' matches no parameter, such as \['a'"):
         train_state.split_params({"a": 1}, ["^langage"])
     with pytest.raises(UserError, match="leave none of 1 parameters to train"):
         train_state.split_params({"a": 1}, ["a"])
 
 
-def test_pretrained_parameters_replace_their_part_and_take_its_dtype(mesh):
-    kernel = np.arange(128, dtype=np.float64).reshape(8, 16)
-    toy = ToyObjective()
-    _, plain = create(mesh, toy)
-    layout, state = create(mesh, toy, initial_params={"encoder": {"kernel": kernel}})
-    np.testing.assert_array_equal(state.params["encoder"]["kernel"], kernel)
-    assert state.params["encoder"]["kernel"].dtype == jnp.float32
-    assert state.params["encoder"]["kernel"].sharding == layout.params["encoder"]["kernel"].sharding
-    jax.tree.map(np.testing.assert_array_equal, state.params["head"], plain.params["head"])
-
-
-def test_what_is_given_is_not_what_is_held(mesh):
-    kernel = np.ones((8, 16), np.float32)
-    _, state = create(mesh, ToyObjective(), initial_params={"encoder": {"kernel": kernel}})
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_pretrained_parameters_replace_their_part_and_take_its_dtype(dtype):
+    """They are copied: who gave them may change them."""
+    kernel = np.arange(128, dtype=dtype).reshape(8, 16)
+    expected = kernel.copy()
+    layout, state = toy_state(initial_params={"encoder": {"kernel": kernel}})
     kernel[:] = 0
-    np.testing.assert_array_equal(state.params["encoder"]["kernel"], np.ones((8, 16)))
+    found = state.params["encoder"]["kernel"]
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == jnp.float32
+    assert found.sharding == layout.params["encoder"]["kernel"].sharding
+    jax.tree.map(np.testing.assert_array_equal, state.params["head"], toy_state()[1].params["head"])
+
+
+def test_without_a_mesh_parameters_are_numpy_in_the_models_dtypes():
+    layout = train_state.params_layout(ToyObjective(), None)
+    given = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float16), layout)
+    found = jax.tree.map(train_state.place, given, layout)
+    assert {(type(leaf), leaf.dtype.name) for leaf in jax.tree.leaves(found)} == {
+        (np.ndarray, "float32")
+    }
 
 
 PLACE_LAZILY = """
@@ -129,9 +117,9 @@ def test_a_part_that_several_devices_hold_is_read_once():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_empty_prefix_replaces_everything(mesh):
-    _, source = create(mesh, ToyObjective(), seed=1)
-    _, state = create(mesh, ToyObjective(), seed=2, initial_params={"": source.params})
+def test_the_empty_prefix_replaces_everything():
+    _, source = toy_state(seed=1)
+    _, state = toy_state(seed=2, initial_params={"": source.params})
     jax.tree.map(np.testing.assert_array_equal, state.params, source.params)
 
 
@@ -150,11 +138,9 @@ def test_the_empty_prefix_replaces_everything(mesh):
         ),
     ],
 )
-def test_pretrained_parameters_that_do_not_fit_are_an_error_of_one_line(
-    mesh, initial_params, message
-):
+def test_pretrained_parameters_that_do_not_fit_are_an_error_of_one_line(initial_params, message):
     with pytest.raises(UserError) as error:
-        create(mesh, ToyObjective(), initial_params=initial_params)
+        toy_state(initial_params=initial_params)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -169,10 +155,10 @@ def test_a_mesh_that_splits_too_little_is_refused(for_training):
             train_state.params_layout(toy, mesh)
 
 
-def test_a_parameter_without_names_is_an_error(mesh):
+def test_a_parameter_without_names_is_an_error():
     class Unnamed(ToyObjective):
         def init(self, key):
             return nn.unbox(super().init(key))
 
     with pytest.raises(ValueError, match="encoder/kernel has no logical axis names"):
-        create(mesh, Unnamed())
+        toy_state(Unnamed())

@@ -6,11 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from synth2_jax import sharding
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
-from synth2_jax.sharding import MeshConfig
-from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.testing.toy_objective import ToyObjective, one_device_mesh
 from synth2_jax.training import train_state
 from synth2_jax.training.optimizer import Optimizer
 from synth2_jax.training.train_step import (
@@ -22,14 +20,10 @@ from synth2_jax.training.train_step import (
 )
 
 
-def sgd(rate):
-    return Optimizer(*optax.sgd(rate), learning_rate=lambda step: jnp.float32(rate))
-
-
-def one_step(toy, tx=None, rows=3, microbatches=1):
-    tx = tx or sgd(0.5)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    layout = train_state.state_layout(toy, tx, mesh)
+def one_step(toy, rows=3, microbatches=1):
+    """(state before, batch, state after, metrics) of gradient descent at a rate of 0.5."""
+    tx = Optimizer(*optax.sgd(0.5), learning_rate=lambda step: jnp.float32(0.5))
+    layout = train_state.state_layout(toy, tx, one_device_mesh())
     before = train_state.create_train_state(toy, tx, layout, seed=0)
     batch = next(FakeBatches(toy.batch_spec(rows)))
     after, metrics = jax.jit(make_train_step(toy, tx, microbatches))(before, batch)
@@ -95,11 +89,8 @@ def test_streams_differ_from_each_other_and_from_step_to_step_and_repeat():
     assert len(set(draws.values())) == 2 * len(RNG_STREAMS)
     again = step_rngs(rng, jnp.int32(1))["mask"]
     assert float(jax.random.uniform(again)) == draws["mask", 1]
-
-
-def test_the_noise_stream_reaches_the_loss():
     quiet, loud = (one_step(ToyObjective(noise=n))[3]["loss"][0] for n in (0.0, 1.0))
-    assert float(quiet) != pytest.approx(float(loud))
+    assert float(quiet) != pytest.approx(float(loud))  # one of them reaches the loss
 
 
 # --- microbatches ---
@@ -137,15 +128,11 @@ def test_each_microbatch_has_random_numbers_of_its_own():
     assert 2 * squares > total**2 + 1e-3
 
 
-def test_rows_stay_together_as_they_are_dealt_out():
+def test_rows_are_dealt_out_together_or_named():
     parts = _split_rows({"a": jnp.arange(6), "b": 10 * jnp.arange(6)[:, None]}, 3)
     assert parts["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
     np.testing.assert_array_equal(10 * parts["a"][..., None], parts["b"])
-
-
-def test_rows_that_no_microbatch_can_share_are_named():
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     batch = next(FakeBatches(ToyObjective().batch_spec(6)))
-    check_batch(batch, ToyObjective(), mesh, 3)
+    check_batch(batch, ToyObjective(), one_device_mesh(), 3)
     with pytest.raises(UserError, match=r"found 6 rows, .* in each of 4 microbatches"):
-        check_batch(batch, ToyObjective(), mesh, 4)
+        check_batch(batch, ToyObjective(), one_device_mesh(), 4)
