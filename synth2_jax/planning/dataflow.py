@@ -6,10 +6,9 @@ What decides how often a loop runs or which branch is taken does not count as a 
 """
 
 import collections
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from synth2_jax.planning.hlo_text import Instruction, parse
+from synth2_jax.planning.hlo_text import Computations, Instruction, parse
 
 # Of an array: the names of arguments. Of a tuple: those of its elements.
 Flow = frozenset[str] | tuple["Flow", ...]
@@ -18,7 +17,7 @@ _NONE: Flow = frozenset()
 
 
 def sources(text: str) -> dict[str, frozenset[str]]:
-    """Names of arguments by name of instruction, of `compiled.as_text()`.
+    """Returns names of arguments by name of instruction, of `compiled.as_text()`.
 
     An argument of the jitted function is named as JAX names it in HLO, up to the first bracket
     ("state.params" for all of that tree); one without such a name by the instruction that reads it.
@@ -27,7 +26,7 @@ def sources(text: str) -> dict[str, frozenset[str]]:
     computations, entry = parse(text)
     program = _Program(computations)
     arguments = {
-        int(line.arguments): frozenset([_name(line)])
+        int(line.arguments): frozenset([line.attribute(r'op_name="([^"[]+)') or line.name])
         for line in computations[entry]
         if line.opcode == "parameter"
     }
@@ -35,59 +34,47 @@ def sources(text: str) -> dict[str, frozenset[str]]:
     return dict(program.found)
 
 
-def _name(line: Instruction) -> str:
-    named = re.search(r'op_name="([^"[]+)', line.attributes)
-    return named[1] if named else line.name
-
-
 class _Program:
     """Walks computations with what their parameters hold; `found` is over all walks."""
 
-    def __init__(self, computations: Mapping[str, Sequence[Instruction]]):
+    def __init__(self, computations: Computations):
         self._computations = computations
         self._known: dict[tuple[str, tuple[Flow, ...]], Flow] = {}
         self.found: dict[str, frozenset[str]] = collections.defaultdict(frozenset)
 
     def run(self, name: str, arguments: Sequence[Flow]) -> Flow:
-        """What the computation's root holds."""
+        """Returns what the computation's root holds."""
         key = (name, tuple(arguments))
         if key not in self._known:
-            self._known[key] = self._walk(name, arguments)
+            local: dict[str, Flow] = {}
+            for line in self._computations[name]:
+                operands = [local[operand] for operand in line.operands]
+                flow = local[line.name] = self._flow(line, operands, arguments)
+                self.found[line.name] |= _all(flow)
+                if line.is_root:
+                    self._known[key] = flow
         return self._known[key]
 
-    def _walk(self, name: str, arguments: Sequence[Flow]) -> Flow:
-        local: dict[str, Flow] = {}
-        result = _NONE
-        for line in self._computations[name]:
-            flow = self._flow(line, [local[operand] for operand in line.operands], arguments)
-            local[line.name] = flow
-            self.found[line.name] |= _all(flow)
-            result = flow if line.is_root else result
-        return result
-
     def _flow(self, line: Instruction, operands: list[Flow], arguments: Sequence[Flow]) -> Flow:
-        if line.opcode == "parameter":
-            return arguments[int(line.arguments)]
-        if line.opcode == "tuple":
-            return tuple(operands)
-        if line.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
-            return operands[0][int(re.search(r"index=(\d+)", line.attributes)[1])]
-        called = dict(re.findall(r"(calls|body|condition|to_apply)=%?([\w.\-]+)", line.attributes))
-        if line.opcode == "while":
-            return self._loop(called["body"], called["condition"], operands[0])
-        if line.opcode in ("fusion", "call", "async-start"):
-            return self.run(called.get("calls") or called["to_apply"], operands)
-        if branches := re.search(r"branch_computations=\{([^}]*)\}", line.attributes):
-            names = re.findall(r"%?([\w.\-]+)", branches[1])
-            joined = [
-                self.run(*one) for one in zip(names, ([x] for x in operands[1:]), strict=True)
-            ]
-            return _join(joined)
-        if line.opcode in ("copy", "optimization-barrier"):
-            return operands[0]
+        match line.opcode:
+            case "parameter":
+                return arguments[int(line.arguments)]
+            case "tuple":
+                return tuple(operands)
+            case "get-tuple-element" if isinstance(operands[0], tuple):
+                return operands[0][int(line.attribute(r"index=(\d+)"))]
+            case "while":
+                return self._loop(line.runs("condition"), line.runs("body"), operands[0])
+            case "fusion" | "call" | "async-start":
+                return self.run(line.called[0], operands)
+            case "conditional" if line.branches:
+                inputs = ([operand] for operand in operands[1:])
+                return _join([self.run(*one) for one in zip(line.branches, inputs, strict=True)])
+            case "copy" | "optimization-barrier":
+                return operands[0]
         return _all(tuple(operands))
 
-    def _loop(self, body: str, condition: str, state: Flow) -> Flow:
+    def _loop(self, condition: str, body: str, state: Flow) -> Flow:
         while True:
             self.run(condition, [state])
             after = _join([state, self.run(body, [state])])

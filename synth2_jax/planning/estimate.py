@@ -7,17 +7,11 @@ from synth2_jax.planning.topologies import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds that each resource of a chip is busy with a step at its peak rate.
+    """Seconds that each resource of a chip is busy with a step at its peak rate."""
 
-    Attributes:
-      compute: compiled FLOPs over the peak of bfloat16.
-      memory: bytes to and from HBM over its bandwidth.
-      network: bytes that collectives send over the bandwidth of all links.
-    """
-
-    compute: float
-    memory: float
-    network: float
+    compute: float  # compiled FLOPs over the peak of bfloat16
+    memory: float  # bytes to and from HBM over its bandwidth
+    network: float  # bytes that collectives send over the bandwidth of all links
 
     @property
     def seconds(self) -> float:
@@ -26,7 +20,7 @@ class Estimate:
 
     @property
     def bound_by(self) -> str:
-        """Which resource that is."""
+        """The busiest resource."""
         return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
 
     def mfu(self, model_flops: float, chip: Chip) -> float:
@@ -35,7 +29,7 @@ class Estimate:
 
 
 def estimate(chip: Chip, flops: float, hbm_bytes: float, network_bytes: float) -> Estimate:
-    """Args: of one chip and one step."""
+    """Returns that of one chip and one step."""
     return Estimate(
         flops / chip.flops, hbm_bytes / chip.hbm_bandwidth, network_bytes / chip.ici_bandwidth
     )

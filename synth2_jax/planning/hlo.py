@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from synth2_jax.planning.hlo_collectives import (
     Call,
     Collective,
@@ -20,13 +22,11 @@ from synth2_jax.planning.hlo_collectives import (
     merged,
 )
 from synth2_jax.planning.hlo_text import (
-    BRANCHES,
-    CALLED,
     CONTROL,
+    Computations,
     Instruction,
     dims_of,
     num_bytes_of,
-    numbers_of,
     parse,
     root_of,
 )
@@ -39,33 +39,28 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run on one chip.
+    """Of one run on one chip."""
 
-    Attributes:
-      flops: of matrix products and convolutions, 2 a multiplication.
-      hbm_bytes: read and written by instructions, what stays in the chip's fast memory left out.
-      calls: of collectives.
-      unknown_loops: loops whose number of rounds could not be read; they are counted once.
-    """
-
-    flops: float
-    hbm_bytes: float
-    calls: tuple[Call, ...]
-    unknown_loops: int
+    flops: float  # of matrix products and convolutions, 2 a multiplication
+    hbm_bytes: float  # read and written by instructions, but not in the chip's fast memory
+    calls: tuple[Call, ...]  # of collectives
+    unknown_loops: int  # loops whose number of rounds cannot be read; they are counted once
 
     @property
     def collectives(self) -> dict[str, Collective]:
         """The calls by kind."""
-        totals: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
+        totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(3))
         for call in self.calls:
             sent = call.count * call.num_bytes
-            for place, value in enumerate((call.count, sent, sent * call.overlapped)):
-                totals[call.kind][place] += value
-        return {kind: Collective(*found) for kind, found in sorted(totals.items())}
+            totals[call.kind] += (call.count, sent, sent * call.overlapped)
+        return {
+            kind: Collective(int(count), float(sent), float(overlapped))
+            for kind, (count, sent, overlapped) in sorted(totals.items())
+        }
 
 
 def cost(text: str) -> Cost:
-    """The cost of a compiled module, `compiled.as_text()`."""
+    """Returns the cost of a compiled module, `compiled.as_text()`."""
     computations, entry = parse(text)
     flops = hbm_bytes = 0.0
     unknown_loops = 0
@@ -83,22 +78,19 @@ def cost(text: str) -> Cost:
 
 
 def loops(text: str) -> list[int | None]:
-    """Rounds of the loops of the entry computation, in order; None where they cannot be read."""
+    """Returns the rounds of the entry computation's loops, in order; None if they are unknown."""
     computations, entry = parse(text)
-    return [
-        _trip_count(line, computations) for line in computations[entry] if line.opcode == "while"
-    ]
+    lines = computations[entry]
+    return [_trip_count(line, computations) for line in lines if line.opcode == "while"]
 
 
 def num_instructions(text: str) -> int:
-    """How long the program is, however often its parts run."""
+    """Returns how long the program is, however often its parts run."""
     return sum(len(lines) for lines in parse(text)[0].values())
 
 
-def _runs(
-    computations: dict[str, list[Instruction]], entry: str
-) -> Iterator[tuple[str, int, bool]]:
-    """(computation, times it runs, whether it is part of one instruction) for each call of it."""
+def _runs(computations: Computations, entry: str) -> Iterator[tuple[str, int, bool]]:
+    """Yields (computation, times it runs, whether it is part of one instruction) for each call."""
     waiting = [(entry, 1, False)]
     while waiting:
         name, times, is_fused = waiting.pop()
@@ -107,36 +99,32 @@ def _runs(
             rounds = times
             if line.opcode == "while":
                 rounds *= _trip_count(line, computations) or 1
-            called = CALLED.findall(line.attributes)
-            if branches := BRANCHES.search(line.attributes):
-                called += re.findall(r"%?([\w.\-]+)", branches[1])
-            inside = is_fused or line.opcode not in CONTROL
+            inside = is_fused or not line.is_control
+            called = (*line.called, *line.branches)
             waiting += [(other, rounds, inside) for other in called if other in computations]
 
 
-def _trip_count(line: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """Rounds of a loop that counts from 0 to a constant; None for another.
+def _trip_count(line: Instruction, computations: Computations) -> int | None:
+    """Returns the rounds of a loop that counts from 0 to a constant; None for another.
 
     JAX's scans count in ones; products that XLA splits to gather as it goes, in twos.
     """
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line.attributes):
-        return int(known[1])
+    if known := line.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+        return int(known)
     condition, body = (
-        {other.name: other for other in computations[name]}
-        for name in (
-            re.search(rf"{part}=%?([\w.\-]+)", line.attributes)[1] for part in ("condition", "body")
-        )
+        {other.name: other for other in computations[line.runs(role)]}
+        for role in ("condition", "body")
     )
     compared = [condition.get(name) for name in root_of(condition.values()).operands]
     if [one and one.opcode for one in compared] != ["get-tuple-element", "constant"]:
         return None
     counter, bound = compared
-    step = _increment(body, int(re.search(r"index=(\d+)", counter.attributes)[1]))
+    step = _increment(body, int(counter.attribute(r"index=(\d+)")))
     return math.ceil(int(bound.arguments) / step) if step else None
 
 
 def _increment(body: dict[str, Instruction], index: int) -> int:
-    """What a loop's body adds to element `index` of its state; 0 where that cannot be read."""
+    """Returns what a loop's body adds to element `index` of its state; 0 if it cannot be read."""
     root, total = root_of(body.values()), 0
     if root.opcode != "tuple":
         return 0
@@ -153,17 +141,13 @@ def _increment(body: dict[str, Instruction], index: int) -> int:
 
 def _flops(line: Instruction, shapes: dict[str, str]) -> float:
     if line.opcode == "dot":
-        contracted = numbers_of(line.attributes, "lhs_contracting_dims")
         left = dims_of(shapes[line.operands[0]])
-        return 2.0 * math.prod(dims_of(line.shape)) * math.prod(left[d] for d in contracted)
-    if line.opcode == "convolution":
-        return _convolution_flops(line, shapes)
-    return 0.0
+        contracted = re.findall(r"\d+", line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "")
+        return 2.0 * math.prod(dims_of(line.shape)) * math.prod(left[int(d)] for d in contracted)
+    return _convolution_flops(line, shapes) if line.opcode == "convolution" else 0.0
 
 
-def _hbm_bytes(
-    line: Instruction, shapes: dict[str, str], computations: dict[str, list[Instruction]]
-) -> float:
+def _hbm_bytes(line: Instruction, shapes: dict[str, str], computations: Computations) -> float:
     """Operands and result; of an array that is only sliced or updated, the part that is touched."""
     if line.opcode in _FREE or line.opcode.endswith(("-done", "-update")):
         return 0.0
@@ -175,10 +159,9 @@ def _hbm_bytes(
         return 2 * result
     if line.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * operands[-1] if line.opcode == "scatter" else 2 * operands[1]
-    called = CALLED.search(line.attributes)
-    if line.opcode != "fusion" or not called:
+    if line.opcode != "fusion" or not line.called:
         return sum(operands) + result
-    inside = computations[called[1]]
+    inside = computations[line.called[0]]
     local = {other.name: other.shape for other in inside}
     if any(is_async(other, "Done") for other in inside):
         return 0.0
@@ -200,7 +183,10 @@ def _hbm_bytes(
         elif users and all(user.opcode in ("dynamic-slice", "gather") for user in users):
             touched = sum(num_bytes_of(user.shape) for user in users)
             operands[place] = min(operands[place], touched)
-        elif any(_updates(user, parameter.name) for user in users):
+        elif any(
+            user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
+            for user in users
+        ):
             operands[place] = 0.0
     for other in inside:
         if other.opcode == "dynamic-update-slice":
@@ -209,57 +195,34 @@ def _hbm_bytes(
     return sum(operands) + result
 
 
-def _updates(user: Instruction, name: str) -> bool:
-    return user.opcode == "dynamic-update-slice" and user.operands[0] == name
-
-
 def _convolution_flops(line: Instruction, shapes: dict[str, str]) -> float:
     """Multiplications with padding and with the holes of dilation are not made."""
     left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes).groups()
     x, kernel, y = (dims_of(shape) for shape in (*map(shapes.get, line.operands[:2]), line.shape))
-    groups = re.search(r"batch_group_count=(\d+)", line.attributes)
-    braces = re.search(r"window=\{(.*?)\}", line.attributes)
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", braces[1])) if braces else {}
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", line.attribute(r"window=\{(.*?)\}") or ""))
     products = 1.0
     for axis in sorted(set(left) - set("bf"), key=int):
-        place = int(axis)
-
-        def of(name: str, default: str, place: int = place) -> str:
-            return window[name].split("x")[place] if name in window else default
-
-        low = int(of("pad", "0_0").split("_")[0])
-        products *= _valid_products(
-            size=x[left.index(axis)],
-            kernel=kernel[right.index(axis)],
-            output=y[out.index(axis)],
-            stride=int(of("stride", "1")),
-            low=low,
-            base_dilation=int(of("lhs_dilate", "1")),
-            window_dilation=int(of("rhs_dilate", "1")),
+        stride, base, dilation, low = (
+            int(window[name].split("x")[int(axis)].split("_")[0]) if name in window else default
+            for name, default in (("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1), ("pad", 0))
         )
-    batch = x[left.index("b")] // (int(groups[1]) if groups else 1)
+        sizes = x[left.index(axis)], kernel[right.index(axis)], y[out.index(axis)]
+        products *= products_along(*sizes, stride, low, base, dilation)
+    batch = x[left.index("b")] // int(line.attribute(r"batch_group_count=(\d+)") or 1)
     return 2.0 * batch * kernel[right.index("i")] * y[out.index("f")] * products
 
 
-def _valid_products(
-    *,
-    size: int,
-    kernel: int,
-    output: int,
-    stride: int,
-    low: int,
-    base_dilation: int,
-    window_dilation: int,
+def products_along(
+    size: int, kernel: int, output: int, stride: int, low: int, base: int = 1, dilation: int = 1
 ) -> int:
-    """Pairs of an output place and a kernel place that meet a value, along one axis."""
-    count = 0
-    for place in range(output):
-        for offset in range(kernel):
-            at = place * stride + offset * window_dilation - low
-            count += at % base_dilation == 0 and 0 <= at // base_dilation < size
-    return count
+    """Returns the pairs of an output place and a kernel place that meet a value, along one axis.
+
+    `low` is the padding in front; `base` and `dilation` are those of the image and the kernel.
+    """
+    at = stride * np.arange(output)[:, None] + dilation * np.arange(kernel) - low
+    return int(np.sum((at % base == 0) & (at >= 0) & (at < size * base)))
 
 
 def _num_hbm_bytes(shape: str) -> float:
-    """`num_bytes_of` of the arrays that are not laid into the chip's fast memory, S(1)."""
+    """Returns `num_bytes_of` the arrays that are not in the chip's fast memory, S(1)."""
     return num_bytes_of(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d\)[^}]*\}", "", shape))

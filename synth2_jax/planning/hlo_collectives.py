@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from synth2_jax.planning.hlo_text import CALLED, CONTROL, Instruction, num_bytes_of, root_of
+from synth2_jax.planning.hlo_text import Computations, Instruction, num_bytes_of, root_of
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -15,49 +15,37 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 class Collective:
     """What one chip does for one kind of collective in a run of the program.
 
-    Attributes:
-      count: how often it is called.
-      num_bytes: what the chip sends in rings: of n chips, (n - 1) / n of what an all-gather,
-        reduce-scatter or all-to-all moves, twice that for an all-reduce.
-      overlapped_bytes: those of calls that run beside a matrix product.
+    It sends in rings: of n chips, (n - 1) / n of what an all-gather, reduce-scatter or all-to-all
+    moves, twice that for an all-reduce.
     """
 
-    count: int
-    num_bytes: float
-    overlapped_bytes: float
+    count: int  # of calls
+    num_bytes: float  # that it sends
+    overlapped_bytes: float  # those of calls that run beside a matrix product
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One collective of the program's text.
+    """One collective of the program's text."""
 
-    Attributes:
-      kind: of COLLECTIVES.
-      count: how often it runs.
-      num_bytes: sent each time, as `Collective` has it.
-      overlapped: whether a product is scheduled between its start and its end. Whether that takes
-        long enough to hide it is not known.
-      line: as it stands in the program, or one of its steps.
-    """
-
-    kind: str
-    count: int
-    num_bytes: float
-    overlapped: bool
-    line: Instruction
+    kind: str  # of COLLECTIVES
+    count: int  # how often it runs
+    num_bytes: float  # sent each time, as `Collective` has it
+    overlapped: bool  # beside a scheduled product, which may be too short to hide it
+    line: Instruction  # of the program, or of one of its steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """What a computation has of a collective: all of it, or steps that it takes in a loop."""
+    """The part of a collective that runs in a computation: all of it, or steps in a loop."""
 
     key: str
     call: Call
     starts: bool
 
 
-def groups_of(name: str, times: int, computations: dict[str, list[Instruction]]) -> list[Group]:
-    """The collectives of a computation that is no part of an instruction.
+def groups_of(name: str, times: int, computations: Computations) -> list[Group]:
+    """Returns the collectives of a computation that is no part of an instruction.
 
     In scheduled text its lines stand in the order in which they begin. One that runs beside
     products is either a pair of -start and -done, or several fusions that share its channel: its
@@ -71,8 +59,8 @@ def groups_of(name: str, times: int, computations: dict[str, list[Instruction]])
     for place, line in enumerate(lines):
         for inside, one in _within(name, line, computations):
             is_start, is_step = _role(computations[inside]) if inside != name else (True, False)
-            channel = re.search(r"channel_id=(\d+)", one.attributes)
-            key = f"channel {channel[1]}" if channel and is_step else one.name
+            channel = is_step and one.attribute(r"channel_id=(\d+)")
+            key = f"channel {channel}" if channel else one.name
             places[key].append(place)
             found[key] = (one, inside)
             key_of[line.name] = key
@@ -93,7 +81,7 @@ def groups_of(name: str, times: int, computations: dict[str, list[Instruction]])
 
 
 def merged(groups: Sequence[Group]) -> Iterator[Call]:
-    """The calls; steps in a loop belong to the collective that starts before the loop."""
+    """Yields the calls; steps in a loop belong to the collective that starts before the loop."""
     started = {group.key for group in groups if group.starts}
     beside = {group.key for group in groups if group.call.overlapped}
     for group in groups:
@@ -103,14 +91,14 @@ def merged(groups: Sequence[Group]) -> Iterator[Call]:
             yield group.call
 
 
-def _role(inside: list[Instruction]) -> tuple[bool, bool]:
+def _role(inside: Sequence[Instruction]) -> tuple[bool, bool]:
     """(whether a collective starts here, whether this is a part of one that runs in steps)."""
     ends = [end for end in ("Start", "Done") if any(is_async(line, end) for line in inside)]
     is_step = bool(ends) or bool(handed_on(inside))
     return "Start" in ends or not is_step, is_step
 
 
-def handed_on(inside: list[Instruction]) -> set[str]:
+def handed_on(inside: Sequence[Instruction]) -> set[str]:
     """What a step of a collective takes and gives back as it is, with the collective itself."""
     root = root_of(inside)
     steps = {other.name for other in inside if other.opcode in COLLECTIVES}
@@ -131,28 +119,28 @@ def is_async(line: Instruction, end: str) -> bool:
 
 
 def _within(
-    name: str, line: Instruction, computations: dict[str, list[Instruction]]
+    name: str, line: Instruction, computations: Computations
 ) -> Iterator[tuple[str, Instruction]]:
     """(computation, collective) of a line: itself, or those that it is fused with."""
     if line.opcode.removesuffix("-start") in COLLECTIVES:
         yield name, line
-    if line.opcode not in CONTROL:
-        for other in CALLED.findall(line.attributes):
+    if not line.is_control:
+        for other in line.called:
             for inner in computations.get(other, ()):
                 yield from _within(other, inner, computations)
 
 
-def _multiplies(line: Instruction, computations: dict[str, list[Instruction]]) -> bool:
+def _multiplies(line: Instruction, computations: Computations) -> bool:
     """Whether a matrix product is a part of it."""
     return line.opcode in ("dot", "convolution") or any(
         _multiplies(inner, computations)
-        for other in CALLED.findall(line.attributes)
+        for other in line.called
         for inner in computations.get(other, ())
     )
 
 
 def _moved(
-    line: Instruction, shapes: dict[str, str], computation: list[Instruction], is_fused: bool
+    line: Instruction, shapes: dict[str, str], computation: Sequence[Instruction], is_fused: bool
 ) -> tuple[str, float]:
     """(kind, bytes that a chip sends); an all-reduce that is fused with slices of it scatters."""
     kind = line.opcode.removesuffix("-start")
@@ -160,17 +148,15 @@ def _moved(
     if kind == "collective-permute":
         return kind, size
     n = _group_size(line.attributes)
-    share = (n - 1) / n
     if kind == "all-gather":
         return kind, size * (n - 1)
-    if kind == "all-reduce":
-        if is_fused and _users(line.name, computation) == {"dynamic-slice"}:
-            return "reduce-scatter", size * share
-        return kind, 2 * size * share
-    return kind, size * share
+    sliced = is_fused and _users(line.name, computation) == {"dynamic-slice"}
+    if kind == "all-reduce" and not sliced:
+        return kind, 2 * size * (n - 1) / n
+    return "reduce-scatter" if kind == "all-reduce" else kind, size * (n - 1) / n
 
 
-def _users(name: str, computation: list[Instruction]) -> set[str]:
+def _users(name: str, computation: Sequence[Instruction]) -> set[str]:
     """Opcodes of what reads it or an element of it."""
     found: set[str] = set()
     for line in computation:
@@ -181,11 +167,7 @@ def _users(name: str, computation: list[Instruction]) -> set[str]:
 
 
 def _group_size(attributes: str) -> int:
-    """How many chips take part, in any of the ways in which HLO says it.
-
-    Raises:
-      ValueError: another way.
-    """
+    """Returns how many chips take part, from any of HLO's notations; else a ValueError."""
     text = attributes.partition("replica_groups=")[2]
     if shape := re.match(r"\[\d+,(\d+)\]", text):  # [groups, size]<=[devices]
         return int(shape[1])

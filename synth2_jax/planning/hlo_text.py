@@ -3,11 +3,10 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 CONTROL = ("while", "conditional", "call")
-CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _ITEM_BITS = {"pred": 8, "bf16": 16}  # others end with their bits: f32, s4, f8e4m3 (8)
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -25,9 +24,35 @@ class Instruction:
     attributes: str
     is_root: bool
 
+    def attribute(self, pattern: str) -> str | None:
+        """Returns the first group of a regular expression that is found in the attributes."""
+        found = re.search(pattern, self.attributes)
+        return found and found[1]
+
+    def runs(self, role: str) -> str:
+        """Returns the computation in a role, such as "body"."""
+        return self.attribute(rf"{role}=%?([\w.\-]+)")
+
+    @property
+    def called(self) -> list[str]:
+        """The computations it runs, those of branches left out."""
+        return _CALLED.findall(self.attributes)
+
+    @property
+    def branches(self) -> list[str]:
+        return re.findall(r"%?([\w.\-]+)", self.attribute(r"branch_computations=\{([^}]*)\}") or "")
+
+    @property
+    def is_control(self) -> bool:
+        """Whether what it runs are instructions of their own, not parts of this one."""
+        return self.opcode in CONTROL
+
+
+Computations = Mapping[str, Sequence[Instruction]]
+
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """(instructions by computation, name of the entry computation)."""
+    """Returns (instructions by computation, name of the entry computation)."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -40,28 +65,25 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             shape, rest = _split_shape(found[3])
             opcode, _, rest = rest.partition("(")
             end = _closing(rest)
-            arguments, attributes = rest[:end], rest[end:]
-            operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
-            is_root = bool(found[1])
-            current.append(
-                Instruction(found[2], shape, opcode, arguments, operands, attributes, is_root)
-            )
+            operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end]))
+            line = (found[2], shape, opcode, rest[:end], operands, rest[end:], bool(found[1]))
+            current.append(Instruction(*line))
     return computations, entry
 
 
 def root_of(lines: Iterable[Instruction]) -> Instruction:
-    """What a computation returns."""
+    """Returns the instruction whose value a computation returns."""
     return next(line for line in lines if line.is_root)
 
 
 def dims_of(shape: str) -> list[int]:
-    """Of an array, or of the first array of a tuple."""
+    """Returns the sizes of an array, or of the first array of a tuple."""
     found = re.match(r"\(?\w+\[([\d,]*)\]", shape)
     return [int(size) for size in found[1].split(",") if size]
 
 
 def num_bytes_of(shape: str) -> float:
-    """Of an array or of a tuple of arrays."""
+    """Returns those of an array or of a tuple of arrays."""
     total = 0.0
     for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape):
         bits = _ITEM_BITS.get(dtype) or int((re.match(r"[a-z]+(\d+)", dtype) or [0, 0])[1])
@@ -69,23 +91,14 @@ def num_bytes_of(shape: str) -> float:
     return total
 
 
-def numbers_of(attributes: str, name: str) -> list[int]:
-    """Those of an attribute such as lhs_contracting_dims={1}; none without it."""
-    found = re.search(rf"{name}=\{{([\d,]*)\}}", attributes)
-    return [int(number) for number in found[1].split(",") if number] if found else []
-
-
 def _split_shape(text: str) -> tuple[str, str]:
-    """(shape, what follows it); a tuple's shape has parentheses and spaces in it."""
-    if text.startswith("("):
-        end = _closing(text[1:]) + 2
-        return text[:end], text[end:].lstrip()
-    shape, _, rest = text.partition(" ")
-    return shape, rest
+    """Returns (shape, what follows it); a tuple's shape has parentheses and spaces in it."""
+    end = _closing(text[1:]) + 2 if text.startswith("(") else (text + " ").index(" ")
+    return text[:end], text[end:].lstrip()
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that was opened before `text` closes."""
+    """Returns where the parenthesis that was opened before `text` closes."""
     depth = 1
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")

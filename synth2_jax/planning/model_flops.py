@@ -13,11 +13,9 @@ Legend: B batch rows, N image tokens, T text tokens, L latents, S sampling steps
 import dataclasses
 
 from synth2_jax.models.language_model import LanguageModelConfig
-from synth2_jax.models.maskgit import MaskGITConfig
-from synth2_jax.models.resampler import ResamplerConfig
-from synth2_jax.models.text_encoder import TextEncoderConfig
 from synth2_jax.models.vlm import VLMConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
+from synth2_jax.planning.hlo import products_along
 from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
@@ -44,16 +42,17 @@ class Flops:
 
 def train_step(task: object, batch_size: int) -> Flops | None:
     """Of one training step of a task's model; None for a tokenizer: its losses have no formula."""
-    if isinstance(task, GeneratorTask):
-        return _generator(task, batch_size)
-    if isinstance(task, VLMTask):
-        total = _vlm(task, batch_size)
-        if task.image_space == "pixel":
-            total += decode_images(task.tokenizer, batch_size)
-            total += encode_images(task.tokenizer, batch_size)
-        return total
-    if isinstance(task, LanguageModelTask):
-        return _language_model(task.language_model, batch_size, task.text_length, trained=True)
+    match task:
+        case GeneratorTask():
+            return _generator(task, batch_size)
+        case VLMTask():
+            total = _vlm(task, batch_size)
+            if task.image_space == "pixel":
+                total += decode_images(task.tokenizer, batch_size)
+                total += encode_images(task.tokenizer, batch_size)
+            return total
+        case LanguageModelTask():
+            return _language_model(task.language_model, batch_size, task.text_length, trained=True)
     return None
 
 
@@ -66,19 +65,15 @@ def sample(
     """
     guided_steps = int((guidance_scales(guidance, sampler.num_steps) != 0).sum())
     text_rows = batch_size * (2 if guided_steps else 1)
-    config, text = task.generator.maskgit, task.generator.text_encoder
-    once = _text_encoder(text, batch_size, task.text_length, trained=False)
-    once += _caption_keys_values(
-        config, text.embed_dim, text_rows, task.text_length, input_grad=False
-    )
-    once += _code_features(task)
-    steps = _maskgit(config, batch_size, task) * (sampler.num_steps + guided_steps)
+    once = _text_encoder(task, batch_size) + _code_features(task)
+    once += _caption_keys_values(task, text_rows)
+    steps = _maskgit(task, batch_size) * (sampler.num_steps + guided_steps)
     return Flops((once + steps).forward)
 
 
 def encode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
     """Of the ids of `batch_size` images: the encoder, and the distances to all codes."""
-    filters = [config.filters * multiplier for multiplier in config.channel_multipliers]
+    filters = _filters(config)
     size, width = config.image_size // config.patch_size, config.filters
     total = _convolution(size, config.kernel_size, 3 * config.patch_size**2, width)
     for level, outputs in enumerate(filters):
@@ -87,9 +82,9 @@ def encode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
             total += _convolution(size, kernel_size, width, filters[level - 1], stride=2)
             width = filters[level - 1]
         size //= 2 if level > 0 else 1
-        for _ in range(config.num_res_blocks):
-            total += _block(config, size, width, outputs, level in config.attention_levels)
-            width = outputs
+        attention = [level in config.attention_levels] * config.num_res_blocks
+        blocks, width = _blocks(config, size, width, outputs, attention)
+        total += blocks
     middle, width = _middle_blocks(config, width)
     total += middle
     if config.latent_channels is None:
@@ -103,7 +98,7 @@ def encode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
 
 def decode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
     """Of the pixels of `batch_size` images, from their ids."""
-    filters = [config.filters * multiplier for multiplier in config.channel_multipliers]
+    filters = _filters(config)
     size, width, total = config.grid_size, config.embedding_dim, 0.0
     if config.latent_channels is not None:
         total += _convolution(size, 1, width, config.latent_channels)
@@ -111,10 +106,11 @@ def decode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
     total += _convolution(size, config.kernel_size, width, filters[-1])
     middle, width = _middle_blocks(config, filters[-1])
     total += middle
+    num_blocks = config.num_res_blocks + config.extra_decoder_blocks
     for level in reversed(range(len(filters))):
-        for _ in range(config.num_res_blocks + config.extra_decoder_blocks):
-            total += _block(config, size, width, filters[level], level in config.attention_levels)
-            width = filters[level]
+        attention = [level in config.attention_levels] * num_blocks
+        blocks, width = _blocks(config, size, width, filters[level], attention)
+        total += blocks
         if level > 0:
             size *= 2
             total += _convolution(size, 3, width, filters[level])
@@ -134,10 +130,7 @@ def caption(
     lm = config.language_model
     rows = batch_size * (decode.num_beams if decode.method == "beam" else 1)
     num_keys = prompt_length + decode.max_length
-    once = _resampler(
-        config.resampler, batch_size, config.num_image_tokens, config.image_embedding_dim
-    )
-    once += _image_keys_values(config, batch_size)
+    once = _resampler(config, batch_size) + _image_keys_values(config, batch_size)
     once += _gated_cross_attention(config, batch_size, prompt_length + 1)
     once += _decoder(lm, batch_size, prompt_length + 1, num_keys, trained=False)
     token = _gated_cross_attention(config, rows, 1)
@@ -147,18 +140,17 @@ def caption(
 
 
 def _generator(task: GeneratorTask, batch: int) -> Flops:
-    config, text = task.generator.maskgit, task.generator.text_encoder
-    trained = not task.freeze_text_encoder
-    total = Flops()
-    if not task.stored_text_features:
-        total += _text_encoder(text, batch, task.text_length, trained=trained)
-    total += _caption_keys_values(
-        config, text.embed_dim, batch, task.text_length, input_grad=trained
+    total = Flops() if task.stored_text_features else _text_encoder(task, batch)
+    total += _caption_keys_values(task, batch)
+    return total + _code_features(task) + _maskgit(task, batch)
+
+
+def _text_encoder(task: GeneratorTask, batch: int) -> Flops:
+    config, length, trained = (
+        task.generator.text_encoder,
+        task.text_length,
+        not task.freeze_text_encoder,
     )
-    return total + _code_features(task) + _maskgit(config, batch, task)
-
-
-def _text_encoder(config: TextEncoderConfig, batch: int, length: int, *, trained: bool) -> Flops:
     inner = config.num_heads * config.head_dim
     mlp = (3 if config.gated_mlp else 2) * config.embed_dim * config.mlp_dim
     weights = 4 * config.embed_dim * inner + mlp
@@ -167,17 +159,18 @@ def _text_encoder(config: TextEncoderConfig, batch: int, length: int, *, trained
     return layer * config.num_layers
 
 
-def _caption_keys_values(
-    config: MaskGITConfig, text_width: int, batch: int, length: int, *, input_grad: bool
-) -> Flops:
+def _caption_keys_values(task: GeneratorTask, batch: int) -> Flops:
     """The projection of the caption's features, and every layer's keys and values of them."""
+    config, text_width = task.generator.maskgit, task.generator.text_encoder.embed_dim
     inner = config.num_heads * config.head_dim
-    tokens = batch * length
-    projection = _matrix(tokens, text_width * config.embed_dim, input_grad=input_grad)
+    tokens = batch * task.text_length
+    trained = not task.freeze_text_encoder
+    projection = _matrix(tokens, text_width * config.embed_dim, input_grad=trained)
     return projection + _matrix(tokens, 2 * config.embed_dim * inner) * config.num_layers
 
 
-def _maskgit(config: MaskGITConfig, batch: int, task: GeneratorTask) -> Flops:
+def _maskgit(task: GeneratorTask, batch: int) -> Flops:
+    config = task.generator.maskgit
     inner, width = config.num_heads * config.head_dim, config.embed_dim
     tokens = batch * config.num_tokens
     layer = _matrix(tokens, 6 * width * inner + 2 * width * config.mlp_dim)
@@ -201,8 +194,8 @@ def _code_features(task: GeneratorTask) -> Flops:
 
 def _vlm(task: VLMTask, batch: int) -> Flops:
     config, length = task.vlm, task.text_length
-    total = _resampler(config.resampler, batch, config.num_image_tokens, config.image_embedding_dim)
-    total += _image_keys_values(config, batch) + _gated_cross_attention(config, batch, length)
+    total = _resampler(config, batch) + _image_keys_values(config, batch)
+    total += _gated_cross_attention(config, batch, length)
     return total + _language_model(config.language_model, batch, length, trained=False)
 
 
@@ -223,12 +216,13 @@ def _gated_cross_attention(config: VLMConfig, batch: int, length: int) -> Flops:
     return block * (lm.num_layers // config.cross_attention_every)
 
 
-def _resampler(config: ResamplerConfig, batch: int, num_tokens: int, channels: int) -> Flops:
+def _resampler(vlm: VLMConfig, batch: int) -> Flops:
+    config, num_tokens = vlm.resampler, vlm.num_image_tokens
     inner, width, latents = config.num_heads * config.head_dim, config.embed_dim, config.num_latents
     layer = _matrix(batch * latents, 2 * width * inner + 2 * width * config.mlp_dim)
     layer += _matrix(batch * (num_tokens + latents), 2 * width * inner)
     layer += _attention(batch, latents, num_tokens + latents, inner)
-    projection = _matrix(batch * num_tokens, channels * width, input_grad=False)
+    projection = _matrix(batch * num_tokens, vlm.image_embedding_dim * width, input_grad=False)
     return projection + layer * config.num_layers
 
 
@@ -269,12 +263,24 @@ def _attention(
     return Flops(forward, 2 * forward * input_grad)
 
 
+def _filters(config: VQTokenizerConfig) -> list[int]:
+    return [config.filters * multiplier for multiplier in config.channel_multipliers]
+
+
 def _middle_blocks(config: VQTokenizerConfig, inputs: int) -> tuple[float, int]:
     """Of one image, at the lowest resolution; and the channels that come out."""
-    size, total = config.grid_size, 0.0
-    outputs = config.filters * config.channel_multipliers[-1]
-    for i in range(config.num_middle_blocks or config.num_res_blocks):
-        total += _block(config, size, inputs, outputs, config.middle_attention and i == 0)
+    num_blocks = config.num_middle_blocks or config.num_res_blocks
+    attention = [config.middle_attention, *[False] * num_blocks][:num_blocks]
+    return _blocks(config, config.grid_size, inputs, _filters(config)[-1], attention)
+
+
+def _blocks(
+    config: VQTokenizerConfig, size: int, inputs: int, outputs: int, attention: list[bool]
+) -> tuple[float, int]:
+    """Residual blocks of one image; and the channels that come out."""
+    total = 0.0
+    for has_attention in attention:
+        total += _block(config, size, inputs, outputs, has_attention)
         inputs = outputs
     return total, inputs
 
@@ -301,9 +307,4 @@ def _convolution(size: int, kernel_size: int, inputs: int, outputs: int, stride:
     """
     places = -(-size // stride)
     low = max((places - 1) * stride + kernel_size - size, 0) // 2
-    products = sum(
-        0 <= place * stride + offset - low < size
-        for place in range(places)
-        for offset in range(kernel_size)
-    )
-    return 2.0 * products**2 * inputs * outputs
+    return 2.0 * products_along(size, kernel_size, places, stride, low) ** 2 * inputs * outputs

@@ -20,20 +20,13 @@ INSTALL = "install the TPU compiler by `pip install '.[tpu]'` (Linux on x86-64 o
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """One chip."""
 
-    Attributes:
-      hbm_bytes: memory.
-      flops: peak, bfloat16, a second.
-      hbm_bandwidth: bytes a second.
-      ici_bandwidth: bytes a second over all links to its neighbours.
-      options: what libtpu wants to know besides the name, so that a device is a whole chip.
-    """
-
-    hbm_bytes: float
-    flops: float
-    hbm_bandwidth: float
-    ici_bandwidth: float
+    hbm_bytes: float  # memory
+    flops: float  # peak, bfloat16, a second
+    hbm_bandwidth: float  # bytes a second
+    ici_bandwidth: float  # bytes a second over all links to its neighbours
+    # What libtpu wants to know besides the name, so that a device is a whole chip.
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -46,7 +39,7 @@ CHIPS = {
 
 
 def chip(name: str) -> Chip:
-    """The chip of a topology such as "v5e:16x16"; UserError on an unknown kind or a bad shape."""
+    """Returns the chip of a topology such as "v5e:16x16"; UserError if it is not such a name."""
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
         raise UserError(f"--topology={name}: unknown chip {kind!r}; {nearest(kind, CHIPS)}")
@@ -56,7 +49,7 @@ def chip(name: str) -> Chip:
 
 
 def devices(name: str, num_slices: int = 1) -> Sequence:
-    """The devices of `num_slices` such pods, for a mesh to be compiled for; nothing can run there.
+    """Returns the devices of `num_slices` such pods, for a mesh to be compiled for; none can run.
 
     Raises:
       UserError: no libtpu, or a shape that these chips do not come in.
@@ -78,9 +71,9 @@ def devices(name: str, num_slices: int = 1) -> Sequence:
 
 
 def compiler_options() -> dict[str, str]:
-    """What launch/tpu_worker.sh tells libtpu, so that what is planned is what runs.
+    """Returns what launch/tpu_worker.sh gives to libtpu, so that what is planned is what runs.
 
-    Nothing where LIBTPU_INIT_ARGS is set: libtpu then has the user's own from there.
+    Nothing if LIBTPU_INIT_ARGS is set: libtpu then has the user's own from there.
     """
     if "LIBTPU_INIT_ARGS" in os.environ:
         return {}
@@ -91,9 +84,9 @@ def compiler_options() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """libtpu looks for a TPU of this machine first, and says on stderr that there is none.
+    """Silences stderr: libtpu looks for a TPU of this machine first, and says that there is none.
 
-    Told a flag that it does not know, it names it there and ends the process.
+    But it names there a flag that it does not know, and ends the process.
     """
     if os.environ.get("LIBTPU_INIT_ARGS"):
         yield

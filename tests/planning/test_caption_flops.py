@@ -55,8 +55,9 @@ def test_captions_are_what_is_compiled(method, scan_layers):
     assert found.flops == pytest.approx(expected.total, rel=0.02)
 
 
-def test_captions_cost_by_their_rows_and_beams():
+def test_captions_cost_by_their_rows_beams_and_length():
     config = vlm_config()
+    lm = config.language_model
 
     def flops(rows, length, method="greedy", beams=3):
         decode = TextDecodeConfig(method=method, max_length=length, num_beams=beams)
@@ -67,16 +68,6 @@ def test_captions_cost_by_their_rows_and_beams():
     # The first token comes from the prompt, which no beam has to itself.
     assert flops(1, 1, "beam") == flops(1, 1)
     assert flops(1, 2, "beam") - flops(1, 2) > flops(1, 2) - flops(1, 1)
-
-
-def test_every_token_attends_to_the_whole_cache():
-    config = vlm_config()
-    lm = config.language_model
-
-    def flops(length):
-        decode = TextDecodeConfig(method="greedy", max_length=length)
-        return model_flops.caption(config, 1, 2, decode).total
-
     # A longer cache makes all tokens dearer: second differences are those of 4 S D a layer and key.
-    second = flops(5) - 2 * flops(4) + flops(3)
+    second = flops(1, 5) - 2 * flops(1, 4) + flops(1, 3)
     assert second == 2 * 4 * lm.num_heads * lm.head_dim * lm.num_layers

@@ -22,6 +22,14 @@ def test_parameters_stay_apart_from_the_rows_beside_them_in_a_loop():
     assert found["loop"] == {BATCH, PARAMS}  # all that its state holds
     assert found["collective-permute-done.2"] == {"state.opt_state"}
     assert found["zero"] == found["i.2"] == set()
+    # An argument without a name is its instruction.
+    nameless = OVERLAP.replace("metadata={op_name=\"batch[\\'image_tokens\\']\"}", "")
+    assert nameless != OVERLAP
+    assert dataflow.sources(nameless)["x.2"] == {"x", PARAMS}
+    # Data goes into fusions and out of them.
+    found = dataflow.sources(INNER_LOOP)
+    assert found["p.2"] == found["all-gather.2"] == found["whole"] == {"params"}
+    assert found["dot.1"] == {"params", "text_tokens_BT"}
 
 
 def test_what_a_later_round_brings_is_found():
@@ -32,18 +40,6 @@ def test_what_a_later_round_brings_is_found():
     found = dataflow.sources(again)
     assert found["w.1"] == found["whole.2"] == {BATCH, PARAMS}
     assert found["y.2"] == {BATCH, PARAMS} and found["all-gather.5"] == {PARAMS}
-
-
-def test_an_argument_without_a_name_is_its_instruction():
-    nameless = OVERLAP.replace("metadata={op_name=\"batch[\\'image_tokens\\']\"}", "")
-    assert nameless != OVERLAP
-    assert dataflow.sources(nameless)["x.2"] == {"x", PARAMS}
-
-
-def test_into_fusions_and_out_of_them():
-    found = dataflow.sources(INNER_LOOP)
-    assert found["p.2"] == found["all-gather.2"] == found["whole"] == {"params"}
-    assert found["dot.1"] == {"params", "text_tokens_BT"}
 
 
 def test_both_branches_of_a_conditional_count():

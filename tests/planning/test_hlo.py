@@ -1,7 +1,6 @@
 """FLOPs and collectives of HLO: on literal text, and on small compiled programs."""
 
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -44,17 +43,20 @@ def test_collectives_by_kind_and_by_what_a_chip_sends(cost):
     }
 
 
-def test_fast_memory_is_not_hbm():
+def test_fast_memory_is_not_hbm(cost):
     line = "  %all-gather.1 = bf16[16,32]{1,0:T(8,128)S(1)}"
     slower = hlo.cost(MODULE.replace(line, line.replace("S(1)", ""))).hbm_bytes
-    # Written once and read once a round.
-    assert slower - hlo.cost(MODULE).hbm_bytes == 3 * 2 * 16 * 32 * 2
+    assert slower - cost.hbm_bytes == 3 * 2 * 16 * 32 * 2  # written once and read once a round
 
 
-def test_a_loop_of_unknown_length_counts_once_and_is_told():
-    found = hlo.cost(MODULE.replace("compare(%i.1, %three)", "compare(%i.1, %i.1)"))
+def test_a_loop_of_unknown_length_counts_once_and_is_told(cost):
+    unknown = MODULE.replace("compare(%i.1, %three)", "compare(%i.1, %i.1)")
+    found = hlo.cost(unknown)
     assert found.unknown_loops == 1
-    assert found.flops == hlo.cost(MODULE).flops - 2 * 2 * 8 * 16 * 32
+    assert found.flops == cost.flops - 2 * 2 * 8 * 16 * 32
+    assert hlo.loops(unknown) == [None]
+    assert hlo.loops(OVERLAP) == [5] and hlo.loops(INNER_LOOP) == [4]
+    assert hlo.num_instructions(INNER_LOOP) == sum(" = " in x for x in INNER_LOOP.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -69,18 +71,15 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
 def test_groups_of_four_in_every_notation(cost, groups):
     found = hlo.cost(MODULE.replace("[2,4]<=[8]", groups))
     assert found.collectives == cost.collectives
-
-
-def test_groups_in_another_notation_are_no_guess():
-    with pytest.raises(ValueError, match="replica groups: found 'all"):
+    with pytest.raises(ValueError, match="replica groups: found 'all"):  # no guess
         hlo.cost(MODULE.replace("[2,4]<=[8]", "all"))
 
 
 @pytest.mark.parametrize("step, rounds", [(1, 3), (2, 2), (3, 1)])
-def test_a_loop_may_count_in_larger_steps(step, rounds):
+def test_a_loop_may_count_in_larger_steps(cost, step, rounds):
     """As XLA's unrolled loops do that gather a matrix while they multiply by what they have."""
     found = hlo.cost(MODULE.replace("%one = s32[] constant(1)", f"%one = s32[] constant({step})"))
-    assert hlo.cost(MODULE).flops - found.flops == (3 - rounds) * 2 * 8 * 16 * 32
+    assert cost.flops - found.flops == (3 - rounds) * 2 * 8 * 16 * 32
     assert found.unknown_loops == 0
 
 
@@ -95,15 +94,11 @@ def test_rounds_that_were_peeled_off_a_loop_share_its_channels():
 
 
 def calls_by_channel(text):
-    return {
-        int(re.search(r"channel_id=(\d+)", call.line.attributes)[1]): (
-            call.kind,
-            call.count,
-            call.num_bytes,
-            call.overlapped,
-        )
-        for call in hlo.cost(text).calls
-    }
+    found = {}
+    for call in hlo.cost(text).calls:
+        channel = int(call.line.attribute(r"channel_id=(\d+)"))
+        found[channel] = (call.kind, call.count, call.num_bytes, call.overlapped)
+    return found
 
 
 def test_what_runs_beside_products():
@@ -164,16 +159,12 @@ ENTRY %main (g: f32[64,8], h: f32[16,4]) -> f32[64,64] {
 
 def test_two_that_only_share_a_channel_are_no_steps_of_one():
     """Each sends 3/4 of both of its arrays, and the product between them is beside neither."""
-    sent = 2 * (64 * 8 + 16 * 4) * 4 * 3 / 4
-    found = hlo.cost(SHARED_CHANNEL).collectives
-    assert found == {"reduce-scatter": Collective(2, sent, 0)}
-
-
-def test_a_whole_sum_that_is_used_is_an_all_reduce():
-    text = SHARED_CHANNEL.replace("tuple(%part.2, %other.2)", "tuple(%part.2, %second.2)")
-    found = hlo.cost(text).collectives
     sent = (64 * 8 + 16 * 4) * 4 * 3 / 4
-    assert found == {
+    found = hlo.cost(SHARED_CHANNEL).collectives
+    assert found == {"reduce-scatter": Collective(2, 2 * sent, 0)}
+    # A whole sum that is used is an all-reduce.
+    text = SHARED_CHANNEL.replace("tuple(%part.2, %other.2)", "tuple(%part.2, %second.2)")
+    assert hlo.cost(text).collectives == {
         "all-reduce": Collective(1, 2 * sent, 0),
         "reduce-scatter": Collective(1, sent, 0),
     }
@@ -188,12 +179,6 @@ def test_memory_that_a_gather_in_steps_passes_through():
     fewer = OVERLAP.replace("%five = s32[] constant(5)", "%five = s32[] constant(4)")
     found = hlo.cost(OVERLAP).hbm_bytes - hlo.cost(fewer).hbm_bytes
     assert found == start + step + rows + loop
-
-
-def test_loops_and_length():
-    assert hlo.loops(OVERLAP) == [5] and hlo.loops(INNER_LOOP) == [4]
-    assert hlo.loops(MODULE.replace("compare(%i.1, %three)", "compare(%i.1, %i.1)")) == [None]
-    assert hlo.num_instructions(INNER_LOOP) == sum(" = " in x for x in INNER_LOOP.splitlines())
 
 
 @pytest.mark.parametrize("num_layers", [1, 5])
@@ -212,13 +197,10 @@ def test_convolutions_count_what_meets_the_image(stride, dilation):
     size, channels = 8, 3
 
     def convolve(x, w):
+        padded = (x, w, (stride, stride), "SAME")
+        layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            x,
-            w,
-            (stride, stride),
-            "SAME",
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            *padded, rhs_dilation=(dilation, dilation), dimension_numbers=layout
         )
 
     x, w = jnp.zeros((2, size, size, channels)), jnp.zeros((3, 3, channels, 5))

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax import sharding
 from synth2_jax.config import load_config
 from synth2_jax.planning import hlo, model_flops
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages import train
 from synth2_jax.synthesis.token_generator import SynthesizeConfig, make_generate_numbered
+from synth2_jax.testing.toy_objective import one_device_mesh
 from synth2_jax.training import train_state
 from synth2_jax.training.optimizer import make_optimizer
 from synth2_jax.training.train_step import compile_train_step
@@ -51,11 +51,9 @@ CASES = {
 def test_a_training_step_is_what_is_compiled(case):
     cfg, objective = built(case.split()[0], **CASES[case])
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
-    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-    layout = train_state.state_layout(objective, tx, mesh)
-    step = compile_train_step(objective, tx, layout, mesh)
-    compiled = step.lower(layout, objective.batch_spec(ROWS)).compile()
-    found = hlo.cost(compiled.as_text())
+    layout = train_state.state_layout(objective, tx, one_device_mesh())
+    step = compile_train_step(objective, tx, layout, one_device_mesh())
+    found = hlo.cost(step.lower(layout, objective.batch_spec(ROWS)).compile().as_text())
     expected = model_flops.train_step(objective.task, ROWS).total
     assert found.unknown_loops == 0
     assert found.flops == pytest.approx(expected, rel=0.02)
@@ -63,10 +61,7 @@ def test_a_training_step_is_what_is_compiled(case):
 
 def compiled_sampling(objective, sampler, guidance):
     config = SynthesizeConfig(generator="", captions="", sampler=sampler, guidance=guidance)
-    params = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
-    params = jax.tree.map(
-        lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, "names")
-    )
+    params = train_state.params_layout(objective, None)
     text = jax.ShapeDtypeStruct((ROWS, objective.task.text_length), jnp.int32)
     numbers = jax.ShapeDtypeStruct((ROWS,), jnp.uint32)
     generate = jax.jit(make_generate_numbered(objective.task, config))
@@ -101,23 +96,12 @@ def test_a_guided_step_costs_twice():
     assert flops(4, interval=(0.5, 0.5)) == flops(4, scale=0.0)
 
 
-def test_what_is_frozen_costs_less():
-    _, trained = built("generator")
-    _, frozen = built("generator", model__freeze_text_encoder=True)
-    all_of_it = model_flops.train_step(trained.task, 1)
-    part = model_flops.train_step(frozen.task, 1)
+def test_what_is_frozen_costs_less_and_all_grows_with_the_rows():
+    tasks = {name: built(name)[1].task for name in ("generator", "vlm", "tokenizer")}
+    frozen = built("generator", model__freeze_text_encoder=True)[1].task
+    all_of_it, part = (model_flops.train_step(task, 1) for task in (tasks["generator"], frozen))
     assert part.forward == all_of_it.forward and part.backward < all_of_it.backward
-    _, vlm = built("vlm")
-    found = model_flops.train_step(vlm.task, 1)
-    assert found.forward < found.backward < 2 * found.forward
-
-
-def test_flops_grow_with_the_rows():
-    _, objective = built("vlm")
-    one, two = (model_flops.train_step(objective.task, rows) for rows in (1, 2))
+    one, two = (model_flops.train_step(tasks["vlm"], rows) for rows in (1, 2))
+    assert one.forward < one.backward < 2 * one.forward
     assert two.total == 2 * one.total
-
-
-def test_a_tokenizers_losses_have_no_formula():
-    _, tokenizer = built("tokenizer")
-    assert model_flops.train_step(tokenizer.task, 1) is None
+    assert model_flops.train_step(tasks["tokenizer"], 1) is None  # its losses have no formula
