@@ -22,6 +22,12 @@ class Pod:
     devices: int
     folder: pathlib.Path
 
+    def run(self, *arguments: str, timeout: float = 240, **options: str) -> "Pod":
+        """Starts all and waits until they end well; arguments are those of `start`."""
+        with self.start(*arguments, **options):
+            assert self.codes(timeout) == [0] * self.num_processes, self.log(0)[-3000:]
+        return self
+
     def start(self, *arguments: str, absent: int = 0, program: str = "", **environ: str) -> "Pod":
         """Starts all but the last `absent` processes of `synth2`, or of a Python program."""
         with socket.socket() as found:
@@ -31,22 +37,18 @@ class Pod:
         self.processes, self._logs = [], []
         for index in range(self.num_processes - absent):
             self._logs.append(self.folder / f"worker-{index}.log")
+            env = {
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": flags,
+                "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
+                "SYNTH2_NUM_PROCESSES": str(self.num_processes),
+                "SYNTH2_PROCESS_ID": str(index),
+                **environ,
+            }
+            command = [sys.executable, *(["-c", program] if program else SYNTH2), *arguments]
             with open(self._logs[-1], "w") as log:
-                process = subprocess.Popen(
-                    [sys.executable, *(["-c", program] if program else SYNTH2), *arguments],
-                    env={
-                        **os.environ,
-                        "JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": flags,
-                        "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
-                        "SYNTH2_NUM_PROCESSES": str(self.num_processes),
-                        "SYNTH2_PROCESS_ID": str(index),
-                        **environ,
-                    },
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=log,
-                )
+                process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log)
             self.processes.append(process)
         return self
 
