@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synth2_jax.errors import UserError, nearest
@@ -67,13 +67,12 @@ def _whole(text: str) -> int:
     return int(value)
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """`--NAME=PLACEHOLDER`; without a placeholder a switch, `--NAME`."""
-
-    help: str
-    placeholder: str = ""
-    type: Callable[[str], Any] = str
+# Of options by their placeholder; the others are texts.
+_TYPES = {
+    "N": _whole,
+    "N|auto": lambda text: text if text == "auto" else _whole(text),
+    **dict.fromkeys(("DIR", "FILE", "FILES"), _path),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,8 @@ class Stage:
       takes_folder: whether the workdir may be given without `--workdir=`.
       writes: the option that names the folder it writes to, which no other command may write to
         meanwhile; "" where what it writes is one small file, written whole.
-      options: keyword arguments of the stage's `run`, which it gets when they are given.
+      options: {name: (placeholder, help)} of the keyword arguments that the stage's `run` gets
+        when they are given; without a placeholder a switch.
     """
 
     needs_config: bool = True
@@ -95,37 +95,35 @@ class Stage:
     workdir: str | None = None
     takes_folder: bool = False
     writes: str = "workdir"
-    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
-_ON_THE_FLY = Option("store the images themselves; the training step makes the tokens")
 _OF_A_FOLDER = {"needs_config": False, "takes_folder": True}
 
 # In the order data flows. Each is a file of its room with `run(config, workdir, **options)`.
 STAGES = {
-    "tokenize": Stage(options={"on_the_fly": _ON_THE_FLY}),
-    "encode_captions": Stage(),
-    "train": Stage(),
-    "captions": Stage(),
-    "synthesize": Stage(),
-    "filter": Stage(),
-    "evaluate": Stage(),
+    "tokenize": Stage(
+        options={"on_the_fly": ("", "store the images themselves; the training step makes tokens")}
+    ),
+    **{name: Stage() for name in ("encode_captions", "train", "captions", "synthesize")},
+    **{name: Stage() for name in ("filter", "evaluate")},
     "report": Stage(
         **_OF_A_FOLDER,
         options={
-            "captions": Option(
-                "caption sets to compare; without it a demo's page is made again",
+            "captions": (
                 "NAME=PATH,NAME=PATH",
+                "caption sets to compare; without it a demo's page is made again",
             ),
-            "classes": Option(
+            "classes": (
+                "CLASSES",
                 "count how many captions name each of these classes: scenes, common_objects, "
                 "FILE.txt or names",
-                "CLASSES",
             ),
-            "embedding": Option(
-                "a Sentence-Transformers model, by name or folder; default: hashed n-grams", "MODEL"
+            "embedding": (
+                "MODEL",
+                "a Sentence-Transformers model, by name or folder; default: hashed n-grams",
             ),
-            "clusters": Option("number of clusters; default: 20", "N", _whole),
+            "clusters": ("N", "number of clusters; default: 20"),
         },
     ),
     "demo": Stage(room="experiments"),
@@ -134,65 +132,58 @@ STAGES = {
         workdir="workdir/plan",
         writes="",
         options={
-            "name": Option("name in files and tables; default: the config file's", "NAME"),
-            "topology": Option("the pod, such as v5e:16x16", "POD"),
-            "slices": Option("number of pods; default: 1", "N", _whole),
-            "mesh": Option("such as data=16,fsdp=16; default: the config's", "MESH"),
-            "batch": Option(
+            "name": ("NAME", "name in files and tables; default: the config file's"),
+            "topology": ("POD", "the pod, such as v5e:16x16"),
+            "slices": ("N", "number of pods; default: 1"),
+            "mesh": ("MESH", "such as data=16,fsdp=16; default: the config's"),
+            "batch": (
+                "N|auto",
                 "rows of all chips, or auto for the largest batch that fits; default: the config's",
-                "N",
-                lambda text: text if text == "auto" else _whole(text),
             ),
-            "sample": Option(
-                "plan sampling by this synthesize config, not training", "FILE", _path
-            ),
-            "pairs": Option("number of pairs to sample; default: 711e6", "N", _whole),
+            "sample": ("FILE", "plan sampling by this synthesize config, not training"),
+            "pairs": ("N", "number of pairs to sample; default: 711e6"),
         },
     ),
     "inspect": Stage(
         **_OF_A_FOLDER,
         writes="",
         options={
-            "fingerprints": Option(
+            "fingerprints": (
+                "",
                 "of a run: read every parameter for the fingerprint of each part; of an export: "
-                "check that no byte has changed"
+                "check that no byte has changed",
             ),
-            "modules": Option(
-                "of a mixture: the modules that register it, separated by commas", "MODULES"
+            "modules": (
+                "MODULES",
+                "of a mixture: the modules that register it, separated by commas",
             ),
-            "tokenizer": Option(
-                "of a mixture: the tokenizer that made its tokens, to draw its pictures",
+            "tokenizer": (
                 "DIR",
-                _path,
+                "of a mixture: the tokenizer that made its tokens, to draw its pictures",
             ),
-            "output": Option(
-                "of a mixture: the picture to write; default: MIXTURE.png", "FILE", _path
-            ),
+            "output": ("FILE", "of a mixture: the picture to write; default: MIXTURE.png"),
         },
     ),
     "export": Stage(
         **_OF_A_FOLDER,
         writes="output",
         options={
-            "output": Option(
-                "the folder to write, or FILE.safetensors for the parameters alone", "DIR", _path
+            "output": ("DIR", "the folder to write, or FILE.safetensors for the parameters alone"),
+            "part": ("PART", "of a file: such as vlm/resampler; default: all parts"),
+            "dtype": (
+                "DTYPE",
+                "of floating-point parameters, such as bfloat16; default: unchanged",
             ),
-            "part": Option("of a file: such as vlm/resampler; default: all parts", "PART"),
-            "dtype": Option(
-                "of floating-point parameters, such as bfloat16; default: unchanged", "DTYPE"
-            ),
-            "overwrite": Option("replace an export that is there"),
-            "results": Option(
-                "of a folder: results.json files for its model card, separated by commas",
+            "overwrite": ("", "replace an export that is there"),
+            "results": (
                 "FILES",
-                _path,
+                "of a folder: results.json files for its model card, separated by commas",
             ),
-            "license": Option(
-                "of a folder: the licence in its model card, such as apache-2.0", "LICENSE"
+            "license": (
+                "LICENSE",
+                "of a folder: the licence in its model card, such as apache-2.0",
             ),
-            "file_mib": Option(
-                "of a folder: MiB of parameters in a file; default: 4096", "N", _whole
-            ),
+            "file_mib": ("N", "of a folder: MiB of parameters in a file; default: 4096"),
         },
     ),
 }
@@ -266,7 +257,7 @@ def _split(arguments: Sequence[str], stage: Stage) -> tuple[list[str], list[tupl
 
     Names of options come in one spelling: `-on_the_fly=true` is `--on-the-fly`.
     """
-    switches = [name for name, option in stage.options.items() if not option.placeholder]
+    switches = [name for name, (placeholder, _) in stage.options.items() if not placeholder]
     plain, overrides = [], []
     for argument in arguments:
         named = re.match(r"--?([a-z][\w-]+)(.*)", argument, re.DOTALL)
@@ -317,10 +308,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--verbose", action="store_true", help="log more")
         if stage.takes_folder:
             sub.add_argument("DIR", nargs="?", type=_path, help="short for --workdir=DIR")
-        for key, option in stage.options.items():
-            given = {"metavar": option.placeholder, "type": option.type}
-            given = given if option.placeholder else {"action": "store_true"}
-            sub.add_argument(_flag(key), help=option.help.replace("%", "%%"), **given)
+        for key, (placeholder, text) in stage.options.items():
+            given = {"metavar": placeholder, "type": _TYPES.get(placeholder, str)}
+            given = given if placeholder else {"action": "store_true"}
+            sub.add_argument(_flag(key), help=text.replace("%", "%%"), **given)
     return parser
 
 
