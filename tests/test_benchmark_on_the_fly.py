@@ -6,41 +6,31 @@ import numpy as np
 import pytest
 
 from benchmarks import on_the_fly
-from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data.fake_batches import FakeBatches
-from synth2_jax.errors import UserError
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.planning import model_flops
 from synth2_jax.sampling.guidance import guidance_scales
 from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import row_keys
+from synth2_jax.testing.tiny_configs import tiny
+from synth2_jax.testing.user_errors import user_error
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_state import create_train_state, state_layout
 from synth2_jax.training.train_step import make_train_step, step_rngs
 
 ROWS, NUM_TOKENS = 2, 16
-TINY = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "head_dim": 8, "mlp_dim": 8}
-
-
-def tiny(name, *sections):
-    config = config_lib.load_config(f"configs/scenes/{name}.py:tiny")
-    with config.unlocked():
-        config.model.tokenizer.update(filters=8, num_res_blocks=1)
-        for section in sections:
-            config.model[name][section].update(TINY)
-    return config
 
 
 @pytest.fixture
 def vlm():
-    return tiny("vlm", "language_model", "resampler")
+    return tiny("vlm")
 
 
 @pytest.fixture
 def generator():
-    return tiny("generator", "text_encoder", "maskgit")
+    return tiny("generator")
 
 
 def test_the_recipes():
@@ -93,16 +83,14 @@ def test_one_program_does_what_sampling_and_then_training_do(vlm, generator, key
 def test_each_way_is_timed_and_its_flops_are_the_formulas(vlm, generator):
     found = on_the_fly.measure(vlm, generator, ROWS, num_steps=4, interval=(0, 0.5), rounds=1)
     rows = found["ways"]
-    assert all(
-        row["steps_per_second"] * row["seconds"] == pytest.approx(1) for row in rows.values()
-    )
     task = make_objective("generator", generator.model.to_dict()).task
     for key, way in on_the_fly.ways(NUM_TOKENS, 4, (0, 0.5)).items():
-        model = {**vlm.model.to_dict(), "image_space": way.image_space}
+        row, model = rows[key], {**vlm.model.to_dict(), "image_space": way.image_space}
+        assert row["steps_per_second"] * row["seconds"] == pytest.approx(1)
         flops = model_flops.train_step(make_objective("vlm", model).task, ROWS)
         if way.sampler:
             flops += model_flops.sample(task, ROWS, way.sampler, way.guidance)
-        assert rows[key]["flops"] == flops.total and rows[key]["name"] == way.name
+        assert row["flops"] == flops.total and row["name"] == way.name
     names = ("stored_embedding", "stored_pixel", "on_the_fly", "on_the_fly_plain")
     embedding, pixel, ours, plain = (rows[name]["seconds"] for name in names)
     assert found["embedding_over_pixel"] == pytest.approx(pixel / embedding)
@@ -116,14 +104,11 @@ def test_each_way_is_timed_and_its_flops_are_the_formulas(vlm, generator):
     assert sampled < sampled_plain < 4 * sampled
 
 
-def test_the_configs_share_their_tokenizer(vlm, generator):
-    generator.model.tokenizer.filters = 16
-    with pytest.raises(UserError, match=r"tokenizer.filters: found 16 .* expected the VLM's 8"):
-        on_the_fly.measure(vlm, generator, ROWS)
-
-
-def test_captions_that_are_stored_encoded_are_refused(vlm, generator):
+def test_configs_that_do_not_fit_are_refused(vlm, generator):
     with generator.unlocked():
         generator.model.update(stored_text_features=True, freeze_text_encoder=True)
-    with pytest.raises(UserError, match="stored_text_features: found True, expected False"):
+    with user_error("stored_text_features: found True, expected False"):
+        on_the_fly.measure(vlm, generator, ROWS)
+    generator.model.tokenizer.filters = 16
+    with user_error(r"tokenizer.filters: found 16 .* expected the VLM's 8"):
         on_the_fly.measure(vlm, generator, ROWS)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks import charts, quality_speed
-from synth2_jax import config as config_lib
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
 from synth2_jax.loading.run import Trained
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.testing.tiny_configs import tiny
 from synth2_jax.training.objectives import make_objective
 
 START = quality_speed.Setting(ParallelDecodeConfig(num_steps=2), GuidanceConfig(scale=1.0))
@@ -21,10 +21,7 @@ START = quality_speed.Setting(ParallelDecodeConfig(num_steps=2), GuidanceConfig(
 
 @pytest.fixture(scope="module")
 def trained():
-    config = config_lib.load_config("configs/scenes/generator.py:tiny")
-    with config.unlocked():
-        config.model.generator.maskgit.update(num_layers=1, embed_dim=16, head_dim=8, mlp_dim=16)
-        config.model.generator.text_encoder.update(num_layers=1, embed_dim=8, mlp_dim=8)
+    config = tiny("generator")
     objective = make_objective("generator", config.model.to_dict())
     shapes = nn.unbox(jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0)))
     rng = np.random.default_rng(0)
@@ -75,12 +72,9 @@ def test_the_best_of_each_knob_is_kept_and_every_trial_is_told():
     assert {tuple(s.sampler.num_steps for s in asked[0]) for asked in judge.asked} == {(2, 4)}
 
 
-def test_what_is_no_better_changes_nothing():
+def test_what_is_no_better_changes_nothing_and_knobs_without_effect_are_not_turned():
     best, _ = quality_speed.choose(FakeJudge(), START, [2], ["a"], {"sampler.order": ("halton",)})
     assert best == START
-
-
-def test_knobs_without_effect_are_not_turned():
     start = START.changed("guidance.scale", 0.0).changed("sampler.order", "halton")
     knobs = {"guidance.ramp": ("constant",), "sampler.choice_temperature": (0.0,)}
     _, tried = quality_speed.choose(FakeJudge(), start, [2], ["a"], knobs)
@@ -112,11 +106,8 @@ def test_settings_are_chosen_on_other_captions_and_seeds_than_they_are_reported_
 
 def test_figures_are_shares_of_the_better_last_step(measured):
     _, result = measured
-    limits = {
-        "matmul_flops_per_second": 2.0,
-        "copy_bytes_per_second": 2.0,
-        "peak_flops_per_second": None,
-    }
+    limits = {"matmul_flops_per_second": 2.0, "copy_bytes_per_second": 2.0}
+    limits["peak_flops_per_second"] = None
     figures = {figure.name: figure for figure in quality_speed.figures_of(result, limits)}
     reference = 1.6 + 0.06  # chosen settings at 16 steps
     at_8 = figures["objects right, Scenes, 8 steps in place of 16"]
@@ -125,6 +116,9 @@ def test_figures_are_shares_of_the_better_last_step(measured):
     assert figures["guidance from 0.5 to 1 of 8 steps, Scenes"].value == 1
     assert "no guidance of 8 steps, Scenes" in figures
     assert sum(figure.unit == "pairs/s" for figure in figures.values()) == 2
+    root = ElementTree.fromstring(quality_speed.picture(result))
+    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"pairs/s", "default settings", "4", "8", "16", "without guidance"} <= texts
 
 
 def test_the_interval_is_compared_with_guidance_even_where_none_is_chosen(trained, monkeypatch):
@@ -185,13 +179,6 @@ def test_the_share_kept_is_in_pairs_of_seeds():
     assert quality_speed.kept(mine, other) == pytest.approx((0.8, 0.0))
     other["objects_right_by_seed"] = [0.4, 1.2]  # shares of 1 and 1/2
     assert quality_speed.kept(mine, other)[1] == pytest.approx(0.25)
-
-
-def test_the_picture_has_every_setting(measured):
-    _, result = measured
-    root = ElementTree.fromstring(quality_speed.picture(result))
-    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"pairs/s", "default settings", "4", "8", "16", "without guidance"} <= texts
 
 
 def test_a_chart_has_points_and_error_bars_at_their_values():

@@ -27,47 +27,39 @@ from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig, parameter_shapes
 from synth2_jax.planning import model_flops
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.testing.tiny_configs import tiny
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import flatten
 
 DECODE = TextDecodeConfig(method="greedy", max_length=5)
 
 
-@pytest.fixture
-def tiny_generator():
-    config = load_config("configs/scenes/generator.py:tiny")
-    with config.unlocked():
-        config.model.generator.maskgit.update(num_layers=1, embed_dim=16, head_dim=8, mlp_dim=16)
-        config.model.generator.text_encoder.update(num_layers=1, embed_dim=8, mlp_dim=8)
-    return config
-
-
 @pytest.mark.slow
-def test_a_train_step_is_timed_and_its_flops_are_the_formulas(tiny_generator):
-    found = train_step.measure(tiny_generator, batch_size=2, steps=2, repeats=1)
-    task = make_objective("generator", tiny_generator.model.to_dict()).task
+def test_a_train_step_is_timed_and_its_flops_are_the_formulas():
+    config = tiny("generator")
+    found = train_step.measure(config, batch_size=2, steps=2, repeats=1)
+    task = make_objective("generator", config.model.to_dict()).task
     assert found["flops_per_step"] == model_flops.train_step(task, 2).total
     assert found["pairs_per_second"] == 2 * found["steps_per_second"] > 0
     rate = found["flops_per_step"] / found["seconds_per_step"]
     assert found["flops_per_second"] == pytest.approx(rate)
 
 
-def test_a_batch_that_microbatches_cannot_share_is_one_line(tiny_generator):
+def test_a_batch_that_microbatches_cannot_share_is_one_line():
     with pytest.raises(UserError, match="found 3 rows, .* in each of 2 microbatches"):
-        train_step.measure(tiny_generator, batch_size=3, steps=1, repeats=1)
+        train_step.measure(tiny("generator"), batch_size=3, steps=1, repeats=1)
 
 
 @pytest.mark.slow
-def test_decoding_is_timed_at_each_number_of_steps(tiny_generator):
-    rows = parallel_decoding.measure(tiny_generator, 2, [1, 2], scale=2.0)
+def test_decoding_is_timed_at_each_number_of_steps():
+    rows = parallel_decoding.measure(tiny("generator"), 2, [1, 2], scale=2.0)
     assert [row["num_steps"] for row in rows] == [1, 2]
     assert rows[1]["flops"] > rows[0]["flops"] and all(row["seconds"] > 0 for row in rows)
 
 
 def test_the_tokenizer_is_timed_both_ways_and_its_flops_are_the_formulas():
-    config = load_config("configs/scenes/tokenizer.py:tiny")
-    with config.unlocked():
-        config.model.tokenizer.update(filters=8, num_res_blocks=1, codebook_size=32)
+    config = tiny("tokenizer")
+    config.model.tokenizer.update(codebook_size=32)
     found = tokenizer.measure(config, 2, repeats=1)
     built = config_lib.build(VQTokenizerConfig, config.model.tokenizer, "tokenizer")
     assert found["encode"]["flops"] == model_flops.encode_images(built, 2).total

@@ -190,33 +190,13 @@ def test_a_plain_file_has_all_bytes_and_is_read_to_its_end(tmp_path, monkeypatch
 
 # --- the start of a process ---
 
-# A generator, a VLM and a language model, as small as they get.
-SMALL = """
-from configs.scenes import generator, language_model, vlm
-
-WIDTH = {"embed_dim": 8, "num_heads": 1, "head_dim": 8, "mlp_dim": 8}
-
-
-def get_config(arg):
-    known = {"generator": generator, "vlm": vlm, "language_model": language_model}
-    config = known[arg].get_config("tiny")
-    if arg == "generator":
-        config.model.generator.text_encoder.update(num_layers=1, **WIDTH)
-        config.model.generator.maskgit.update(num_layers=1, **WIDTH)
-    elif arg == "vlm":
-        config.model.vlm.language_model.update(num_layers=1, **WIDTH)
-        config.model.vlm.resampler.update(num_latents=2, **WIDTH)
-        config.model.tokenizer.update(filters=8, num_res_blocks=0)
-    else:
-        config.model.language_model.update(num_layers=1, **WIDTH)
-    return config
-"""
-
 
 @pytest.fixture
 def small(tmp_path):
-    (tmp_path / "small.py").write_text(SMALL)
-    return str(tmp_path / "small.py")
+    """A config file whose argument names a model of Scenes."""
+    file = tmp_path / "small.py"
+    file.write_text("from synth2_jax.testing.tiny_configs import tiny as get_config\n")
+    return str(file)
 
 
 def test_the_parts_are_all_of_the_time_up_to_the_first_step(small, monkeypatch):
