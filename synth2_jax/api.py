@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 
 from synth2_jax import config as config_lib
@@ -36,7 +35,6 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.rejected import Rejected
 from synth2_jax.errors import UserError
 from synth2_jax.loading.caption_decode import caption_decode
-from synth2_jax.loading.run import Trained
 from synth2_jax.loading.text_encoders import with_text_encoder
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.models.mask_schedule import masked_counts
@@ -51,7 +49,7 @@ from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.pixels import make_decode, make_encode
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.text.caption_ids import text_ids
-from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
+from synth2_jax.text.vocabulary import load_vocabulary
 
 Path = str | os.PathLike[str]
 Picture = Path | bytes | Image.Image | np.ndarray
@@ -80,15 +78,14 @@ def load_vlm(
     Raises:
       UserError: no VLM there, one that is damaged, or a setting that does not fit.
     """
-    on, rules = _mesh(mesh, batch_size), sharding.axis_rules(mesh)
-    trained = load_trained(path, "vlm", mesh=on, rules=rules)
+    loaded = _Loaded(path, "vlm", batch_size, mesh)
     if decode is None:
-        data, vocabulary = _text_of(trained)
-        decode = caption_decode(trained.config.get("decode"), data, vocabulary, "decode")
+        told = loaded.trained.config.get("decode")
+        decode = caption_decode(told, loaded.data, loaded.vocabulary, "decode")
     decode = config_lib.build(TextDecodeConfig, decode, "decode")
     if decode.method == "nucleus":
         raise UserError("decode.method: found nucleus, expected greedy or beam")
-    return TrainedVLM(trained, batch_size, decode, on, rules)
+    return TrainedVLM(loaded, decode)
 
 
 def load_generator(
@@ -108,15 +105,42 @@ def load_generator(
       guidance: how closely images follow captions; None as for `sampler`.
       text_encoder: where the text encoder is, of a generator that was trained on stored features.
     """
-    on, rules = _mesh(mesh, batch_size), sharding.axis_rules(mesh)
-    trained = load_trained(path, "generator", mesh=on, rules=rules)
-    trained = with_text_encoder(trained, text_encoder, mesh=on, rules=rules, where="text_encoder")
+    loaded = _Loaded(path, "generator", batch_size, mesh)
+    where = {"mesh": loaded.mesh, "rules": loaded.rules, "where": "text_encoder"}
+    trained = loaded.trained = with_text_encoder(loaded.trained, text_encoder, **where)
     told = trained.config
     sampler = config_lib.build(ParallelDecodeConfig, sampler or told.get("sampler"), "sampler")
     guidance = config_lib.build(GuidanceConfig, guidance or told.get("guidance"), "guidance")
     num_tokens = trained.objective.task.tokenizer.num_tokens
     masked_counts(sampler.schedule, sampler.num_steps, num_tokens)  # raises what will not do
-    return ImageGenerator(trained, batch_size, sampler, guidance, on, rules)
+    return ImageGenerator(loaded, sampler, guidance)
+
+
+class _Loaded:
+    """A model on the devices of this process, and the vocabulary that it was trained with."""
+
+    def __init__(
+        self, path: Path, model_name: str, batch_size: int, mesh_config: sharding.MeshConfig
+    ):
+        if batch_size < 1:
+            raise UserError(f"batch_size: found {batch_size}, expected at least 1")
+        self.batch_size = batch_size
+        self.mesh = sharding.make_mesh(mesh_config, jax.local_devices())
+        sharding.check_rows(batch_size, self.mesh, "batch_size")
+        self.rules = sharding.axis_rules(mesh_config)
+        self.trained = load_trained(path, model_name, mesh=self.mesh, rules=self.rules)
+        self.data = config_lib.build(DataConfig, self.trained.config["data"])
+        self.vocabulary = load_vocabulary(self.data.vocabulary)
+
+    def compiled(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """function(params, *arrays) as one of the arrays, whose rows are split over the mesh."""
+
+        def on_mesh(params, *arrays):
+            with sharding.constraints(self.mesh, self.rules):
+                return function(params, *arrays)
+
+        compiled, where = jax.jit(on_mesh), sharding.batch_sharding(self.mesh)
+        return lambda *arrays: compiled(self.trained.params, *jax.device_put(arrays, where))
 
 
 class TrainedVLM:
@@ -128,31 +152,23 @@ class TrainedVLM:
       decode: how captions are written.
     """
 
-    def __init__(
-        self,
-        trained: Trained,
-        batch_size: int,
-        decode: TextDecodeConfig,
-        mesh: Mesh,
-        rules: sharding.AxisRules,
-    ):
-        self.trained = trained
-        self.decode = decode
+    def __init__(self, loaded: _Loaded, decode: TextDecodeConfig):
+        self._loaded, self.decode = loaded, decode
+        self.trained = trained = loaded.trained
         task = trained.objective.task
         self.image_size = task.tokenizer.image_size
-        self._batch_size = batch_size
-        data, self._vocabulary = _text_of(trained)
         encode = make_encode(task.tokenizer)
-        prompt_ids = self._vocabulary.encode(data.prompt)
-        end_id = self._vocabulary.end_id(prompt_ids)
-        caption = make_caption(VLM(task.vlm), prompt_ids, decode, end_id)
+        prompt_ids = loaded.vocabulary.encode(loaded.data.prompt)
+        caption = make_caption(
+            VLM(task.vlm), prompt_ids, decode, loaded.vocabulary.end_id(prompt_ids)
+        )
 
         def caption_ids(params, images):
             image_tokens_BN = encode(params["tokenizer"], images)
             embeddings_BNC = trained.objective.image_embeddings(params, image_tokens_BN)
             return caption(params["vlm"], embeddings_BNC)[0]
 
-        self._caption_ids = _compiled(caption_ids, trained.params, mesh, rules)
+        self._caption_ids = loaded.compiled(caption_ids)
 
     def caption(self, images: Picture | Sequence[Picture]) -> str | list[str]:
         """Writes one caption an image, which depends on that image alone.
@@ -181,8 +197,10 @@ class TrainedVLM:
         def pixels(numbers: Sequence[int]) -> tuple[np.ndarray]:
             return (np.stack([self._pixels(images[i], f"images[{i}]") for i in numbers]),)
 
-        batches = in_batches(self._caption_ids, range(len(images)), self._batch_size, pixels)
-        captions = [self._vocabulary.decode(ids.tolist()) for ids_BT in batches for ids in ids_BT]
+        batches = in_batches(self._caption_ids, range(len(images)), self._loaded.batch_size, pixels)
+        captions = [
+            self._loaded.vocabulary.decode(ids.tolist()) for ids_BT in batches for ids in ids_BT
+        ]
         return captions[0] if one else captions
 
     def _pixels(self, image: Picture, where: str) -> np.ndarray:
@@ -219,21 +237,11 @@ class ImageGenerator:
       text_length: T; of a longer caption the beginning is read.
     """
 
-    def __init__(
-        self,
-        trained: Trained,
-        batch_size: int,
-        sampler: ParallelDecodeConfig,
-        guidance: GuidanceConfig,
-        mesh: Mesh,
-        rules: sharding.AxisRules,
-    ):
-        self.trained = trained
-        task = trained.objective.task
-        self.image_size = task.tokenizer.image_size
-        self.text_length = task.text_length
-        self._batch_size = batch_size
-        _, self._vocabulary = _text_of(trained)
+    def __init__(self, loaded: _Loaded, sampler: ParallelDecodeConfig, guidance: GuidanceConfig):
+        self._loaded = loaded
+        self.trained = loaded.trained
+        task = loaded.trained.objective.task
+        self.image_size, self.text_length = task.tokenizer.image_size, task.text_length
         generate = make_generate(Generator(task.generator), sampler, guidance)
         decode = make_decode(task.tokenizer)
         tokenizer = VQTokenizer(task.tokenizer)
@@ -250,8 +258,8 @@ class ImageGenerator:
         def pixels(params, ids_BN):
             return decode(params["tokenizer"], ids_BN)
 
-        compiled = functools.partial(_compiled, params=trained.params, mesh=mesh, rules=rules)
-        self._image_tokens, self._embed, self._decode = map(compiled, (image_tokens, embed, pixels))
+        functions = (image_tokens, embed, pixels)
+        self._image_tokens, self._embed, self._decode = map(loaded.compiled, functions)
 
     def generate(self, captions: str | Sequence[str], seed: int = 0, first: int = 0) -> "Generated":
         """Makes an image of each caption, as `synth2 synthesize` does.
@@ -280,11 +288,13 @@ class ImageGenerator:
 
         def arrays(numbers: Sequence[int]) -> tuple[np.ndarray, ...]:
             texts = [captions[i] for i in numbers]
-            text_BT = text_ids(texts, self._vocabulary, self.text_length)
+            text_BT = text_ids(texts, self._loaded.vocabulary, self.text_length)
             seeds_B = np.full(len(texts), seed, np.uint32)
             return text_BT, seeds_B, (first + np.asarray(numbers)).astype(np.uint32)
 
-        batches = in_batches(self._image_tokens, range(len(captions)), self._batch_size, arrays)
+        batches = in_batches(
+            self._image_tokens, range(len(captions)), self._loaded.batch_size, arrays
+        )
         num_tokens = self.trained.objective.task.tokenizer.num_tokens
         tokens_BN = np.concatenate([np.zeros((0, num_tokens), np.int32), *batches])
         return Generated(tokens_BN, self)
@@ -294,12 +304,14 @@ class ImageGenerator:
             caption.encode()
         except UnicodeEncodeError:  # half of a surrogate pair is no text
             return []
-        return self._vocabulary.encode(caption)
+        return self._loaded.vocabulary.encode(caption)
 
     def _of_all(self, function: Callable[..., jax.Array], ids_BN: np.ndarray) -> np.ndarray:
         # Of no rows there is one batch to get dtype and shape from.
         rows = ids_BN if len(ids_BN) else np.zeros((1, ids_BN.shape[1]), np.int32)
-        return np.concatenate(list(in_batches(function, rows, self._batch_size)))[: len(ids_BN)]
+        return np.concatenate(list(in_batches(function, rows, self._loaded.batch_size)))[
+            : len(ids_BN)
+        ]
 
 
 class Generated:
@@ -321,30 +333,3 @@ class Generated:
     def images(self) -> np.ndarray:
         """u8[B, S, S, 3]. Decoding costs more than the rest: it is done when first asked for."""
         return self._generator._of_all(self._generator._decode, self.tokens)
-
-
-def _mesh(config: sharding.MeshConfig, batch_size: int) -> Mesh:
-    mesh = sharding.make_mesh(config, jax.local_devices())
-    if batch_size < 1:
-        raise UserError(f"batch_size: found {batch_size}, expected at least 1")
-    sharding.check_rows(batch_size, mesh, "batch_size")
-    return mesh
-
-
-def _text_of(trained: Trained) -> tuple[DataConfig, Vocabulary]:
-    """The data that a model was trained on, and its vocabulary."""
-    data = config_lib.build(DataConfig, trained.config["data"])
-    return data, load_vocabulary(data.vocabulary)
-
-
-def _compiled(
-    function: Callable[..., jax.Array], params, mesh: Mesh, rules: sharding.AxisRules
-) -> Callable[..., jax.Array]:
-    """function(params, *arrays) as a function of the arrays, whose rows are split over the mesh."""
-
-    def on_mesh(params, *arrays):
-        with sharding.constraints(mesh, rules):
-            return function(params, *arrays)
-
-    compiled, where = jax.jit(on_mesh), sharding.batch_sharding(mesh)
-    return lambda *arrays: compiled(params, *jax.device_put(arrays, where))

@@ -89,9 +89,7 @@ def _machine_of_its_own(monkeypatch, by_kernel: bool | None) -> None:
 
 
 @pytest.mark.parametrize("by_kernel", [True, None])
-def test_without_a_common_flock_the_living_holder_of_another_machine_is_found(
-    tmp_path, monkeypatch, by_kernel
-):
+def test_the_living_holder_of_another_machine_is_found(tmp_path, monkeypatch, by_kernel):
     _machine_of_its_own(monkeypatch, by_kernel)
     monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 60)  # the first beat ends the wait
     with hold(tmp_path):

@@ -3,6 +3,8 @@
 `python tests/test_sharding_golden.py` writes them anew.
 """
 
+import functools
+import math
 import pathlib
 import re
 
@@ -21,12 +23,16 @@ CONFIGS = ("tokenizer", "language_model", "generator", "generator_3b", "vlm")
 MESH = AbstractMesh((16, 8, 2), sharding.MESH_AXES)  # 256 chips
 
 
+@functools.cache
+def params_of(name):
+    _, objective = train.build(load_config(f"configs/paper/{name}.py"))
+    return jax.eval_shape(objective.init, jax.random.key(0))["params"]
+
+
 def table(name):
     """Path, shape, logical names and mesh axes of every parameter."""
-    _, objective = train.build(load_config(f"configs/paper/{name}.py"))
-    params = jax.eval_shape(objective.init, jax.random.key(0))["params"]
     rows = []
-    for path, box in sorted(flatten(params).items()):
+    for path, box in sorted(flatten(params_of(name)).items()):
         if name != "tokenizer" and path.startswith("tokenizer/"):
             continue  # frozen in it, and laid out as the file of the tokenizer tells
         assert isinstance(box, nn.LogicallyPartitioned)
@@ -41,32 +47,23 @@ def table(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_parameters_lie_where_the_file_says(name):
+def test_parameters_lie_where_the_file_says_and_what_is_large_is_split(name):
     expected = (FOLDER / f"{name}.txt").read_text()
     assert table(name) == expected, "meant? python tests/test_sharding_golden.py"
+    for line in expected.splitlines()[1:]:
+        path, shape, _, axes = line.split(maxsplit=3)
+        size = 4 * math.prod(int(dimension) for dimension in shape.split("x"))
+        assert size < 2**20 or set(axes) - set("-,"), f"{path} {shape} is whole"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_tensor_group_of_eight_splits_all_that_the_table_asks(name, caplog):
     """But the 3 channels of an image: what stays whole is as good as nothing."""
-    _, objective = train.build(load_config(f"configs/paper/{name}.py"))
-    params = jax.eval_shape(objective.init, jax.random.key(0))["params"]
     with caplog.at_level("WARNING", logger="absl"):
-        sharding.check_split(params, AbstractMesh((8, 4, 8), sharding.MESH_AXES))
+        sharding.check_split(params_of(name), AbstractMesh((8, 4, 8), sharding.MESH_AXES))
     sizes = re.findall(r"([\d,]+) bytes", caplog.text)
     assert sum(int(size.replace(",", "")) for size in sizes) < 2**20, caplog.text
     assert "heads" not in caplog.text and " more" not in caplog.text
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_large_is_split(name):
-    """No parameter of a megabyte or more stays whole on every chip."""
-    for line in (FOLDER / f"{name}.txt").read_text().splitlines()[1:]:
-        path, shape, _, axes = line.split(maxsplit=3)
-        size = 4
-        for dimension in filter(None, shape.split("x")):
-            size *= int(dimension)
-        assert size < 2**20 or set(axes) - set("-,"), f"{path} {shape} is whole"
 
 
 if __name__ == "__main__":
