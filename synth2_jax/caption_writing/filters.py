@@ -9,8 +9,9 @@ import unicodedata
 from collections.abc import Callable
 
 from synth2_jax import config as config_lib
+from synth2_jax.caption_writing.classes import read_lines
 from synth2_jax.caption_writing.drafts import Draft
-from synth2_jax.caption_writing.languages import check_language, is_in_language
+from synth2_jax.caption_writing.languages import check_language, language_check
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.text.words import count_words, is_unspaced, words
 
@@ -25,14 +26,8 @@ _MARKUP = re.compile(r"</?[a-zA-Z!][^<>]*>|&(?:[a-zA-Z]{2,8}|#x?[0-9a-fA-F]{1,6}
 
 # Plurals that do not begin with the singular.
 _IRREGULAR = {
-    "child": "children",
-    "foot": "feet",
-    "goose": "geese",
-    "man": "men",
-    "mouse": "mice",
-    "person": "people",
-    "tooth": "teeth",
-    "woman": "women",
+    **{"child": "children", "man": "men", "person": "people", "woman": "women"},
+    **{"foot": "feet", "goose": "geese", "mouse": "mice", "tooth": "teeth"},
 }
 
 
@@ -67,7 +62,7 @@ class FilterConfig:
                 f"{self.min_words}"
             )
         if self.language:
-            check_language(self.language, "language")
+            check_language(self.language)
         if self.duplicates not in DUPLICATES:
             raise UserError(
                 f"duplicates: unknown {self.duplicates!r}; {nearest(self.duplicates, DUPLICATES)}"
@@ -79,7 +74,8 @@ class FilterConfig:
         """Returns the settings for a manifest, with the blocklist's sha256 in place of its path."""
         found = dataclasses.asdict(self)
         if self.blocklist:
-            found["blocklist"] = hashlib.sha256(_read(self.blocklist)).hexdigest()
+            contents = pathlib.Path(self.blocklist).read_bytes()
+            found["blocklist"] = hashlib.sha256(contents).hexdigest()
         return found
 
 
@@ -90,9 +86,10 @@ def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
     `duplicates.NearDuplicates`.
 
     Raises:
-      UserError: the blocklist cannot be read.
+      UserError: the blocklist cannot be read, or a package for `language` is missing.
     """
     blocked = _phrases(config.blocklist) if config.blocklist else {}
+    in_language = language_check(config.language) if config.language else lambda caption: True
     seen: set[str] = set()
     key = str if config.duplicates == "verbatim" else normalized
 
@@ -114,7 +111,7 @@ def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
         needs_name = config.names_class and draft.class_name is not None
         if needs_name and not names(caption, draft.class_name):
             return "class not named"
-        if config.language and not is_in_language(caption, config.language):
+        if not in_language(caption):
             return "another language"
         if blocked and _holds(words(caption), blocked):
             return "blocked"
@@ -166,41 +163,22 @@ def _naming(class_name: str) -> re.Pattern[str]:
 
 
 def _malformed(caption: str) -> str | None:
-    if not caption.isprintable() or not caption.isascii():
-        for character in caption:
-            if character == "\N{REPLACEMENT CHARACTER}":
-                return "not UTF-8"
-            if (
-                unicodedata.category(character) in _REFUSED_CATEGORIES
-                and character not in _ALLOWED_FORMAT
-            ):
-                return "control characters"
-    if _MARKUP.search(caption):
-        return "markup"
-    return None
-
-
-def _read(path: str) -> bytes:
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(
-            f"blocklist {path!r}: no such file. Give a file with one word or phrase a line."
-        )
-    return file.read_bytes()
+    if "\N{REPLACEMENT CHARACTER}" in caption:
+        return "not UTF-8"
+    # Other scripts have printable characters that are refused, and unprintable ones that are not.
+    if not (caption.isprintable() and caption.isascii()) and any(
+        unicodedata.category(character) in _REFUSED_CATEGORIES and character not in _ALLOWED_FORMAT
+        for character in caption
+    ):
+        return "control characters"
+    return "markup" if _MARKUP.search(caption) else None
 
 
 def _phrases(path: str) -> dict[int, set[tuple[str, ...]]]:
     """Reads the blocklist: {number of words: phrases of that length}."""
     found: dict[int, set[tuple[str, ...]]] = {}
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"blocklist {path}: line {number} is not UTF-8. Save the file as UTF-8."
-            ) from error
-        phrase = tuple(words(text))
-        if phrase and not text.startswith("#"):
+    for text in read_lines(path, "blocklist", "word or phrase").values():
+        if phrase := tuple(words(text)):
             found.setdefault(len(phrase), set()).add(phrase)
     if not found:
         raise UserError(f"blocklist {path}: found no words, expected one word or phrase a line")

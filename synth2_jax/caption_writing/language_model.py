@@ -30,7 +30,7 @@ class LanguageModelSource:
       vocabulary: its vocabulary.
       decode: how to sample: with nucleus, as otherwise all captions of a class are the same.
       seed: draw i of a class depends only on (seed, class, i), not on its batch.
-      batch_size: number of captions that are written at once.
+      batch_size: captions that are written at once.
 
     Raises:
       UserError: the vocabulary is not the model's.
@@ -66,14 +66,15 @@ class LanguageModelSource:
             groups[len(prompt), self._vocabulary.end_id(prompt)].append((request, prompt))
         for (_, end_id), group in groups.items():
             for start in range(0, len(group), self._batch_size):
-                yield from self._write_batch(group[start : start + self._batch_size], end_id)
-
-    def _write_batch(self, rows: list, end_id: int) -> Iterator[Draft]:
-        filled = rows + [rows[-1]] * (self._batch_size - len(rows))  # one shape, one compilation
-        keys_B = self._row_keys(np.array([(r.class_index, r.draw) for r, _ in filled], np.uint32))
-        prompts_BP = np.array([prompt for _, prompt in filled], np.int32)
-        ids_BT = np.asarray(self._write(end_id)(self._params, prompts_BP, keys_B)[0])
-        for (request, _), ids in zip(rows, ids_BT[: len(rows)], strict=True):
-            text = caption_in(self._vocabulary.decode(ids.tolist()))
-            finished = bool(np.isin(ids, (EOS_ID, end_id)).any())
-            yield Draft(request.class_name, request.draw, text, finished)
+                rows = group[start : start + self._batch_size]
+                # One shape, one compilation.
+                filled, prompts = zip(
+                    *rows, *[rows[-1]] * (self._batch_size - len(rows)), strict=True
+                )
+                keys = np.array([(row.class_index, row.draw) for row in filled], np.uint32)
+                prompts_BP = np.array(prompts, np.int32)
+                ids_BT, *_ = self._write(end_id)(self._params, prompts_BP, self._row_keys(keys))
+                for (request, _), ids in zip(rows, np.asarray(ids_BT), strict=False):
+                    text = caption_in(self._vocabulary.decode(ids.tolist()))
+                    finished = bool(np.isin(ids, (EOS_ID, end_id)).any())
+                    yield Draft(request.class_name, request.draw, text, finished)

@@ -39,6 +39,10 @@ class OpenAIServerSource:
       journal: an open one; its answers are used, and new ones are added.
       seed: each request gets its own seed, made from (seed, class name, draw).
 
+    Attributes:
+      usage: function that returns tokens and cost of all runs of the workdir, for a manifest.
+      answered, retries, failed: counts of this run.
+
     Raises:
       UserError: as `ServerAccess`.
     """
@@ -50,14 +54,12 @@ class OpenAIServerSource:
         self._sampling = config.sampling()
         self._access = ServerAccess(config)
         self.base_url = self._access.base_url
-        self._failed_in_a_row = 0
-        self._next_turn = 0.0
+        self._failed_in_a_row = self._next_turn = 0
+        self.retries = self.failed = self.answered = 0
         self._stopping = asyncio.Event()
         self._fatal: UserError | None = None
-        self.retries = 0
-        self.failed = 0
-        self.answered = 0
         self._usage = Usage(config, journal.answers())
+        self.usage = self._usage.describe
 
     def write(self, requests: Sequence[Request]) -> Iterator[Draft | None]:
         """Yields drafts in the order of `requests`, and None while it waits for the next.
@@ -97,10 +99,6 @@ class OpenAIServerSource:
                 self._stopping.set()
                 runner.run(self._finish(client, waiting))
 
-    def usage(self) -> dict[str, Any]:
-        """Returns tokens and cost of all runs of the workdir, for a manifest."""
-        return self._usage.describe()
-
     def summary(self) -> str:
         """Returns counts of this run and of all runs, on one line."""
         return (
@@ -112,7 +110,8 @@ class OpenAIServerSource:
         self, client: ChatClient, semaphore: asyncio.Semaphore, request: Request
     ) -> Draft:
         body = self._body(request)
-        key = _digest({**body, "class": request.class_name, "draw": request.draw})
+        asked = {**body, "class": request.class_name, "draw": request.draw}
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
         answer, reason = self._journal.get(key), ""
         if answer is None:
             async with semaphore:
@@ -134,14 +133,14 @@ class OpenAIServerSource:
         )
 
     def _body(self, request: Request) -> dict[str, Any]:
-        text = f"{self._seed}\n{request.class_name}\n{request.draw}"
-        digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
         body = {
             "model": self._config.model,
             "messages": [{"role": "user", "content": request.prompt}],
             **self._sampling,
         }
         if "seed" not in self._config.extra_body:
+            text = f"{self._seed}\n{request.class_name}\n{request.draw}"
+            digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
             body["seed"] = int.from_bytes(digest) >> 1  # servers take signed 32 bits
         return body
 
@@ -214,8 +213,3 @@ class OpenAIServerSource:
         await asyncio.gather(*waiting, return_exceptions=True)
         with contextlib.suppress(Exception):
             await client.close()
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

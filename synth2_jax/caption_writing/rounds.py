@@ -27,23 +27,15 @@ def ask_in_rounds(
 ) -> None:
     """Asks for drafts until every class has its quota, so that the set is balanced.
 
-    Args:
-      source: writes the drafts.
-      selection: gets them.
-      prompts: of all requests.
-      stop: exits when a signal came.
-      max_rounds: number of rounds at most.
-      kept: what a stopped run keeps, in words.
-
-    Raises:
-      UserError: as `source.write` and `selection.offer`.
+    `kept` says in words what a run keeps that `stop` ends. Raises as `source.write` and
+    `selection.offer`.
     """
     indices = {name: index for index, name in enumerate(selection.kept)}
     asked = collections.Counter()
     with Progress("captions", sum(selection.lacks().values()), "captions") as progress:
         for _ in range(max_rounds):
             requests = []
-            num_dropped = selection.dropped.total()
+            before = selection.dropped.total()
             for name, number in selection.lacks().items():
                 for draw in range(asked[name], asked[name] + number):
                     requests.append(Request(indices[name], name, draw, prompts.prompt(name, draw)))
@@ -55,17 +47,13 @@ def ask_in_rounds(
                     if draft is not None and selection.offer(draft):
                         progress.add(1)
             progress.add(-selection.settle())
-            num_dropped = selection.dropped.total() - num_dropped
-            if selection.is_full() or _HOPELESS <= num_dropped == len(requests):
+            hopeless = _HOPELESS <= selection.dropped.total() - before == len(requests)
+            if selection.is_full() or hopeless:
                 break
 
 
 def read_file(source: TextFileSource, selection: Selection, stop: StopSignal) -> None:
-    """Offers the lines of a file until every class has its quota.
-
-    Raises:
-      UserError: as `selection.offer`.
-    """
+    """Offers the lines of a file until every class has its quota; raises as `selection.offer`."""
     with Progress("captions", source.num_lines(), "lines") as progress:
         for number, draft in enumerate(source.read(), start=1):
             if stop.received:

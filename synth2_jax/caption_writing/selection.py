@@ -19,8 +19,7 @@ class Selection:
       quotas: {class name: number of captions, or None for all}; drafts without a class have the
         name None. A draft of another class is dropped.
       filter_config: settings of the filter.
-      max_dropped_share: largest share of drafts that may be dropped. Drafts over a quota do not
-        count.
+      max_dropped_share: largest share of drafts that may be dropped, apart from those over a quota.
 
     Attributes:
       kept: {class name: drafts}, in the order of `offer`.
@@ -37,9 +36,8 @@ class Selection:
         self.dropped: collections.Counter[str] = collections.Counter()
         self._quotas = quotas
         self._drop_reason = make_filter(filter_config)
-        self._near = None
-        if filter_config.duplicates == "near":
-            self._near = NearDuplicates(filter_config.similarity)
+        near = filter_config.duplicates == "near"
+        self._near = NearDuplicates(filter_config.similarity) if near else None
         self._max_dropped_share = max_dropped_share
         self._offered = 0
         self._waiting: list[Draft] = []
@@ -51,51 +49,43 @@ class Selection:
           UserError: more than `max_dropped_share` of the drafts were dropped.
         """
         self._offered += 1
-        if draft.class_name in self.kept and self._is_full(draft.class_name):
-            self.dropped[OVER_QUOTA] += 1
-            return False
-        if draft.class_name in self.kept:
-            reason = self._drop_reason(draft)
-        else:
+        if draft.class_name not in self.kept:
             reason = draft.drop_reason or "unknown class"
-        if reason:
-            self.dropped[reason] += 1
-            self._check_share()
-            return False
-        self._waiting.append(draft)
-        return True
+        elif self._is_full(draft.class_name):
+            reason = OVER_QUOTA
+        else:
+            reason = self._drop_reason(draft)
+        if not reason:
+            self._waiting.append(draft)
+            return True
+        self.dropped[reason] += 1
+        self._check_share()
+        return False
 
     def settle(self) -> int:
-        """Drops near-duplicates and drafts over their quota; returns how many.
-
-        Raises:
-          UserError: more than `max_dropped_share` of the drafts were dropped.
-        """
+        """Drops near-duplicates and drafts over a quota; returns how many. Raises as `offer`."""
         waiting, self._waiting = self._waiting, []
-        dropped = [False] * len(waiting)
+        near = [False] * len(waiting)
         if self._near:
-            dropped = self._near.add([draft.caption for draft in waiting]).tolist()
-        num_dropped = 0
-        for draft, is_near in zip(waiting, dropped, strict=True):
+            near = self._near.add([draft.caption for draft in waiting])
+        before = self.dropped.total()
+        for draft, is_near in zip(waiting, near, strict=True):
             if is_near:
                 self.dropped["near-duplicate"] += 1
             elif self._is_full(draft.class_name):
                 self.dropped[OVER_QUOTA] += 1
             else:
                 self.kept[draft.class_name].append(draft)
-                continue
-            num_dropped += 1
         self._check_share()
-        return num_dropped
+        return self.dropped.total() - before
 
     def lacks(self) -> dict[str | None, int]:
         """Returns {class name: number of captions that are missing}, without full classes."""
-        lacking = {
+        return {
             name: quota - len(self.kept[name])
             for name, quota in self._quotas.items()
-            if quota is not None
+            if quota is not None and not self._is_full(name)
         }
-        return {name: number for name, number in lacking.items() if number}
 
     def is_full(self) -> bool:
         """Returns whether every class has its quota."""
@@ -106,10 +96,8 @@ class Selection:
         return quota is not None and len(self.kept[name]) >= quota
 
     def _check_share(self) -> None:
-        if self._offered < _MIN_DRAFTS:
-            return
         bad = self.dropped.total() - self.dropped[OVER_QUOTA]
-        if bad > self._max_dropped_share * self._offered:
+        if self._offered >= _MIN_DRAFTS and bad > self._max_dropped_share * self._offered:
             raise UserError(
                 f"--config.max_dropped_share: {bad} of {self._offered} drafts were dropped (found "
                 f"{dict(self.dropped.most_common())}, expected a share of at most "

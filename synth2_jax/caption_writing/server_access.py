@@ -71,17 +71,18 @@ def _checked_key(text: str) -> str:
 
 def _checked_url(url: str, *, holds_key: bool) -> str:
     """Returns `url` without a slash at its end. Errors do not repeat it: it may hold a secret."""
+    where = "--config.server.base_url"
     try:
         parts = urllib.parse.urlsplit(url)
-        host = parts.hostname
+        is_address = parts.hostname and parts.scheme in ("http", "https") and is_name(url)
     except ValueError:
-        parts, host = None, None
-    if not host or not is_name(url) or parts.scheme not in ("http", "https"):
-        raise UserError("--config.server.base_url: no address, expected such as http://HOST/v1")
+        is_address = False
+    if not is_address:
+        raise UserError(f"{where}: no address, expected such as http://HOST/v1")
     if "@" in parts.netloc or parts.query or parts.fragment or holds_key:
         raise UserError(
-            "--config.server.base_url: holds a user, password, query or key, expected the address "
-            f"alone. Remove them; the key is read from {KEY_VARIABLE}."
+            f"{where}: holds a user, password, query or key, expected the address alone. Remove "
+            f"them; the key is read from {KEY_VARIABLE}."
         )
     return url.rstrip("/")
 

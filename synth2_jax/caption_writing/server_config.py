@@ -53,15 +53,14 @@ class ServerConfig:
                 raise UserError(f"extra_body: found {name!r}, which synth2 sets. Remove it.")
         if not self.model or not is_name(self.model):
             raise UserError(f"model: found {self.model!r:.40}, expected the name of a model")
-        for name in ("requests_per_minute", "timeout", "max_cost"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name}: found {value}, expected more than 0")
-        for name in ("input_price", "output_price", "temperature"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}: found {getattr(self, name)}, expected at least 0")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: found {self.top_p}, expected more than 0, at most 1")
+        for names, fits, expected in (
+            (("requests_per_minute", "timeout", "max_cost"), lambda x: x > 0, "more than 0"),
+            (("input_price", "output_price", "temperature"), lambda x: x >= 0, "at least 0"),
+            (("top_p",), lambda x: 0 < x <= 1, "more than 0, at most 1"),
+        ):
+            for name in names:
+                if (value := getattr(self, name)) is not None and not fits(value):
+                    raise UserError(f"{name}: found {value}, expected {expected}")
         if self.max_cost is not None and not self.input_price + self.output_price:
             raise UserError("max_cost: needs a price. Set `input_price` or `output_price`.")
 
@@ -82,48 +81,47 @@ class Usage:
 
     def __init__(self, config: ServerConfig, answers: Iterable[Answer]):
         self._config = config
-        self.answers = self.prompt_tokens = self.completion_tokens = 0
-        self.without_usage = 0  # answers that do not report their tokens
+        self._counts = dict.fromkeys(
+            ("answers", "prompt_tokens", "completion_tokens", "without_usage"), 0
+        )
         for answer in answers:
             self.add(answer)
 
     def add(self, answer: Answer) -> None:
-        self.answers += 1
-        if answer.prompt_tokens is None or answer.completion_tokens is None:
-            self.without_usage += 1
-        else:
-            self.prompt_tokens += answer.prompt_tokens
-            self.completion_tokens += answer.completion_tokens
+        counted = None not in (answer.prompt_tokens, answer.completion_tokens)
+        self._counts["answers"] += 1
+        self._counts["prompt_tokens"] += answer.prompt_tokens if counted else 0
+        self._counts["completion_tokens"] += answer.completion_tokens if counted else 0
+        self._counts["without_usage"] += not counted
 
-    @property
-    def cost(self) -> float | None:
-        """In the currency of the prices; None when no price is known."""
-        cfg = self._config
-        if not cfg.input_price + cfg.output_price:
-            return None
-        paid = self.prompt_tokens * cfg.input_price + self.completion_tokens * cfg.output_price
-        return round(paid / 1e6, 6)
+    def describe(self) -> dict[str, Any]:
+        """Returns the counts for a manifest, and their "cost" in the currency of the prices.
+
+        The cost is None if no price is known.
+        """
+        cfg, cost = self._config, None
+        if cfg.input_price + cfg.output_price:
+            paid = self._counts["prompt_tokens"] * cfg.input_price
+            paid += self._counts["completion_tokens"] * cfg.output_price
+            cost = round(paid / 1e6, 6)
+        return {**self._counts, "cost": cost}
 
     def check_cost(self) -> None:
         """Raises UserError when the answers have cost `max_cost`."""
-        limit = self._config.max_cost
-        if limit is not None and self.cost >= limit:
+        limit, cost = self._config.max_cost, self.describe()["cost"]
+        if limit is not None and cost >= limit:
             raise UserError(
-                f"--config.server.max_cost: reached (answers have cost {self.cost:g}, the limit is "
+                f"--config.server.max_cost: reached (answers have cost {cost:g}, the limit is "
                 f"{limit:g}). The answers are kept; run the same command with a higher limit."
             )
 
-    def describe(self) -> dict[str, Any]:
-        """Returns the counts for a manifest."""
-        names = ("answers", "prompt_tokens", "completion_tokens", "without_usage", "cost")
-        return {name: getattr(self, name) for name in names}
-
     def summary(self) -> str:
         """Returns the counts in words."""
+        found = self.describe()
         line = (
-            f"{self.answers} in all, {self.prompt_tokens} prompt and {self.completion_tokens} "
-            "completion tokens"
+            f"{found['answers']} in all, {found['prompt_tokens']} prompt and "
+            f"{found['completion_tokens']} completion tokens"
         )
-        if self.without_usage:
-            line += f", {self.without_usage} answers did not report their tokens"
-        return line if self.cost is None else f"{line}; cost {self.cost:g}"
+        if found["without_usage"]:
+            line += f", {found['without_usage']} answers did not report their tokens"
+        return line if found["cost"] is None else f"{line}; cost {found['cost']:g}"

@@ -39,13 +39,12 @@ class Template:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The slots, in the order of the text."""
         try:
             parts = list(string.Formatter().parse(self.text))
         except ValueError as error:
             raise UserError(f"{self.name}: {error}. Write {{{{ for a brace.") from error
         for _, slot, form, conversion in parts:
-            if slot is not None and (form or conversion):
+            if form or conversion:
                 raise UserError(
                     f"{self.name}: slot {{{slot}}} has a format, expected only its name"
                 )
@@ -60,13 +59,7 @@ class Template:
 class Prompts:
     """Makes prompts from a template; styles and lengths take turns over the draws of a class.
 
-    Args:
-      template: text of the prompts.
-      styles: values of {style}.
-      lengths: values of {length}, in words.
-
-    Raises:
-      UserError: a slot has no values, or values have no slot.
+    `lengths` are in words. Raises UserError if a slot has no values, or values have no slot.
     """
 
     template: Template
@@ -74,22 +67,21 @@ class Prompts:
     lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for slot, key in (("style", "styles"), ("length", "lengths")):
-            if (slot in self.template.slots) != bool(getattr(self, key)):
-                found = "no" if getattr(self, key) else "a"
+        for slot, values in (("style", self.styles), ("length", self.lengths)):
+            if (slot in self.template.slots) != bool(values):
                 raise UserError(
-                    f"{self.template.name}: found {found} slot {{{slot}}} and "
-                    f"{len(getattr(self, key))} {key}, expected both or neither"
+                    f"{self.template.name}: found {'no' if values else 'a'} slot {{{slot}}} and "
+                    f"{len(values)} {slot}s, expected both or neither"
                 )
 
     def targets(self, draw: int) -> dict[str, str | int]:
         """Returns {"style": ..., "length": ...} of a draw, for the slots that the template has."""
         found: dict[str, str | int] = {}
         if self.styles:
-            found["style"] = self.styles[draw % len(self.styles)]
+            draw, turn = divmod(draw, len(self.styles))
+            found["style"] = self.styles[turn]
         if self.lengths:
-            turn = draw // max(1, len(self.styles))
-            found["length"] = self.lengths[turn % len(self.lengths)]
+            found["length"] = self.lengths[draw % len(self.lengths)]
         return found
 
     def prompt(self, class_name: str, draw: int) -> str:

@@ -6,14 +6,13 @@ A bad line becomes a draft with a reason to drop it: it is counted, and the rest
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from synth2_jax.caption_writing.drafts import Draft
 from synth2_jax.caption_writing.filters import forms
 from synth2_jax.errors import UserError
 from synth2_jax.text.words import words
 
-_READ_BYTES = 1 << 20
 _MOST_SEARCHED = 10_000  # characters of a caption; many combining marks take long to normalize
 
 
@@ -37,7 +36,7 @@ class TextFileSource:
             raise UserError(
                 f"text_file {path!r}: no such file. Give a file with one caption a line."
             )
-        self._finder = None if classes is None else _ClassFinder(classes)
+        self._finder = None if classes is None else _class_finder(classes)
 
     def num_lines(self) -> int:
         """Counts all lines, also blank ones."""
@@ -46,7 +45,7 @@ class TextFileSource:
 
     def read(self) -> Iterator[Draft]:
         """Yields a draft for each line that is not blank."""
-        parse = _parse_json if self._path.suffix == ".jsonl" else _parse_text
+        is_json = self._path.suffix == ".jsonl"
         with open(self._path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
@@ -56,7 +55,9 @@ class TextFileSource:
                 except UnicodeDecodeError:
                     yield Draft(None, number, "", drop_reason="not UTF-8")
                     continue
-                class_name, caption, reason = parse(text)
+                class_name, caption, reason = None, text.strip(), ""
+                if is_json:
+                    class_name, caption, reason = _parse_json(text)
                 if not reason and class_name is None and self._finder:
                     class_name = self._finder(caption)
                     reason = "" if class_name else "class not named"
@@ -64,15 +65,9 @@ class TextFileSource:
 
     def describe(self) -> dict[str, str]:
         """Returns the file's name and sha256, for a manifest."""
-        digest = hashlib.sha256()
         with open(self._path, "rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
+            digest = hashlib.file_digest(file, "sha256")
         return {"file": self._path.name, "file_sha256": digest.hexdigest()}
-
-
-def _parse_text(line: str) -> tuple[str | None, str, str]:
-    return None, line.strip(), ""
 
 
 def _parse_json(line: str) -> tuple[str | None, str, str]:
@@ -89,21 +84,19 @@ def _parse_json(line: str) -> tuple[str | None, str, str]:
     return class_name, row["caption"].strip(), ""
 
 
-class _ClassFinder:
-    """Finds the class that a caption names: the longest name, and the first of these."""
+def _class_finder(classes: Sequence[str]) -> Callable[[str], str | None]:
+    """Returns a function that finds the class a caption names: the first of the longest names."""
+    by_words: dict[tuple[str, ...], str] = {}
+    for name in classes:
+        for form in forms(name):
+            for ending in ("", "s", "es"):
+                by_words.setdefault(tuple(words(form + ending)), name)
+    lengths = sorted({len(key) for key in by_words}, reverse=True)
 
-    def __init__(self, classes: Sequence[str]):
-        self._by_words: dict[tuple[str, ...], str] = {}
-        for name in classes:
-            for form in forms(name):
-                for ending in ("", "s", "es"):
-                    self._by_words.setdefault(tuple(words(form + ending)), name)
-        self._lengths = sorted({len(key) for key in self._by_words}, reverse=True)
-
-    def __call__(self, caption: str) -> str | None:
+    def find(caption: str) -> str | None:
         found = words(caption[:_MOST_SEARCHED])
-        for length in self._lengths:
-            for start in range(len(found) - length + 1):
-                if name := self._by_words.get(tuple(found[start : start + length])):
-                    return name
-        return None
+        spans = ((start, length) for length in lengths for start in range(len(found) - length + 1))
+        named = (by_words.get(tuple(found[start : start + length])) for start, length in spans)
+        return next(filter(None, named), None)
+
+    return find

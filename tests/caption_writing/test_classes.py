@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from synth2_jax.caption_writing.classes import COMMON_OBJECTS, load_classes, read_class_list
+from synth2_jax.caption_writing.classes import COMMON_OBJECTS, load_classes
 from synth2_jax.errors import UserError
 
 
@@ -47,14 +47,14 @@ def test_duplicates_are_merged_and_a_line_says_so(caplog):
         (b"dog\n---\n", "line 2: found '---', expected a class name"),
         (b"x" * 101, "at most 100 characters"),
         ("\u0344\u0315".encode() * 120_000, "at most 100 characters"),  # a minute to normalize
-        (b"# nothing\n\n", "found no class names, expected one a line"),
+        (b"# nothing\n\n", "found no class name, expected one a line"),
     ],
 )
 def test_a_file_that_is_no_class_list(tmp_path, contents, text):
     path = tmp_path / "classes.txt"
     path.write_bytes(contents)
     with pytest.raises(UserError) as error:
-        read_class_list(path)
+        load_classes(str(path))
     assert text in str(error.value) and len(str(error.value).splitlines()) == 1
 
 

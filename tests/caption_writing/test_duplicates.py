@@ -1,15 +1,14 @@
 """Near-duplicates against the slow way: every caption with every kept one, sets in Python."""
 
 import random
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from synth2_jax.caption_writing import duplicates
 from synth2_jax.caption_writing.classes import COMMON_OBJECTS, load_classes
 from synth2_jax.caption_writing.duplicates import NUM_HASHES, NearDuplicates, jaccard, num_rows
+from synth2_jax.errors import UserError
 
 
 def features(caption):
@@ -81,17 +80,14 @@ def test_jaccard_counts_words_and_pairs_of_words():
     [
         (["a red dog", "a red dog", "A RED dog!"], 1.0, [0, 1, 1]),
         (["a red dog", "a red cat"], 0.5, [0, 0]),
-        (["a big red dog runs", "a big red dog sits"], 0.6, [0, 0]),  # 7 of 11
-        (["a big red dog runs", "a big red dog sits"], 0.63, [0, 0]),
+        (["a big red dog runs", "a big red dog sits"], 0.6, [0, 1]),  # 7 of 11
+        (["a big red dog runs", "a big red dog sits"], 0.64, [0, 0]),
         (["", "", "🐕", "🐕"], 0.8, [0, 0, 0, 0]),
         ([], 0.8, []),
     ],
 )
 def test_literal_cases(captions, similarity, dropped):
-    expected = [bool(one) for one in dropped]
-    if similarity in (0.6, 0.63):
-        expected[1] = similarity <= 7 / 11
-    assert NearDuplicates(similarity).add(captions).tolist() == expected
+    assert NearDuplicates(similarity).add(captions) == dropped
 
 
 def test_the_first_of_several_is_kept_and_a_dropped_one_drops_no_other():
@@ -102,8 +98,8 @@ def test_the_first_of_several_is_kept_and_a_dropped_one_drops_no_other():
     ]
     assert jaccard(chain[0], chain[1]) > 0.8 > jaccard(chain[0], chain[2])
     assert jaccard(chain[1], chain[2]) > 0.8
-    assert NearDuplicates(0.8).add(chain).tolist() == [False, True, False]
-    assert NearDuplicates(0.8).add(chain[1:]).tolist() == [False, True]
+    assert NearDuplicates(0.8).add(chain) == [False, True, False]
+    assert NearDuplicates(0.8).add(chain[1:]) == [False, True]
 
 
 @pytest.mark.parametrize("corpus", [written, random_words])
@@ -129,15 +125,7 @@ def test_one_by_one_it_is_the_slow_way(corpus):
     near = NearDuplicates(0.8)
     found = [near.add([caption])[0] for caption in captions]
     np.testing.assert_array_equal(found, slow(captions, 0.8))
-    assert near.add(captions).all()  # all there already, or near one that is
-
-
-def test_it_takes_more_captions_than_a_chunk(monkeypatch):
-    captions = written(700, random.Random(2))
-    expected = NearDuplicates(0.8).add(captions)
-    monkeypatch.setattr(duplicates, "_CHUNK", 64)
-    monkeypatch.setattr(duplicates, "_PAIRS_CHUNK", 32)
-    np.testing.assert_array_equal(NearDuplicates(0.8).add(captions), expected)
+    assert all(near.add(captions))  # all there already, or near one that is
 
 
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])
@@ -147,44 +135,12 @@ def test_bands_miss_one_in_a_hundred_at_most_where_it_is_hardest(similarity):
     assert (1 - similarity**rows) ** (NUM_HASHES // rows) <= 0.01
 
 
-def test_min_hashes_agree_as_often_as_sets_are_similar():
-    rng = random.Random(3)
-    pairs = []
-    for _ in range(300):
-        words = [f"w{rng.randrange(10**6)}" for _ in range(20)]
-        other = [word if rng.random() < 0.9 else f"x{word}" for word in words]
-        pairs.append((" ".join(words), " ".join(other)))
-    hashes = duplicates._Hashes(rows=1, seed=0)
-    a, b = (hashes.describe(side) for side in zip(*pairs, strict=True))
-    agree_N = (a.bands_BN == b.bands_BN).mean(axis=0)
-    expected_N = np.array([jaccard(*pair) for pair in pairs])
-    assert abs((agree_N - expected_N).mean()) < 0.01
-    assert np.sqrt(((agree_N - expected_N) ** 2).mean()) < 0.06  # 0.046 for 120 coins
-
-
-def test_it_is_the_same_in_another_process():
-    code = (
-        "from synth2_jax.caption_writing import duplicates\n"
-        "table = duplicates._Hashes(rows=6, seed=0).describe(['a red dog', 'two cats'])\n"
-        "print(int(table.bands_BN.sum()), int(table.features_F.sum()))"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1
+def test_without_the_package_a_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    with pytest.raises(UserError, match=r"'near' needs the package rensa.*synth2-jax\[captions\]"):
+        NearDuplicates(0.8)
 
 
 @pytest.mark.parametrize("script", ["芝生の上に茶色い犬が一匹座っている", "สุนัขสีน้ำตาลนั่งบนหญ้า"])
 def test_scripts_without_spaces_have_near_duplicates_too(script):
-    assert NearDuplicates(0.8).add([script, f"{script}。", script + script[0]]).tolist()[:2] == [
-        False,
-        True,
-    ]
-    assert NearDuplicates(0.8).add([script, script[:3]]).tolist() == [False, False]
+    assert NearDuplicates(0.8).add([script, f"{script}。", script[:3]]) == [False, True, False]

@@ -1,10 +1,13 @@
 import hashlib
+import sys
 
 import pytest
+from py3langid import langid
 
+from synth2_jax.caption_writing.classes import COMMON_OBJECTS, load_classes
 from synth2_jax.caption_writing.drafts import Draft
 from synth2_jax.caption_writing.filters import FilterConfig, forms, make_filter, names
-from synth2_jax.caption_writing.languages import LANGUAGES, is_in_language
+from synth2_jax.caption_writing.languages import LANGUAGES, language_check
 from synth2_jax.errors import UserError
 from synth2_jax.text.words import count_words, words
 
@@ -139,7 +142,11 @@ def test_blocklist_holds_words_and_phrases_in_any_case(tmp_path):
 
 @pytest.mark.parametrize(
     "contents, text",
-    [(b"", "found no words"), (b"ok\n\xff\n", "line 2 is not UTF-8"), (None, "no such file")],
+    [
+        (b"", "found no word or phrase"),
+        (b"ok\n\xff\n", "line 2 is not UTF-8"),
+        (None, "no such file"),
+    ],
 )
 def test_a_blocklist_that_is_none(tmp_path, contents, text):
     path = tmp_path / "blocked.txt"
@@ -169,18 +176,38 @@ SENTENCES = {
 }
 
 
-@pytest.mark.parametrize("language", SENTENCES)
-def test_a_sentence_is_in_its_language_and_in_no_other(language):
-    assert [other for other in LANGUAGES if is_in_language(SENTENCES[language], other)] == (
-        ["ru", "uk"] if language == "ru" else [language]  # told apart by script alone
-    )
+FOREIGN = (  # short ones
+    *(
+        "ein Hund am Strand",
+        "rote rostige Räder lehnen müde draußen",
+        "un vélo rouge contre le mur",
+    ),
+    *("niños juegan en el parque", "fragole fresche in una ciotola", "oude man met hoed"),
+    *("czerwony rower oparty o ścianę", "två katter sover i soffan", "kanepede uyuyan iki kedi"),
+)
 
 
-def test_short_texts_get_the_benefit_of_the_doubt():
-    assert is_in_language("red bicycle", "en") and is_in_language("red bicycle", "de")
-    assert not is_in_language("rote rostige Räder lehnen müde draußen", "en")  # none is ours
-    assert not is_in_language("🐕 🌳", "ru")
-    assert reason("ein Hund am Strand", language="en") == "another language"
+def test_a_sentence_is_in_its_language_and_in_no_other():
+    for language, sentence in SENTENCES.items():
+        assert [other for other in SENTENCES if language_check(other)(sentence)] == [language]
+    assert not any(map(language_check("en"), FOREIGN))
+    assert reason(FOREIGN[0], language="en") == "another language"
+
+
+def test_english_captions_of_any_class_are_english():
+    captions = [f"a photo of a {name} on a table" for name in load_classes(COMMON_OBJECTS)]
+    assert all(map(language_check("en"), captions))
+    assert all(map(language_check("en"), ["red bicycle", "a dog on the beach", "two cats"]))
+
+
+def test_languages_are_those_of_the_package(monkeypatch):
+    model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    assert {label for label in model.labels if len(label) == 2} == set(LANGUAGES)
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    with pytest.raises(
+        UserError, match=r"'nl' needs the package py3langid.*synth2-jax\[captions\]"
+    ):
+        language_check.__wrapped__("nl")
 
 
 @pytest.mark.parametrize(
