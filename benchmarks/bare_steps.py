@@ -10,8 +10,8 @@ import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
+from synth2_jax.stages import train
 from synth2_jax.training.metrics import Metrics
-from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from synth2_jax.training.train_state import Objective, create_train_state, state_layout
 from synth2_jax.training.train_step import check_batch, compile_train_step
@@ -31,7 +31,7 @@ def training_of(config: Any) -> Training:
     """Of a config of `synth2 train`, on all devices of this process."""
     optimizer = config_lib.build(OptimizerConfig, config.optimizer, "--config.optimizer")
     return Training(
-        make_objective(config.model_name, config.model.to_dict()),
+        train.build(config)[1],
         make_optimizer(optimizer, config.train.steps),
         sharding.make_mesh(sharding.MeshConfig()),
         config.train.get("microbatches", 1),

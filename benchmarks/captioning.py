@@ -31,6 +31,7 @@ from synth2_jax.models.vlm import VLM, VLMConfig  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.captions import make_caption  # noqa: E402
 from synth2_jax.sampling.text_decode import TextDecodeConfig  # noqa: E402
+from synth2_jax.stages import train  # noqa: E402
 from synth2_jax.text.vocabulary import PAD_ID  # noqa: E402
 from synth2_jax.training.train_state import flatten  # noqa: E402
 
@@ -102,13 +103,13 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=9, help="runs, of which the median counts")
     given = parser.parse_args()
-    section = config_lib.load_config(given.config).model
+    _, objective = train.build(config_lib.load_config(given.config))
     decode = TextDecodeConfig(
         method="beam" if given.beams > 1 else "greedy",
         num_beams=given.beams,
-        max_length=given.length or section.text_length - len(PROMPT),
+        max_length=given.length or objective.task.text_length - len(PROMPT),
     )
-    config = config_lib.build(VLMConfig, section.vlm, "--config.model.vlm")
+    config = objective.task.vlm
     batch_sizes = [int(number) for number in given.batches.split(",")]
     rows = measure(config, batch_sizes, decode, given.repeats)
     limits = device_limits.measure(jnp.dtype(config.language_model.dtype))

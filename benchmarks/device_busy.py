@@ -35,19 +35,18 @@ from synth2_jax.domains.scenes import dataset  # noqa: E402
 from synth2_jax.loading.run import Trained  # noqa: E402
 from synth2_jax.progress import Progress  # noqa: E402
 from synth2_jax.sampling.device_stream import BusyClock  # noqa: E402
-from synth2_jax.stages import tokenize  # noqa: E402
+from synth2_jax.stages import tokenize, train  # noqa: E402
 from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator  # noqa: E402
-from synth2_jax.training.objectives import make_objective  # noqa: E402
 
 _TARS = 8
 
 
 def untrained(path: str) -> Trained:
     """The model of a config file, with random weights."""
-    config = load_config(path).to_dict()
-    objective = make_objective(config["model_name"], config["model"])
+    config = load_config(path)
+    cfg, objective = train.build(config)
     params = nn.unbox(jax.jit(objective.init)(jax.random.key(0))["params"])
-    return Trained(objective, params, config, {}, path, 0)
+    return Trained(objective, params, {**config.to_dict(), "model": cfg.model}, {}, path, 0)
 
 
 def write_tars(folder: pathlib.Path, count: int, size: int) -> str:

@@ -18,14 +18,15 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.result import Figure, names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.experiments.image_space import speed_by_space  # noqa: E402
+from synth2_jax.stages import train  # noqa: E402
 
 SCENES = "configs/scenes/vlm.py"
 
 
 def measure(config: str, batch_size: int | None, rounds: int) -> dict:
     """Steps a second of both; without a batch size at the config's own."""
-    held = config_lib.load_config(config)
-    model, batch_size = held.model.to_dict(), batch_size or held.data.batch_size
+    held, _ = train.build(config_lib.load_config(config))
+    model, batch_size = held.model, batch_size or held.data.batch_size
     speed = speed_by_space(model, batch_size, rounds=rounds)
     return {
         "steps_per_second": speed,

@@ -40,6 +40,7 @@ from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, row_keys  # noqa: E402
+from synth2_jax.stages import train  # noqa: E402
 from synth2_jax.training.objectives import make_objective  # noqa: E402
 from synth2_jax.training.optimizer import (  # noqa: E402
     Optimizer,
@@ -135,9 +136,10 @@ def measure(
     Raises:
       UserError: the configs do not fit together.
     """
-    generator = make_objective("generator", generator_config.model.to_dict())
+    _, generator = train.build(generator_config)
+    cfg, _ = train.build(vlm_config)
     vlms = {
-        space: make_objective("vlm", {**vlm_config.model.to_dict(), "image_space": space})
+        space: make_objective("vlm", {**cfg.model, "image_space": space})
         for space in ("embedding", "pixel")
     }
     vlm = vlms["embedding"]

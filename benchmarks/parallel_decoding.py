@@ -29,12 +29,12 @@ from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.guidance import GuidanceConfig  # noqa: E402
 from synth2_jax.sampling.image_tokens import make_generate  # noqa: E402
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, row_keys  # noqa: E402
-from synth2_jax.training.objectives import make_objective  # noqa: E402
+from synth2_jax.stages import train  # noqa: E402
 
 
 def measure(config, batch_size: int, numbers_of_steps: list[int], scale: float) -> list[dict]:
     """One row for each number of steps."""
-    objective = make_objective("generator", config.model.to_dict())
+    objective = train.build(config)[1]
     params = random_params(objective)
     tokenizer = VQTokenizer(objective.task.tokenizer)
     batch = next(FakeBatches(objective.batch_spec(batch_size)))

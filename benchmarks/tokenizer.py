@@ -25,14 +25,14 @@ from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
 from synth2_jax.planning import model_flops  # noqa: E402
 from synth2_jax.sampling.pixels import make_decode, make_encode  # noqa: E402
-from synth2_jax.training.objectives import make_objective  # noqa: E402
+from synth2_jax.stages import train  # noqa: E402
 
 SCENES = "configs/scenes/tokenizer.py"
 
 
 def measure(config, batch_size: int, repeats: int) -> dict[str, dict]:
     """{"encode", "decode"}: medians of `repeats` runs of one batch each."""
-    objective = make_objective("tokenizer", config.model.to_dict())
+    objective = train.build(config)[1]
     tokenizer = objective.task.tokenizer
     params = random_params(objective)["tokenizer"]
     pixels = (batch_size, tokenizer.image_size, tokenizer.image_size, 3)

@@ -7,15 +7,16 @@ import pytest
 
 from benchmarks import on_the_fly
 from synth2_jax import sharding
+from synth2_jax.config import override
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.planning import model_flops
 from synth2_jax.sampling.guidance import guidance_scales
 from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import row_keys
+from synth2_jax.stages import train
 from synth2_jax.testing.tiny_configs import tiny
 from synth2_jax.testing.user_errors import user_error
-from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_state import create_train_state, state_layout
 from synth2_jax.training.train_step import make_train_step, step_rngs
@@ -49,8 +50,8 @@ def test_the_recipes():
 @pytest.mark.parametrize("key", ["on_the_fly", "on_the_fly_plain"])
 def test_one_program_does_what_sampling_and_then_training_do(vlm, generator, key):
     way = on_the_fly.ways(NUM_TOKENS, 4, (0.25, 0.75))[key]
-    objective = make_objective("vlm", {**vlm.model.to_dict(), "image_space": way.image_space})
-    captioned = make_objective("generator", generator.model.to_dict())
+    override(vlm, "model.image_space", way.image_space)
+    (_, objective), (_, captioned) = train.build(vlm), train.build(generator)
     tx = make_optimizer(OptimizerConfig())
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     state = create_train_state(objective, tx, state_layout(objective, tx, mesh), seed=0)
@@ -83,11 +84,12 @@ def test_one_program_does_what_sampling_and_then_training_do(vlm, generator, key
 def test_each_way_is_timed_and_its_flops_are_the_formulas(vlm, generator):
     found = on_the_fly.measure(vlm, generator, ROWS, num_steps=4, interval=(0, 0.5), rounds=1)
     rows = found["ways"]
-    task = make_objective("generator", generator.model.to_dict()).task
+    task = train.build(generator)[1].task
     for key, way in on_the_fly.ways(NUM_TOKENS, 4, (0, 0.5)).items():
-        row, model = rows[key], {**vlm.model.to_dict(), "image_space": way.image_space}
+        row = rows[key]
+        override(vlm, "model.image_space", way.image_space)
         assert row["steps_per_second"] * row["seconds"] == pytest.approx(1)
-        flops = model_flops.train_step(make_objective("vlm", model).task, ROWS)
+        flops = model_flops.train_step(train.build(vlm)[1].task, ROWS)
         if way.sampler:
             flops += model_flops.sample(task, ROWS, way.sampler, way.guidance)
         assert row["flops"] == flops.total and row["name"] == way.name

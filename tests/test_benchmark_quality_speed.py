@@ -13,8 +13,8 @@ from synth2_jax.errors import UserError
 from synth2_jax.loading.run import Trained
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
+from synth2_jax.stages import train
 from synth2_jax.testing.tiny_configs import tiny
-from synth2_jax.training.objectives import make_objective
 
 START = quality_speed.Setting(ParallelDecodeConfig(num_steps=2), GuidanceConfig(scale=1.0))
 
@@ -22,7 +22,7 @@ START = quality_speed.Setting(ParallelDecodeConfig(num_steps=2), GuidanceConfig(
 @pytest.fixture(scope="module")
 def trained():
     config = tiny("generator")
-    objective = make_objective("generator", config.model.to_dict())
+    objective = train.build(config)[1]
     shapes = nn.unbox(jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)

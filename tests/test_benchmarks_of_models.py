@@ -27,8 +27,8 @@ from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig, parameter_shapes
 from synth2_jax.planning import model_flops
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.stages import train
 from synth2_jax.testing.tiny_configs import tiny
-from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import flatten
 
 DECODE = TextDecodeConfig(method="greedy", max_length=5)
@@ -38,7 +38,7 @@ DECODE = TextDecodeConfig(method="greedy", max_length=5)
 def test_a_train_step_is_timed_and_its_flops_are_the_formulas():
     config = tiny("generator")
     found = train_step.measure(config, batch_size=2, steps=2, repeats=1)
-    task = make_objective("generator", config.model.to_dict()).task
+    task = train.build(config)[1].task
     assert found["flops_per_step"] == model_flops.train_step(task, 2).total
     assert found["pairs_per_second"] == 2 * found["steps_per_second"] > 0
     rate = found["flops_per_step"] / found["seconds_per_step"]

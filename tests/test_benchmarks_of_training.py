@@ -18,9 +18,9 @@ from synth2_jax.config import load_config
 from synth2_jax.data import records
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
+from synth2_jax.stages import train
 from synth2_jax.testing.toy_objective import ToyObjective
 from synth2_jax.training.checkpoints import Checkpoints
-from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_state import create_train_state, state_layout
 
@@ -93,7 +93,7 @@ def test_figures_name_the_idle_share_and_the_input_wait():
 def test_pairs_are_written_once_and_make_batches_of_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(train_loop, "_PAIRS", 12)
     config = load_config("configs/scenes/vlm.py:tiny")
-    objective = make_objective("vlm", config.model.to_dict())
+    objective = train.build(config)[1]
     written = None
     for _ in range(2):
         batch = next(train_loop.batches("pairs", objective, config, 2, tmp_path))

@@ -27,8 +27,8 @@ from synth2_jax.training.optimizer import make_optimizer
 
 PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 FOLDER = pathlib.Path("configs")
-# Shared sections, not a config of a stage.
-FILES = sorted(path for path in FOLDER.rglob("*.py") if path.name != "models.py")
+SHARED = ("models.py", "arguments.py")  # not a config of a stage
+FILES = sorted(path for path in FOLDER.rglob("*.py") if path.name not in SHARED)
 CLASSES = {
     "tokenize": tokenize.TokenizeConfig,
     "encode_captions": encode_captions.EncodeCaptionsConfig,
@@ -124,7 +124,7 @@ def test_configs_of_one_chain_fit_together():
     assert tasks["generator"].tokenizer == tasks["vlm"].tokenizer == tasks["tokenizer"].tokenizer
     assert tasks["vlm"].vlm.language_model == tasks["language_model"].language_model
     vocabularies = {
-        load_config(f"configs/scenes/{name}.py").data.vocabulary
+        build(f"configs/scenes/{name}.py")[0].data.vocabulary
         for name in ("language_model", "generator", "vlm")
     }
     assert len(vocabularies) == 1
@@ -222,3 +222,16 @@ def run(config):
     classes = {"ToyConfig": ["depth", "width", "unused"]}
     assert dead_fields(classes, [source]) == ["ToyConfig.unused"]
     assert dead_fields(classes, [source, "print(config.unused)"]) == []
+
+
+def test_no_family_builds_on_the_toy_and_no_section_is_written_twice():
+    sections = {}
+    for path in sorted(FOLDER.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        if path.parent.name != "scenes":
+            assert "configs.scenes" not in {str(name)[:14] for name in imported}, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict) and len(node.keys) > 2:
+                first = sections.setdefault(ast.unparse(node), path)
+                assert first == path, f"{path}, line {node.lineno}: also in {first}"

@@ -53,12 +53,9 @@ MAY_IMPORT = {
         *("domains", "caption_writing", "data", "scoring", "loading"),
     },
     "testing": {"text", "layers", "models", "losses", "sampling", "training"},
-    "pages": {"data", "training.metrics", "loading"},
+    "pages": {"data", "training", "loading"},
     # For people who want no stages.
-    "api": {
-        *("text", "layers", "models", "sampling", "training", "loading"),
-        *("data.images", "data.pipeline", "data.rejected"),
-    },
+    "api": {"text", "layers", "models", "sampling", "training", "data", "loading"},
     "stages": {
         *("text", "layers", "models", "losses", "sampling", "training"),
         *("domains", "caption_writing", "data", "scoring", "interop", "planning"),

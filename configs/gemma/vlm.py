@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     size = models.size(arg)
     config = paper.get_config()
     config.model.vlm = models.vlm(size)
-    config.model.text_length = config.data.text_length = models.TEXT_LENGTH
+    config.data.text_length = models.TEXT_LENGTH
     config.data.prompt = CHAT_CAPTION_PROMPT
     config.data.batch_size = 256
     config.train.steps = 100_000

@@ -28,6 +28,7 @@ Left open by the paper, and chosen:
 
 import ml_collections
 
+from configs.arguments import words
 from configs.paper import models
 
 NUM_LAYERS, EMBED_DIM = 24, 1280
@@ -40,7 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.ConfigDict:
     """The config of a generator of this depth and width."""
-    given = models.words_of(arg, ("remat", "stored"))
+    given = words(arg, ("remat", "stored"))
     stored = "stored" in given
     return ml_collections.ConfigDict(
         {
@@ -55,22 +56,15 @@ def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.Confi
                 },
                 "freeze_text_encoder": True,
                 "stored_text_features": stored,
-                "text_length": models.TEXT_LENGTH,
                 "mask_schedule": "cosine",
                 "caption_dropout": 0.1,
                 "label_smoothing": 0.1,
             },
             "pretrained": {"tokenizer": ""},
             "data": {
-                "folders": {"real": ""},
-                "split": "train",
-                "batch_size": 512,
-                "vocabulary": "",
-                "text_length": models.TEXT_LENGTH,
+                **models.pairs_data(512),
                 # Stored features are 160 KB a caption of 20 tokens, here and in saved positions.
                 "shuffle_buffer": 512 if stored else 2048,
-                # Of 64 hosts each would have to read what all of them train on.
-                "deal": "shards",
             },
             "optimizer": {
                 "name": "adafactor",
@@ -81,7 +75,7 @@ def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.Confi
                 "momentum": 0.9,
                 "multiply_by_parameter_scale": False,
             },
-            "train": {"steps": 1_000_000, "log_every": 100, "checkpoint_every": 1000},
-            "mesh": {"data": -1, "fsdp": 16},
+            "train": models.train(1_000_000),
+            "mesh": models.MESH,
         }
     )

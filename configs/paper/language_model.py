@@ -23,10 +23,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "model_name": "language_model",
-            "model": {
-                "language_model": models.language_model(models.remat(arg)),
-                "text_length": models.TEXT_LENGTH,
-            },
+            "model": {"language_model": models.language_model(models.remat(arg))},
             "data": {
                 "mixture": "",
                 "split": "train",
@@ -34,15 +31,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "vocabulary": "",
                 "text_length": models.TEXT_LENGTH,
             },
-            "optimizer": {
-                "name": "adamw",
-                "learning_rate": 1e-4,
-                "schedule": "constant",
-                "warmup_steps": 5000,
-                "weight_decay": 0.1,
-                "clip_norm": 1.0,
-            },
-            "train": {"steps": 200_000, "log_every": 100, "checkpoint_every": 1000},
-            "mesh": {"data": -1, "fsdp": 16},
+            "optimizer": models.adamw(),
+            "train": models.train(200_000),
+            "mesh": models.MESH,
         }
     )

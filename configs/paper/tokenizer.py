@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "beta1": 0.0,
                 "beta2": 0.99,
             },
-            "train": {"steps": 500_000, "log_every": 100, "checkpoint_every": 1000},
+            "train": models.train(500_000),
             "mesh": {"data": -1, "fsdp": 1},
         }
     )

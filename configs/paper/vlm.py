@@ -39,30 +39,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "model": {
                 "tokenizer": models.tokenizer(),
                 "vlm": models.vlm(models.remat(arg)),
-                "text_length": models.TEXT_LENGTH,
             },
             "pretrained": {"tokenizer": "", "language_model": ""},
             "data": {
+                **models.pairs_data(1024),
                 "folders": {"real": "", "synthetic": ""},
                 "mixture": "real_synthetic",
                 "rates": {"real": 0.5, "synthetic": 0.5},
-                "split": "train",
-                "batch_size": 1024,
-                "vocabulary": "",
-                "text_length": models.TEXT_LENGTH,
-                # Of 64 hosts each would have to read what all of them train on.
-                "deal": "shards",
             },
-            "optimizer": {
-                "name": "adamw",
-                "learning_rate": 1e-4,
-                "schedule": "constant",
-                "warmup_steps": 5000,
-                "weight_decay": 0.1,
-                "weight_decay_skip": ("^vlm/resampler/",),
-                "clip_norm": 1.0,
-            },
-            "train": {"steps": 500_000, "log_every": 100, "checkpoint_every": 1000},
-            "mesh": {"data": -1, "fsdp": 16},
+            "optimizer": {**models.adamw(), "weight_decay_skip": ("^vlm/resampler/",)},
+            "train": models.train(500_000),
+            "mesh": models.MESH,
         }
     )

@@ -15,7 +15,7 @@ from configs.scenes import models
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:tiny` writes a few captions only."""
-    tiny = "tiny" in models.words(arg)
+    tiny = models.is_tiny(arg)
     return ml_collections.ConfigDict(
         {
             "language_model": "",

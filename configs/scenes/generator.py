@@ -18,37 +18,19 @@ STEPS = 2000
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:tiny` trains a few steps only."""
-    steps = 20 if "tiny" in models.words(arg) else STEPS
+    steps = 20 if models.is_tiny(arg) else STEPS
     return ml_collections.ConfigDict(
         {
             "model_name": "generator",
             "model": {
                 "tokenizer": models.tokenizer(),
                 "generator": models.generator(),
-                "text_length": models.TEXT_LENGTH,
                 # A fifth of the combinations is in no pair; their codes must not be unlearned.
                 "absent_code_weight": 0.1,
             },
             "pretrained": {"tokenizer": ""},
-            "data": {
-                "folders": {"real": ""},
-                "split": "train",
-                "batch_size": 64,
-                "vocabulary": models.VOCABULARY,
-                "text_length": models.TEXT_LENGTH,
-            },
-            "optimizer": {
-                "learning_rate": 1e-3,
-                "schedule": "cosine",
-                "warmup_steps": min(100, steps // 2),
-                "weight_decay": 0.03,
-                "beta2": 0.98,
-            },
-            "train": {
-                "steps": steps,
-                "log_every": 50,
-                "checkpoint_every": 500,
-                "microbatches": models.MICROBATCHES,
-            },
+            "data": models.pairs_data(),
+            "optimizer": models.optimizer(1e-3, steps, 100, weight_decay=0.03, beta2=0.98),
+            "train": models.train(steps),
         }
     )

@@ -1,29 +1,47 @@
-"""Sizes of the models for Scenes: the paper's models made small enough for two CPU cores.
+"""Sections that the configs of Scenes share: the paper's models made small for two CPU cores.
 
-Not a config of a stage; the configs beside it share these sections, so that a tokenizer or a
-language model always fits what is built on it. Few layers in a loop: on a CPU their steps
-take a sixth to a fifth less time than in a scan.
+Not a config of a stage. Few layers in a loop: on a CPU their steps take a sixth to a fifth less
+time than in a scan.
 """
 
-from collections.abc import Collection
+from configs.arguments import words
 
-from synth2_jax.errors import UserError, nearest
-
-VOCABULARY = "scenes"
-VOCAB_SIZE = 512
 TEXT_LENGTH = 26  # prompt, caption and eos of the longest caption of Scenes
-NUM_TOKENS = 16
-CODEBOOK_SIZE = 512
 MICROBATCHES = 2  # of a training step: what fits a CPU's cache takes a tenth to a third less time
 
 
-def words(arg: str, known: Collection[str] = ("tiny",)) -> list[str]:
-    """What stands behind the ":" of `--config=FILE:WORD,WORD`; UserError on an unknown word."""
-    given = [word for word in arg.split(",") if word]
-    for word in given:
-        if word not in known:
-            raise UserError(f"--config=FILE:{arg}: unknown word {word!r}; {nearest(word, known)}")
-    return given
+def is_tiny(arg: str) -> bool:
+    """Whether `--config=FILE:tiny` asks for a few steps only; UserError on another word."""
+    return bool(words(arg, ("tiny",)))
+
+
+def pairs_data() -> dict:
+    """Real pairs, as tokens."""
+    return {
+        "folders": {"real": ""},
+        "split": "train",
+        "batch_size": 64,
+        "text_length": TEXT_LENGTH,
+    }
+
+
+def optimizer(learning_rate: float, steps: int, warmup_steps: int = 50, **settings) -> dict:
+    """Adam with a cosine schedule."""
+    return {
+        "learning_rate": learning_rate,
+        "schedule": "cosine",
+        "warmup_steps": min(warmup_steps, steps // 2),
+        **settings,
+    }
+
+
+def train(steps: int, microbatches: int = MICROBATCHES) -> dict:
+    return {
+        "steps": steps,
+        "log_every": 50,
+        "checkpoint_every": 500,
+        "microbatches": microbatches,
+    }
 
 
 def tokenizer() -> dict:
@@ -36,7 +54,7 @@ def tokenizer() -> dict:
         "num_res_blocks": 2,
         "kernel_size": 1,
         "embedding_dim": 32,
-        "codebook_size": CODEBOOK_SIZE,
+        "codebook_size": 512,
         "norm_groups": 8,
         "usage_decay": 0.9,
         "revive_share": 0.05,
@@ -46,7 +64,6 @@ def tokenizer() -> dict:
 def language_model() -> dict:
     """0.6M parameters."""
     return {
-        "vocab_size": VOCAB_SIZE,
         "num_layers": 2,
         "embed_dim": 128,
         "num_heads": 2,
@@ -60,10 +77,8 @@ def generator() -> dict:
     """A T5-style caption encoder and a MaskGIT transformer, both trained from scratch."""
     width = {"embed_dim": 128, "num_heads": 2, "head_dim": 64, "scan_layers": False}
     return {
-        "text_encoder": {"vocab_size": VOCAB_SIZE, "num_layers": 2, "mlp_dim": 256, **width},
+        "text_encoder": {"num_layers": 2, "mlp_dim": 256, **width},
         "maskgit": {
-            "codebook_size": CODEBOOK_SIZE,
-            "num_tokens": NUM_TOKENS,
             "num_layers": 4,
             "mlp_dim": 384,
             "token_embedding": "codebook",
@@ -86,7 +101,5 @@ def vlm() -> dict:
             "num_latents": 16,
             "scan_layers": False,
         },
-        "image_embedding_dim": tokenizer()["embedding_dim"],
-        "num_image_tokens": NUM_TOKENS,
         "cross_attention_every": 1,
     }

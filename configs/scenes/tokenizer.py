@@ -16,7 +16,7 @@ STEPS = 1000
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:tiny` trains a few steps only."""
-    steps = 20 if "tiny" in models.words(arg) else STEPS
+    steps = 20 if models.is_tiny(arg) else STEPS
     return ml_collections.ConfigDict(
         {
             "model_name": "tokenizer",
@@ -28,11 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "quantize_start": 3 * steps // 8,
             },
             "data": {"mixture": "scenes_images", "split": "train", "batch_size": 64},
-            "optimizer": {
-                "learning_rate": 4e-3,
-                "schedule": "cosine",
-                "warmup_steps": min(50, steps // 2),
-            },
-            "train": {"steps": steps, "log_every": 50, "checkpoint_every": 500},
+            "optimizer": models.optimizer(4e-3, steps),
+            "train": models.train(steps, 1),
         }
     )

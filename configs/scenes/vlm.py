@@ -16,6 +16,7 @@ Score: CIDEr 191 on real pairs alone, 213 with synthetic ones (means of three se
 
 import ml_collections
 
+from configs.arguments import words
 from configs.scenes import models
 
 STEPS = 800
@@ -25,18 +26,12 @@ SYNTHETIC_SHARE = 0.5
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:mixture` for real and synthetic pairs, `:modules` for a mixture of your own; `:tiny` trains
     a few steps only; both as `:mixture,tiny`."""
-    words = models.words(arg, ("mixture", "modules", "tiny"))
-    steps = 20 if "tiny" in words else STEPS
-    data = {
-        "folders": {"real": ""},
-        "split": "train",
-        "batch_size": 64,
-        "vocabulary": models.VOCABULARY,
-        "text_length": models.TEXT_LENGTH,
-    }
-    if "modules" in words:
+    given = words(arg, ("mixture", "modules", "tiny"))
+    steps = 20 if "tiny" in given else STEPS
+    data = models.pairs_data()
+    if "modules" in given:
         data |= {"folders": {}, "modules": "", "mixture": ""}
-    elif "mixture" in words:
+    elif "mixture" in given:
         data["folders"]["synthetic"] = ""
         data["mixture"] = "real_synthetic"
         data["rates"] = {"real": 1 - SYNTHETIC_SHARE, "synthetic": SYNTHETIC_SHARE}
@@ -46,21 +41,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "model": {
                 "tokenizer": models.tokenizer(),
                 "vlm": models.vlm(),
-                "text_length": models.TEXT_LENGTH,
             },
             "pretrained": {"tokenizer": "", "language_model": ""},
             "data": data,
-            "optimizer": {
-                "learning_rate": 1e-3,
-                "schedule": "cosine",
-                "warmup_steps": min(50, steps // 2),
-                "weight_decay": 0.03,
-            },
-            "train": {
-                "steps": steps,
-                "log_every": 50,
-                "checkpoint_every": 500,
-                "microbatches": models.MICROBATCHES,
-            },
+            "optimizer": models.optimizer(1e-3, steps, weight_decay=0.03),
+            "train": models.train(steps),
         }
     )

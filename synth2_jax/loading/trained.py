@@ -26,7 +26,6 @@ from synth2_jax.interop import (
 from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
 from synth2_jax.loading.exported import CONFIG, is_exported, open_exported
 from synth2_jax.loading.run import Trained, load_run
-from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 from synth2_jax.training import train_state
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params
@@ -128,23 +127,11 @@ def load_part(
     reader = others_reader(path, part)
     if reader is None:
         return load_trained(path, part, mesh=mesh, rules=rules).params[part]
-    if part == "tokenizer":
-        _check_pixel_range(reader, path, config)
     layout = train_state.params_layout(objective, mesh, rules)
     for name in prefix.split("/"):
         layout = layout[name]
     tree = getattr(reader, f"load_{part}")(path, config)
     return jax.tree.map(train_state.place, tree, layout)
-
-
-def _check_pixel_range(reader: Reader, path: str, config: VQTokenizerConfig) -> None:
-    """No tensor shows it, so a config that forgets it would train on wrong ids."""
-    trained_with = reader.tokenizer_config(path).pixel_range
-    if config.pixel_range != trained_with:
-        raise UserError(
-            f"--config.model.tokenizer.pixel_range: found {config.pixel_range}, expected "
-            f"{trained_with}, which {path} was trained with"
-        )
 
 
 def others_reader(path: str, part: str) -> Reader | None:

@@ -23,6 +23,7 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError, in_section
 from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import write_bytes, write_text
+from synth2_jax.loading.derived import fill_in
 from synth2_jax.loading.pretrained import PretrainedConfig, load_pretrained
 from synth2_jax.loading.run import VOCABULARY
 from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
@@ -84,7 +85,10 @@ class TrainConfig:
 def run(config: Any, workdir: str) -> TrainState:
     """Trains what the config says, or goes on where the workdir's last checkpoint is."""
     cfg, objective = build(config)
-    resolved = config.to_dict() | {"model_name": _from_anywhere(cfg.model_name)}
+    resolved = config.to_dict() | {
+        "model_name": _from_anywhere(cfg.model_name),
+        "model": cfg.model,
+    }
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     _check_rows(cfg, mesh)
@@ -124,8 +128,12 @@ def run(config: Any, workdir: str) -> TrainState:
 
 
 def build(section: Any, where: str = "--config") -> tuple[TrainConfig, Objective]:
-    """Returns the config and the objective; what needs no files is checked (UserError)."""
-    cfg = config_lib.build(TrainConfig, section, where)
+    """Returns the config, filled in (`loading.derived`), and the objective.
+
+    Raises:
+      UserError: what can be checked before the data is read.
+    """
+    cfg = config_lib.build(TrainConfig, fill_in(section, where), where)
     objective = make_objective(cfg.model_name, cfg.model, where)
     if cfg.stream and objective.batches != "vlm":
         raise UserError(
@@ -280,8 +288,8 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
     task = objective.task
     if task.text_length != cfg.data.text_length:
         raise UserError(
-            f"{where}.data.text_length: found {cfg.data.text_length}, expected the model's "
-            f"{task.text_length}"
+            f"{where}.model.text_length: found {task.text_length}, expected {cfg.data.text_length} "
+            f"as in {where}.data.text_length; leave it out to take that"
         )
     if cfg.data.source != "fake" and cfg.data.vocabulary:  # without one, who reads it complains
         objective.check_vocabulary(load_vocabulary(cfg.data.vocabulary), f"{where}.model")

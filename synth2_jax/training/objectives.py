@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -57,17 +56,23 @@ class BaseObjective:
       task_class: dataclass of the section `config.model`.
       batches: whose batches it takes, a key of data's CONVERTERS.
       text_part: field of the task that holds the part which reads text; "" where none does.
+      part_paths: {name in `config.pretrained`: path among the parameters} of the parts that may be
+        pretrained. The section `config.model` has the part at the same path, with dots.
+      same: {key of the task: the key that it must equal}; `loading.derived` fills in the first.
       task: a `task_class`.
-      parts: pretrained parts of the model by their names in `config.pretrained`.
+      parts: the pretrained parts that this model has, by their names in `config.pretrained`.
     """
 
     task_class: type
     batches: str
     text_part: str = ""
-    parts: Mapping[str, Part] = MappingProxyType({})
+    part_paths: Mapping[str, str] = {}
+    same: Mapping[str, str] = {}
 
     def __init__(self, task: Any):
         self.task = task
+        of = {name: operator.attrgetter(_key(path))(task) for name, path in self.part_paths.items()}
+        self.parts = {name: Part(self.part_paths[name], part) for name, part in of.items() if part}
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -113,6 +118,7 @@ class TokenizerObjective(BaseObjective):
 
     task_class = TokenizerTask
     batches = "tokenizer"
+    part_paths = {"perceptual": "perceptual"}
 
     def __init__(self, task: TokenizerTask):
         super().__init__(task)
@@ -194,17 +200,9 @@ class LanguageModelObjective(BaseObjective):
 class ImageTokenObjective(BaseObjective):
     """What models of image tokens have in common: a frozen tokenizer, which may run in the step."""
 
-    def __init__(self, task: Any, num_tokens: int, codebook_size: int):
+    def __init__(self, task: Any):
         super().__init__(task)
-        self.parts = {"tokenizer": Part("tokenizer", task.tokenizer)}
         self._tokenizer = VQTokenizer(task.tokenizer)
-        found = (num_tokens, codebook_size)
-        expected = (task.tokenizer.num_tokens, task.tokenizer.codebook_size)
-        if found != expected:
-            raise UserError(
-                f"--config.model: (image tokens, codebook size) {found}, "
-                f"expected the tokenizer's {expected}"
-            )
 
     def _init_tokenizer(self, key: jax.Array) -> Params:
         image = _blank_image(self.task.tokenizer)
@@ -233,13 +231,18 @@ class GeneratorObjective(ImageTokenObjective):
     task_class = GeneratorTask
     batches = "generator"
     text_part = "generator.text_encoder"
+    part_paths = {"tokenizer": "tokenizer", "text_encoder": "generator/text_encoder"}
+    same = {
+        "generator.maskgit.codebook_size": "tokenizer.codebook_size",
+        "generator.maskgit.num_tokens": "tokenizer.num_tokens",
+    }
 
     def __init__(self, task: GeneratorTask):
+        super().__init__(task)
+        if task.stored_text_features or not task.freeze_text_encoder:
+            del self.parts["text_encoder"]
         config = task.generator
-        super().__init__(task, config.maskgit.num_tokens, config.maskgit.codebook_size)
         if task.freeze_text_encoder:
-            if not task.stored_text_features:
-                self.parts["text_encoder"] = Part("generator/text_encoder", config.text_encoder)
             quiet = dataclasses.replace(config.text_encoder, dropout_rate=0.0)
             config = dataclasses.replace(config, text_encoder=quiet)
         self._model = Generator(config)
@@ -295,17 +298,15 @@ class VLMObjective(ImageTokenObjective):
     task_class = VLMTask
     batches = "vlm"
     text_part = "vlm.language_model"
+    part_paths = {"tokenizer": "tokenizer", "language_model": "vlm/language_model"}
+    same = {
+        "vlm.image_embedding_dim": "tokenizer.embedding_dim",
+        "vlm.num_image_tokens": "tokenizer.num_tokens",
+    }
 
     def __init__(self, task: VLMTask):
-        super().__init__(task, task.vlm.num_image_tokens, task.tokenizer.codebook_size)
-        self.parts["language_model"] = Part("vlm/language_model", task.vlm.language_model)
+        super().__init__(task)
         self._model = VLM(task.vlm)
-        found, expected = task.vlm.image_embedding_dim, task.tokenizer.embedding_dim
-        if found != expected:
-            raise UserError(
-                f"--config.model.vlm.image_embedding_dim: found {found}, expected the tokenizer's "
-                f"{expected}"
-            )
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key)
@@ -353,18 +354,34 @@ def make_objective(model_name: str, section: Any, where: str = "--config") -> Ob
     Raises:
       UserError: an unknown name, or a section that does not fit it.
     """
-    if ":" in model_name:
-        objective_class = load_named(model_name, f"{where}.model_name")
-        if not (isinstance(objective_class, type) and issubclass(objective_class, BaseObjective)):
-            raise UserError(f"{where}.model_name: {model_name} is no subclass of BaseObjective")
-    elif model_name in OBJECTIVES:
-        objective_class = OBJECTIVES[model_name]
-    else:
-        raise UserError(
-            f"{where}.model_name: {model_name!r} unknown; {nearest(model_name, OBJECTIVES)}"
-        )
-    return objective_class(config_lib.build(objective_class.task_class, section, f"{where}.model"))
+    objective = objective_class(model_name, where)
+    task = config_lib.build(objective.task_class, section, f"{where}.model")
+    for key, other in objective.same.items():
+        found, expected = operator.attrgetter(key, other)(task)
+        if found != expected:
+            raise UserError(
+                f"{where}.model.{key}: found {found}, expected {expected} as in "
+                f"{where}.model.{other}; leave it out to take that"
+            )
+    return objective(task)
+
+
+def objective_class(model_name: str, where: str = "--config") -> type[BaseObjective]:
+    """Returns the class of that name; UserError as `make_objective`."""
+    if ":" not in model_name:
+        if model_name not in OBJECTIVES:
+            near = nearest(model_name, OBJECTIVES)
+            raise UserError(f"{where}.model_name: {model_name!r} unknown; {near}")
+        return OBJECTIVES[model_name]
+    found = load_named(model_name, f"{where}.model_name")
+    if not (isinstance(found, type) and issubclass(found, BaseObjective)):
+        raise UserError(f"{where}.model_name: {model_name} is no subclass of BaseObjective")
+    return found
 
 
 def _blank_image(config: VQTokenizerConfig) -> jax.Array:
     return jnp.zeros((1, config.image_size, config.image_size, 3))
+
+
+def _key(path: str) -> str:
+    return path.replace("/", ".")

@@ -7,6 +7,7 @@ those that are stored themselves.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -24,7 +25,8 @@ from synth2_jax.interop.llamagen import LLAMAGEN
 from synth2_jax.interop.open_muse import VQGAN
 from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
 from synth2_jax.interop.taming import TAMING
-from synth2_jax.loading.trained import load_part, load_tokenizer, load_trained, others_reader
+from synth2_jax.loading.derived import part_config
+from synth2_jax.loading.trained import load_tokenizer, load_trained, others_reader
 from synth2_jax.models.vq_tokenizer import VQTokenizer
 
 STORED = pathlib.Path(__file__).parents[1] / "data" / "tokenizers"
@@ -181,15 +183,16 @@ def test_pairs_of_one_reading_of_a_file_are_refused_by_another(files):
             assert by_hand == (made_by == found[1])
 
 
-def test_a_training_must_have_the_pixel_range_of_its_tokenizer(files):
+def test_a_training_takes_the_tokenizer_as_its_file_says_it_is(files):
     path = f"open_muse:{files['open_muse_vqganmodel']}"
-    config = VQGAN.tokenizer_config(path, image_size=16, pixel_range=(-1.0, 1.0))
-    with pytest.raises(UserError) as caught:
-        load_part(path, "tokenizer", config, None, "tokenizer", mesh=None)
-    assert str(caught.value) == (
-        "--config.model.tokenizer.pixel_range: found (-1.0, 1.0), expected (0.0, 1.0), which "
-        f"{path} was trained with"
+    found = part_config(
+        "tokenizer", path, {"image_size": 16, "codebook_size": 3, "dtype": "bfloat16"}
     )
+    expected = VQGAN.tokenizer_config(path, image_size=16, dtype="bfloat16")
+    assert found == dataclasses.asdict(expected) and found["pixel_range"] == (0.0, 1.0)
+    # No tensor shows how it was trained: what the config says of that goes first.
+    told = part_config("tokenizer", path, {"pixel_range": (-1.0, 1.0)})
+    assert told["pixel_range"] == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["open_muse_vqganmodel", "open_muse_maskgitvqgan"])

@@ -12,17 +12,18 @@ from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.planning import hlo, model_flops
 from synth2_jax.sampling.captions import make_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.stages import train
 
 ROWS, LENGTH = 8, 24
 PROMPT = [3, 4]
 
 
 def vlm_config(scan_layers: bool = False) -> VLMConfig:
-    config = config_lib.load_config("configs/scenes/vlm.py:tiny").model.vlm
-    config_lib.override(config, "language_model.scan_layers", str(scan_layers))
-    config_lib.override(config, "resampler.scan_layers", str(scan_layers))
-    config_lib.override(config, "cross_attention_every", "2")
-    return config_lib.build(VLMConfig, config)
+    config = config_lib.load_config("configs/scenes/vlm.py:tiny")
+    config_lib.override(config, "model.vlm.language_model.scan_layers", str(scan_layers))
+    config_lib.override(config, "model.vlm.resampler.scan_layers", str(scan_layers))
+    config_lib.override(config, "model.vlm.cross_attention_every", "2")
+    return train.build(config)[1].task.vlm
 
 
 def to_the_end(text: str, rounds: int) -> str:

@@ -86,11 +86,9 @@ def test_a_training_step_in_pixel_space_is_what_is_compiled():
 
 
 def test_pixel_space_costs_a_forward_pass_of_the_tokenizer():
-    config = load_config("configs/scenes/vlm.py:tiny")
+    cfg, _ = train.build(load_config("configs/scenes/vlm.py:tiny"))
     embedding, pixel = (
-        model_flops.train_step(
-            make_objective("vlm", {**config.model, "image_space": space}).task, 3
-        )
+        model_flops.train_step(make_objective("vlm", {**cfg.model, "image_space": space}).task, 3)
         for space in ("embedding", "pixel")
     )
     tokenizer = section(scenes.tokenizer())

@@ -28,19 +28,12 @@ MODELS = {
     "tokenizer": {f"tokenizer.{name}": value for name, value in _TOKENIZER.items()},
     "language_model": _LANGUAGE_MODEL,
     "generator": {
-        **{f"tokenizer.{name}": value for name, value in _TOKENIZER.items()},
         **{f"generator.text_encoder.{name}": value for name, value in _WIDTH.items()},
         **{f"generator.maskgit.{name}": value for name, value in _WIDTH.items()},
-        "generator.maskgit.num_tokens": NUM_TOKENS,
-        "generator.maskgit.codebook_size": _TOKENIZER["codebook_size"],
     },
     "vlm": {
-        **{f"tokenizer.{name}": value for name, value in _TOKENIZER.items()},
-        **{f"vlm.{name}": value for name, value in _LANGUAGE_MODEL.items()},
         **{f"vlm.resampler.{name}": value for name, value in _WIDTH.items()},
         "vlm.resampler.num_latents": 2,
-        "vlm.image_embedding_dim": _TOKENIZER["embedding_dim"],
-        "vlm.num_image_tokens": NUM_TOKENS,
     },
 }
 STEPS = {"tokenizer": 20, "language_model": 60, "generator": 4, "vlm": 6}

@@ -20,7 +20,6 @@ from synth2_jax.losses.vlm_loss import vlm_loss
 from synth2_jax.models.language_model import shift_right
 from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 from synth2_jax.training.objectives import BaseObjective
-from synth2_jax.training.train_state import Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +59,10 @@ class NextWordObjective(BaseObjective):
     task_class = NextWordTask
     batches = "vlm"
     text_part = "words"
+    part_paths = {"tokenizer": "tokenizer"}
 
     def __init__(self, task):
         super().__init__(task)
-        self.parts = {"tokenizer": Part("tokenizer", task.tokenizer)}
         self._tokenizer, self._model = VQTokenizer(task.tokenizer), NextWord(task.words)
 
     def init(self, key):
@@ -105,8 +104,7 @@ def get_config():
                 image_size=16, patch_size=4, filters=8, channel_multipliers=(1, 2),
                 num_res_blocks=0, embedding_dim=4, codebook_size=16, norm_groups=2,
             ),
-            words=dict(vocab_size=512, width=8),
-            text_length=12,
+            words=dict(width=8),
         ),
         data=dict(
             source="fake", vocabulary="scenes", text_length=12, batch_size=8, mixture="", folders={}
@@ -148,8 +146,8 @@ def test_it_is_trained_resumed_and_exported(folder, monkeypatch):
     "flags, message",
     [
         (
-            ["--config.data.text_length=9"],
-            "--config.data.text_length: found 9, expected the model's 12",
+            ["--config.model.text_length=9"],
+            "--config.model.text_length: found 9, expected 12 as in --config.data.text_length",
         ),
         (["--config.pretrained.language_model=x"], "--config.pretrained.language_model: found 'x'"),
         (

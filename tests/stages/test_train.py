@@ -182,7 +182,10 @@ def test_pairs_of_another_tokenizer_are_refused_by_both_names(chain, mistake, tm
         ({"model__language_model__remat": "ful"}, "did you mean 'full'?"),
         ({"model_name": "languagemodel"}, "did you mean 'language_model'?"),
         ({"model__language_model__vocab_size": 100}, "vocab_size: found 100, expected at least"),
-        ({"data__text_length": 7}, "--config.data.text_length: found 7, expected the model's"),
+        (
+            {"model__text_length": 7},
+            "--config.model.text_length: found 7, expected 32 as in --config.data.text_length",
+        ),
         ({"optimizer__schedule": "cosin"}, "did you mean 'cosine'?"),
         ({"train__steps": "many"}, "--config.train.steps: found 'many', expected int"),
         ({"mesh__fsdp": 3}, "fsdp=3"),

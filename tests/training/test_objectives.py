@@ -495,18 +495,20 @@ def test_of_normalized_codes_only_the_directions_count(name):
         (
             "generator",
             {"tokenizer": {**TOKENIZER, "codebook_size": 8}},
-            "config.model: (image tokens, codebook size) (4, 16), expected the tokenizer's (4, 8)",
+            "--config.model.generator.maskgit.codebook_size: found 16, expected 8 as in "
+            "--config.model.tokenizer.codebook_size",
         ),
         (
             "vlm",
             {"tokenizer": {**TOKENIZER, "patch_size": 2}},
-            "--config.model: (image tokens, codebook size) (4, 16), expected the tokenizer's "
-            "(16, 16)",
+            "--config.model.vlm.num_image_tokens: found 4, expected 16 as in "
+            "--config.model.tokenizer.num_tokens",
         ),
         (
             "vlm",
             {"tokenizer": {**TOKENIZER, "embedding_dim": 8}},
-            "--config.model.vlm.image_embedding_dim: found 4, expected the tokenizer's 8",
+            "--config.model.vlm.image_embedding_dim: found 4, expected 8 as in "
+            "--config.model.tokenizer.embedding_dim; leave it out to take that",
         ),
     ],
 )

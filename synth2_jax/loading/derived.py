@@ -1,0 +1,149 @@
+"""Settings of a training that follow from others: from pretrained parts, the vocabulary, the data.
+
+A config leaves them out, and a run saves them as they were filled in.
+"""
+
+import dataclasses
+import json
+import operator
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from absl import logging
+
+from synth2_jax import config as config_lib
+from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.errors import naming
+from synth2_jax.interop import t5x
+from synth2_jax.loading.exported import is_exported, open_exported
+from synth2_jax.loading.trained import others_reader
+from synth2_jax.text.vocabulary import load_vocabulary
+from synth2_jax.training.checkpoint_reader import latest_step, read_description
+from synth2_jax.training.objectives import BaseObjective, objective_class
+
+# No checkpoint decides these: they are the config's own.
+OF_THE_CONFIG = ("dtype", "remat", "dropout_rate")
+# Nor do third-party files these, which a config may say.
+UNTOLD = (*OF_THE_CONFIG, "scan_layers", "image_size", "activation", "pixel_range")
+ROWS = 128  # a vocabulary's table has a multiple of it, which every mesh divides
+
+
+def fill_in(section: Any, where: str = "--config") -> dict[str, Any]:
+    """Returns a train section with the settings that follow from others.
+
+    - `model.PART` becomes what the checkpoint at `pretrained.PART` is, but for its dtype, remat and
+      dropout; without a path it stays what the config says.
+    - The rest is added where it is missing: `vocab_size` from `data.vocabulary`, the keys of the
+      objective's `same`, `model.text_length` and the text of `validation.data` from `data`.
+
+    Raises:
+      UserError: an unknown model_name; a path with nothing to load; no such vocabulary.
+    """
+    filled = _copy(section)
+    model, data = filled.get("model"), filled.get("data")
+    if not (isinstance(model, dict) and isinstance(data, dict) and "model_name" in filled):
+        return filled  # `config.build` says what is wrong with it
+    objective = objective_class(str(filled["model_name"]), where)
+    pretrained = filled.get("pretrained")
+    for name, path in objective.part_paths.items():
+        source = pretrained.get(name) if isinstance(pretrained, dict) else None
+        if source and isinstance(source, str):
+            with naming(f"{where}.pretrained.{name}", source):
+                _fill_part(model, name, path.split("/"), source)
+    _fill_vocab_size(objective, model, data, where)
+    _fill_same(objective, model, f"{where}.model")
+    text = {name: getattr(DataConfig, name) for name in ("text_length", "vocabulary", "prompt")}
+    text |= {name: data[name] for name in text if name in data}
+    if "text_length" in _fields(objective.task_class):
+        model.setdefault("text_length", text["text_length"])
+    validation = filled.get("validation")
+    if isinstance(validation, dict) and isinstance(held_out := validation.get("data"), dict):
+        validation["data"] = text | held_out
+    return filled
+
+
+def part_config(name: str, source: str, told: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what the checkpoint of a part says it is; None of one that does not say.
+
+    Args:
+      name: of the part in `config.pretrained`.
+      source: workdir, export or third-party checkpoint.
+      told: what the config says of the part; third-party files do not tell all.
+
+    Raises:
+      UserError: nothing to load there.
+    """
+    if name == "perceptual":
+        return None
+    if reader := others_reader(source, name):
+        if reader is t5x:
+            return None
+        config = getattr(reader, f"{name}_config")
+        known = _fields(typing.get_type_hints(config)["return"])
+        untold = {key: told[key] for key in UNTOLD if key in told and key in known}
+        return dataclasses.asdict(config(source, **untold))
+    if is_exported(source):
+        config = open_exported(source).config()
+    else:
+        config, _ = read_description(source, latest_step(source))
+    # A text encoder is in a generator; the others are in runs of their own.
+    model = config["model"]
+    held = (model.get("generator") or {}) if name == "text_encoder" else model
+    return held.get(name) and held[name] | {key: told[key] for key in OF_THE_CONFIG if key in told}
+
+
+def _fill_part(model: dict[str, Any], name: str, path: list[str], source: str) -> None:
+    *outer, last = path
+    for key in outer:
+        model = model.setdefault(key, {})
+    told = model.get(last) or {}
+    found = part_config(name, source, told)
+    if found is None:
+        return
+    model[last] = found
+    for key, value in told.items():
+        used = found.get(key, value)
+        if json.dumps(used) != json.dumps(value):  # a saved config has lists for tuples
+            logging.warning(
+                "model.%s.%s: %s as in %s, not %s", ".".join(path), key, used, source, value
+            )
+
+
+def _fill_vocab_size(
+    objective: type[BaseObjective], model: dict[str, Any], data: dict[str, Any], where: str
+) -> None:
+    reader = model
+    for key in filter(None, objective.text_part.split(".")):
+        reader = reader.get(key) if isinstance(reader, dict) else None
+    vocabulary = data.get("vocabulary", DataConfig.vocabulary)
+    if not objective.text_part or not isinstance(reader, dict) or "vocab_size" in reader:
+        return
+    if vocabulary:
+        with naming(f"{where}.data.vocabulary", vocabulary):
+            reader["vocab_size"] = -(-load_vocabulary(vocabulary).size // ROWS) * ROWS
+
+
+def _fill_same(objective: type[BaseObjective], model: dict[str, Any], where: str) -> None:
+    for key, other in objective.same.items():
+        *path, name = key.split(".")
+        part, attribute = other.split(".", 1)
+        section = model
+        for outer in path:
+            section = section.get(outer) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name not in section and part in model:
+            hint = typing.get_type_hints(objective.task_class)[part]
+            config = config_lib.build(hint, model[part], f"{where}.{part}")
+            section[name] = operator.attrgetter(attribute)(config)
+
+
+def _copy(value: Any) -> Any:
+    """Sections as dicts, all the way down."""
+    if isinstance(value, ml_collections.ConfigDict | Mapping):
+        return {key: _copy(element) for key, element in value.items()}
+    return value
+
+
+def _fields(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
