@@ -15,14 +15,7 @@ _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTA
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, as the journal keeps it.
-
-    Attributes:
-      text: what the model wrote.
-      finish_reason: such as "stop"; "" if the server does not report it.
-      model: the model's name, as the server reports it.
-      prompt_tokens, completion_tokens: counts; None if the server does not report them.
-      server: the server's address.
+    """One answer, as the journal keeps it; "" or None is what the server does not report.
 
     Raises ValueError on a value of the wrong type, a count below 0 or above 10^9, and a name that
     cannot be printed.
@@ -55,11 +48,9 @@ class ErrorAnswer(Exception):
 
 
 def parse_answer(content: str, model: str) -> Answer:
-    """Reads the answer in the body of a response. A malformed name or count becomes "" or None.
+    """Reads the answer in the JSON body of a response. A malformed name or count is left out.
 
-    Args:
-      content: JSON.
-      model: the model that was asked, for an answer that does not name its model.
+    `model` is the one that was asked, for an answer that does not name its model.
 
     Raises:
       ErrorAnswer: the body holds an error.
@@ -98,7 +89,7 @@ def error_in(content: str) -> tuple[tuple[str, ...], str]:
         return (), _plain(content) or content[:_MOST_SAID]
     if not isinstance(error, dict):
         return (), str(error)[:_MOST_SAID]
-    found = [error.get(name) for name in ("code", "type", "status")]
+    found = map(error.get, ("code", "type", "status"))
     codes = tuple(str(code) for code in found if is_name(code) or _is_count(code))
     said = error.get("message") or error.get("detail") or content
     return codes, str(said)[:_MOST_SAID]

@@ -28,11 +28,10 @@ _FATAL = {
 }
 # An error's code may say more than the status of its response.
 _STATUS_OF_CODE = {
-    "insufficient_quota": 402,
-    "billing_hard_limit_reached": 402,
-    "billing_not_active": 402,
-    "invalid_api_key": 401,
-    "authentication_error": 401,
+    **dict.fromkeys(
+        ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"), 402
+    ),
+    **dict.fromkeys(("invalid_api_key", "authentication_error"), 401),
     "model_not_found": 404,
 }
 _RETRIED = {408, 409, 425, 429}  # and 500 and more
@@ -51,11 +50,7 @@ class RefusedError(Exception):
 
 
 class ChatClient:
-    """Sends requests; belongs to one event loop.
-
-    Args:
-      access: address, key and secrets.
-      timeout: seconds for one whole answer.
+    """Sends requests; belongs to one event loop. `timeout` is in seconds, for one whole answer.
 
     Raises:
       UserError: no package `openai`, or proxies or certificates that cannot be used.
@@ -101,16 +96,15 @@ class ChatClient:
           RefusedError: the server does not take this request.
           UserError: the server takes no request at all: a wrong key, no credit, no such model.
         """
-        access = self._access
         try:
             answer = parse_answer(await self._content(body), body["model"])
         except ErrorAnswer as error:
             raise self._failure(200, error.codes, str(error), {}) from None
         except ValueError as error:
-            raise RetryError(f"malformed answer: {access.quoted(str(error))}") from None
-        texts = ("text", "model", "finish_reason")
-        clean = {name: access.secrets.without(getattr(answer, name)) for name in texts}
-        return dataclasses.replace(answer, **clean, server=access.base_url)
+            raise RetryError(f"malformed answer: {self._access.quoted(str(error))}") from None
+        texts, without = ("text", "model", "finish_reason"), self._access.secrets.without
+        clean = {name: without(getattr(answer, name)) for name in texts}
+        return dataclasses.replace(answer, **clean, server=self._access.base_url)
 
     async def _content(self, body: Mapping[str, Any]) -> str:
         """Returns the body of the response. Raises as `answer`."""

@@ -38,10 +38,11 @@ class FilterConfig:
     min_words, max_words: length of a caption in words, or in characters in scripts without spaces.
     max_characters: length of a caption in characters.
     names_class: whether a caption must name its class.
-    language: code such as "en" (`languages.LANGUAGES`); "" for any.
+    language: code such as "en" (`languages.LANGUAGES`); "" for any. Needs the extra `captions`.
     blocklist: file with one word or phrase a line; a caption that holds one is dropped. Case does
       not count.
-    duplicates: "verbatim", "normalized" (case and punctuation do not count) or "near".
+    duplicates: "verbatim", "normalized" (case and punctuation do not count) or "near", which needs
+      the extra `captions`.
     similarity: least Jaccard similarity of near-duplicates, over words and pairs of words.
     """
 

@@ -36,19 +36,17 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a buffer, which would keep a line that a full disk refuses, and write it later.
-        self._file = open(self._path, "ab+", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as stack:
+            # A buffer would keep a line that a full disk refuses, and write it later.
+            self._file = stack.enter_context(open(self._path, "ab+", buffering=0))
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self._path}: another run is writing to it. Wait for it to end, or stop it."
+                ) from error
             self._read()
-        except BlockingIOError as error:
-            self._file.close()
-            raise UserError(
-                f"{self._path}: another run is writing to it. Wait for it to end, or stop it."
-            ) from error
-        except BaseException:
-            self._file.close()
-            raise
+            stack.pop_all()
         return self
 
     def __exit__(self, *exception_info) -> None:
@@ -75,11 +73,7 @@ class Journal:
             )
 
     def append(self, key: str, answer: Answer) -> None:
-        """Returns once the answer is on disk.
-
-        Raises:
-          UserError: it cannot be written; the file is unchanged.
-        """
+        """Returns once the answer is on disk; UserError leaves the file unchanged."""
         row = {"key": key, **dataclasses.asdict(answer)}
         # In ASCII: an answer may hold half of a surrogate pair, which UTF-8 cannot encode.
         line = json.dumps({**row, _CHECKSUM: _checksum(row)}) + "\n"

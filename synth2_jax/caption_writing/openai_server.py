@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -183,11 +184,10 @@ class OpenAIServerSource:
 
     async def _wait_for_turn(self) -> None:
         """Keeps to `requests_per_minute`, and to a time that the server asked to wait."""
-        now = asyncio.get_running_loop().time()
-        turn = max(now, self._next_turn)
+        turn = max(time.monotonic(), self._next_turn)
         if self._config.requests_per_minute:
             self._next_turn = turn + 60 / self._config.requests_per_minute
-        await self._pause(turn - now)
+        await self._pause(turn - time.monotonic())
 
     async def _back_off(self, attempt: int, wait: float | None) -> None:
         if wait is None:
@@ -195,7 +195,7 @@ class OpenAIServerSource:
             wait = random.uniform(0, min(_MAX_WAIT, 0.5 * 2**attempt))
         else:  # the server asks all requests to wait
             wait = min(wait, _MAX_WAIT)
-            self._next_turn = max(self._next_turn, asyncio.get_running_loop().time() + wait)
+            self._next_turn = max(self._next_turn, time.monotonic() + wait)
         await self._pause(wait)
 
     async def _pause(self, seconds: float) -> None:

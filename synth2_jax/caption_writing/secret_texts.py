@@ -39,18 +39,13 @@ class Secrets:
             record.msg, record.args, record.exc_info = self.without(record.getMessage()), (), None
             return True
 
-        known = [
-            logging.getLogger(name)
-            for name in list(logging.root.manager.loggerDict)
-            if name.partition(".")[0] in packages
-        ]
-        for logger in known:
-            logger.addFilter(without_secrets)
-        try:
+        with contextlib.ExitStack() as stack:
+            for name in list(logging.root.manager.loggerDict):
+                if name.partition(".")[0] in packages:
+                    logger = logging.getLogger(name)
+                    logger.addFilter(without_secrets)
+                    stack.callback(logger.removeFilter, without_secrets)
             yield
-        finally:
-            for logger in known:
-                logger.removeFilter(without_secrets)
 
     def quoted(self, text: str) -> str:
         """Returns the start of `text` on one line, without secrets and control characters."""
@@ -87,6 +82,5 @@ def _base64(text: str) -> list[str]:
     for before in range(3):
         encoded = base64.b64encode(b"\0" * before + text.encode()).decode()
         own = encoded[(4 * before + 2) // 3 : (before + len(text.encode())) * 4 // 3]
-        pattern = re.escape(own).replace(r"\+", r"[-+]").replace("/", "[/_]")
-        found.append(pattern)
+        found.append(re.escape(own).replace(r"\+", r"[-+]").replace("/", "[/_]"))
     return found

@@ -92,8 +92,7 @@ class Prompts:
 def load_template(name: str) -> Template:
     """Returns a built-in template, or reads one from a file, without line breaks at its end.
 
-    Raises:
-      UserError: a missing file, text that is not UTF-8, or as `Template`.
+    Raises UserError on a missing file, text that is not UTF-8, and as `Template`.
     """
     if name in BUILT_IN:
         return Template(BUILT_IN[name], f"template {name}")

@@ -3,15 +3,13 @@
 From Orbax folders of the package `gemma`, those that it saves and those that were released, whose
 arrays are, by their names in the package's parameters:
 
-    embedder/input_embedding                                 [V, D]
-    layer_I/attn/q_einsum/w                                  [H, D, K]
-    layer_I/attn/kv_einsum/w                                 [2, G, D, K]; with as many heads of
-    layer_I/attn/qkv_einsum/w                                [3, H, D, K], in the place of both
-    layer_I/attn/attn_vec_einsum/w                           [H, K, D]
-    layer_I/attn/{_query_norm,_key_norm}/scale               [K]
-    layer_I/mlp/gating_einsum                                [2, M, D]
-    layer_I/mlp/linear                                       [M, D]
-    layer_I/{pre_attention,post_attention,pre_ffw,post_ffw}_norm/scale, final_norm/scale  [D]
+    embedder/input_embedding          [V, D]
+    layer_I/attn/q_einsum/w           [H, D, K]
+    layer_I/attn/kv_einsum/w          [2, G, D, K]
+    layer_I/attn/qkv_einsum/w         [3, H, D, K], in the place of both if G is H
+    layer_I/attn/attn_vec_einsum/w    [H, K, D]
+    layer_I/mlp/gating_einsum         [2, M, D]
+    layer_I/mlp/linear                [M, D]
 
 Released ones begin with "transformer/" and have /w behind names of the MLP; some hold all layers of
 one kind stacked, "transformer/stacked_layers/attention_type_A/..." for layers A, A + 6, A + 12...

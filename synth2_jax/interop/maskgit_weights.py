@@ -101,11 +101,7 @@ def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenize
 
 
 def load_tokenizer(path: str | os.PathLike[str], config: VQTokenizerConfig) -> dict[str, Any]:
-    """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays.
-
-    Raises:
-      UserError: no such file, one cut short, or as `assemble_tokenizer`.
-    """
+    """The parameters of VQTokenizer, as LazyArrays; raises as `assemble_tokenizer`."""
     num_levels = len(config.channel_multipliers)
     encoder_last = 1 if config.downsampling == "average_pool" else num_levels
     renames = (
@@ -123,13 +119,8 @@ def class_conditional_config(
 ) -> ClassConditionalMaskGITConfig:
     """The config of a released transformer, from its tensors' shapes.
 
-    Args:
-      path: of the file.
-      codebook_size: of its tokenizer.
-      **changes: fields that the file does not tell, such as dtype.
-
-    Raises:
-      UserError: no such file, or one of another model or tokenizer.
+    `codebook_size` is its tokenizer's, `changes` are fields that the file does not tell, as dtype.
+    Raises UserError on a missing file, and one of another model or tokenizer.
     """
     tensors = open_flax_msgpack(path)
     words, positions = (_MODULES[f"{name}/embedding"] for name in ("token_embedding", "positions"))
@@ -160,11 +151,7 @@ def class_conditional_config(
 def load_class_conditional(
     path: str | os.PathLike[str], config: ClassConditionalMaskGITConfig
 ) -> dict[str, Any]:
-    """The parameters of models.class_conditional_maskgit.ClassConditionalMaskGIT, as LazyArrays.
-
-    Raises:
-      UserError: no such file, one cut short, or as `assemble`.
-    """
+    """The parameters of ClassConditionalMaskGIT, as LazyArrays; raises as `assemble`."""
     expected = class_conditional_maskgit.parameter_shapes(config)
     recipes = by_names(expected, _MODULES)
     tensors = open_flax_msgpack(path)

@@ -1,21 +1,9 @@
 """The VQGAN of taming-transformers (Esser et al. 2021), from its checkpoint.
 
 A file is what Lightning saved, {"state_dict": ...}, or .safetensors of the same names; those of
-`vqgan_imagenet_f16_1024` and `_16384`, and of others trained with that code:
-
-    encoder.conv_in, decoder.conv_in
-    encoder.down.I.block.J.{norm1,conv1,norm2,conv2,nin_shortcut}   level I, block J
-    encoder.down.I.attn.J.{norm,q,k,v,proj_out}                     of 1x1 convolutions
-    encoder.down.I.downsample.conv
-    {encoder,decoder}.mid.{block_1,attn_1,block_2}
-    decoder.up.I.{block.J, attn.J, upsample.conv}                   applied from the last level on
-    {encoder,decoder}.{norm_out,conv_out}
-    quant_conv, post_quant_conv
-    quantize.embedding                                              [K, C]
-    loss.*                                                          not read
-
-each with `weight` and, but for the last two, `bias`; convolutions are [out, in, rows, columns].
-K codebook size, C codebook width.
+`vqgan_imagenet_f16_1024` and `_16384`, and of others trained with that code. Level I has block J at
+"encoder.down.I.block.J", its attention at "encoder.down.I.attn.J"; the decoder applies "up.I" from
+the last level on. Convolutions are [out, in, rows, columns]. "loss.*" is not read.
 """
 
 import dataclasses
@@ -102,10 +90,7 @@ class TamingLayout:
         """The config of a checkpoint's tokenizer, from its tensors' shapes.
 
         `changes` are fields that the file does not tell: image_size (default 256), and pixel_range
-        if it was trained with another.
-
-        Raises:
-          UserError: no such file, one of another model, or one that holds more than tensors.
+        if it was trained with another. Raises UserError as `open`, and on another model.
         """
         tensors = self.open(path)
 
@@ -144,11 +129,7 @@ class TamingLayout:
     def load_tokenizer(
         self, path: str | os.PathLike[str], config: VQTokenizerConfig
     ) -> dict[str, Any]:
-        """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays.
-
-        Raises:
-          UserError: as `open` and `assemble_tokenizer`.
-        """
+        """The parameters of VQTokenizer, as LazyArrays; raises as `open`, `assemble_tokenizer`."""
         recipes = tokenizer_recipes(config, self.renames, self.ups_in_order_of_use)
         fixed = {**self.fixed, "norm_groups": 32}
         tensors = self.open(path)
@@ -163,17 +144,13 @@ def tokenizer_recipes(
 ) -> dict[str, Recipe]:
     """Every parameter from its tensor; see TamingLayout."""
     last = len(config.channel_multipliers) - 1
-    num_middle = config.num_middle_blocks or config.num_res_blocks
-    num_up = config.num_res_blocks + config.extra_decoder_blocks
-    middle = [f"mid.block_{i + 1}" for i in range(num_middle)]
+    num_down = config.num_res_blocks
+    num_up = num_down + config.extra_decoder_blocks
     ups = [level if ups_in_order_of_use else last - level for level in range(last + 1)]
-    blocks = {  # in the order of use
-        "encoder": [
-            f"down.{i}.block.{j}" for i in range(last + 1) for j in range(config.num_res_blocks)
-        ]
-        + middle,
-        "decoder": middle + [f"up.{up}.block.{j}" for up in ups for j in range(num_up)],
-    }
+    middle = [f"mid.block_{i + 1}" for i in range(config.num_middle_blocks or num_down)]
+    down = [f"down.{i}.block.{j}" for i in range(last + 1) for j in range(num_down)]
+    up = [f"up.{i}.block.{j}" for i in ups for j in range(num_up)]
+    blocks = {"encoder": down + middle, "decoder": middle + up}  # in the order of use
 
     def module_name(module: str) -> str:
         part, _, rest = module.partition("/")
@@ -192,14 +169,11 @@ def tokenizer_recipes(
     for path in parameter_shapes(config):
         module, _, leaf = path.rpartition("/")
         name = f"{module_name(module)}.{'bias' if leaf == 'bias' else 'weight'}"
-        recipes[path] = one(renamed(name, renames), _kernel if leaf == "kernel" else _same)
+        recipe = one(renamed(name, renames))
+        recipes[path] = dataclasses.replace(recipe, change=_kernel) if leaf == "kernel" else recipe
     return recipes
 
 
-def _same(tensor: LazyArray) -> LazyArray:
-    return tensor
-
-
 def _kernel(weight: LazyArray) -> LazyArray:
-    """Of a convolution; of an attention, whose maps may be linear ones."""
+    """Of a convolution; an attention may have linear maps."""
     return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.transpose()

@@ -1,6 +1,4 @@
-"""Captions -> the text that models read, as they were trained on it.
-
-The same as data/feature_converters.py makes in TensorFlow, where pairs do not come from there.
+"""Captions -> the ids that models read: what data/feature_converters.py makes in TensorFlow.
 
 Legend: B captions, T text tokens.
 """

@@ -9,6 +9,7 @@ text as they are written; what is written in an open turn ends as the turn does.
 """
 
 import io
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -25,11 +26,7 @@ BUILT_IN = {"scenes": _DOMAINS / "scenes" / "scenes.model"}
 
 
 class Vocabulary:
-    """A SentencePiece model read from `path`.
-
-    Attributes:
-      path: of its file.
-      bos_id: start of sentence, or None.
+    """A SentencePiece model read from `path`; `bos_id` is its start of sentence, or None.
 
     Raises:
       UserError: the file is none or has other special ids.
@@ -74,13 +71,9 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first end, of sentence or of turn; padding is dropped."""
-        kept = []
-        for token in ids:
-            if token in (EOS_ID, self._end_of_turn):
-                break
-            if token != PAD_ID:
-                kept.append(int(token))
-        return self._model.decode(kept)
+        ends = (EOS_ID, self._end_of_turn)
+        kept = itertools.takewhile(lambda token: token not in ends, map(int, ids))
+        return self._model.decode([token for token in kept if token != PAD_ID])
 
     def check_rows(self, num_rows: int, where: str) -> None:
         """Raises UserError where there are more pieces than the `num_rows` of a new table."""
@@ -91,10 +84,7 @@ class Vocabulary:
             )
 
     def check_table(self, num_rows: int, where: str) -> None:
-        """Raises UserError unless a pretrained table of `num_rows` embeddings is of these pieces.
-
-        `where` is what a user calls it.
-        """
+        """Raises UserError unless a pretrained table of `num_rows` embeddings fits these pieces."""
         if not 0 <= num_rows - self.size <= MAX_SPARE_ROWS:
             raise UserError(
                 f"vocabulary {self.path}: found {self.size} pieces, but {where} has {num_rows} "

@@ -47,8 +47,10 @@ def test_it_names_why_a_draft_is_dropped(caption, class_name, finished, expected
     assert make_filter()(draft(caption, class_name, finished)) == expected
 
 
-def test_a_drafts_own_reason_comes_first():
+def test_a_drafts_own_reason_comes_first_and_names_may_be_left_out():
     assert make_filter()(draft("a red circle", drop_reason="not JSON")) == "not JSON"
+    why = make_filter(FilterConfig(names_class=False))
+    assert why(draft("three happy puppies", "dog")) is None
 
 
 @pytest.mark.parametrize(
@@ -120,11 +122,6 @@ def test_normalized_duplicates_have_the_same_words():
     assert why(draft("🐕 🐕 🐕", None)) is None  # no words: the text itself
     assert why(draft("🐈 🐈 🐈", None)) is None
     assert why(draft("🐈 🐈 🐈", None)) == "duplicate"
-
-
-def test_class_need_not_be_named_when_the_config_says_so():
-    why = make_filter(FilterConfig(names_class=False))
-    assert why(draft("three happy puppies", "dog")) is None
 
 
 def test_blocklist_holds_words_and_phrases_in_any_case(tmp_path):

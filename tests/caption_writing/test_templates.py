@@ -72,7 +72,6 @@ def test_slots_and_values_come_together(text, styles, lengths, expected):
 def test_files_that_are_no_templates(tmp_path):
     with pytest.raises(UserError, match="template 'descibe': no such file; expected a text file"):
         load_template("descibe")
-    path = tmp_path / "prompt.txt"
-    path.write_bytes(b"{class_name}\xff")
+    (tmp_path / "prompt.txt").write_bytes(b"{class_name}\xff")
     with pytest.raises(UserError, match="not UTF-8"):
-        load_template(str(path))
+        load_template(str(tmp_path / "prompt.txt"))

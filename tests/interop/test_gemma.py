@@ -192,17 +192,13 @@ def test_with_gates_at_0_the_logits_are_plain_gemmas(gm, package, parity, dtype,
     )
 
 
-def test_open_gates_let_the_texts_own_image_in():
-    cfg = vlm_config()
-    logits = apply(cfg, opened(cfg))
-    assert np.abs(apply(cfg, closed(cfg)) - logits).max() > 1e-2
-    changed = np.abs(apply(cfg, opened(cfg), IMAGES.at[1].set(0.0)) - logits).max((1, 2))
-    assert changed[0] == 0 and changed[1] > 1e-2
-
-
-def test_without_an_image_it_is_plain_gemma_whatever_the_gates_are(gm):
+def test_open_gates_let_the_texts_own_image_in_and_without_one_it_is_plain_gemma(gm):
     cfg = vlm_config()
     variables = opened(cfg)
+    logits = apply(cfg, variables)
+    assert np.abs(apply(cfg, closed(cfg)) - logits).max() > 1e-2
+    changed = np.abs(apply(cfg, variables, IMAGES.at[1].set(0.0)) - logits).max((1, 2))
+    assert changed[0] == 0 and changed[1] > 1e-2
     params = to_package(variables["params"]["language_model"])
     with jax.disable_jit():
         theirs = plain(gm, SMALL).apply({"params": params}, with_bos(TOKENS)).logits
@@ -325,10 +321,16 @@ def trained():
     return jax.tree.map(np.asarray, closed(vlm_config())["params"]["language_model"])
 
 
-def test_what_the_package_saves_is_loaded(gm, trained, tmp_path):
+@pytest.fixture
+def saved(gm, trained, tmp_path):
+    """A folder as the package saves it."""
     gm.ckpts.save_params(to_package(trained), tmp_path / "gemma", wait_until_finished=True)
-    equal(load_language_model(tmp_path / "gemma", SMALL), trained)
-    equal(gm.ckpts.load_params(tmp_path / "gemma"), to_package(trained))
+    return tmp_path / "gemma"
+
+
+def test_what_the_package_saves_is_loaded(gm, trained, saved):
+    equal(load_language_model(saved, SMALL), trained)
+    equal(gm.ckpts.load_params(saved), to_package(trained))
 
 
 @pytest.mark.parametrize("layout", ["flat", "stacked"])
@@ -345,29 +347,18 @@ def test_layouts_of_released_checkpoints_are_loaded(gm, trained, tmp_path, layou
     equal(load_language_model(tmp_path / "gemma", SMALL), trained)
 
 
-def test_an_orbax_folder_of_a_released_size_gives_its_config(gm, trained, tmp_path):
-    gm.ckpts.save_params(to_package(trained), tmp_path / "gemma", wait_until_finished=True)
+def test_what_does_not_fit_is_listed_in_full(saved):
     with pytest.raises(UserError, match=r"'embed_dim': 24.* expected a size that was released: \["):
-        language_model_config(tmp_path / "gemma")
-
-
-def test_what_does_not_fit_is_listed_in_full(gm, trained, tmp_path):
-    gm.ckpts.save_params(to_package(trained), tmp_path / "gemma", wait_until_finished=True)
-    other = dataclasses.replace(SMALL, num_layers=6, mlp_dim=41)
+        language_model_config(saved)
     with pytest.raises(UserError) as error:
-        load_language_model(tmp_path / "gemma", other)
+        load_language_model(saved, dataclasses.replace(SMALL, num_layers=6, mlp_dim=41))
     assert str(error.value).count("layer_5/") == 11
     assert str(error.value).count("[2, 40, 24] for decoder/") == 4
     with pytest.raises(UserError, match=f"{2 * 11} unknown"):
-        load_language_model(tmp_path / "gemma", dataclasses.replace(SMALL, num_layers=2))
-
-
-def test_a_folder_with_a_lost_part_is_named(gm, trained, tmp_path):
-    folder = tmp_path / "gemma"
-    gm.ckpts.save_params(to_package(trained), folder, wait_until_finished=True)
-    (folder / "manifest.ocdbt").unlink()
-    with pytest.raises(UserError, match=str(folder)):
-        load_language_model(folder, SMALL)
+        load_language_model(saved, dataclasses.replace(SMALL, num_layers=2))
+    (saved / "manifest.ocdbt").unlink()
+    with pytest.raises(UserError, match=str(saved)):
+        load_language_model(saved, SMALL)
 
 
 def hugging_face_config(**changes):
@@ -441,17 +432,11 @@ def test_the_language_model_of_a_whole_gemma_is_found(tmp_path):
     import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    vision = dict(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        image_size=8,
-        patch_size=4,
-    )
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "image_size"), 8)
+    layers = dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 1)
     config = Gemma3Config(
         text_config=hugging_face_config().to_dict(),
-        vision_config=vision,
+        vision_config={**sizes, **layers, "patch_size": 4},
         mm_tokens_per_image=4,
         **dict(boi_token_index=50, eoi_token_index=51, image_token_index=52),
     )
@@ -498,8 +483,7 @@ def test_variants_that_are_not_known_are_refused(tmp_path, change, message):
         language_model_config(tmp_path)
 
 
-def test_a_vlm_is_trained_on_what_was_loaded(trained, tmp_path, gm):
-    gm.ckpts.save_params(to_package(trained), tmp_path / "gemma", wait_until_finished=True)
+def test_a_vlm_is_trained_on_what_was_loaded(trained, saved):
     tokenizer = VQTokenizerConfig(
         image_size=8,
         patch_size=4,
@@ -515,7 +499,7 @@ def test_a_vlm_is_trained_on_what_was_loaded(trained, tmp_path, gm):
     tx = optax.sgd(0.1)
     mesh = sharding.make_mesh(sharding.MeshConfig())
     layout = state_layout(objective, tx, mesh)
-    loaded = {"vlm/language_model": load_language_model(tmp_path / "gemma", SMALL)}
+    loaded = {"vlm/language_model": load_language_model(saved, SMALL)}
     state = create_train_state(objective, tx, layout, 0, loaded)
     equal(state.params["vlm"]["language_model"], trained)
     batch = {
@@ -586,12 +570,8 @@ def test_the_vocabulary_of_another_model_is_refused(vocabulary, tmp_path):
     with pytest.raises(UserError, match=f"found {vocabulary.size} pieces, but .* has {rows} emb"):
         LanguageModelSource(config, {}, vocabulary, TextDecodeConfig(), seed=0, batch_size=1)
     (tmp_path / "t5.model").write_bytes(train_vocabulary(["a dog"] * 9, 265))
+    config, other = dataclasses.replace(SMALL, vocab_size=265), str(tmp_path / "t5.model")
     with pytest.raises(UserError, match="bos_id: found 2, expected None"):
         LanguageModelSource(
-            dataclasses.replace(SMALL, vocab_size=265),
-            {},
-            load_vocabulary(str(tmp_path / "t5.model")),
-            TextDecodeConfig(),
-            seed=0,
-            batch_size=1,
+            config, {}, load_vocabulary(other), TextDecodeConfig(), seed=0, batch_size=1
         )

@@ -46,68 +46,40 @@ def config_json(config=CONFIG, kind="mt5"):
     }
 
 
-def weights(config=CONFIG):
-    """Random tensors by transformers' names: a decoder's too."""
-    rng = np.random.default_rng(0)
-    shapes = {
-        "shared.weight": (V, D),
-        "encoder.final_layer_norm.weight": (D,),
-        "decoder.final_layer_norm.weight": (D,),
-        "lm_head.weight": (V, D),
+def weights(config=CONFIG, dtype=np.float32):
+    """(tensors by transformers' names, a decoder's too; our parameters), by plain numpy."""
+    rng, tensors = np.random.default_rng(0), {}
+    ours = {
+        name: rng.normal(size=leaf.shape).astype(dtype)
+        for name, leaf in parameter_shapes(dataclasses.replace(config, scan_layers=True)).items()
     }
     for i in range(config.num_layers):
         attention, mlp = (f"encoder.block.{i}.layer.{j}" for j in (0, 1))
-        shapes |= {f"{attention}.SelfAttention.{name}.weight": (H * K, D) for name in "qkv"}
-        shapes[f"{attention}.SelfAttention.o.weight"] = (D, H * K)
-        shapes[f"{attention}.layer_norm.weight"] = shapes[f"{mlp}.layer_norm.weight"] = (D,)
-        for name in ("wi_0", "wi_1") if config.gated_mlp else ("wi",):
-            shapes[f"{mlp}.DenseReluDense.{name}.weight"] = (M, D)
-        shapes[f"{mlp}.DenseReluDense.wo.weight"] = (D, M)
-        if i == 0 or config.relpos_per_layer:
-            shapes[f"{attention}.SelfAttention.relative_attention_bias.weight"] = (R, H)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def expected(tensors, config=CONFIG):
-    """Our parameters of `weights`, by plain numpy."""
-
-    def layer(i):
-        attention, mlp = (f"encoder.block.{i}.layer.{j}" for j in (0, 1))
-        q, k, v, o = (tensors[f"{attention}.SelfAttention.{name}.weight"].T for name in "qkvo")
-        found = {
-            "attention_norm/scale": tensors[f"{attention}.layer_norm.weight"],
-            "attention/query/kernel": q.reshape(D, H, K),
-            "attention/key/kernel": k.reshape(D, H, K),
-            "attention/value/kernel": v.reshape(D, H, K),
-            "attention/out/kernel": o.reshape(H, K, D),
-            "mlp_norm/scale": tensors[f"{mlp}.layer_norm.weight"],
-            "mlp/down/kernel": tensors[f"{mlp}.DenseReluDense.wo.weight"].T,
+        layer = {
+            name.removeprefix("encoder/layers/"): array[i]
+            for name, array in ours.items()
+            if name.startswith("encoder/layers/")
         }
-        if config.gated_mlp:
-            found["mlp/gate/kernel"] = tensors[f"{mlp}.DenseReluDense.wi_0.weight"].T
-            found["mlp/up/kernel"] = tensors[f"{mlp}.DenseReluDense.wi_1.weight"].T
-        else:
-            found["mlp/up/kernel"] = tensors[f"{mlp}.DenseReluDense.wi.weight"].T
-        if config.relpos_per_layer:
-            found["relpos_bias/embedding"] = bias(attention)
-        return found
-
-    def bias(attention):
-        return tensors[f"{attention}.SelfAttention.relative_attention_bias.weight"].T
-
-    found = {
-        "token_embedding/embedding": tensors["shared.weight"],
-        "final_norm/scale": tensors["encoder.final_layer_norm.weight"],
-    }
-    if not config.relpos_per_layer:
-        found["relpos_bias/embedding"] = bias("encoder.block.0.layer.0")
-    layers = [layer(i) for i in range(config.num_layers)]
-    for name in layers[0]:
-        if config.scan_layers:
-            found[f"encoder/layers/{name}"] = np.stack([one[name] for one in layers])
-        else:
-            found |= {f"encoder/layers_{i}/{name}": one[name] for i, one in enumerate(layers)}
-    return found
+        theirs = {"attention/query": "q", "attention/key": "k", "attention/value": "v"}
+        theirs = {name: f"{attention}.SelfAttention.{letter}" for name, letter in theirs.items()}
+        theirs |= {"mlp/down": f"{mlp}.DenseReluDense.wo", "mlp/gate": f"{mlp}.DenseReluDense.wi_0"}
+        theirs["mlp/up"] = f"{mlp}.DenseReluDense.{'wi_1' if config.gated_mlp else 'wi'}"
+        for name, their_name in theirs.items():
+            if f"{name}/kernel" in layer:
+                kernel = layer[f"{name}/kernel"]
+                tensors[f"{their_name}.weight"] = kernel.reshape(len(kernel), -1).T
+        out = layer["attention/out/kernel"].reshape(-1, config.embed_dim)
+        tensors[f"{attention}.SelfAttention.o.weight"] = out.T
+        tensors[f"{attention}.layer_norm.weight"] = layer["attention_norm/scale"]
+        tensors[f"{mlp}.layer_norm.weight"] = layer["mlp_norm/scale"]
+        if i == 0 or config.relpos_per_layer:
+            bias = layer if config.relpos_per_layer else ours
+            name = f"{attention}.SelfAttention.relative_attention_bias.weight"
+            tensors[name] = bias["relpos_bias/embedding"].T
+    tensors["shared.weight"] = tensors["lm_head.weight"] = ours["token_embedding/embedding"]
+    tensors["encoder.final_layer_norm.weight"] = ours["final_norm/scale"]
+    tensors["decoder.final_layer_norm.weight"] = ours["final_norm/scale"]
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, ours
 
 
 def write(folder, tensors, config_json=None, num_files=1):
@@ -129,13 +101,9 @@ def write(folder, tensors, config_json=None, num_files=1):
     return folder
 
 
-def check(path, tensors, config=CONFIG):
-    found = traverse_util.flatten_dict(load_text_encoder(path, config), sep="/")
-    wanted = expected(tensors, config)
-    assert found.keys() == wanted.keys() == parameter_shapes(config).keys()
-    for name, array in wanted.items():
-        assert found[name].dtype == np.float32
-        np.testing.assert_array_equal(np.asarray(found[name]), array, name)
+@pytest.fixture
+def check(check_parameters):
+    return lambda path, ours, config=CONFIG: check_parameters(load_text_encoder(path, config), ours)
 
 
 # --- parameters ---
@@ -144,28 +112,22 @@ def check(path, tensors, config=CONFIG):
 @pytest.mark.parametrize("num_files", [1, 3])
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_is_in_its_place(tmp_path, kind, scan_layers, num_files):
+def test_every_parameter_is_in_its_place(tmp_path, check, kind, scan_layers, num_files):
     config = dataclasses.replace(KINDS[kind], scan_layers=scan_layers)
-    tensors = weights(config)
-    check(write(tmp_path, tensors, config_json(config, kind), num_files), tensors, config)
+    tensors, ours = weights(config)
+    check(write(tmp_path, tensors, config_json(config, kind), num_files), ours, config)
 
 
-def test_the_embedding_has_two_names(tmp_path):
-    tensors = weights()
-    alias = {**tensors, "encoder.embed_tokens.weight": tensors["shared.weight"]}
-    check(write(tmp_path / "both", alias, config_json()), tensors)
-    del alias["shared.weight"]
-    check(write(tmp_path / "other", alias, config_json()), tensors)
-
-
-def test_bfloat16_becomes_float32(tmp_path):
-    tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in weights().items()}
-    check(write(tmp_path, tensors, config_json()), tensors)
-
-
-def test_a_file_alone_will_do(tmp_path):
-    tensors = weights()
-    check(write(tmp_path, tensors) / "model.safetensors", tensors)
+def test_what_a_checkpoint_does_not_decide_may_differ(tmp_path, check):
+    tensors, ours = weights()
+    check(write(tmp_path / "alone", tensors) / "model.safetensors", ours)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]  # another name of it
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", dropout_rate=0.1, remat="full")
+    check(write(tmp_path / "both", tensors, config_json()), ours, config)
+    del tensors["shared.weight"]
+    check(write(tmp_path / "other", tensors, config_json()), ours)
+    tensors, ours = weights(dtype=ml_dtypes.bfloat16)
+    check(write(tmp_path / "bfloat16", tensors, config_json()), ours)
 
 
 class CountingFile(io.FileIO):
@@ -188,20 +150,7 @@ def test_who_holds_a_quarter_reads_a_quarter(tmp_path, monkeypatch, scan_layers)
         vocab_size=512, num_layers=2, embed_dim=256, num_heads=4, head_dim=64, mlp_dim=512,
         scan_layers=scan_layers,
     )  # fmt: skip
-    rng = np.random.default_rng(0)
-    bias = "relative_attention_bias.weight"
-    tensors = {"shared.weight": (512, 256), "encoder.final_layer_norm.weight": (256,)}
-    tensors |= {f"encoder.block.0.layer.0.SelfAttention.{bias}": (32, 4)}
-    for i in range(2):
-        attention, mlp = (f"encoder.block.{i}.layer.{j}" for j in (0, 1))
-        tensors |= {f"{attention}.SelfAttention.{name}.weight": (256, 256) for name in "qkvo"}
-        tensors |= {f"{mlp}.DenseReluDense.{name}.weight": (512, 256) for name in ("wi_0", "wi_1")}
-        tensors |= {f"{one}.layer_norm.weight": (256,) for one in (attention, mlp)}
-        tensors[f"{mlp}.DenseReluDense.wo.weight"] = (256, 512)
-    tensors = {
-        name: rng.integers(0, 99, shape).astype(np.float32) for name, shape in tensors.items()
-    }
-    write(tmp_path, tensors, config_json(config))
+    write(tmp_path, weights(config)[0], config_json(config))
     params = traverse_util.flatten_dict(load_text_encoder(tmp_path, config), sep="/")
     whole = {name: np.asarray(param) for name, param in params.items()}
     monkeypatch.setattr(tensor_files, "open", CountingFile, raising=False)
@@ -237,7 +186,7 @@ def test_the_config_is_read_from_config_json(tmp_path, kind):
 
 
 def test_all_that_differs_from_config_json_is_told(tmp_path):
-    write(tmp_path, weights(), config_json())
+    write(tmp_path, weights()[0], config_json())
     other = dataclasses.replace(
         CONFIG, num_layers=24, mlp_activation="relu", relpos_max_distance=64, relpos_per_layer=True
     )
@@ -250,12 +199,6 @@ def test_all_that_differs_from_config_json_is_told(tmp_path):
     )
 
 
-def test_what_a_checkpoint_does_not_decide_may_differ(tmp_path):
-    tensors = weights()
-    config = dataclasses.replace(CONFIG, dtype="bfloat16", dropout_rate=0.1, remat="full")
-    check(write(tmp_path, tensors, config_json()), tensors, config)
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -266,7 +209,7 @@ def test_what_a_checkpoint_does_not_decide_may_differ(tmp_path):
     ],
 )
 def test_another_model_is_refused(tmp_path, changes, message):
-    write(tmp_path, weights(), {**config_json(), **changes})
+    write(tmp_path, weights()[0], {**config_json(), **changes})
     for call in (text_encoder_config, lambda path: load_text_encoder(path, CONFIG)):
         with pytest.raises(UserError, match=message):
             call(tmp_path)
@@ -287,7 +230,7 @@ def test_a_folder_that_is_none_of_hugging_face_is_told(tmp_path):
 
 
 def test_all_that_does_not_fit_is_told_at_once(tmp_path):
-    tensors = weights()
+    tensors, _ = weights()
     q = "encoder.block.1.layer.0.SelfAttention.q.weight"
     tensors[q] = tensors[q][:, :-1].copy()
     for name in ("shared.weight", "encoder.block.2.layer.1.DenseReluDense.wo.weight"):
@@ -304,19 +247,15 @@ def test_all_that_does_not_fit_is_told_at_once(tmp_path):
     )
 
 
-def test_files_that_are_not_there_are_all_named(tmp_path):
-    write(tmp_path, weights(), config_json(), num_files=3)
+def test_files_that_are_not_whole_are_all_named(tmp_path):
+    write(tmp_path, weights()[0], config_json(), num_files=3)
+    file = tmp_path / "model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model-00002-of-00003\.safetensors: .*cut short"):
+        load_text_encoder(tmp_path, CONFIG)
     for i in (1, 3):
         (tmp_path / f"model-0000{i}-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match="2 of 3 files .*model-00001-of-.*, model-00003-of-"):
-        load_text_encoder(tmp_path, CONFIG)
-
-
-def test_half_a_download_is_named(tmp_path):
-    write(tmp_path, weights(), config_json(), num_files=2)
-    file = tmp_path / "model-00002-of-00002.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors: .*cut short"):
         load_text_encoder(tmp_path, CONFIG)
 
 
@@ -324,14 +263,15 @@ def test_half_a_download_is_named(tmp_path):
 
 
 @pytest.mark.interop
-def test_files_of_torch_are_read_where_there_is_nothing_else(tmp_path):
+def test_files_of_torch_are_read_where_there_is_nothing_else(tmp_path, check):
     import torch
 
-    tensors = {name: torch.tensor(array) for name, array in weights().items()}
-    write(tmp_path, weights(), config_json())
+    arrays, ours = weights()
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+    write(tmp_path, arrays, config_json())
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    check(tmp_path, weights())
+    check(tmp_path, ours)
     (tmp_path / "pytorch_model.bin").unlink()
     weight_map = {}
     for i in (1, 2):
@@ -341,7 +281,7 @@ def test_files_of_torch_are_read_where_there_is_nothing_else(tmp_path):
         weight_map |= dict.fromkeys(part, name)
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    check(tmp_path, weights())
+    check(tmp_path, ours)
     (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(UserError, match="1 of 2 files .* not there: pytorch_model-00002-of-00002"):
         load_text_encoder(tmp_path, CONFIG)

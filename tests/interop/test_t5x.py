@@ -37,77 +37,39 @@ CONFIG = TextEncoderConfig(
 
 
 def t5x_target(config=CONFIG, scanned=False, dtype=np.float32):
-    """Random parameters by t5x's names: a decoder's too."""
-    rng = np.random.default_rng(0)
-    heads = (H, K) if config.relpos_per_layer else (H * K,)
-    layer = {
-        "pre_attention_layer_norm/scale": (D,),
-        "pre_mlp_layer_norm/scale": (D,),
-        **{f"attention/{n}/kernel": (D, *heads) for n in ("query", "key", "value")},
-        "attention/out/kernel": (*heads, D),
-        "mlp/wo/kernel": (M, D),
-        **{
-            f"mlp/{name}/kernel": (D, M)
-            for name in (("wi_0", "wi_1") if config.gated_mlp else ("wi",))
-        },
+    """(tensors by t5x's names, a decoder's too; our parameters), by plain numpy."""
+    rng, target = np.random.default_rng(0), {}
+    ours = {
+        name: rng.normal(size=leaf.shape).astype(dtype)
+        for name, leaf in parameter_shapes(dataclasses.replace(config, scan_layers=True)).items()
     }
-    shapes = {
-        "token_embedder/embedding": (V, D),
-        "encoder/encoder_norm/scale": (D,),
-        "decoder/decoder_norm/scale": (D,),
-        "decoder/layers_0/mlp/wo/kernel": (M, D),
+    theirs = {
+        "attention_norm/scale": "pre_attention_layer_norm/scale",
+        "mlp_norm/scale": "pre_mlp_layer_norm/scale",
+        "mlp/down/kernel": "mlp/wo/kernel",
+        "mlp/gate/kernel": "mlp/wi_0/kernel",
+        "mlp/up/kernel": f"mlp/{'wi_1' if config.gated_mlp else 'wi'}/kernel",
+        "relpos_bias/embedding": "relpos_bias/rel_embedding",
     }
-    if config.relpos_per_layer:
-        layer["relpos_bias/rel_embedding"] = (H, R)
-    else:
-        shapes["encoder/relpos_bias/rel_embedding"] = (H, R)
-    for name, shape in layer.items():
+    for path, array in ours.items():
+        if not path.startswith("encoder/layers/"):
+            continue
+        name = path.removeprefix("encoder/layers/")
+        if name.startswith("attention/") and not config.relpos_per_layer:  # heads are one axis
+            shape = (L, H * K, D) if "/out/" in name else (L, D, H * K)
+            array = array.reshape(shape)
+        name = theirs.get(name, name)
         if scanned:
-            shapes[f"encoder/encoder/{name}"] = (shape[0], config.num_layers, *shape[1:])
+            target[f"encoder/encoder/{name}"] = np.moveaxis(array, 0, 1)
         else:
-            shapes |= {f"encoder/layers_{i}/{name}": shape for i in range(config.num_layers)}
-    return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
-
-
-def expected(target, config=CONFIG):
-    """Our parameters of `t5x_target`, by plain numpy."""
-
-    def of(name, i):
-        if f"encoder/encoder/{name}" in target:
-            return np.moveaxis(target[f"encoder/encoder/{name}"], 1, 0)[i]
-        return target[f"encoder/layers_{i}/{name}"]
-
-    layers = []
-    for i in range(config.num_layers):
-        layer = {
-            "attention_norm/scale": of("pre_attention_layer_norm/scale", i),
-            "attention/query/kernel": of("attention/query/kernel", i).reshape(D, H, K),
-            "attention/key/kernel": of("attention/key/kernel", i).reshape(D, H, K),
-            "attention/value/kernel": of("attention/value/kernel", i).reshape(D, H, K),
-            "attention/out/kernel": of("attention/out/kernel", i).reshape(H, K, D),
-            "mlp_norm/scale": of("pre_mlp_layer_norm/scale", i),
-            "mlp/down/kernel": of("mlp/wo/kernel", i),
-        }
-        if config.gated_mlp:
-            layer["mlp/gate/kernel"] = of("mlp/wi_0/kernel", i)
-            layer["mlp/up/kernel"] = of("mlp/wi_1/kernel", i)
-        else:
-            layer["mlp/up/kernel"] = of("mlp/wi/kernel", i)
-        if config.relpos_per_layer:
-            layer["relpos_bias/embedding"] = of("relpos_bias/rel_embedding", i)
-        layers.append(layer)
-    found = {
-        "token_embedding/embedding": target["token_embedder/embedding"],
-        "final_norm/scale": target["encoder/encoder_norm/scale"],
-    }
+            target |= {f"encoder/layers_{i}/{name}": one for i, one in enumerate(array)}
     if not config.relpos_per_layer:
-        found["relpos_bias/embedding"] = target["encoder/relpos_bias/rel_embedding"]
-    for name in layers[0]:
-        if config.scan_layers:
-            found[f"encoder/layers/{name}"] = np.stack([layer[name] for layer in layers])
-        else:
-            found |= {f"encoder/layers_{i}/{name}": layer[name] for i, layer in enumerate(layers)}
-    return found
+        target["encoder/relpos_bias/rel_embedding"] = ours["relpos_bias/embedding"]
+    target["token_embedder/embedding"] = ours["token_embedding/embedding"]
+    target["encoder/encoder_norm/scale"] = ours["final_norm/scale"]
+    target["decoder/decoder_norm/scale"] = ours["final_norm/scale"]
+    target["decoder/layers_0/mlp/wo/kernel"] = np.zeros((M, D), dtype)
+    return target, ours
 
 
 def write_zarr(folder, array, chunks=None, dtype=None):
@@ -164,13 +126,15 @@ def write_orbax(folder, target, **handler):
     return folder / "checkpoint_7"
 
 
-def check(path, target, config=CONFIG):
-    found = traverse_util.flatten_dict(load_text_encoder(path, config), sep="/")
-    wanted = expected(target, config)
-    assert found.keys() == wanted.keys() == parameter_shapes(config).keys()
-    for name, array in wanted.items():
-        assert found[name].dtype == np.float32
-        np.testing.assert_array_equal(np.asarray(found[name]), array, name)
+@pytest.fixture
+def check(check_parameters):
+    return lambda path, ours, config=CONFIG: check_parameters(load_text_encoder(path, config), ours)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint of CONFIG in t5x's own layout."""
+    return write_own(tmp_path / "checkpoint_7", t5x_target()[0])
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -268,11 +232,11 @@ def test_it_encodes_as_t5xs_own_network(tmp_path, activations, activation, parit
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("scanned", [True, False])
-def test_its_own_layout(tmp_path, scanned, scan_layers, variant):
+def test_its_own_layout(tmp_path, check, scanned, scan_layers, variant):
     config = dataclasses.replace(CONFIG, scan_layers=scan_layers, **VARIANTS[variant])
-    target = t5x_target(config, scanned)
+    target, ours = t5x_target(config, scanned)
     small = [name for name in target if "scale" in name or "rel_embedding" in name]
-    check(write_own(tmp_path / "checkpoint_7", target, in_msgpack=small), target, config)
+    check(write_own(tmp_path / "checkpoint_7", target, in_msgpack=small), ours, config)
 
 
 @pytest.mark.parametrize("scanned", [True, False])
@@ -281,60 +245,58 @@ def test_its_own_layout(tmp_path, scanned, scan_layers, variant):
     [{"use_ocdbt": True}, {"use_ocdbt": False}, {"use_ocdbt": True, "use_zarr3": True}],
     ids=str,
 )
-def test_orbax_layouts(tmp_path, handler, scanned):
-    target = t5x_target(scanned=scanned)
+def test_orbax_layouts(tmp_path, check, handler, scanned):
+    target, ours = t5x_target(scanned=scanned)
     folder = write_orbax(tmp_path / "run", target, **handler)
-    check(folder, target)
-    check(folder / "state", target)
+    check(folder, ours)
+    check(folder / "state", ours)
 
 
-def test_the_newest_of_several_is_read(tmp_path):
+def test_the_newest_of_several_is_read(tmp_path, check):
     old, new = t5x_target(), t5x_target(dtype=np.float16)
-    write_own(tmp_path / "checkpoint_9", old)
-    write_own(tmp_path / "checkpoint_10", new)
-    write_own(tmp_path / "checkpoint_11.tmp-1700000000", old)
+    write_own(tmp_path / "checkpoint_9", old[0])
+    write_own(tmp_path / "checkpoint_10", new[0])
+    write_own(tmp_path / "checkpoint_11.tmp-1700000000", old[0])
     (tmp_path / "checkpoint_12.orbax-checkpoint-tmp").mkdir()
-    check(tmp_path, new)
-    check(tmp_path / "checkpoint_9", old)
+    check(tmp_path, new[1])
+    check(tmp_path / "checkpoint_9", old[1])
 
 
-def test_bfloat16_is_read_as_written_and_in_the_form_it_had_before_2021(tmp_path):
-    target = t5x_target(dtype=ml_dtypes.bfloat16)
+def test_bfloat16_is_read_as_written_and_in_the_form_it_had_before_2021(tmp_path, check):
+    target, ours = t5x_target(dtype=ml_dtypes.bfloat16)
     folder = write_own(tmp_path / "checkpoint_7", target)
-    name = "encoder/encoder_norm/scale"
-    shutil.rmtree(folder / f"target.{dotted(name)}")
-    write_zarr(folder / f"target.{dotted(name)}", target[name].view(np.uint16))
-    check(folder, target)
+    scale = folder / "target.encoder.encoder_norm.scale"
+    shutil.rmtree(scale)
+    write_zarr(scale, target["encoder/encoder_norm/scale"].view(np.uint16))
+    check(folder, ours)
 
 
-def test_a_part_is_read_from_its_own_chunks(tmp_path):
-    target = t5x_target()
-    folder = write_own(tmp_path / "checkpoint_7", target)
-    query = folder / "target.encoder.layers_1.attention.query.kernel"
+def test_a_part_is_read_from_its_own_chunks(saved):
+    target, ours = t5x_target()
+    query = saved / "target.encoder.layers_1.attention.query.kernel"
     shutil.rmtree(query)
     write_zarr(query, target["encoder/layers_1/attention/query/kernel"], chunks=(D // 2, H * K))
     (query / "1.0").write_bytes((query / "1.0").read_bytes()[:30])
-    found = load_text_encoder(folder, CONFIG)["encoder"]["layers"]["attention"]["query"]["kernel"]
-    wanted = expected(target)["encoder/layers/attention/query/kernel"]
-    np.testing.assert_array_equal(found[:, : D // 2], wanted[:, : D // 2])
-    np.testing.assert_array_equal(found[2:], wanted[2:])
+    found = load_text_encoder(saved, CONFIG)["encoder"]["layers"]["attention"]["query"]["kernel"]
+    for box in (np.s_[:, : D // 2], np.s_[2:]):
+        np.testing.assert_array_equal(
+            found[box], ours["encoder/layers/attention/query/kernel"][box]
+        )
     with pytest.raises(UserError, match=r"layers_1\.attention\.query\.kernel: cannot be read"):
         found[1:2, D // 2 :]
 
 
-def test_chunks_that_are_not_there_are_all_named(tmp_path):
-    target = t5x_target()
-    folder = write_own(tmp_path / "checkpoint_7", target)
-    wo = folder / "target.encoder.layers_0.mlp.wo.kernel"
+def test_chunks_that_are_not_there_are_all_named(saved):
+    wo = saved / "target.encoder.layers_0.mlp.wo.kernel"
     shutil.rmtree(wo)
-    write_zarr(wo, target["encoder/layers_0/mlp/wo/kernel"], chunks=(M // 3, D))
+    write_zarr(wo, t5x_target()[0]["encoder/layers_0/mlp/wo/kernel"], chunks=(M // 3, D))
     (wo / "1.0").unlink()
-    (folder / "target.token_embedder.embedding" / "0.0").unlink()
-    (folder / "target.decoder.decoder_norm.scale" / "0").unlink()  # nobody asks for it
+    (saved / "target.token_embedder.embedding" / "0.0").unlink()
+    (saved / "target.decoder.decoder_norm.scale" / "0").unlink()  # nobody asks for it
     with pytest.raises(UserError) as caught:
-        load_text_encoder(folder, CONFIG)
+        load_text_encoder(saved, CONFIG)
     assert str(caught.value) == (
-        f"{folder}: is not whole: 2 arrays (target.encoder.layers_0.mlp.wo.kernel: 2 of 3 chunks; "
+        f"{saved}: is not whole: 2 arrays (target.encoder.layers_0.mlp.wo.kernel: 2 of 3 chunks; "
         "target.token_embedder.embedding: 0 of 1 chunks)"
     )
 
@@ -342,7 +304,7 @@ def test_chunks_that_are_not_there_are_all_named(tmp_path):
 @pytest.mark.parametrize("file", [".zarray", "zarr.json"])
 def test_an_array_without_its_shape_is_named(tmp_path, file):
     folder = write_orbax(
-        tmp_path / "run", t5x_target(), use_ocdbt=False, use_zarr3=file == "zarr.json"
+        tmp_path / "run", t5x_target()[0], use_ocdbt=False, use_zarr3=file == "zarr.json"
     )
     for name in ("encoder_norm.scale", "layers_2.mlp.wo.kernel"):
         (folder / "state" / f"target.encoder.{name}" / file).unlink()
@@ -351,36 +313,45 @@ def test_an_array_without_its_shape_is_named(tmp_path, file):
         load_text_encoder(folder, CONFIG)
 
 
-def test_a_shape_that_cannot_be_read_is_named(tmp_path):
-    folder = write_own(tmp_path / "checkpoint_7", t5x_target())
-    (folder / "target.encoder.encoder_norm.scale" / ".zarray").write_text('{"chunks": [8')
-    with pytest.raises(UserError, match=r"1 arrays \(target\.encoder\.encoder_norm\.scale: "):
-        load_text_encoder(folder, CONFIG)
-
-
-def test_a_name_that_is_not_utf_8_is_named(tmp_path):
-    folder = write_own(tmp_path / "checkpoint_7", t5x_target())
+def rename_to_no_utf_8(folder):
     (folder / "target.encoder.layers_0.mlp.wo.kernel").rename(
         os.fsdecode(os.fsencode(folder) + b"/target.encoder.\xff")
     )
-    with pytest.raises(UserError, match=r"checkpoint_7: is not whole: 1 arrays .*encoder.\\xff"):
-        load_text_encoder(folder, CONFIG)
 
 
-def test_arrays_that_are_not_there_are_all_named(tmp_path):
-    folder = write_own(tmp_path / "checkpoint_7", t5x_target())
+def lose_arrays(folder):
     for name in ("encoder_norm.scale", "layers_2.mlp.wo.kernel"):
         shutil.rmtree(folder / f"target.encoder.{name}")
-    names = r"encoder/encoder_norm/scale, encoder/layers_2/mlp/wo/kernel"
-    with pytest.raises(UserError, match=rf"2 missing \({names}\)"):
-        load_text_encoder(folder, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "damage, problem",
+    [
+        (
+            lambda folder: (folder / "target.encoder.encoder_norm.scale" / ".zarray").write_text(
+                '{"chunks": [8'
+            ),
+            r"1 arrays \(target\.encoder\.encoder_norm\.scale: ",
+        ),
+        (rename_to_no_utf_8, r"checkpoint_7: is not whole: 1 arrays .*encoder.\\xff"),
+        (lose_arrays, r"2 missing \(encoder/encoder_norm/scale, encoder/layers_2/mlp/wo/kernel\)"),
+        (
+            lambda folder: os.truncate(folder / "checkpoint", 99),
+            r"checkpoint_7/checkpoint: .*cut short",
+        ),
+    ],
+)
+def test_damage_is_named(saved, damage, problem):
+    damage(saved)
+    with pytest.raises(UserError, match=problem):
+        load_text_encoder(saved, CONFIG)
 
 
 @pytest.mark.parametrize(
     "name", ["checkpoint_7.tmp-1700000000", "checkpoint_7.orbax-checkpoint-tmp"]
 )
 def test_a_save_that_was_not_finished_is_told(tmp_path, name):
-    folder = write_own(tmp_path / name, t5x_target())
+    folder = write_own(tmp_path / name, t5x_target()[0])
     for path in (folder, tmp_path):
         with pytest.raises(UserError, match=rf"save was not finished.*{name}"):
             load_text_encoder(path, CONFIG)
@@ -391,7 +362,7 @@ def test_a_save_that_was_not_finished_is_told(tmp_path, name):
 
 
 def test_half_a_database_is_told(tmp_path):
-    folder = write_orbax(tmp_path / "run", t5x_target(), use_ocdbt=True) / "state"
+    folder = write_orbax(tmp_path / "run", t5x_target()[0], use_ocdbt=True) / "state"
     for file in folder.glob("**/d/*"):
         file.unlink()
     with pytest.raises(UserError, match="state: .*(cannot be read|is not whole)"):
@@ -401,18 +372,10 @@ def test_half_a_database_is_told(tmp_path):
         load_text_encoder(folder, CONFIG)
 
 
-def test_a_msgpack_file_cut_short_is_named(tmp_path):
-    folder = write_own(tmp_path / "checkpoint_7", t5x_target())
-    file = folder / "checkpoint"
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"checkpoint_7/checkpoint: .*cut short"):
-        load_text_encoder(folder, CONFIG)
-
-
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("num_layers", [L - 1, L + 1])
 def test_another_depth_of_a_scanned_one_is_refused(tmp_path, num_layers, scan_layers):
-    folder = write_own(tmp_path / "checkpoint_7", t5x_target(scanned=True))
+    folder = write_own(tmp_path / "checkpoint_7", t5x_target(scanned=True)[0])
     config = dataclasses.replace(CONFIG, num_layers=num_layers, scan_layers=scan_layers)
     with pytest.raises(UserError, match=r"misshapen \(encoder/encoder/.* \[8, 3\] for encoder/"):
         load_text_encoder(folder, config)

@@ -16,49 +16,41 @@ def test_text_ids_end_in_eos_and_are_padded_or_cut():
     assert rows[1].tolist() == [*vocabulary.encode("a red circle " * 9)[: len(ids) + 1], EOS_ID]
 
 
-def test_text_ids_are_those_that_the_generator_is_trained_on():
-    captions = [
-        *("a red circle", "A large  blue square, left of a ring.", " spaces ", "日本 é 🎈", ""),
-        "a red circle on the left of a blue square " * 3,
-    ]
-    length = 12
+CAPTIONS = [
+    *("a red circle", "A large  blue square, left of a ring.", " spaces ", "日本 é 🎈", ""),
+    "a red circle on the left of a blue square " * 3,
+]
+LENGTH = 12
+
+
+def converted(converter, **features):
+    """What a feature converter makes of examples with these features."""
     examples = {
-        "image_tokens": np.zeros((len(captions), 1), np.int32),
-        "caption": captions,
-        "source": ["real"] * len(captions),
-        "key": [str(i) for i in range(len(captions))],
+        "image_tokens": np.zeros((len(CAPTIONS), 1), np.int32),
+        "caption": CAPTIONS,
+        "source": ["real"] * len(CAPTIONS),
+        "key": [str(i) for i in range(len(CAPTIONS))],
+        **features,
     }
-    converter = feature_converters.GeneratorConverter(tasks.sentencepiece("scenes"))
-    converted = converter(
-        tf.data.Dataset.from_tensor_slices(examples),
-        {"image_tokens": 1, "caption": length, "source": 0, "key": 0},
+    lengths = {"image_tokens": 1, "caption": LENGTH, "source": 0, "key": 0}
+    lengths |= dict.fromkeys(features, 0)
+    dataset = converter(tasks.sentencepiece("scenes"))(
+        tf.data.Dataset.from_tensor_slices(examples), lengths
     )
-    rows = list(converted.as_numpy_iterator())
-    ids = text_ids(captions, load_vocabulary("scenes"), length)
+    return list(dataset.as_numpy_iterator())
+
+
+def test_text_ids_are_those_that_the_generator_is_trained_on():
+    rows = converted(feature_converters.GeneratorConverter)
+    ids = text_ids(CAPTIONS, load_vocabulary("scenes"), LENGTH)
     np.testing.assert_array_equal(ids, [row["text_tokens"] for row in rows])
     np.testing.assert_array_equal(ids != 0, [row["text_mask"] for row in rows])
     assert rows[-1]["text_mask"].all() and not rows[0]["text_mask"].all()  # one is cut, one padded
 
 
 def test_vlm_text_is_what_the_vlm_is_trained_on():
-    texts = [
-        *(("a red circle", ""), ("A large  blue square, left of a ring.", "Which?"), ("", "")),
-        ("a red circle on the left of a blue square " * 3, ""),
-    ]
-    captions = [caption for caption, _ in texts]
-    prompts = [prompt or "Output:" for _, prompt in texts]
-    examples = {
-        "image_tokens": np.zeros((len(texts), 1), np.int32),
-        "prompt": prompts,
-        "caption": captions,
-        "source": ["real"] * len(texts),
-        "key": [str(i) for i in range(len(texts))],
-    }
-    length = 12
-    converter = feature_converters.VLMConverter(tasks.sentencepiece("scenes"))
-    lengths = {"image_tokens": 1, "prompt": 0, "caption": length, "source": 0, "key": 0}
-    dataset = tf.data.Dataset.from_tensor_slices(examples)
-    rows = list(converter(dataset, lengths).as_numpy_iterator())
-    text, mask = vlm_text(captions, prompts, load_vocabulary("scenes"), length)
+    prompts = ["Output:", "Which?", *["Output:"] * (len(CAPTIONS) - 2)]
+    rows = converted(feature_converters.VLMConverter, prompt=prompts)
+    text, mask = vlm_text(CAPTIONS, prompts, load_vocabulary("scenes"), LENGTH)
     np.testing.assert_array_equal(text, [row["text_tokens"] for row in rows])
     np.testing.assert_array_equal(mask, [row["loss_mask"] for row in rows])

@@ -86,15 +86,24 @@ def test_ids_are_seqios(vocabulary, texts):
         assert vocabulary.decode(ids) == other.decode(ids)
 
 
-def test_decoding_stops_at_the_first_end_and_drops_padding(vocabulary):
+def test_decoding_stops_at_the_first_end_and_drops_padding(vocabulary, chat):
     red, circle = vocabulary.encode("red circle")
     assert vocabulary.decode([red, circle, EOS_ID, red, PAD_ID]) == "red circle"
     assert vocabulary.decode([PAD_ID, red, PAD_ID, circle, PAD_ID]) == "red circle"
     assert vocabulary.decode([EOS_ID, red]) == ""
+    caption = chat.encode("a red circle")
+    for end in (106, EOS_ID):
+        assert chat.decode([*caption, end, *caption]) == "a red circle"
 
 
 def test_the_shipped_model_is_what_the_code_builds():
     assert scenes_vocabulary.build() == BUILT_IN["scenes"].read_bytes()
+
+
+def test_class_prompts_are_those_of_the_papers_and_keep_braces():
+    assert CAPTION_PROMPT == "Output:"
+    assert class_prompt("golden retriever") == "Class: golden retriever. Output:"
+    assert class_prompt("{x}") == "Class: {x}. Output:"
 
 
 def test_a_model_may_be_named_by_path(vocabulary, tmp_path):
@@ -122,21 +131,13 @@ def chat(tmp_path_factory):
     return chat_vocabulary(tmp_path_factory.mktemp("chat") / "chat.model")
 
 
-def test_special_ids_are_read_from_the_model(vocabulary, chat):
+def test_turns_in_a_text_are_single_ids(vocabulary, chat):
     assert vocabulary.bos_id is None and chat.bos_id == 2
     assert chat.encode(START_OF_TURN) == [105] and chat.encode(END_OF_TURN) == [106]
-
-
-def test_turns_in_a_text_are_single_ids(chat):
-    ids = chat.encode(in_turns("a red circle"))
-    assert ids[0] == 105 and ids.count(105) == 2 and ids.count(106) == 1
-    assert ids == [
+    assert chat.encode(in_turns("a red circle")) == [
         *[105, *chat.encode("user\na red circle"), 106, *chat.encode("\n")],
         *[105, *chat.encode("model\n")],
     ]
-
-
-def test_turns_are_seqios_too(chat):
     ids = chat.encode(CHAT_CAPTION_PROMPT)
     assert ids == list(seqio.SentencePieceVocabulary(chat.path).encode(CHAT_CAPTION_PROMPT))
 
@@ -149,12 +150,6 @@ def test_what_is_written_in_a_turn_ends_with_it(vocabulary, chat):
     assert vocabulary.end_id(vocabulary.encode(CAPTION_PROMPT)) == EOS_ID
 
 
-def test_decoding_stops_at_the_end_of_the_turn(chat):
-    caption = chat.encode("a red circle")
-    assert chat.decode([*caption, 106, *caption]) == "a red circle"
-    assert chat.decode([*caption, EOS_ID, *caption]) == "a red circle"
-
-
 def test_a_pretrained_table_of_another_vocabulary_is_refused(chat):
     for num_rows in (chat.size, chat.size + 64, chat.size + 128):
         chat.check_table(num_rows, "the model")
@@ -165,20 +160,8 @@ def test_a_pretrained_table_of_another_vocabulary_is_refused(chat):
             chat.check_table(num_rows, "the model")
 
 
-def test_a_missing_file_is_a_user_error(tmp_path):
-    for name in ("scene", str(tmp_path), str(tmp_path / "none.model")):
-        with pytest.raises(UserError, match=r"no such file; expected .* one of \['scenes'\]"):
-            load_vocabulary(name)
-
-
-def test_a_file_that_is_no_model_is_a_user_error(tmp_path):
-    for content in (b"", b"no model at all"):
-        (tmp_path / "bad.model").write_bytes(content)
-        with pytest.raises(UserError, match="bad.model: expected a SentencePiece model file"):
-            load_vocabulary(str(tmp_path / "bad.model"))
-
-
-def test_other_special_ids_are_a_user_error(tmp_path):
+def train_by_its_own_defaults():
+    """No padding, unknown 0."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a red circle"] * 9),
@@ -186,7 +169,22 @@ def test_other_special_ids_are_a_user_error(tmp_path):
         vocab_size=20,
         hard_vocab_limit=False,
         minloglevel=2,
-    )  # its own defaults: no padding, unknown 0
-    (tmp_path / "other.model").write_bytes(model.getvalue())
-    with pytest.raises(UserError, match=r"found pad, eos ids \(-1, 2\), expected \(0, 1\)"):
-        load_vocabulary(str(tmp_path / "other.model"))
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    "contents, problem",
+    [
+        (b"", "bad.model: expected a SentencePiece model file"),
+        (b"no model at all", "bad.model: expected a SentencePiece model file"),
+        (train_by_its_own_defaults(), r"found pad, eos ids \(-1, 2\), expected \(0, 1\)"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path, contents, problem):
+    (tmp_path / "bad.model").write_bytes(contents)
+    with pytest.raises(UserError, match=problem):
+        load_vocabulary(str(tmp_path / "bad.model"))
+    for name in ("scene", str(tmp_path), str(tmp_path / "none.model")):
+        with pytest.raises(UserError, match=r"no such file; expected .* one of \['scenes'\]"):
+            load_vocabulary(name)
