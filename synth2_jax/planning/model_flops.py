@@ -5,16 +5,24 @@ nothing here, as it saves nothing in the compiled program). Backward, a trained 
 forward pass twice, for its own gradient and its input's; a frozen one that a gradient passes
 through costs it once, and a frozen one that none passes nothing. Rematerialization is not counted:
 it is waste that the ratio to the compiled FLOPs shows. Nor are a convolution's products with the
-zeros around the image.
+zeros around the image. A tokenizer's are counted in its traced program, the others by formula.
 
 Legend: B batch rows, N image tokens, T text tokens, L latents, S sampling steps.
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from synth2_jax.models.language_model import LanguageModelConfig
 from synth2_jax.models.vlm import VLMConfig
-from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
+from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 from synth2_jax.planning.hlo import products_along
 from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
@@ -73,50 +81,12 @@ def sample(
 
 def encode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
     """Of the ids of `batch_size` images: the encoder, and the distances to all codes."""
-    filters = _filters(config)
-    size, width = config.image_size // config.patch_size, config.filters
-    total = _convolution(size, config.kernel_size, 3 * config.patch_size**2, width)
-    for level, outputs in enumerate(filters):
-        if level > 0 and config.downsampling != "average_pool":
-            kernel_size = 4 if config.downsampling == "conv" else 3
-            total += _convolution(size, kernel_size, width, filters[level - 1], stride=2)
-            width = filters[level - 1]
-        size //= 2 if level > 0 else 1
-        attention = [level in config.attention_levels] * config.num_res_blocks
-        blocks, width = _blocks(config, size, width, outputs, attention)
-        total += blocks
-    middle, width = _middle_blocks(config, width)
-    total += middle
-    if config.latent_channels is None:
-        total += _convolution(size, 1, width, config.embedding_dim)
-    else:
-        total += _convolution(size, config.kernel_size, width, config.latent_channels)
-        total += _convolution(size, 1, config.latent_channels, config.embedding_dim)
-    distances = 2.0 * config.num_tokens * config.codebook_size * config.embedding_dim
-    return Flops(total + distances) * batch_size
+    return _of_tokenizer(config, "encode") * batch_size
 
 
 def decode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
     """Of the pixels of `batch_size` images, from their ids."""
-    filters = _filters(config)
-    size, width, total = config.grid_size, config.embedding_dim, 0.0
-    if config.latent_channels is not None:
-        total += _convolution(size, 1, width, config.latent_channels)
-        width = config.latent_channels
-    total += _convolution(size, config.kernel_size, width, filters[-1])
-    middle, width = _middle_blocks(config, filters[-1])
-    total += middle
-    num_blocks = config.num_res_blocks + config.extra_decoder_blocks
-    for level in reversed(range(len(filters))):
-        attention = [level in config.attention_levels] * num_blocks
-        blocks, width = _blocks(config, size, width, filters[level], attention)
-        total += blocks
-        if level > 0:
-            size *= 2
-            total += _convolution(size, 3, width, filters[level])
-            width = filters[level]
-    total += _convolution(size, config.kernel_size, width, 3 * config.patch_size**2)
-    return Flops(total) * batch_size
+    return _of_tokenizer(config, "decode") * batch_size
 
 
 def caption(
@@ -263,48 +233,42 @@ def _attention(
     return Flops(forward, 2 * forward * input_grad)
 
 
-def _filters(config: VQTokenizerConfig) -> list[int]:
-    return [config.filters * multiplier for multiplier in config.channel_multipliers]
+@functools.cache
+def _of_tokenizer(config: VQTokenizerConfig, method: str) -> Flops:
+    """Forward, of one image: what the tokenizer's program asks for before it is compiled."""
+    model = VQTokenizer(config)
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, config.num_tokens), jnp.int32)
+    init = functools.partial(model.init, deterministic=True)
+    variables = nn.unbox(jax.eval_shape(init, jax.random.key(0), image))
+    apply = jax.make_jaxpr(functools.partial(model.apply, method=method))
+    return Flops(_products(apply(variables, image if method == "encode" else ids).jaxpr))
 
 
-def _middle_blocks(config: VQTokenizerConfig, inputs: int) -> tuple[float, int]:
-    """Of one image, at the lowest resolution; and the channels that come out."""
-    num_blocks = config.num_middle_blocks or config.num_res_blocks
-    attention = [config.middle_attention, *[False] * num_blocks][:num_blocks]
-    return _blocks(config, config.grid_size, inputs, _filters(config)[-1], attention)
-
-
-def _blocks(
-    config: VQTokenizerConfig, size: int, inputs: int, outputs: int, attention: list[bool]
-) -> tuple[float, int]:
-    """Residual blocks of one image; and the channels that come out."""
+def _products(jaxpr: Any) -> float:
     total = 0.0
-    for has_attention in attention:
-        total += _block(config, size, inputs, outputs, has_attention)
-        inputs = outputs
-    return total, inputs
-
-
-def _block(
-    config: VQTokenizerConfig, size: int, inputs: int, outputs: int, attention: bool
-) -> float:
-    """A residual block of one image and, where there is one, the attention behind it."""
-    total = _convolution(size, config.kernel_size, inputs + outputs, outputs)
-    if inputs != outputs:
-        source = inputs if config.shortcut_from_input else outputs
-        total += _convolution(size, 1, source, outputs)
-    if attention:
-        cells = size**2
-        total += _matrix(cells, 4 * outputs**2).forward
-        total += _attention(1, cells, cells, outputs).forward
+    for line in jaxpr.eqns:
+        params, shapes = line.params, [value.aval.shape for value in (*line.invars, *line.outvars)]
+        if line.primitive.name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += 2 * math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
+        elif line.primitive.name == "conv_general_dilated":
+            total += _convolution(params, *shapes)
+        for value in params.values():
+            inside = getattr(value, "jaxpr", value)
+            if hasattr(inside, "eqns"):
+                total += _products(inside) * params.get("length", 1)  # the rounds of a scan
     return total
 
 
-def _convolution(size: int, kernel_size: int, inputs: int, outputs: int, stride: int = 1) -> float:
-    """Forward, of one image of `size` squared cells, padded as "SAME" pads.
-
-    That is 2 H_out W_out k^2 C_in C_out, less what falls on the padding.
-    """
-    places = -(-size // stride)
-    low = max((places - 1) * stride + kernel_size - size, 0) // 2
-    return 2.0 * products_along(size, kernel_size, places, stride, low) ** 2 * inputs * outputs
+def _convolution(
+    params: Mapping[str, Any], x: Sequence[int], kernel: Sequence[int], y: Sequence[int]
+) -> float:
+    """2 H_out W_out k^2 C_in C_out an image, less what falls on the padding."""
+    left, right, out = params["dimension_numbers"]  # batch or C_out, C, then the places
+    windows = (params[n] for n in ("window_strides", "padding", "lhs_dilation", "rhs_dilation"))
+    products = 2.0 * x[left[0]] * kernel[right[0]] * kernel[right[1]]
+    for axis, (stride, (low, _), base, dilation) in enumerate(zip(*windows, strict=True), start=2):
+        sizes = x[left[axis]], kernel[right[axis]], y[out[axis]]
+        products *= products_along(*sizes, stride, low, base, dilation)
+    return products
