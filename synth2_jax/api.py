@@ -32,7 +32,7 @@ from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data.images import ImageLimits, decode_image, middle_square
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.data.rejected import Rejected
+from synth2_jax.data.skipped import SkipError
 from synth2_jax.errors import UserError
 from synth2_jax.loading.caption_decode import caption_decode
 from synth2_jax.loading.text_encoders import with_text_encoder
@@ -214,7 +214,7 @@ class TrainedVLM:
             if isinstance(image, Image.Image):
                 return middle_square(image, size)
             array = np.asarray(image)
-        except (Rejected, OSError, ValueError) as error:
+        except (SkipError, OSError, ValueError) as error:
             reason = " ".join(f"{error}".split())
             raise UserError(f"{where}: expected a picture, found {reason}") from error
         if array.dtype != np.uint8 or array.shape != (size, size, 3):

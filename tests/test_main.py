@@ -184,7 +184,7 @@ def test_a_broken_config_file_is_named_with_its_line(capfd, tmp_path):
         # TensorFlow is loaded before the mixture is looked for, and must keep silent.
         pytest.param(
             [LANGUAGE_MODEL, "--config.data.mixture=scenes_txt"],
-            "mixture 'scenes_txt': no task or mixture of this name; did you mean "
+            "--config.data.mixture: no task or mixture 'scenes_txt'; did you mean "
             "'scenes_text'? one of: scenes_images, scenes_text",
             marks=pytest.mark.slow,
         ),

@@ -9,47 +9,41 @@ from collections.abc import Iterator
 import numpy as np
 
 from synth2_jax.data import mixtures
-from synth2_jax.data.feature_converters import COMPANIONS
 from synth2_jax.data.stream import PREFETCH, Batch, Stream, one_line_errors, read
 from synth2_jax.data.tensorflow_cpu import tf
 
 
 def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[Batch]:
-    """Every example once, in order, task after task.
+    """Yields every example once, in order, task after task.
 
     Each process reads all examples and takes its rows of each batch, so that all processes see the
     same number of batches and no row is counted twice. The last batch is filled up with copies of
     its last example, whose `loss_mask` is false.
 
-    Args:
-      stream: what to read.
-      with_keys: adds `key`, an array of str; only for data that has keys.
-
     Yields:
-      the model's batch and `valid` bool[B], false on the rows that fill up.
+      the model's batch and `valid` bool[B], false on the rows that fill up; `with_keys` adds `key`,
+      an array of str, for data that has keys.
     """
     lengths = stream.task_lengths()
     with one_line_errors(stream.label):
         parts = [
-            stream.convert(read(task, stream.split, shuffle=False, num_epochs=1), lengths)
+            stream.convert(read(task, stream.config.split, shuffle=False, num_epochs=1), lengths)
             for task in mixtures.tasks_of(stream.provider)
         ]
         examples = functools.reduce(tf.data.Dataset.concatenate, parts)
-        iterator = iter(examples.batch(stream.batch_size).prefetch(PREFETCH))
+        iterator = iter(examples.batch(stream.config.batch_size).prefetch(PREFETCH))
     while True:
         with one_line_errors(stream.label):
             tensors = next(iterator, None)
         if tensors is None:
             return
-        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
-        stream.check(batch)
+        batch, companions = stream.to_numpy(tensors)
         num_valid = len(next(iter(batch.values())))
         rows, valid = np.minimum(stream.rows, num_valid - 1), stream.rows < num_valid
-        keys = batch.get("key")
-        batch = {name: array[rows] for name, array in batch.items() if name not in COMPANIONS}
+        batch = {name: array[rows] for name, array in batch.items()}
         batch["valid"] = valid
         if "loss_mask" in batch:
             batch["loss_mask"] &= valid[:, None]
         if with_keys:
-            batch["key"] = np.array([keys[row].decode() for row in rows])
+            batch["key"] = np.array([companions["key"][row].decode() for row in rows])
         yield batch

@@ -28,11 +28,8 @@ class FakeBatches:
         limits: Mapping[str, int] | None = None,
         layout: DataLayout = ALL_ROWS,
     ):
-        self._spec = dict(spec)
-        self._seed = seed
-        self._limits = dict(limits or {})
-        self._layout = layout
-        self._index = 0
+        self._spec, self._seed, self._index = dict(spec), seed, 0
+        self._limits, self._layout = dict(limits or {}), layout
 
     def __iter__(self) -> "FakeBatches":
         return self
@@ -57,16 +54,13 @@ class FakeBatches:
         return "resuming the data exactly"
 
     def _random(self, rng: np.random.Generator, name: str) -> np.ndarray:
-        shape = self._spec[name].shape
-        return self._draw(rng, name, shape)[self._layout.rows(shape[0])]
-
-    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        dtype = np.dtype(self._spec[name].dtype)
+        shape, dtype = self._spec[name].shape, np.dtype(self._spec[name].dtype)
         if dtype == np.bool_:
             array = rng.random(shape) < 0.5
             array[..., :1] = True
-            return array
-        if np.issubdtype(dtype, np.integer):
+        elif np.issubdtype(dtype, np.integer):
             limit = self._limits.get(name, 16)
-            return rng.integers(min(2, limit - 1), limit, shape, dtype=dtype)
-        return rng.uniform(-1, 1, shape).astype(dtype)
+            array = rng.integers(min(2, limit - 1), limit, shape, dtype=dtype)
+        else:
+            array = rng.uniform(-1, 1, shape).astype(dtype)
+        return array[self._layout.rows(shape[0])]

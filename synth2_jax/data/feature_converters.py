@@ -1,15 +1,11 @@
 """Task features -> the batch that each model takes.
 
 Text is tokenized here, in blocks: one call for each example would take longer than the rest of the
-pipeline.
+pipeline. Examples keep `key` and `source` for messages and counts; the model does not get them.
 
-Examples keep `key` and `source` for messages and counts; the model does not get them.
-
-Legend: B block of examples, N image tokens, H W pixels, T text tokens (targets), E width of stored
-features.
+Legend: B block of examples, N image tokens, H W pixels, T text tokens, E width of stored features.
 """
 
-import abc
 import functools
 from collections.abc import Iterable, Mapping
 
@@ -28,22 +24,39 @@ from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.text.vocabulary import END_OF_TURN, START_OF_TURN
 
-_Spec = seqio.FeatureConverter.FeatureSpec
-_TEXT = _Spec(tf.string, rank=0)
-_TOKENS = _Spec(tf.int32)
-_MASK = _Spec(tf.bool)
-_IMAGE_SHAPE = (None, None, 3)
-_PAIR = {"image_tokens": _TOKENS, "source": _TEXT, "key": _TEXT}  # features that stay the same
-_IMAGE_PAIR = {"image": _Spec(tf.uint8, rank=3), "source": _TEXT, "key": _TEXT}
-
 COMPANIONS = ("key", "source")
 
+_Spec = seqio.FeatureConverter.FeatureSpec
+_SPECS = {
+    **dict.fromkeys(("key", "source", "prompt", "caption"), _Spec(tf.string, rank=0)),
+    **dict.fromkeys(("image_tokens", "text_tokens"), _Spec(tf.int32)),
+    **dict.fromkeys(("text_mask", "loss_mask"), _Spec(tf.bool)),
+    "is_synthetic": _Spec(tf.bool, rank=0),
+    "image": _Spec(tf.uint8, rank=3),
+    "normalized_image": _Spec(tf.float32, rank=3),
+    "text_features": _Spec(tf.bfloat16, rank=2),
+}
+# {model: names of (task features, model features)}. Masks are true on caption and end token; the
+# generator's text has no prompt. `is_synthetic` is for metrics only.
+_FEATURES = {
+    "tokenizer": ("image", "image"),
+    "language_model": ("prompt caption key", "text_tokens loss_mask key"),
+    "generator": (
+        "image_tokens source key caption",
+        "image_tokens source key text_tokens text_mask",
+    ),
+    "vlm": (
+        "image_tokens source key prompt caption",
+        "image_tokens source key text_tokens loss_mask is_synthetic",
+    ),
+}
+MODELS = tuple(_FEATURES)
 
-class _BlockConverter(seqio.FeatureConverter):
+
+class BlockConverter(seqio.FeatureConverter):
     """Converts blocks of examples. The length of the task feature "caption" is T."""
 
     PACKING_FEATURE_DTYPES = None
-    BLOCK = BLOCK
 
     def __init__(self, vocabulary: seqio.Vocabulary | None = None):
         # SeqIO checks lengths by a call per example; `_convert_block` fixes the shapes instead.
@@ -61,22 +74,37 @@ class _BlockConverter(seqio.FeatureConverter):
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
-        return map_blocks(
-            ds, lambda block: self._convert_block(block, task_feature_lengths), self.BLOCK
-        )
+        block = FEATURES_BLOCK if "text_features" in self.TASK_FEATURES else BLOCK
+        return map_blocks(ds, lambda b: self._convert_block(b, task_feature_lengths), block)
 
-    @abc.abstractmethod
     def _convert_block(self, block: Features, lengths: Mapping[str, int]) -> Features:
         """{task feature: [B, ...]} -> {model feature: [B, ...]}."""
+        made = dict(block)
+        if "image_tokens" in block:
+            shape = (None, lengths["image_tokens"])
+            made["image_tokens"] = tf.ensure_shape(block["image_tokens"], shape)
+        if "image" in block:
+            made["image"] = tf.ensure_shape(block["image"], (None, None, None, 3))
+            if self.MODEL_FEATURES["image"].dtype == tf.float32:
+                made["image"] = normalize_images(made["image"])
+        if "caption" in block:
+            made |= self._text(block, lengths["caption"])
+        if "text_features" in block:
+            made["text_features"] = decode_text_features(
+                block["text_features"], made["text_mask"], lengths["text_features"], block["key"]
+            )
+        if "is_synthetic" in self.MODEL_FEATURES:
+            made["is_synthetic"] = block["source"] == "synthetic"
+        return {name: made[name] for name in self.MODEL_FEATURES}
 
-    def _text(self, block: Features, length: int, *, prompted: bool) -> tuple[tf.Tensor, ...]:
+    def _text(self, block: Features, length: int) -> Features:
         captions = self._vocabulary.encode_tf(block["caption"])
         # Many examples have the same prompt: each prompt is tokenized once a block.
-        distinct, index_B = tf.unique(
-            block["prompt"] if prompted else tf.zeros_like(block["caption"])
-        )
+        distinct, index_B = tf.unique(block.get("prompt", tf.zeros_like(block["caption"])))
         prompts = tf.gather(self._vocabulary.encode_tf(distinct), index_B)
-        return text_targets(prompts, captions, length, tf.gather(self._ends(distinct), index_B))
+        ends_B = tf.gather(self._ends(distinct), index_B)
+        text = text_targets(prompts, captions, length, ends_B)
+        return dict(zip(("text_tokens", "text_mask", "loss_mask"), text, strict=True))
 
     def _ends(self, prompts: tf.Tensor) -> tf.Tensor:
         """Returns the end token i32[B] for the text after each prompt, see `Vocabulary.end_id`."""
@@ -92,125 +120,37 @@ class _BlockConverter(seqio.FeatureConverter):
         return tf.where(opened, end_of_turn, ends)
 
 
-def _pair(block: Features, lengths: Mapping[str, int]) -> Features:
-    """Returns the features of `_PAIR` or `_IMAGE_PAIR` with fixed shapes."""
-    if "image" in block:
-        image = tf.ensure_shape(block["image"], (None, *_IMAGE_SHAPE))
-        return {"image": image, "source": block["source"], "key": block["key"]}
-    image_tokens_BN = tf.ensure_shape(block["image_tokens"], (None, lengths["image_tokens"]))
-    return {"image_tokens": image_tokens_BN, "source": block["source"], "key": block["key"]}
-
-
-class TokenizerConverter(_BlockConverter):
-    """{image f32[H,W,3] in [-1, 1]}."""
-
-    TASK_FEATURES = {"image": _Spec(tf.uint8, rank=3)}
-    MODEL_FEATURES = {"image": _Spec(tf.float32, rank=3)}
-
-    def _convert_block(self, block, lengths):
-        return {"image": normalize_images(tf.ensure_shape(block["image"], (None, *_IMAGE_SHAPE)))}
-
-
-class LanguageModelConverter(_BlockConverter):
-    """{text_tokens i32[T], loss_mask bool[T]}."""
-
-    TASK_FEATURES = {"prompt": _TEXT, "caption": _TEXT, "key": _TEXT}
-    MODEL_FEATURES = {"text_tokens": _TOKENS, "loss_mask": _MASK, "key": _TEXT}
-
-    def _convert_block(self, block, lengths):
-        text_tokens_BT, _, loss_mask_BT = self._text(block, lengths["caption"], prompted=True)
-        return {"text_tokens": text_tokens_BT, "loss_mask": loss_mask_BT, "key": block["key"]}
-
-
-class GeneratorConverter(_BlockConverter):
-    """{image_tokens i32[N], text_tokens i32[T], text_mask bool[T]}: caption and eos, no prompt."""
-
-    TASK_FEATURES = {**_PAIR, "caption": _TEXT}
-    MODEL_FEATURES = {**_PAIR, "text_tokens": _TOKENS, "text_mask": _MASK}
-
-    def _convert_block(self, block, lengths):
-        text_tokens_BT, text_mask_BT, _ = self._text(block, lengths["caption"], prompted=False)
-        return {**_pair(block, lengths), "text_tokens": text_tokens_BT, "text_mask": text_mask_BT}
-
-
-class EncodedGeneratorConverter(GeneratorConverter):
-    """The same and text_features bf16[T,E], zero after the caption."""
-
-    BLOCK = FEATURES_BLOCK
-    TASK_FEATURES = {**GeneratorConverter.TASK_FEATURES, "text_features": _TEXT}
-    MODEL_FEATURES = {
-        **GeneratorConverter.MODEL_FEATURES,
-        "text_features": _Spec(tf.bfloat16, rank=2),
-    }
-
-    def _convert_block(self, block, lengths):
-        batch = super()._convert_block(block, lengths)
-        stored_B, width = block["text_features"], lengths["text_features"]
-        features = decode_text_features(stored_B, batch["text_mask"], width, block["key"])
-        return {**batch, "text_features": features}
-
-
-class VLMConverter(_BlockConverter):
-    """{image_tokens i32[N], text_tokens i32[T], loss_mask bool[T], is_synthetic bool}."""
-
-    TASK_FEATURES = {**_PAIR, "prompt": _TEXT, "caption": _TEXT}
-    MODEL_FEATURES = {
-        **_PAIR,
-        "text_tokens": _TOKENS,
-        "loss_mask": _MASK,
-        "is_synthetic": _Spec(tf.bool, rank=0),
-    }
-
-    def _convert_block(self, block, lengths):
-        text_tokens_BT, _, loss_mask_BT = self._text(block, lengths["caption"], prompted=True)
-        return {
-            **_pair(block, lengths),
-            "text_tokens": text_tokens_BT,
-            "loss_mask": loss_mask_BT,
-            "is_synthetic": block["source"] == "synthetic",
-        }
-
-
-@functools.cache
-def _from_images(cls: type[_BlockConverter]) -> type[_BlockConverter]:
-    """Makes a converter of pairs that hold images: the training step turns them into tokens."""
-
-    def swap(features: Mapping[str, _Spec]) -> dict[str, _Spec]:
-        return {**_IMAGE_PAIR, **{k: v for k, v in features.items() if k not in _PAIR}}
-
-    features = {
-        "TASK_FEATURES": swap(cls.TASK_FEATURES),
-        "MODEL_FEATURES": swap(cls.MODEL_FEATURES),
-    }
-    return type(f"{cls.__name__}FromImages", (cls,), features)
-
-
-CONVERTERS = {
-    "tokenizer": TokenizerConverter,
-    "language_model": LanguageModelConverter,
-    "generator": GeneratorConverter,
-    "vlm": VLMConverter,
-}
-
-
 def converter_class(
     model_name: str, features: Iterable[str] = (), *, encoded: bool = False
-) -> type[_BlockConverter]:
+) -> type[BlockConverter]:
     """Returns the converter class for a model and tasks with these features.
 
-    Args:
-      model_name: "tokenizer", "language_model", "generator" or "vlm".
-      features: of the tasks.
-      encoded: whether the model, a generator, reads stored features of the captions.
+    Tasks with images in place of tokens give images, which the training step tokenizes. `encoded`
+    adds the stored features of the captions, zero after each caption, to a generator's batch.
 
     Raises:
       UserError: an unknown model.
     """
-    if model_name not in CONVERTERS:
+    if model_name not in _FEATURES:
         raise UserError(
-            f"model {model_name!r}: no batches for it; {nearest(model_name, CONVERTERS)}"
+            f"--config.model_name: no batches for {model_name!r}; {nearest(model_name, MODELS)}"
         )
-    cls = EncodedGeneratorConverter if encoded else CONVERTERS[model_name]
-    if "image" in features and "image_tokens" not in features and "source" in cls.TASK_FEATURES:
-        return _from_images(cls)
-    return cls
+    return _converter_class(
+        model_name, "image" in features and "image_tokens" not in features, encoded
+    )
+
+
+@functools.cache
+def _converter_class(model_name: str, from_images: bool, encoded: bool) -> type[BlockConverter]:
+    task, model = (
+        {name: _SPECS[name] for name in names.split()} for names in _FEATURES[model_name]
+    )
+    if model_name == "tokenizer":
+        model["image"] = _SPECS["normalized_image"]
+    if encoded:
+        task["text_features"], model["text_features"] = _SPECS["caption"], _SPECS["text_features"]
+    for features in (task, model):
+        if from_images and features.pop("image_tokens", None):
+            features["image"] = _SPECS["image"]
+    members = {"TASK_FEATURES": task, "MODEL_FEATURES": model}
+    return type("Converter", (BlockConverter,), members)

@@ -8,6 +8,7 @@ Legend: S side of the square.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import struct
 import warnings
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from synth2_jax.config import check_counts
-from synth2_jax.data.rejected import Rejected
+from synth2_jax.data.skipped import SkipError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -64,41 +65,40 @@ def decode_image(contents: bytes, size: int, limits: ImageLimits = ImageLimits()
     metadata, at a JPEG's end, white space before the file.
 
     Raises:
-      Rejected: not a picture, a damaged one, or one outside of the limits.
+      SkipError: not a picture, a damaged one, or one outside of the limits.
     """
     if len(contents) > limits.max_bytes:
-        raise Rejected("image file too large", f"{len(contents):,} bytes")
+        raise SkipError("image file too large", f"{len(contents):,} bytes")
     if contents[:1].isspace():  # some servers send white space before the file
         contents = contents.lstrip()
+
+    def decode(contents: bytes) -> np.ndarray:
+        with _opened(contents, limits) as image:
+            # JPEG only: decodes at a half, a quarter or an eighth of the size if that is enough.
+            image.draft("RGB", (2 * size, 2 * size))
+            return middle_square(image, size)
+
     try:
-        return _decode(contents, size, limits)
-    except Rejected as error:
-        if error.reason not in (_NOT_AN_IMAGE, _CORRUPT):
-            raise
-        repaired = _repaired(contents, limits)
+        return decode(contents)
+    except SkipError as error:
+        damaged = error.reason in (_NOT_AN_IMAGE, _CORRUPT)
+        repaired = _repaired(contents, limits) if damaged else None
         if repaired is None:
             raise
-        return _decode(repaired, size, limits)
-
-
-def _decode(contents: bytes, size: int, limits: ImageLimits) -> np.ndarray:
-    with _opened(contents, limits) as image:
-        # JPEG only: decodes at a half, a quarter or an eighth of the size if that is enough.
-        image.draft("RGB", (2 * size, 2 * size))
-        return middle_square(image, size)
+    return decode(repaired)
 
 
 @contextlib.contextmanager
 def _opened(contents: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
-    """Opens a picture within the limits; errors of its decoder are raised as Rejected."""
+    """Opens a picture within the limits; errors of its decoder are raised as SkipError."""
     with warnings.catch_warnings(), _one_kind_of_error(contents[:8]):
         warnings.simplefilter("ignore")  # about sizes, which are checked here
         with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
-                raise Rejected("image too large", f"{width}x{height} pixels")
+                raise SkipError("image too large", f"{width}x{height} pixels")
             if min(width, height) < limits.min_side:
-                raise Rejected("image too small", f"{width}x{height} pixels")
+                raise SkipError("image too small", f"{width}x{height} pixels")
             yield image
 
 
@@ -107,34 +107,38 @@ def _one_kind_of_error(beginning: bytes = b"") -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise Rejected(_NOT_AN_IMAGE, f"begins with {beginning!r}") from None
-    except Rejected:
+        raise SkipError(_NOT_AN_IMAGE, f"begins with {beginning!r}") from None
+    except SkipError:
         raise
     except Image.DecompressionBombError as error:  # PIL's own limit, twice its MAX_IMAGE_PIXELS
-        raise Rejected("image too large", str(error)) from None
+        raise SkipError("image too large", str(error)) from None
     # Decoders raise any error on damaged files: PIL lists OSError, SyntaxError, ValueError,
     # struct.error, Image.DecompressionBombError and more.
     except Exception as error:
-        raise Rejected(_CORRUPT, _one_line(error)) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise SkipError(_CORRUPT, " ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
 def middle_square(image: Image.Image, size: int) -> np.ndarray:
     """Does what `decode_image` does, for a picture that is already opened.
 
     Raises:
-      Rejected: a damaged picture, one without pixels or with floating-point pixels.
+      SkipError: a damaged picture, one without pixels or with floating-point pixels.
     """
     if not min(image.size):
-        raise Rejected("image too small", f"{image.width}x{image.height} pixels")
+        raise SkipError("image too small", f"{image.width}x{image.height} pixels")
     with _one_kind_of_error():
         image.load()  # may turn the picture, and then updates its EXIF
-        turn = _turn(image)
+        turn = None
+        with contextlib.suppress(Exception):  # damaged EXIF raises any error, as pixels do
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         image = _eight_bits(image)
-        return _square(image.transpose(turn) if turn is not None else image, size)
+        image = image if turn is None else image.transpose(turn)
+        # Cuts before it scales: a picture of 10,000 x 1 pixels must not become one of a million.
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        if image.width != image.height:  # else it would be one more copy
+            image = image.crop((left, top, left + side, top + side))
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -153,16 +157,15 @@ def _repaired(contents: bytes, limits: ImageLimits) -> bytes | None:
         return None
     # The pixels are complete if they are the same with any data after them.
     cut = contents.rstrip(b"\xff")
+    pixels = None
     try:
-        with _opened(cut + _END_OF_JPEG, limits) as image:
-            if "progressive" in image.info:
-                return None
-            pixels = np.asarray(image)
-        for more in _ANY_DATA:
+        for more in (b"", *_ANY_DATA):
             with _opened(cut + more + _END_OF_JPEG, limits) as image:
-                if not np.array_equal(np.asarray(image), pixels):
+                found = np.asarray(image)
+                pixels = found if pixels is None else pixels
+                if "progressive" in image.info or not np.array_equal(found, pixels):
                     return None
-    except Rejected:
+    except SkipError:
         return None
     return cut + _END_OF_JPEG
 
@@ -180,21 +183,13 @@ def _png_of_pixels(contents: bytes) -> bytes:
     return b"".join(chunks)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Returns the rotation or flip that EXIF asks for, or None if EXIF is damaged."""
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # any error, as from decoders of pixels
-        return None
-
-
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Converts to 8 bits a channel: mode RGB, or L for shades of gray."""
     if image.mode == "F":
-        raise Rejected("unsupported pixels", "floating point")
+        raise SkipError("unsupported pixels", "floating point")
     if image.mode in _SIXTEEN_BITS or image.mode == "I":
         wide = image.mode in _SIXTEEN_BITS or image.getextrema()[1] > 255
-        return _by_strips(image, "L", _gray_of_wide if wide else _gray)
+        return _by_strips(image, "L", functools.partial(_gray, scale=257 if wide else 1))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _by_strips(image, "RGB", _on_white)
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
@@ -211,23 +206,10 @@ def _by_strips(
     return made
 
 
-def _gray_of_wide(strip: Image.Image) -> Image.Image:
-    return Image.fromarray(np.clip(np.asarray(strip) // 257, 0, 255).astype(np.uint8))
-
-
-def _gray(strip: Image.Image) -> Image.Image:
-    return Image.fromarray(np.clip(np.asarray(strip), 0, 255).astype(np.uint8))
+def _gray(strip: Image.Image, scale: int) -> Image.Image:
+    return Image.fromarray(np.clip(np.asarray(strip) // scale, 0, 255).astype(np.uint8))
 
 
 def _on_white(strip: Image.Image) -> Image.Image:
     rgba = strip.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    """Cuts before it scales: a picture of 10,000 x 1 pixels must not become one of a million."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.width != image.height:  # else it would be one more copy
-        image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))

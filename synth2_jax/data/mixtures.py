@@ -26,39 +26,29 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise UserError(f"module {module!r}: imports {error.name!r}, not found") from error
-            raise UserError(
-                f"module {module!r}: not found in the Python path or in {os.getcwd()}"
-            ) from error
         except Exception as error:  # the user's code, which fails in any way
-            reason = " ".join(str(error).split())
-            raise UserError(f"module {module!r}: {type(error).__name__}: {reason}") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if isinstance(error, ModuleNotFoundError):
+                reason = f"imports {error.name!r}, not found"
+                if error.name == module:
+                    reason = f"not found in the Python path or in {os.getcwd()}"
+            raise UserError(f"--config.data.modules: module {module!r}: {reason}") from error
 
 
 def sample_in_blocks(
-    datasets: Sequence[tf.data.Dataset], rates: Sequence[float], seed: int | None = None
+    datasets: Sequence[tf.data.Dataset],
+    rates: Sequence[float] | Callable[[tf.Tensor], tf.Tensor],
+    seed: int | None = None,
 ) -> tf.data.Dataset:
     """Draws examples from datasets in proportion to `rates`, until one of them ends.
 
     A `sample_fn` for `seqio.MixtureRegistry.add`. It draws from the same distribution as SeqIO's
     default, `tf.data.Dataset.sample_from_datasets`, which takes more time for each choice than the
-    rest of this pipeline takes for an example. `seed` None is 0.
-    """
-    return _sample(datasets, lambda numbers_D: tf.constant([rates], tf.float32), seed)
-
-
-def _sample(
-    datasets: Sequence[tf.data.Dataset],
-    rates_of: Callable[[tf.Tensor], tf.Tensor],
-    seed: int | None,
-) -> tf.data.Dataset:
-    """Draws like `sample_in_blocks`, with rates that may change from example to example.
-
-    `rates_of` maps numbers of examples, i64[D], to rates f32[D, tasks], or to [1, tasks] for all.
+    rest of this pipeline takes for an example. `seed` None is 0. Rates that change are a function
+    of the numbers of examples, i64[D] -> f32[D, tasks].
     """
     seed = 0 if seed is None else seed
+    rates_of = rates if callable(rates) else lambda numbers_D: tf.constant([rates], tf.float32)
 
     def choose(block: tf.Tensor) -> tf.Tensor:
         key = tf.stack([tf.constant(seed, tf.int64), block])
@@ -80,16 +70,11 @@ def scheduled(
     """Returns the mixture with rates that change with the training step; does not register it.
 
     Between two points of a task its rate changes linearly. Before the first point and after the
-    last it is constant. Tasks without a schedule keep their rate.
-
-    Args:
-      mixture: of tasks.
-      schedule: {task: ((step, rate), ...)} that `check_schedule` accepts.
-      rows: examples in a step.
-      first_step: step of the first example.
+    last it is constant. Tasks without a schedule keep their rate. A step has `rows` examples;
+    `first_step` is that of the first example.
 
     Raises:
-      UserError: not a mixture, or a scheduled task is not in it.
+      UserError: not a mixture, or a scheduled task is not in it, or all rates are 0 at a step.
     """
     if not isinstance(mixture, seqio.Mixture):
         raise UserError(
@@ -115,7 +100,7 @@ def scheduled(
             steps_D = tf.cast(first_step + numbers_D // rows, tf.float32)
             return tf.stack([_interpolate(p, steps_D) for p in points], axis=-1)
 
-        return _sample(datasets, rates_of, seed)
+        return sample_in_blocks(datasets, rates_of, seed)
 
     parts = [(task, mixture.get_rate(task)) for task in mixture.tasks]
     return seqio.Mixture(mixture.name, parts, sample_fn=sample)
@@ -123,20 +108,17 @@ def scheduled(
 
 def check_schedule(task: str, points: Sequence[Sequence[float]]) -> None:
     """Raises UserError unless steps rise from point to point and rates are 0 or more."""
+    key = f"--config.data.rates.{task}"
     try:
         steps, rates = zip(*((int(step), float(rate)) for step, rate in points), strict=True)
     except (TypeError, ValueError):
         raise UserError(
-            f"--config.data.rates.{task}: found {points!r}, expected a rate or ((step, rate), ...)"
+            f"{key}: found {points!r}, expected a rate or ((step, rate), ...)"
         ) from None
     if list(steps) != sorted(set(steps)) or steps[0] < 0:
-        raise UserError(
-            f"--config.data.rates.{task}: found steps {steps}, expected rising ones from 0 on"
-        )
+        raise UserError(f"{key}: found steps {steps}, expected rising ones from 0 on")
     if not all(0 <= rate < math.inf for rate in rates):
-        raise UserError(
-            f"--config.data.rates.{task}: found rates {rates}, expected numbers of 0 or more"
-        )
+        raise UserError(f"{key}: found rates {rates}, expected numbers of 0 or more")
 
 
 def _interpolate(points: Sequence[tuple[int, float]], steps_D: tf.Tensor) -> tf.Tensor:
@@ -156,49 +138,48 @@ def add_mixture(name: str, rates: Mapping[str, float], *, replace: bool = False)
         name (`replace` allows another mixture).
     """
     if not rates:
-        raise UserError(f"mixture {name!r}: found no rates, expected {{task: rate}}")
+        raise UserError("--config.data.rates: found none, expected {task: rate}")
     for task, rate in rates.items():
         if not 0 < rate < math.inf:
-            raise UserError(
-                f"mixture {name!r}: task {task!r} has rate {rate}, expected a number above 0"
-            )
+            raise UserError(f"--config.data.rates.{task}: found {rate}, expected a number above 0")
+    key = f"--config.data.mixture={name}"
     if name in seqio.TaskRegistry.names():
-        raise UserError(f"mixture {name!r}: a task has this name; choose another")
-    parts = [(resolve(task), float(rate)) for task, rate in rates.items()]
+        raise UserError(f"{key}: a task has this name. Choose another.")
+    parts = [(resolve(task, "--config.data.rates"), float(rate)) for task, rate in rates.items()]
     if name in seqio.MixtureRegistry.names():
         found = seqio.MixtureRegistry.get(name)
-        same_rates = dict(found.rate_per_task_name) == {part.name: rate for part, rate in parts}
-        if same_rates and set(found.tasks) == {task for p, _ in parts for task in tasks_of(p)}:
+        found_rates = dict(found.rate_per_task_name)
+        all_tasks = {task for part, _ in parts for task in tasks_of(part)}
+        if found_rates == {part.name: rate for part, rate in parts} and all_tasks == set(
+            found.tasks
+        ):
             return found
         if not replace:
             raise UserError(
-                f"mixture {name!r}: already registered with {dict(found.rate_per_task_name)}, now "
-                f"asked for with {dict(rates)}; choose another name"
+                f"{key}: already registered with {found_rates}, now asked for with {dict(rates)}. "
+                "Choose another name."
             )
         seqio.MixtureRegistry.remove(name)
     try:
         return seqio.MixtureRegistry.add(name, parts, sample_fn=sample_in_blocks)
     except ValueError as error:
-        raise UserError(f"mixture {name!r}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{key}: {' '.join(str(error).split())}") from error
 
 
-def resolve(name: str) -> seqio.Task | seqio.Mixture:
+def resolve(name: str, key: str = "--config.data.mixture") -> seqio.Task | seqio.Mixture:
     """Finds a task or mixture by name; the UserError for an unknown one has the nearest name."""
-    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    if name not in known:
-        raise UnknownNameError(
-            f"mixture {name!r}: no task or mixture of this name; {nearest(name, known)}"
-        )
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
+    if name not in seqio.MixtureRegistry.names():
+        known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+        raise UnknownNameError(f"{key}: no task or mixture {name!r}; {nearest(name, known)}")
     mixture = seqio.MixtureRegistry.get(name)
+    registered = set(seqio.TaskRegistry.names())
     for task in mixture.tasks:
-        if task.name not in seqio.TaskRegistry.names():
-            continue
-        if seqio.TaskRegistry.get(task.name) is not task:
+        if task.name in registered and seqio.TaskRegistry.get(task.name) is not task:
             raise UserError(
-                f"mixture {name!r}: its task {task.name!r} was registered again since; start a new "
-                "process"
+                f"{key}={name}: its task {task.name!r} was registered again since. Start a new "
+                "process."
             )
     return mixture
 
@@ -213,5 +194,6 @@ def check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
     for task in tasks_of(provider):
         if split not in task.splits:
             raise UserError(
-                f"task {task.name!r}: no split {split!r}; {nearest(split, task.splits)}"
+                f"--config.data.split: task {task.name!r} has no split {split!r}; "
+                f"{nearest(split, task.splits)}"
             )

@@ -23,14 +23,12 @@ def example_bytes(pair: Pair, provenance: Provenance) -> bytes:
     """
     from synth2_jax.data.tensorflow_cpu import tf
 
+    if pair.source not in records.SOURCES:
+        raise _unfit(pair, f"source {pair.source!r}", f"one of {records.SOURCES}")
     if provenance.image_size:
         values = {records.IMAGE: pair.image}
     else:
         values = {records.IMAGE_TOKENS: _tokens(pair, provenance)}
-    if pair.source not in records.SOURCES:
-        raise UserError(
-            f"pair {pair.key!r}: found source {pair.source!r}, expected one of {records.SOURCES}"
-        )
     texts = {"caption": pair.caption, "source": pair.source, "key": pair.key}
     if pair.prompt:
         texts[records.PROMPT] = pair.prompt
@@ -46,33 +44,27 @@ def example_bytes(pair: Pair, provenance: Provenance) -> bytes:
 
 
 def _tokens(pair: Pair, provenance: Provenance) -> bytes:
-    tokens_N = np.asarray(pair.image_tokens)
-    if tokens_N.shape != (provenance.num_image_tokens,):
-        raise UserError(
-            f"pair {pair.key!r}: found image tokens of shape {tokens_N.shape}, expected "
-            f"({provenance.num_image_tokens},)"
-        )
+    tokens_N, shape = np.asarray(pair.image_tokens), (provenance.num_image_tokens,)
+    if tokens_N.shape != shape:
+        raise _unfit(pair, f"image tokens of shape {tokens_N.shape}", shape)
     if tokens_N.min() < 0 or tokens_N.max() >= provenance.codebook_size:
-        raise UserError(
-            f"pair {pair.key!r}: found image tokens {tokens_N.min()} to {tokens_N.max()}, expected "
-            f"0 to {provenance.codebook_size - 1}"
-        )
+        expected = f"0 to {provenance.codebook_size - 1}"
+        raise _unfit(pair, f"image tokens {tokens_N.min()} to {tokens_N.max()}", expected)
     return tokens_N.astype("<u2").tobytes()
 
 
 def _features(pair: Pair, text_encoder: Mapping[str, Any]) -> bytes:
-    features_tE = np.asarray(pair.text_features)
-    length, width = text_encoder["text_length"], text_encoder["width"]
-    found = (features_tE.dtype.name, features_tE.shape)
+    features_tE, width = np.asarray(pair.text_features), text_encoder["width"]
     if features_tE.dtype != ml_dtypes.bfloat16 or features_tE.shape[1:] != (width,):
-        raise UserError(
-            f"pair {pair.key!r}: found features {found}, expected bfloat16 of shape (t, {width})"
-        )
-    if not 1 <= len(features_tE) <= length:
-        raise UserError(
-            f"pair {pair.key!r}: found features of {len(features_tE)} tokens, expected 1 to "
-            f"{length}"
-        )
+        found = f"features {(features_tE.dtype.name, features_tE.shape)}"
+        raise _unfit(pair, found, f"bfloat16 of shape (t, {width})")
+    if not 1 <= len(features_tE) <= text_encoder["text_length"]:
+        expected = f"1 to {text_encoder['text_length']}"
+        raise _unfit(pair, f"features of {len(features_tE)} tokens", expected)
     if not np.isfinite(features_tE).all():
-        raise UserError(f"pair {pair.key!r}: found features that are not finite")
+        raise _unfit(pair, "features that are not finite", "finite ones")
     return features_tE.view(np.uint16).astype("<u2").tobytes()
+
+
+def _unfit(pair: Pair, found: str, expected: object) -> UserError:
+    return UserError(f"pair {pair.key!r}: found {found}, expected {expected}")

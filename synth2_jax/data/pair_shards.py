@@ -1,13 +1,15 @@
 """Writes a folder of pairs with one or several processes, for every stage that writes pairs."""
 
+import collections
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 from jax.experimental import multihost_utils
 
 from synth2_jax.data.pair_writer import PairWriter
-from synth2_jax.data.records import Manifest, Pair, Skipped, read_manifest
-from synth2_jax.data.rejected import reasons
+from synth2_jax.data.records import Manifest, Pair, read_manifest
+from synth2_jax.data.skipped import Skipped, reasons
 from synth2_jax.errors import UserError
 from synth2_jax.stop_signal import StopSignal
 
@@ -18,32 +20,30 @@ _MIN_FOUND = 1000  # pairs; a share of fewer says little
 class SkipBudget:
     """Stops a run that skips too many pairs, before it wastes hours.
 
-    Args:
-      label: beginning of the error.
-      max_share: largest share of skipped pairs among all pairs found.
-      key: of the config that sets `max_share`.
+    Errors begin with `label` and name `key`, the config key of `max_share`.
     """
 
     def __init__(self, label: str, max_share: float, key: str):
         self._label, self._max_share, self._key = label, max_share, key
         self._num_pairs = 0
-        self._skipped: dict[str, int] = {}
+        self._skipped: dict[str, int] = collections.Counter()
 
     def add(self, item: Pair | Skipped) -> None:
         """Counts one pair; raises UserError if too many of at least a thousand were skipped."""
         if isinstance(item, Pair):
             self._num_pairs += 1
             return
-        self._skipped[item.reason] = self._skipped.get(item.reason, 0) + item.num_pairs
+        self._skipped[item.reason] += item.num_pairs
         if self._num_pairs + sum(self._skipped.values()) >= _MIN_FOUND:
             self.check(self._num_pairs, self._skipped, f"the last is {item.key}: {item.detail}")
 
     def check(self, num_pairs: int, skipped: Mapping[str, int], detail: str = "") -> None:
         """Raises UserError if too many are skipped."""
-        found = num_pairs + sum(skipped.values())
-        if sum(skipped.values()) > self._max_share * found:
+        num_skipped = sum(skipped.values())
+        found = num_pairs + num_skipped
+        if num_skipped > self._max_share * found:
             raise UserError(
-                f"{self._label}: {sum(skipped.values()):,} of {found:,} pairs are skipped "
+                f"{self._label}: {num_skipped:,} of {found:,} pairs are skipped "
                 f"({reasons(skipped)}), expected at most {self._max_share:.0%}, {self._key}"
                 + (f"; {detail}" if detail else "")
             )
@@ -59,13 +59,8 @@ def write_shards(writer: PairWriter, results: Iterable[Result]) -> None:
     """Writes (shard, pair) results; those of a shard follow each other and end in (shard, None)."""
     results = iter(results)
     for shard, first in results:
-        writer.write_shard(shard, _until_none(first, results))
-
-
-def _until_none(item: Pair | Skipped | None, results: Iterator[Result]) -> Iterator[Pair | Skipped]:
-    while item is not None:
-        yield item
-        _, item = next(results)
+        items = itertools.chain([first], (item for _, item in results))
+        writer.write_shard(shard, itertools.takewhile(lambda item: item is not None, items))
 
 
 def watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> Iterator[Result]:

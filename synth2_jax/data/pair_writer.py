@@ -5,21 +5,20 @@ A shard appears under its name only when it is complete, and the manifest appear
 """
 
 import collections
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from synth2_jax.data import records, unique_keys
 from synth2_jax.data.pair_example import example_bytes
-from synth2_jax.data.records import Manifest, Pair, Provenance, Shard, Skipped
-from synth2_jax.data.rejected import reasons
+from synth2_jax.data.records import Manifest, Pair, Provenance, Shard
 from synth2_jax.data.shard_progress import ShardProgress, ShardSummary
+from synth2_jax.data.skipped import Skipped, reasons
 from synth2_jax.errors import UserError
 from synth2_jax.files import FULL_DISK, write_bytes, written_whole
 from synth2_jax.fingerprint import older_forms
@@ -57,8 +56,7 @@ class PairWriter:
     ):
         if num_shards < 1:
             raise UserError(f"pairs {folder}: found {num_shards} shards, expected at least 1")
-        self._folder = pathlib.Path(folder)
-        self._provenance = provenance
+        self._folder, self._provenance = pathlib.Path(folder), provenance
         self._names = [f"{name}-{i:05d}-of-{num_shards:05d}.tfrecord" for i in range(num_shards)]
         work = _work(self._names, provenance)
         self._works = [
@@ -66,27 +64,37 @@ class PairWriter:
         ]
         self._progress = ShardProgress(self._folder, self._names, self._works)
         self._check_same_work(work)
-        if not self._is_finished():
+        if not self._finished():
             self._progress.begin(work)
 
     def missing(self) -> list[int]:
         """The shards not yet written; of a finished folder, those that are lost or cut short."""
-        if self._is_finished():
-            shards = records.parse_manifest(self._folder).shards
-            return [
-                i for i, shard in enumerate(shards) if not records.is_there(self._folder, shard)
-            ]
-        return self._progress.missing()
+        if not (manifest := self._finished()):
+            return self._progress.missing()
+        return [
+            i
+            for i, shard in enumerate(manifest.shards)
+            if not records.is_there(self._folder, shard)
+        ]
 
     def write_shard(self, index: int, pairs: Iterable[Pair | Skipped]) -> None:
         """Writes one shard under a temporary name and renames it when it is on the disk.
 
         Raises:
           UserError: a pair that does not fit (see `example_bytes`), a key that the shard already
-            has, or a lost shard of a finished folder whose contents would now be different.
+            has, a full disk, or a lost shard of a finished folder that would now be different.
         """
-        with self._full_disk_in_one_line():
+        try:
             self._write_shard(index, pairs)
+        except Exception as error:  # TensorFlow has its own classes for the system's errors
+            reason = next((text for text in FULL_DISK if text in str(error)), None)
+            if reason is None:
+                raise
+            num_finished = len(self._names) - len(self.missing())
+            raise UserError(
+                f"pairs {self._folder}: {reason}; {num_finished} of {len(self._names)} shards are "
+                "finished and stay, the same command makes the others"
+            ) from error
 
     def _write_shard(self, index: int, pairs: Iterable[Pair | Skipped]) -> None:
         from synth2_jax.data.tensorflow_cpu import tf
@@ -95,7 +103,7 @@ class PairWriter:
         counts, skipped = collections.Counter(), collections.Counter()
         examples: list[dict[str, str]] = []
         captions_cut = 0
-        path = self._folder / self._names[index]
+        path, manifest = self._folder / self._names[index], self._finished()
         with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as file:
             for pair in pairs:
                 if isinstance(pair, Skipped):
@@ -113,17 +121,20 @@ class PairWriter:
                 file.write(example_bytes(pair, self._provenance))
             file.close()
             sha256 = records.sha256_of(temporary)
-            if self._is_finished():
-                self._check_as_before(index, sha256)
-        if self._is_finished():
-            return
-        shard = Shard(path.name, counts.total(), path.stat().st_size, sha256, self._works[index])
-        summary = ShardSummary(shard, dict(counts), dict(skipped), tuple(examples), captions_cut)
-        self._progress.add(index, summary, keys)
+            if manifest and sha256 != (expected := manifest.shards[index].sha256):
+                raise UserError(
+                    f"pairs {self._folder}: shard {path.name} was lost and comes out with sha256 "
+                    f"{sha256}, expected {expected}; delete the folder or restore the shard"
+                )
+        if not manifest:
+            num_bytes, work = path.stat().st_size, self._works[index]
+            shard = Shard(path.name, counts.total(), num_bytes, sha256, work)
+            summary = (shard, dict(counts), dict(skipped), tuple(examples), captions_cut)
+            self._progress.add(index, ShardSummary(*summary), keys)
 
     def written(self) -> tuple[int, dict[str, int], str]:
         """The pairs in the finished shards, those skipped by reason, and one of these in words."""
-        manifest = self._manifest()
+        manifest = self._finished() or self._manifest_so_far()
         return manifest.num_pairs, dict(manifest.skipped), _shown(manifest.skipped_examples)
 
     def finish(self) -> Manifest:
@@ -132,7 +143,7 @@ class PairWriter:
         Raises:
           UserError: a shard is missing or damaged, no shard has a pair, or a key is there twice.
         """
-        if self._is_finished():
+        if self._finished():
             self._clean_up()
             return records.read_manifest(self._folder)
         if missing := self.missing():
@@ -140,23 +151,25 @@ class PairWriter:
                 f"pairs {self._folder}: {len(missing)} of {len(self._names)} shards are missing, "
                 f"the first is {self._names[missing[0]]}"
             )
-        manifest = self._manifest()
+        manifest = self._manifest_so_far()
         if not manifest.num_pairs:
-            num_skipped, shown = sum(manifest.skipped.values()), _shown(manifest.skipped_examples)
-            lost = f"all {num_skipped:,} are skipped ({reasons(manifest.skipped)}); {shown}"
-            raise UserError(
-                f"pairs {self._folder}: no pairs, "
-                + (lost if manifest.skipped else "the source is empty")
-            )
+            why = "the source is empty"
+            if manifest.skipped:
+                why = f"all {sum(manifest.skipped.values()):,} are skipped "
+                why += f"({reasons(manifest.skipped)}); {_shown(manifest.skipped_examples)}"
+            raise UserError(f"pairs {self._folder}: no pairs, {why}")
         self._progress.check_finished()
         write_bytes(self._folder / records.MANIFEST, records.manifest_json(manifest).encode())
         self._clean_up()
         return manifest
 
-    def _manifest(self) -> Manifest:
-        """The manifest, or what it would say of the shards that are finished by now."""
-        if self._is_finished():
+    def _finished(self) -> Manifest | None:
+        """The manifest, once it is written."""
+        if (self._folder / records.MANIFEST).exists():
             return records.parse_manifest(self._folder)
+        return None
+
+    def _manifest_so_far(self) -> Manifest:
         summaries = self._progress.finished()
         counts = collections.Counter(dict.fromkeys(records.SOURCES, 0))
         skipped = collections.Counter()
@@ -178,48 +191,18 @@ class PairWriter:
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _full_disk_in_one_line(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # TensorFlow has its own classes for the system's errors
-            reason = next((text for text in FULL_DISK if text in str(error)), None)
-            if reason is None:
-                raise
-            finished = len(self._names) - len(self.missing())
-            raise UserError(
-                f"pairs {self._folder}: {reason}; {finished} of {len(self._names)} shards are "
-                "finished and stay, the same command makes the others"
-            ) from error
-
-    def _check_as_before(self, index: int, sha256: str) -> None:
-        expected = records.parse_manifest(self._folder).shards[index].sha256
-        if sha256 != expected:
-            raise UserError(
-                f"pairs {self._folder}: shard {self._names[index]} was lost and comes out with "
-                f"sha256 {sha256}, expected {expected}; delete the folder or restore the shard"
-            )
-
-    def _is_finished(self) -> bool:
-        return (self._folder / records.MANIFEST).exists()
-
     def _check_same_work(self, work: str) -> None:
-        if self._is_finished():
-            manifest = records.parse_manifest(self._folder)
+        if manifest := self._finished():
             names = [shard.name for shard in manifest.shards]
             found = json.loads(_work(names, manifest.provenance))
-        elif (found := self._progress.work()) is None:
-            return
-        difference = first_difference(found, json.loads(work))
-        if difference is None:
-            return
-        if not self._is_finished() and not self._progress.holds_pairs():
-            self._progress.forget_other_runs()
-            return
-        raise UserError(
-            f"pairs {self._folder}: found pairs of {difference[0]}, expected {difference[1]}; "
-            "delete the folder or choose another"
-        )
+        else:
+            found = self._progress.work()
+        difference = None if found is None else first_difference(found, json.loads(work))
+        if difference and (manifest or not self._progress.forget_empty_shards()):
+            raise UserError(
+                f"pairs {self._folder}: found pairs of {difference[0]}, expected {difference[1]}; "
+                "delete the folder or choose another"
+            )
 
 
 def write_pairs(

@@ -1,6 +1,6 @@
 """Opens the data that a config describes. Fake data needs no TensorFlow.
 
-Legend: B batch rows of this process, N image tokens, T text tokens, E width of stored features.
+Legend: B batch rows of this process, T text tokens, E width of stored features.
 """
 
 import dataclasses
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _SOURCES = ("seqio", "fake")
 _MAX_SHUFFLE_BUFFER = 100_000_000
+
+Opened = Mapping[str, records.Manifest | views.View]  # by the name of the task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,30 +99,31 @@ class DataConfig:
             return tuple(name.strip() for name in self.modules.split(",") if name.strip())
         return tuple(self.modules)
 
+    @property
+    def schedule(self) -> dict[str, tuple]:
+        """The rates that change from step to step."""
+        return {k: rate for k, rate in self.rates.items() if not isinstance(rate, int | float)}
+
 
 def train_iterator(
     config: DataConfig,
     model_name: str,
     *,
-    tokenizer_fingerprint: str | None = None,
-    text_encoder: Mapping[str, Any] | None = None,
     batch_spec: Mapping[str, Any] | None = None,
     limits: Mapping[str, int] | None = None,
     layout: DataLayout = ALL_ROWS,
+    **made_by: Any,
 ) -> "TrainIterator | FakeBatches":
     """Shuffled, repeated, mixed batches with `get_state` and `set_state`; see `TrainIterator`.
 
     Args:
       config: what to read.
       model_name: "tokenizer", "language_model", "generator" or "vlm".
-      tokenizer_fingerprint: pairs made with any other tokenizer are refused; None takes them all.
-      text_encoder: what `stored_text_encoder` returns: a generator's batches then hold the stored
-        features of the captions, and captions encoded in any other way are refused; None reads no
-        features.
       batch_spec: {name: ShapeDtypeStruct} of a whole batch, for fake data.
       limits: {name: limit} of the integers: fake data is drawn below them, and a token of real data
         beyond is an error.
       layout: which rows of every batch this process reads.
+      made_by: `tokenizer_fingerprint` and `text_encoder` of the pairs, see `_stream`.
 
     Raises:
       UserError: unknown names, no examples, pairs of another tokenizer or text encoder, missing or
@@ -132,24 +135,20 @@ def train_iterator(
         if batch_spec is None:
             raise UserError("--config.data.source=fake: needs the shapes of a batch, found none")
         return FakeBatches(batch_spec, config.seed, limits, layout)
-    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
+    stream, identity = _stream(config, model_name, limits, layout, **made_by)
     from synth2_jax.data.train_batches import TrainIterator
 
-    stream, identity = _stream(
-        config, model_name, tokenizer_fingerprint, text_encoder, layout, limits
-    )
-    return TrainIterator(stream, seed=config.seed, num_epochs=config.num_epochs, identity=identity)
+    return TrainIterator(stream, identity)
 
 
 def eval_batches(
     config: DataConfig,
     model_name: str,
     *,
-    tokenizer_fingerprint: str | None = None,
-    text_encoder: Mapping[str, Any] | None = None,
     limits: Mapping[str, int] | None = None,
     layout: DataLayout = ALL_ROWS,
     with_keys: bool = False,
+    **made_by: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass in order, with `valid` bool[B]; see `eval_batches.evaluation_batches`.
 
@@ -158,10 +157,9 @@ def eval_batches(
     """
     if config.source == "fake":
         raise UserError("--config.data.source=fake: has no end, so there is nothing to evaluate")
-    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
+    stream, _ = _stream(config, model_name, limits, layout, **made_by)
     from synth2_jax.data.eval_batches import evaluation_batches
 
-    stream, _ = _stream(config, model_name, tokenizer_fingerprint, text_encoder, layout, limits)
     return evaluation_batches(stream, with_keys=with_keys)
 
 
@@ -174,18 +172,15 @@ def stored_text_encoder(config: DataConfig) -> dict[str, Any]:
       UserError: captions of a folder without features, or with those of another text encoder,
         vocabulary or length than another folder's or the config's.
     """
-    encoders = {}
-    for name, folder in config.folders.items():
-        with naming(f"--config.data.folders.{name}", folder):
-            encoders[folder] = views.open_pairs(folder).provenance.text_encoder
-    for folder, found in encoders.items():
-        if found:
+    opened = _open_folders(config)
+    for name, manifest in opened.items():
+        if found := manifest.provenance.text_encoder:
             text_encoder = {key: found[key] for key in records.ENCODED_BY}
-            _check_encoded(config, text_encoder, str(folder))
+            _check_encoded(config, opened, text_encoder, str(config.folders[name]))
             return text_encoder
     raise UserError(
-        f"--config.data.folders: found captions without features in {sorted(encoders)}, expected "
-        "what `synth2 encode_captions` writes"
+        f"--config.data.folders: found captions without features in "
+        f"{sorted(config.folders.values())}, expected what `synth2 encode_captions` writes"
     )
 
 
@@ -195,14 +190,12 @@ def describe(config: DataConfig) -> dict[str, Any]:
     A task is {"name", "share": of the draws (None if a schedule changes it), "examples": number
     (None if unknown), "shards": number}. Errors as in `train_iterator`.
     """
-    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
-    from synth2_jax.data import mixtures  # isort: skip
-
     provider = _provider(config)
+    from synth2_jax.data import mixtures
+
     mixtures.check_split(provider, config.split)
     tasks = mixtures.tasks_of(provider)
     rates = [provider.get_rate(task) if len(tasks) > 1 else 1.0 for task in tasks]
-    scheduled = any(_is_schedule(rate) for rate in config.rates.values())
     return {
         "kind": "task" if tasks == [provider] else "mixture",
         "name": provider.name,
@@ -214,7 +207,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
         "tasks": [
             {
                 "name": task.name,
-                "share": None if scheduled else rate / sum(rates),
+                "share": None if config.schedule else rate / sum(rates),
                 "examples": task.num_input_examples(config.split),
                 "shards": len(task.source.list_shards(config.split)),
             }
@@ -225,56 +218,59 @@ def describe(config: DataConfig) -> dict[str, Any]:
 
 def first_examples(config: DataConfig, count: int) -> list[dict[str, Any]]:
     """Returns the task features of the first examples that training draws; text as str."""
+    provider = _provider(config)
     from synth2_jax.data.stream import draw_examples
 
-    return draw_examples(_provider(config), config.split, config.seed, count)
+    key = f"--config.data.mixture={provider.name}"
+    drawn = draw_examples(provider, config.split, count, key, shuffle=True, seed=config.seed)
+    arrays = ({name: tensor.numpy() for name, tensor in row.items()} for row in drawn)
+    return [
+        {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in row.items()}
+        for row in arrays
+    ]
+
+
+def _open_folders(config: DataConfig) -> Opened:
+    opened = {}
+    for name, folder in config.folders.items():
+        if not folder:
+            raise UserError(f"--config.data.folders.{name}: no folder of pairs given")
+        with naming(f"--config.data.folders.{name}", folder):
+            opened[name] = views.open_pairs(folder)
+    return opened
 
 
 def _stream(
     config: DataConfig,
     model_name: str,
-    tokenizer_fingerprint: str | None,
-    text_encoder: Mapping[str, Any] | None,
+    limits: Mapping[str, int] | None,
     layout: DataLayout,
-    limits: Mapping[str, int] | None = None,
+    *,
+    tokenizer_fingerprint: str | None = None,
+    text_encoder: Mapping[str, Any] | None = None,
 ) -> "tuple[Stream, dict[str, Any]]":
-    """Registers the tasks of a config; returns the stream and the identity of its data."""
-    from synth2_jax.data import tensorflow_cpu  # noqa: F401 (first: it silences TensorFlow)
-    from synth2_jax.data.stream import Stream
+    """Registers the tasks of a config; returns the stream and the identity of its data.
 
-    for name, folder in config.folders.items():
-        if not folder:
-            raise UserError(f"--config.data.folders.{name}: no folder of pairs given")
-    manifests = {}
-    for name, folder in config.folders.items():
-        with naming(f"--config.data.folders.{name}", folder):
-            manifests[name] = found = views.open_pairs(folder)
-            # Any tokenizer can encode images.
-            if tokenizer_fingerprint is not None and not found.provenance.image_size:
-                records.check_tokenizer(found, tokenizer_fingerprint, folder)
+    Pairs made with any tokenizer but `tokenizer_fingerprint` are refused; None takes them all.
+    With a `text_encoder` of `stored_text_encoder`, a generator's batches hold the stored features
+    of the captions, and captions encoded in any other way are refused.
+    """
+    opened = _open_folders(config)
+    for name, manifest in opened.items():
+        # Any tokenizer can encode images.
+        if tokenizer_fingerprint is not None and not manifest.provenance.image_size:
+            with naming(f"--config.data.folders.{name}", folder := config.folders[name]):
+                records.check_tokenizer(manifest, tokenizer_fingerprint, folder)
     if text_encoder is not None:
-        _check_encoded(config, text_encoder)
+        _check_encoded(config, opened, text_encoder)
     provider = _provider(config, encoded=text_encoder is not None)
     if model_name != "tokenizer":  # reads no text
         _check_vocabulary(config, provider)
-    stream = Stream(
-        provider=provider,
-        split=config.split,
-        model_name=model_name,
-        text_length=config.text_length,
-        batch_size=config.batch_size,
-        layout=layout,
-        deal=config.deal,
-        schedule={name: rate for name, rate in config.rates.items() if _is_schedule(rate)},
-        limits=limits or {},
-        text_width=text_encoder["width"] if text_encoder else 0,
-    )
-    identity = {
-        "folders": {name: manifest.fingerprint for name, manifest in manifests.items()},
-        "rates": dict(config.rates),
-        "shuffle_buffer": config.shuffle_buffer,
-        "prompt": config.prompt,
-    }
+    from synth2_jax.data.stream import Stream
+
+    width = text_encoder["width"] if text_encoder else 0
+    stream = Stream(config, provider, model_name, layout, limits or {}, width)
+    identity = {"folders": {name: manifest.fingerprint for name, manifest in opened.items()}}
     if "caption" in stream.converter.TASK_FEATURES and config.vocabulary:
         path = pathlib.Path(vocabulary_path(config.vocabulary))
         identity["vocabulary"] = records.sha256_of(path)[:16]
@@ -283,12 +279,13 @@ def _stream(
     return stream, identity
 
 
-def _check_encoded(config: DataConfig, text_encoder: Mapping[str, Any], as_in: str = "") -> None:
+def _check_encoded(
+    config: DataConfig, opened: Opened, text_encoder: Mapping[str, Any], as_in: str = ""
+) -> None:
     """Raises UserError unless this encoder made all features, with the config's vocabulary."""
-    for name, folder in config.folders.items():
-        with naming(f"--config.data.folders.{name}", folder):
-            provenance = views.open_pairs(folder).provenance
-            records.check_text_features(provenance, text_encoder, folder, as_in)
+    for name, manifest in opened.items():
+        with naming(f"--config.data.folders.{name}", folder := config.folders[name]):
+            records.check_text_features(manifest.provenance, text_encoder, folder, as_in)
     vocabulary = vocabulary_path(config.vocabulary)
     expected = {
         "text_length": (config.text_length, ""),
@@ -321,20 +318,24 @@ def _check_vocabulary(config: DataConfig, provider: "seqio.Task | seqio.Mixture"
 
 
 def _provider(config: DataConfig, *, encoded: bool = False) -> "seqio.Task | seqio.Mixture":
-    from synth2_jax.data import mixtures, tasks
+    """Registers the tasks of a config; what imports SeqIO comes after this, which silences it."""
+    from synth2_jax.data import tensorflow_cpu  # noqa: F401
+
+    from synth2_jax.data import mixtures, tasks  # isort: skip
 
     # Tasks of an earlier run in the same process are replaced.
     tasks.add_scenes_tasks(config.vocabulary, replace=True)
     for name, folder in config.folders.items():
-        tasks.add_pairs_task(
-            name,
-            str(folder),
-            config.vocabulary,
-            config.prompt,
-            shuffle_buffer=config.shuffle_buffer,
-            encoded=encoded,
-            replace=True,
-        )
+        with naming(f"--config.data.folders.{name}", folder):
+            tasks.add_pairs_task(
+                name,
+                str(folder),
+                config.vocabulary,
+                config.prompt,
+                shuffle_buffer=config.shuffle_buffer,
+                encoded=encoded,
+                replace=True,
+            )
     mixtures.import_modules(config.module_names)
     name = config.mixture
     if not name:
@@ -344,15 +345,10 @@ def _provider(config: DataConfig, *, encoded: bool = False) -> "seqio.Task | seq
                 f"{len(config.rates)} rates; expected the name of a task or mixture"
             )
         (name,) = config.folders
-    if config.rates:
-        for task, rate in config.rates.items():
-            if _is_schedule(rate):
-                mixtures.check_schedule(task, rate)
-        # Where no step is known, the largest rate of a schedule is used.
-        rates = {t: max(r for _, r in v) if _is_schedule(v) else v for t, v in config.rates.items()}
-        return mixtures.add_mixture(name, rates, replace=True)
-    return mixtures.resolve(name)
-
-
-def _is_schedule(rate: Any) -> bool:
-    return not isinstance(rate, int | float)
+    if not config.rates:
+        return mixtures.resolve(name)
+    for task, points in config.schedule.items():
+        mixtures.check_schedule(task, points)
+    # Where no step is known, the largest rate of a schedule is used.
+    largest = {task: max(rate for _, rate in points) for task, points in config.schedule.items()}
+    return mixtures.add_mixture(name, {**config.rates, **largest}, replace=True)

@@ -3,8 +3,7 @@
 Functions on datasets work on blocks of examples, because one call for each example would take
 longer than the work itself. They keep the order and the number of examples.
 
-Legend: B block of examples, N image tokens, H W pixels, P prompt tokens, T text tokens, E width of
-stored features.
+Legend: B block of examples, P prompt tokens, T text tokens, t of a caption, E width of features.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,51 +28,33 @@ def map_blocks(
 
 
 def decode_pairs(
-    dataset: tf.data.Dataset, *, prompt: str, text_features: bool = False
+    dataset: tf.data.Dataset, *, prompt: str, text_features: bool = False, images: bool = False
 ) -> tf.data.Dataset:
     """Serialized pairs (see `records`) -> the features of `tasks.pair_features`.
 
-    `prompt` is for pairs without their own prompt. Stored text features stay bytes until they are
-    in a batch, because their lengths differ.
+    `prompt` is for pairs without their own prompt. With `text_features` these are read too; they
+    stay bytes until they are in a batch, because their lengths differ. With `images` the pairs hold
+    images u8[H,W,3] in place of image tokens.
     """
-    description = _description(prompt, records.IMAGE_TOKENS, text_features)
-
-    def decode(serialized_B: tf.Tensor) -> Features:
-        features = tf.io.parse_example(serialized_B, description)
-        tokens_BN = tf.io.decode_raw(features["image_tokens"], tf.uint16, little_endian=True)
-        return {
-            **features,
-            "image_tokens": tf.cast(tokens_BN, tf.int32),
-        }
-
-    return map_blocks(dataset, decode, FEATURES_BLOCK if text_features else BLOCK)
-
-
-def decode_image_pairs(
-    dataset: tf.data.Dataset, *, prompt: str, text_features: bool = False
-) -> tf.data.Dataset:
-    """Does the same as `decode_pairs` for pairs with images: u8[H,W,3] instead of tokens."""
-    description = _description(prompt, records.IMAGE, text_features)
-
-    def decode(serialized_B: tf.Tensor) -> Features:
-        features = tf.io.parse_example(serialized_B, description)
-        images = tf.map_fn(
-            lambda png: tf.io.decode_png(png, channels=3),
-            features[records.IMAGE],
-            fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8),
-        )
-        return {**features, records.IMAGE: images}
-
-    return map_blocks(dataset, decode)
-
-
-def _description(
-    prompt: str, picture: str, text_features: bool
-) -> dict[str, tf.io.FixedLenFeature]:
+    picture = records.IMAGE if images else records.IMAGE_TOKENS
     fields = (picture, *records.FIELDS, *((records.TEXT_FEATURES,) if text_features else ()))
     description = {field: tf.io.FixedLenFeature([], tf.string) for field in fields}
     description[records.PROMPT] = tf.io.FixedLenFeature([], tf.string, default_value=prompt)
-    return description
+
+    def decode(serialized_B: tf.Tensor) -> Features:
+        features = tf.io.parse_example(serialized_B, description)
+        if images:
+            pictures = tf.map_fn(
+                lambda png: tf.io.decode_png(png, channels=3),
+                features[picture],
+                fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8),
+            )
+        else:
+            tokens_BN = tf.io.decode_raw(features[picture], tf.uint16, little_endian=True)
+            pictures = tf.cast(tokens_BN, tf.int32)
+        return {**features, picture: pictures}
+
+    return map_blocks(dataset, decode, FEATURES_BLOCK if text_features and not images else BLOCK)
 
 
 def normalize_images(images: tf.Tensor) -> tf.Tensor:
@@ -84,13 +65,10 @@ def normalize_images(images: tf.Tensor) -> tf.Tensor:
 def decode_text_features(
     stored_B: tf.Tensor, text_mask_BT: tf.Tensor, width: int, keys_B: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the features bf16[B,T,E], zero after each caption.
+    """Returns the features bf16[B,T,E], zero after each caption, from bytes of bf16[t,E].
 
-    Args:
-      stored_B: bytes of bf16[t,E], see `records`.
-      text_mask_BT: true on the t tokens of each caption.
-      width: E.
-      keys_B: names of the examples, for the InvalidArgumentError if a number of bytes is wrong.
+    `text_mask_BT` is true on the t tokens of each caption. An InvalidArgumentError names the keys
+    of the examples whose number of bytes is wrong.
     """
     num_tokens_B = tf.reduce_sum(tf.cast(text_mask_BT, tf.int32), axis=1)
     fits_B = tf.strings.length(stored_B) == 2 * width * num_tokens_B
@@ -107,11 +85,8 @@ def text_targets(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Joins prompt, caption and end token, padded with 0; cuts long captions before the end token.
 
-    Args:
-      prompts: i32[B, (P)]
-      captions: i32[B, (any)], without end tokens.
-      length: T.
-      ends_B: i32, end token of each caption: end of sentence, or end of the turn its prompt opens.
+    `ends_B` is the end token i32 of each caption: end of sentence, or end of the turn that its
+    prompt opens.
 
     Returns:
       text_tokens i32[B,T]; text_mask bool[B,T], true on all but padding; loss_mask bool[B,T],

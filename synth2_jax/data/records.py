@@ -1,8 +1,7 @@
 """Image-caption pairs on disk: TFRecord shards of TF Examples, and one manifest.
 
-A folder with a manifest is complete; `pair_writer` writes it. An image with several captions is
-several pairs of distinct keys, such as "real-000012-0" to "real-000012-4". Folders are on a file
-system with atomic renames.
+A folder with a manifest is complete; `pair_writer` writes it, on a file system with atomic renames.
+An image with several captions is several pairs of distinct keys, such as "real-000012-0".
 
 Legend: N image tokens of a picture, K codebook size, t text tokens of a caption, E text width.
 """
@@ -46,12 +45,12 @@ _READ_RECORDS = 512
 class Pair:
     """A picture as tokens int[N], its caption, "real" or "synthetic", and a unique key.
 
-    In a folder of images, `image` is a PNG file and `image_tokens` is None.
-
-    `prompt`, such as a question, replaces the prompt that the task puts before every caption.
-    `caption_cut` says that the generator read only the beginning of the caption; it is counted, not
-    written. `text_features` bf16[t, E], little-endian on disk, are the text encoder's output for
-    the caption and its end of sentence.
+    Attributes:
+      image_tokens: None in a folder of images.
+      prompt: such as a question, replaces the prompt that the task puts before every caption.
+      image: a PNG file, in a folder of images.
+      caption_cut: the generator read only the beginning of the caption; counted, not written.
+      text_features: bf16[t, E], the text encoder's output for the caption and its end of sentence.
     """
 
     key: str
@@ -65,39 +64,21 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
-    """An example that was found and gives no pairs.
-
-    Attributes:
-      key: of the example.
-      reason: category for counting.
-      detail: what exactly is wrong with this example.
-      num_pairs: number of pairs that are lost with it.
-    """
-
-    key: str
-    reason: str
-    detail: str = ""
-    num_pairs: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where the pairs of a folder come from; all of it is kept in the manifest.
+    """Says who made the pairs of a folder and how; all of it is kept in the manifest.
 
     Attributes:
       tokenizer: fingerprint of the tokenizer whose codebook the image tokens index.
       num_image_tokens: N.
       codebook_size: K, at most 65536.
-      image_size: side in pixels of the images, if images are stored and the training step makes the
-        tokens; `tokenizer` is "" then, and N and K are 0. 0 if tokens are stored.
+      image_size: side in pixels of the images, if images are stored in place of tokens; `tokenizer`
+        is "" then, and N and K are 0.
       split: the name under which a task offers these pairs.
-      generator: {"checkpoint": ..., "fingerprint": ...}; None for real pictures.
+      generator: {"checkpoint", "fingerprint"}; None for real pictures.
       sampler: settings of the sampler; None for real pictures.
       captions: how they were written, {"source": "language_model", "prompt": ..., "seed": ...}.
-      text_encoder: the encoder of the captions, {"fingerprint", "width": E, "text_length",
-        "vocabulary": sha256 of its file, "pairs": fingerprint of the pairs that were encoded};
-        None if captions are not encoded.
+      text_encoder: of the stored features, {"fingerprint", "width": E, "text_length",
+        "vocabulary": sha256 of its file, "pairs": fingerprint of the pairs that were encoded}.
       config: resolved config of the run, for the record only: a resumed run may change it.
     """
 
@@ -113,9 +94,7 @@ class Provenance:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.image_size:
-            return
-        if not 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
+        if not self.image_size and not 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
             raise UserError(
                 f"pairs: found a codebook of {self.codebook_size}, expected 1 to "
                 f"{MAX_CODEBOOK_SIZE}: image tokens are stored as uint16"
@@ -126,8 +105,7 @@ class Provenance:
 class Shard:
     """One file of a folder of pairs.
 
-    `work` is a hash of everything that determines its contents: the provenance, its index and the
-    number of shards.
+    `work` is a hash of all that determines it: provenance, its index and the number of shards.
     """
 
     name: str
@@ -147,13 +125,9 @@ class Shard:
 class Manifest:
     """The contents of a folder of pairs.
 
-    Attributes:
-      provenance: where the pairs come from.
-      counts: {source: number of pairs}.
-      shards: the files, in order.
-      skipped: {reason: number of pairs that were skipped}.
-      skipped_examples: some of them, [{"key", "reason", "detail"}].
-      captions_cut: number of captions that were too long for the generator.
+    `counts` are {source: number of pairs}, `skipped` {reason: number of pairs}, `skipped_examples`
+    some of them, [{"key", "reason", "detail"}]. `captions_cut` captions were too long for the
+    generator.
     """
 
     provenance: Provenance
@@ -221,14 +195,12 @@ def parse_manifest(folder: pathlib.Path) -> Manifest:
                 f"{path}: not a manifest of pairs (found {key} {values.get(key)!r:.40}, expected "
                 f"{expected!r})"
             )
-    provenance = [field.name for field in dataclasses.fields(Provenance)]
-    for name in sorted({*provenance} - {*values, *_LATER_FIELDS}):
+    fields = {field.name for field in dataclasses.fields(Provenance)}
+    for name in sorted(fields - values.keys() - set(_LATER_FIELDS)):
         raise UserError(f"{path}: {name} is missing; expected what `synth2 {MADE_BY}` leaves there")
-    rest = ("counts", "shards", "skipped", "skipped_examples", "captions_cut")
-    found = {
-        "provenance": {name: values[name] for name in provenance if name in values},
-        **{name: values[name] for name in rest if name in values},
-    }
+    rest = {field.name for field in dataclasses.fields(Manifest)} & values.keys()
+    found = {name: values[name] for name in rest}
+    found["provenance"] = {name: values[name] for name in fields & values.keys()}
     manifest = parse_as(Manifest, found, path, MADE_BY)
     if values.get("num_pairs") != manifest.num_pairs:
         raise UserError(
@@ -242,29 +214,31 @@ def check_tokenizer(
     manifest: Manifest, fingerprint: str, folder: str | os.PathLike[str] = ""
 ) -> None:
     """Raises UserError, naming both, unless `fingerprint` is the tokenizer of the pairs."""
+    found = manifest.provenance.tokenizer
     if manifest.provenance.image_size:
         raise UserError(
             f"pairs {folder}: found images, expected image tokens of tokenizer {fingerprint}; run "
             "`synth2 tokenize` without --on-the-fly"
         )
-    found = manifest.provenance.tokenizer
     without_later_settings, digest = older_forms(fingerprint)
-    if found != fingerprint and found == without_later_settings:
+    if found == fingerprint:
+        return
+    if found == without_later_settings:
         logging.warning(
             "pairs %s: an older synth2 stored tokenizer %s; assuming it was %s",
             *(folder, found, fingerprint),
         )
-    elif found != fingerprint:
-        line = (
-            f"pairs {folder}: found image tokens of tokenizer {found}, expected tokenizer "
-            f"{fingerprint}"
+        return
+    hint = ""
+    if found == digest:  # old versions stored no settings
+        hint = (
+            ". The parameters are the same. If an older synth2 made these pairs with these "
+            f"settings too, write {fingerprint} as tokenizer in {MANIFEST}"
         )
-        if found == digest:  # old versions stored no settings
-            line += (
-                f". The parameters are the same. If an older synth2 made these pairs with these "
-                f"settings too, write {fingerprint} as tokenizer in {MANIFEST}"
-            )
-        raise UserError(line)
+    raise UserError(
+        f"pairs {folder}: found image tokens of tokenizer {found}, expected tokenizer "
+        f"{fingerprint}{hint}"
+    )
 
 
 def check_text_features(
@@ -273,13 +247,9 @@ def check_text_features(
     folder: str | os.PathLike[str],
     as_in: str = "",
 ) -> None:
-    """Raises UserError, naming both, unless the captions of `folder` are encoded by this encoder.
+    """Raises UserError, naming both, unless this encoder encoded the captions of `folder`.
 
-    Args:
-      provenance: of the folder.
-      text_encoder: as `Provenance.text_encoder`.
-      folder: of the pairs or a view of them.
-      as_in: pairs that do have this encoder, for the message.
+    `text_encoder` is as `Provenance.text_encoder`; the pairs of `as_in` have it.
     """
     as_in = as_in and f", as in {as_in}"
     found = provenance.text_encoder
@@ -348,7 +318,10 @@ def _pair(example: Any, text_width: int) -> Pair:
         name: b"".join(feature.bytes_list.value)
         for name, feature in example.features.feature.items()
     }
-    tokens = values.get(IMAGE_TOKENS)
+    tokens, features = values.get(IMAGE_TOKENS), None
+    if text_width:
+        bits = np.frombuffer(values[TEXT_FEATURES], "<u2").astype(np.uint16)
+        features = bits.view(ml_dtypes.bfloat16).reshape(-1, text_width)
     return Pair(
         values["key"].decode(),
         None if tokens is None else np.frombuffer(tokens, "<u2").astype(np.int32),
@@ -356,13 +329,7 @@ def _pair(example: Any, text_width: int) -> Pair:
         values["source"].decode(),
         values.get(PROMPT, b"").decode(),
         values.get(IMAGE, b""),
-        text_features=_features(values[TEXT_FEATURES], text_width) if text_width else None,
-    )
-
-
-def _features(stored: bytes, width: int) -> np.ndarray:
-    return (
-        np.frombuffer(stored, "<u2").astype(np.uint16).view(ml_dtypes.bfloat16).reshape(-1, width)
+        text_features=features,
     )
 
 
@@ -373,19 +340,10 @@ def to_json(value: Any) -> str:
 
 def manifest_json(manifest: Manifest) -> str:
     """Returns the contents of MANIFEST."""
-    return to_json(
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "num_pairs": manifest.num_pairs,
-            "counts": dict(manifest.counts),
-            "skipped": dict(manifest.skipped),
-            "skipped_examples": [dict(example) for example in manifest.skipped_examples],
-            "captions_cut": manifest.captions_cut,
-            "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
-            **provenance_values(manifest.provenance),
-        }
-    )
+    values = dataclasses.asdict(manifest) | provenance_values(manifest.provenance)
+    del values["provenance"]
+    fixed = {"format": FORMAT, "version": VERSION, "num_pairs": manifest.num_pairs}
+    return to_json(fixed | values)
 
 
 def provenance_values(provenance: Provenance) -> dict[str, Any]:

@@ -52,8 +52,7 @@ def read_references(
         if key not in images:
             if max_images is not None and len(images) == max_images:
                 break
-            tokens = np.asarray(pair.image_tokens, np.int32)
-            images[key] = ReferencedImage(key, tokens, (), pair.prompt)
+            images[key] = ReferencedImage(key, pair.image_tokens, (), pair.prompt)
         if pair.prompt != images[key].prompt:
             raise UserError(
                 f"pairs {folder}: image {key!r} has the prompts {images[key].prompt!r} and "

@@ -75,12 +75,10 @@ def _fill_in(saved: dict[str, Any], now: Identity) -> None:
     They had `processes` in place of `reads`: the number of processes decided who reads what.
     """
     index, count = saved.pop("processes", (0, 1))
-    saved.setdefault("deal", "examples" if count == 1 else "shards")
+    deal = saved.setdefault("deal", "examples" if count == 1 else "shards")
     saved.setdefault("schedule", {})
     if "vocabulary" in now:
         saved.setdefault("vocabulary", now["vocabulary"])
     rows = saved["batch_size"] // count
-    by_examples = saved["deal"] == "examples"
-    saved.setdefault(
-        "reads", [[index * rows, (index + 1) * rows]] if by_examples else [index, count]
-    )
+    by_rows = [[index * rows, (index + 1) * rows]]
+    saved.setdefault("reads", by_rows if deal == "examples" else [index, count])

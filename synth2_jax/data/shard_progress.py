@@ -22,7 +22,7 @@ _WORK = "work.json"
 
 @dataclasses.dataclass(frozen=True)
 class ShardSummary:
-    """What the manifest will say of one shard, see Manifest.
+    """The part of the manifest that describes one shard, see Manifest.
 
     `keys_sha256` is the hash of its file of digests, `digest` that of all other fields. Both are
     "" in summaries of older versions.
@@ -51,24 +51,19 @@ class ShardSummary:
 
 
 class ShardProgress:
-    """Reads and writes `progress/`.
+    """Reads and writes `progress/` in the folder `pairs`.
 
-    Args:
-      folder: of the pairs.
-      names: of the shards' files.
-      works: a hash for each shard of all that determines its contents.
+    `names` are the shards' files, `works` a hash for each of all that determines its contents.
     """
 
-    def __init__(self, folder: pathlib.Path, names: Sequence[str], works: Sequence[str]):
-        self._pairs = folder
-        self._folder = folder / records.PROGRESS
-        self._names = names
-        self._works = works
+    def __init__(self, pairs: pathlib.Path, names: Sequence[str], works: Sequence[str]):
+        self._pairs, self._names, self._works = pairs, names, works
+        self._folder = pairs / records.PROGRESS
+        self._summaries = [self._folder / f"{name}.json" for name in names]
         self._written: set[int] = set()  # by this object
 
     def begin(self, work: str) -> None:
         """Writes the settings of this run, JSON."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self._folder / _WORK, work.encode())
 
     def work(self) -> Any:
@@ -82,16 +77,16 @@ class ShardProgress:
 
     def missing(self) -> list[int]:
         """Lists the shards that are not finished."""
-        return [i for i in range(len(self._names)) if not self._path(i).exists()]
+        return [index for index, path in enumerate(self._summaries) if not path.exists()]
 
     def add(self, index: int, summary: ShardSummary, keys: Set[bytes]) -> None:
         """Notes that a shard is finished; `keys` are the digests of its keys."""
-        digests = unique_keys.file_contents(keys)
-        write_bytes(self._keys(index), digests)
+        path, digests = self._summaries[index], b"".join(sorted(keys))
+        write_bytes(path.with_suffix(".keys"), digests)
         summary = dataclasses.replace(summary, keys_sha256=hashlib.sha256(digests).hexdigest())
         summary = dataclasses.replace(summary, digest=summary.found_digest())
         # Last: a shard is finished when its summary is there.
-        write_bytes(self._path(index), records.to_json(dataclasses.asdict(summary)).encode())
+        write_bytes(path, records.to_json(dataclasses.asdict(summary)).encode())
         self._written.add(index)
 
     def finished(self) -> list[ShardSummary]:
@@ -100,76 +95,68 @@ class ShardProgress:
         Raises:
           UserError: a summary is damaged, or of a run with other settings.
         """
-        return [self._read(i) for i in range(len(self._names)) if self._path(i).exists()]
+        found = []
+        for path, work in zip(self._summaries, self._works, strict=True):
+            if not path.exists():
+                continue
+            try:
+                summary = read_as(ShardSummary, path, records.MADE_BY)
+            except UserError as error:
+                raise UserError(
+                    f"{error}. Delete it: the same command writes the shard again"
+                ) from error
+            if summary.shard.work != work:
+                raise UserError(
+                    f"pairs {self._pairs}: shard {path.stem} was written by another run, with "
+                    "other settings; delete the folder or choose another"
+                )
+            found.append(summary)
+        return found
 
     def check_finished(self) -> None:
         """Raises UserError unless all shards are as their summaries say, and no key is twice."""
         summaries = self.finished()
         for index, summary in enumerate(summaries):
             if index not in self._written:
-                self._check(index, summary)
-        twice = unique_keys.repeated_digest(
-            [
-                (self._keys(index), summary.shard.num_pairs)
-                for index, summary in enumerate(summaries)
-            ]
-        )
+                self._check(self._summaries[index], summary)
+        keys = [path.with_suffix(".keys") for path in self._summaries]
+        counts = [summary.shard.num_pairs for summary in summaries]
+        twice = unique_keys.repeated_digest(list(zip(keys, counts, strict=True)))
         if twice is not None:
             raise unique_keys.repeated_error(self._key_of(twice))
 
-    def holds_pairs(self) -> bool:
-        """Returns whether a finished shard, of any run, has a pair."""
-        return any(summary.shard.num_pairs for _, summary in self._of_any_run())
+    def forget_empty_shards(self) -> bool:
+        """Removes the shards of other runs, if no shard has a pair; returns whether none has.
 
-    def forget_other_runs(self) -> None:
-        """Removes the shards of other runs; those of this run may be there already."""
-        for path, summary in self._of_any_run():
-            if summary.shard.work not in self._works:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".keys").unlink(missing_ok=True)
-                (self._pairs / path.stem).unlink(missing_ok=True)
-
-    def _path(self, index: int) -> pathlib.Path:
-        return self._folder / f"{self._names[index]}.json"
-
-    def _keys(self, index: int) -> pathlib.Path:
-        return self._folder / f"{self._names[index]}.keys"
-
-    def _of_any_run(self) -> list[tuple[pathlib.Path, ShardSummary]]:
+        Those of this run may be there already.
+        """
         paths = sorted(self._folder.glob("[!.]*.tfrecord.json"))
-        return [(path, read_as(ShardSummary, path, records.MADE_BY)) for path in paths]
+        summaries = [read_as(ShardSummary, path, records.MADE_BY) for path in paths]
+        if any(summary.shard.num_pairs for summary in summaries):
+            return False
+        for path, summary in zip(paths, summaries, strict=True):
+            if summary.shard.work not in self._works:
+                for file in (path, path.with_suffix(".keys"), self._pairs / path.stem):
+                    file.unlink(missing_ok=True)
+        return True
 
-    def _read(self, index: int) -> ShardSummary:
-        try:
-            summary = read_as(ShardSummary, self._path(index), records.MADE_BY)
-        except UserError as error:
-            raise UserError(
-                f"{error}. Delete it: the same command writes the shard again"
-            ) from error
-        if summary.shard.work != self._works[index]:
-            raise UserError(
-                f"pairs {self._pairs}: shard {self._names[index]} was written by another run, "
-                "with other settings; delete the folder or choose another"
-            )
-        return summary
-
-    def _check(self, index: int, summary: ShardSummary) -> None:
-        """Raises UserError unless the files of a shard are as its summary says."""
+    def _check(self, path: pathlib.Path, summary: ShardSummary) -> None:
+        """Raises UserError unless the files of a shard are as its summary, in `path`, says."""
         expected = {
-            self._pairs / self._names[index]: summary.shard.sha256,
-            self._keys(index): summary.keys_sha256,
+            self._pairs / path.stem: summary.shard.sha256,
+            path.with_suffix(".keys"): summary.keys_sha256,
         }
-        for path, sha256 in expected.items():
-            found = records.sha256_of(path) if path.is_file() else "no such file"
+        for file, sha256 in expected.items():
+            found = records.sha256_of(file) if file.is_file() else "no such file"
             if sha256 and found != sha256:
                 raise UserError(
-                    f"{path}: damaged (sha256: {found}, expected {sha256}). Delete "
-                    f"{self._path(index)}, and the same command writes the shard again"
+                    f"{file}: damaged (sha256: {found}, expected {sha256}). Delete {path}, and the "
+                    "same command writes the shard again"
                 )
         if not records.is_there(self._pairs, summary.shard):
             raise UserError(
-                f"{self._path(index)}: found num_bytes {summary.shard.num_bytes}, but the shard "
-                "has another size. Delete this file, and the same command writes the shard again"
+                f"{path}: found num_bytes {summary.shard.num_bytes}, but the shard has another "
+                "size. Delete this file, and the same command writes the shard again"
             )
 
     def _key_of(self, digest: bytes) -> str:

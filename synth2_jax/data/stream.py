@@ -12,7 +12,8 @@ import numpy as np
 import seqio
 
 from synth2_jax.data import mixtures
-from synth2_jax.data.feature_converters import converter_class
+from synth2_jax.data.feature_converters import COMPANIONS, converter_class
+from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.tensorflow_cpu import of_user_code, one_line, tf
 from synth2_jax.errors import UserError
 from synth2_jax.sharding import ALL_ROWS, DataLayout
@@ -24,37 +25,29 @@ Provider = seqio.Task | seqio.Mixture
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What to read, and for which model.
+    """The data to read, and for which model.
 
     Attributes:
-      provider: a task or a mixture.
-      split: of each of its tasks.
+      config: its batch size counts the rows of all processes together.
+      provider: the task or mixture of the config.
       model_name: chooses the feature converter.
-      text_length: T, for models that take text.
-      batch_size: rows of all processes together.
       layout: which rows of every batch this process reads.
-      deal: "examples" or "shards", see `train_batches`.
-      schedule: {task: ((step, rate), ...)} in place of a mixture's rates, see `mixtures.scheduled`.
       limits: {feature: limit}; a token at or above its limit is an error.
       text_width: E, if the model reads stored features of the captions; else 0.
     """
 
+    config: DataConfig
     provider: Provider
-    split: str
     model_name: str
-    text_length: int
-    batch_size: int
     layout: DataLayout = ALL_ROWS
-    deal: str = "examples"
-    schedule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     text_width: int = 0
 
     def __post_init__(self):
-        if self.batch_size % self.layout.num_parts:
+        if self.config.batch_size % self.layout.num_parts:
             raise UserError(
-                f"--config.data.batch_size: found {self.batch_size}, expected a multiple of the "
-                f"{self.layout.num_parts} parts that the mesh cuts a batch into"
+                f"--config.data.batch_size: found {self.config.batch_size}, expected a multiple of "
+                f"the {self.layout.num_parts} parts that the mesh cuts a batch into"
             )
         if self.deals_shards and self.layout.overlaps:
             raise UserError(
@@ -65,8 +58,7 @@ class Stream:
     @property
     def label(self) -> str:
         """The beginning of messages about this data."""
-        kind = "mixture" if isinstance(self.provider, seqio.Mixture) else "task"
-        return f"{kind} {self.provider.name!r}"
+        return f"--config.data.mixture={self.provider.name}"
 
     @property
     def converter(self) -> type[seqio.FeatureConverter]:
@@ -77,12 +69,12 @@ class Stream:
     @property
     def rows(self) -> np.ndarray:
         """Numbers i64[B] of this process's rows in a batch, rising."""
-        return self.layout.rows(self.batch_size)
+        return self.layout.rows(self.config.batch_size)
 
     @property
     def deals_shards(self) -> bool:
-        """Whether each data shard reads files of its own."""
-        return self.deal == "shards" and self.layout.num_shards > 1
+        """Says whether each data shard reads files of its own."""
+        return self.config.deal == "shards" and self.layout.num_shards > 1
 
     @property
     def reads(self) -> list:
@@ -90,7 +82,7 @@ class Stream:
 
         A saved position can only be restored exactly where this is the same.
         """
-        if self.deal == "shards":
+        if self.config.deal == "shards":
             return [self.layout.shard, self.layout.num_shards]
         ranges = np.split(self.rows, np.flatnonzero(np.diff(self.rows) > 1) + 1)
         return [[int(part[0]), int(part[-1]) + 1] for part in ranges]
@@ -102,10 +94,11 @@ class Stream:
           UserError: a task has no example, lacks a feature, or has another length than a task
             before it.
         """
-        mixtures.check_split(self.provider, self.split)
+        mixtures.check_split(self.provider, self.config.split)
         lengths: dict[str, int] = {}
         for task in mixtures.tasks_of(self.provider):
-            example = _first_example(task, self.split)
+            label = f"--config.data.mixture: task {task.name!r}"
+            (example,) = draw_examples(task, self.config.split, 1, label)
             for feature, spec in self.converter.TASK_FEATURES.items():
                 found = example.get(feature)
                 if found is None or (found.dtype, found.shape.rank) != (spec.dtype, spec.rank):
@@ -113,20 +106,17 @@ class Stream:
                     if found is not None:
                         what = f"{found.dtype.name}, rank {found.shape.rank}"
                     raise UserError(
-                        f"task {task.name!r}: feature {feature!r} is {what}, the {self.model_name} "
-                        f"needs {spec.dtype.name}, rank {spec.rank}"
+                        f"{label}: feature {feature!r} is {what}, the {self.model_name} needs "
+                        f"{spec.dtype.name}, rank {spec.rank}"
                     )
                 length = len(found) if spec.rank else 0
                 if lengths.setdefault(feature, length) != length:
                     raise UserError(
-                        f"task {task.name!r}: {feature} of length {length}, the tasks before it "
-                        f"have {lengths[feature]}"
+                        f"{label}: {feature} of length {length}, the tasks before it have "
+                        f"{lengths[feature]}"
                     )
-        if "caption" in lengths:
-            lengths["caption"] = self.text_length
-        if "text_features" in lengths:
-            lengths["text_features"] = self.text_width
-        return lengths
+        set_here = {"caption": self.config.text_length, "text_features": self.text_width}
+        return lengths | {name: set_here[name] for name in set_here.keys() & lengths.keys()}
 
     def convert(self, dataset: tf.data.Dataset, lengths: Mapping[str, int]) -> tf.data.Dataset:
         """Examples with task features -> examples with the model's, and their companions."""
@@ -143,8 +133,13 @@ class Stream:
         names = self.converter.TASK_FEATURES
         return dataset.map(lambda example: {name: example[name] for name in names})
 
-    def check(self, batch: Batch) -> None:
-        """Raises UserError on a token beyond its limit, and on a text without a token to learn."""
+    def to_numpy(self, tensors: Mapping[str, tf.Tensor]) -> tuple[Batch, Batch]:
+        """Returns a batch and its companions.
+
+        Raises:
+          UserError: a token beyond its limit, or a text without a token to learn.
+        """
+        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
         for name, limit in self.limits.items():
             tokens = batch.get(name)
             if tokens is not None and (tokens.min() < 0 or tokens.max() >= limit):
@@ -154,16 +149,16 @@ class Stream:
                     f"{key}: found {name} {tokens[row].min()} to {tokens[row].max()}, expected 0 "
                     f"to {limit - 1}, as the model has them"
                 )
-        if (mask_BT := text_mask(batch)) is None:
-            return
-        empty_B = mask_BT.sum(axis=-1) <= 1
-        if empty_B.any():
+        mask_BT = text_mask(batch)
+        if mask_BT is not None and (empty_B := mask_BT.sum(axis=-1) <= 1).any():
             key = batch["key"][np.argmax(empty_B)].decode()
             raise UserError(
                 f"example {key!r}: no token of its caption is left to learn (found {empty_B.sum()} "
                 f"such examples in a batch). Its caption is empty, or --config.data.text_length="
-                f"{self.text_length} is too short."
+                f"{self.config.text_length} is too short."
             )
+        companions = {name: batch.pop(name) for name in COMPANIONS if name in batch}
+        return batch, companions
 
 
 def text_mask(batch: Batch) -> np.ndarray | None:
@@ -178,26 +173,20 @@ def read(provider: Provider, split: str, **options: Any) -> tf.data.Dataset:
     return provider.get_dataset(split=split, **options)
 
 
-def draw_examples(provider: Provider, split: str, seed: int, count: int) -> list[dict[str, Any]]:
-    """{task feature: array, or str} of the first shuffled and mixed examples."""
-    with one_line_errors(f"{provider.name!r}"):
-        examples = read(provider, split, shuffle=True, seed=seed, num_epochs=1)
-        drawn = list(examples.take(count).as_numpy_iterator())
+def draw_examples(
+    provider: Provider, split: str, count: int, label: str, **options: Any
+) -> list[Mapping[str, tf.Tensor]]:
+    """Returns the task features of the first examples; `options` as for `read`.
+
+    Raises:
+      UserError: there is no example; begins with `label`.
+    """
+    with one_line_errors(label):
+        examples = read(provider, split, num_epochs=1, **{"shuffle": False, **options})
+        drawn = list(examples.take(count))
     if not drawn:
-        raise UserError(f"{provider.name!r}: no examples in split {split!r}")
-    return [
-        {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in row.items()}
-        for row in drawn
-    ]
-
-
-def _first_example(task: seqio.Task, split: str) -> Mapping[str, tf.Tensor]:
-    with one_line_errors(f"task {task.name!r}"):
-        examples = read(task, split, shuffle=False, num_epochs=1)
-        example = next(iter(examples.take(1)), None)
-    if example is None:
-        raise UserError(f"task {task.name!r}: no examples in split {split!r}")
-    return example
+        raise UserError(f"{label}: no examples in split {split!r}")
+    return drawn
 
 
 @contextlib.contextmanager

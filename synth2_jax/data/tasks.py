@@ -1,13 +1,6 @@
 """SeqIO tasks: where examples come from and which features they have.
 
-Nothing is registered by importing this module. A task of your own is a few lines:
-
-    seqio.TaskRegistry.add(
-        "my_pairs",
-        source=seqio.FileDataSource(tf.data.TFRecordDataset, {"train": "/data/mine-*.tfrecord"}),
-        preprocessors=[functools.partial(preprocessors.decode_pairs, prompt="Output:")],
-        output_features=tasks.pair_features("scenes"),
-    )
+Nothing is registered by importing this module. docs/your_data.md shows a task of your own.
 
 Legend: N image tokens, H W pixels.
 """
@@ -30,6 +23,7 @@ from synth2_jax.text.vocabulary import vocabulary_path
 SCENES_IMAGES = "scenes_images"
 SCENES_TEXT = "scenes_text"
 _VALIDATION_TEXTS = 256
+_STRING = seqio.ContinuousFeature(dtype=tf.string, rank=0)
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -42,7 +36,7 @@ def sentencepiece(vocabulary: str) -> seqio.SentencePieceVocabulary:
 def text_features(vocabulary: str) -> dict[str, seqio.Feature]:
     """Returns prompt, caption, key: strings; the converter uses the vocabulary of `caption`."""
     text = seqio.Feature(sentencepiece(vocabulary), add_eos=False, dtype=tf.string, rank=0)
-    return {"prompt": text, "caption": text, "key": _string()}
+    return {"prompt": text, "caption": text, "key": _STRING}
 
 
 def pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
@@ -51,12 +45,7 @@ def pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
     A task may also have stored features of its captions, "text_features", bytes (see `records`).
     """
     tokens = seqio.ContinuousFeature(dtype=tf.int32, rank=1)
-    return {"image_tokens": tokens, "source": _string(), **text_features(vocabulary)}
-
-
-def image_pair_features(vocabulary: str) -> dict[str, seqio.Feature]:
-    """Returns image u8[H,W,3], source, and `text_features`."""
-    return {**image_features(), "source": _string(), **text_features(vocabulary)}
+    return {"image_tokens": tokens, "source": _STRING, **text_features(vocabulary)}
 
 
 def image_features() -> dict[str, seqio.Feature]:
@@ -76,27 +65,22 @@ def add_pairs_task(
 ) -> seqio.Task:
     """Registers a folder of pairs (see `records`), or a view of one, as a task.
 
-    Its split is the manifest's.
-
-    Args:
-      name: of the task.
-      folder: of the pairs or the view.
-      vocabulary: of the captions, a built-in name or the path of a SentencePiece model file.
-      prompt: comes before each caption in the VLM's and the language model's text.
-      shuffle_buffer: examples that wait in memory, and in each saved position, to be shuffled.
-      encoded: whether the stored features of the captions are read as well.
-      replace: whether to replace another task of the same name.
+    Its split is the manifest's. `prompt` comes before each caption in the VLM's and the language
+    model's text; `shuffle_buffer` examples wait in memory, and in each saved position, to be
+    shuffled; `encoded` also reads the stored features of the captions; `replace` allows that
+    another task has this name.
 
     Raises:
-      UserError: the folder is not complete, or another task has this name and `replace` is false.
+      UserError: the folder is not complete, or another task has this name.
     """
     manifest = views.open_pairs(folder)
+    decode, features = preprocessors.decode_pairs, pair_features(vocabulary)
     if isinstance(manifest, views.View):
-        decode, features = views.decode_pairs, pair_features(vocabulary)
+        decode = views.decode_pairs
     elif manifest.provenance.image_size:
-        decode, features = preprocessors.decode_image_pairs, image_pair_features(vocabulary)
-    else:
-        decode, features = preprocessors.decode_pairs, pair_features(vocabulary)
+        decode = functools.partial(decode, images=True)
+        del features["image_tokens"]
+        features |= image_features()
     arguments = {
         "folder": str(pathlib.Path(folder).resolve()),
         "contents": manifest.fingerprint,
@@ -106,7 +90,7 @@ def add_pairs_task(
     }
     if encoded:
         arguments["encoded"] = True
-        features[records.TEXT_FEATURES] = _string()
+        features[records.TEXT_FEATURES] = _STRING
     return _register(
         name,
         source=lambda: ShardSource(manifest, arguments),
@@ -120,25 +104,17 @@ def add_pairs_task(
 
 def add_scenes_tasks(vocabulary: str = "scenes", *, replace: bool = False) -> None:
     """Registers `scenes_images` (train, validation, test) and `scenes_text` (train, validation)."""
-    image_splits = {
-        "train": functools.partial(_scenes_images, "images"),
-        "validation": functools.partial(_scenes_images, "validation"),
-        "test": functools.partial(_scenes_images, "test"),
+    names = {"train": "images", "validation": "validation", "test": "test"}
+    images = {split: functools.partial(_scenes_images, name) for split, name in names.items()}
+    count = scenes.SPLITS["text"]
+    texts = {
+        "train": functools.partial(_scenes_text, 0, count),
+        "validation": functools.partial(_scenes_text, count, count + _VALIDATION_TEXTS),
     }
-    text_splits = {
-        "train": functools.partial(_scenes_text, 0, scenes.SPLITS["text"]),
-        "validation": functools.partial(
-            _scenes_text, scenes.SPLITS["text"], scenes.SPLITS["text"] + _VALIDATION_TEXTS
-        ),
-    }
+    text = {"scenes": "text", "vocabulary": vocabulary_path(vocabulary)}
     for name, splits, arguments, features in (
-        (SCENES_IMAGES, image_splits, {"scenes": "images"}, image_features()),
-        (
-            SCENES_TEXT,
-            text_splits,
-            {"scenes": "text", "vocabulary": vocabulary_path(vocabulary)},
-            text_features(vocabulary),
-        ),
+        (SCENES_IMAGES, images, {"scenes": "images"}, image_features()),
+        (SCENES_TEXT, texts, text, text_features(vocabulary)),
     ):
         _register(
             name,
@@ -179,11 +155,9 @@ class ShardSource(seqio.FileDataSource):
 class ArraySource(seqio.DataSource):
     """Examples from arrays in memory, which are made when they are first read.
 
-    Each epoch shuffles all examples again; a saved position only holds their indices.
-
-    Args:
-      splits: {split: function that returns {feature: array with one row per example}}.
-      arguments: identify this source, for `_register`.
+    Each epoch shuffles all examples again; a saved position only holds their indices. `splits` are
+    {split: function that returns {feature: array with one row per example}}; `arguments` identify
+    this source, for `_register`.
     """
 
     def __init__(self, splits: Mapping[str, Callable[[], Arrays]], arguments: Mapping[str, object]):
@@ -231,10 +205,6 @@ def _tf_tokenizer(model: bytes) -> tf_text.SentencepieceTokenizer:
         return tf_text.SentencepieceTokenizer(model=model)
 
 
-def _string() -> seqio.Feature:
-    return seqio.ContinuousFeature(dtype=tf.string, rank=0)
-
-
 def _register(
     name: str,
     *,
@@ -250,14 +220,15 @@ def _register(
             return seqio.TaskRegistry.get(name)
         if found is None or not replace:
             raise UserError(
-                f"task {name!r}: already registered with {found or 'a source of its own'}, "
-                f"now asked for with {dict(arguments)}; choose another name"
+                f"--config.data.folders.{name}: a task of this name is registered with "
+                f"{found or 'a source of its own'}, now asked for with {dict(arguments)}. Choose "
+                "another name."
             )
         seqio.TaskRegistry.remove(name)
     try:
         return seqio.TaskRegistry.add(name, source=source(), **task_arguments)
     except ValueError as error:
-        raise UserError(f"task {name!r}: {error}") from error
+        raise UserError(f"--config.data.folders.{name}: {error}") from error
 
 
 def _scenes_images(split: str) -> Arrays:

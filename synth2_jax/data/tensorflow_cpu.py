@@ -57,9 +57,8 @@ def one_line(error: Exception) -> str:
     """
     message = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", getattr(error, "message", str(error))).strip()
     if not message.startswith(_TRACED):
-        return re.sub("^Error in user-defined function .*?Iterator::[^ ]*: ", "", message).split(
-            "\n"
-        )[0]
+        message = re.sub("^Error in user-defined function .*?Iterator::[^ ]*: ", "", message)
+        return message.partition("\n")[0]
     *_, (file, number) = re.findall(r'File "(.*?)", line (\d+)', message) or [("user code", "?")]
     cause = " ".join(message.split("\n\n")[-1].split())
     return f"{pathlib.Path(file).name}, line {number}: {cause}"
@@ -70,12 +69,11 @@ def of_user_code(error: Exception) -> str | None:
     if str(error).startswith(_TRACED):
         return one_line(error)
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not f.filename.startswith(_NOT_THEIRS)]
-    if not theirs or theirs[-1].filename.startswith("<"):
+    *_, last = [None, *(f for f in frames if not f.filename.startswith(_NOT_THEIRS))]
+    if last is None or last.filename.startswith("<"):
         return None
-    reason = " ".join(str(error).split())
-    file, number = pathlib.Path(theirs[-1].filename).name, theirs[-1].lineno
-    return f"{file}, line {number}: {type(error).__name__}: {reason}"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{pathlib.Path(last.filename).name}, line {last.lineno}: {reason}"
 
 
 with quiet():

@@ -16,21 +16,20 @@ import seqio
 from absl import logging
 
 from synth2_jax.data import mixtures, saved_position
-from synth2_jax.data.feature_converters import COMPANIONS
 from synth2_jax.data.stream import PREFETCH, Batch, Stream, one_line_errors, read, text_mask
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError
+
+# Fields of a config that decide which data is read, and how.
+_IDENTITY = ("split", "text_length", "batch_size", "deal", "schedule", "seed")
+_IDENTITY += ("num_epochs", "shuffle_buffer", "prompt")
 
 
 class TrainIterator:
     """Shuffled, mixed batches whose position can be saved and restored exactly.
 
-    Args:
-      stream: what to read.
-      seed: of shuffling and mixing.
-      num_epochs: None reads for ever.
-      identity: what tells this data from other data, besides `stream` and `seed`; JSON values. A
-        position can only be restored into an iterator of the same identity.
+    A position can only be restored into an iterator of the same `stream` and the same `identity`,
+    JSON values that tell this data from other data.
 
     Attributes:
       source_counts: examples that this process read so far, by source ("real", "synthetic"); empty
@@ -42,29 +41,15 @@ class TrainIterator:
       UserError: no examples, unfitting features, and in `__next__` unreadable ones.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        *,
-        seed: int,
-        num_epochs: int | None = None,
-        identity: Mapping[str, object] | None = None,
-    ):
-        self._stream = stream
-        self._seed = seed
-        self._num_epochs = num_epochs
+    def __init__(self, stream: Stream, identity: Mapping[str, object]):
+        self._stream, self._config = stream, stream.config
         self._identity = {
+            **identity,
+            **{name: getattr(stream.config, name) for name in _IDENTITY},
+            "rates": dict(stream.config.rates),
             "mixture": stream.provider.name,
-            "split": stream.split,
             "model": stream.model_name,
-            "text_length": stream.text_length,
-            "batch_size": stream.batch_size,
             "reads": stream.reads,
-            "deal": stream.deal,
-            "schedule": stream.schedule,
-            "seed": seed,
-            "num_epochs": num_epochs,
-            **(identity or {}),
         }
         self._num_batches = 0  # since the order began
         self._restarted_at = 0  # the step at which the order began
@@ -76,20 +61,20 @@ class TrainIterator:
         self._iterator = self._start()
 
     def _start(self) -> Iterator[Mapping[str, tf.Tensor]]:
-        stream = self._stream
+        stream, config = self._stream, self._config
         with one_line_errors(stream.label):
-            provider, shard_info, rows = stream.provider, None, stream.batch_size
+            provider, shard_info, rows = stream.provider, None, config.batch_size
             if stream.deals_shards:
                 shard_info = seqio.ShardInfo(stream.layout.shard, stream.layout.num_shards)
                 rows = len(stream.rows)
-            if stream.schedule:
-                provider = mixtures.scheduled(provider, stream.schedule, rows, self._restarted_at)
+            if config.schedule:
+                provider = mixtures.scheduled(provider, config.schedule, rows, self._restarted_at)
             examples = read(
                 provider,
-                stream.split,
+                config.split,
                 shuffle=True,
-                seed=self._seed + self._restarted_at,
-                num_epochs=self._num_epochs,
+                seed=config.seed + self._restarted_at,
+                num_epochs=config.num_epochs,
                 shard_info=shard_info,
             )
             if self._skipped:
@@ -124,15 +109,13 @@ class TrainIterator:
             try:
                 tensors = next(self._iterator)
             except StopIteration:
-                if self._num_batches == 0:
-                    raise UserError(
-                        f"{self._stream.label}: fewer examples than the "
-                        f"{len(self._stream.rows)} of one batch"
-                    ) from None
-                raise
-        batch = {name: tensor.numpy() for name, tensor in tensors.items()}
-        self._stream.check(batch)
-        companions = {name: batch.pop(name) for name in COMPANIONS if name in batch}
+                if self._num_batches:
+                    raise
+                num_rows = len(self._stream.rows)
+                raise UserError(
+                    f"{self._stream.label}: fewer examples than the {num_rows} of one batch"
+                ) from None
+        batch, companions = self._stream.to_numpy(tensors)
         self._num_batches += 1
         sources = [source.decode() for source in companions.get("source", ())]
         self._counts.update(sources)
@@ -157,11 +140,8 @@ class TrainIterator:
         """Resumes exactly where `get_state` was called, in this or another process.
 
         If the process that saved had other rows of the batches, this reads the same order from its
-        start and skips what was used.
-
-        Raises:
-          UserError: a position of other data; names what differs.
-          Exception: of any other type; the position is damaged.
+        start and skips what was used. Raises UserError, naming what differs, on a position of other
+        data; any other exception means that the position is damaged.
         """
         header = saved_position.read_header(state, self._identity)
         if header["identity"]["reads"] != self._identity["reads"]:
@@ -182,13 +162,11 @@ class TrainIterator:
         """Resumes at step `step` if the number of data shards changed; returns how, in words.
 
         With deal "examples" the data resumes exactly. With "shards" it is unknown what the other
-        processes had read, so a new order begins, drawn from the seed and the step.
-
-        Raises:
-          UserError: as `set_state`.
+        processes had read, so a new order begins, drawn from the seed and the step. Raises as
+        `set_state`.
         """
         header = saved_position.read_header(state, self._identity)
-        if self._stream.deal == "examples":
+        if self._config.deal == "examples":
             return self._skip_to(header)
         self._take_counts(header)
         self._restarted_at, self._num_batches, self._skipped = step, 0, 0
@@ -204,7 +182,7 @@ class TrainIterator:
         self._restarted_at = header["restarted_at"]
         self._num_batches = self._skipped = header["num_batches"]
         self._iterator = self._start()
-        examples = self._skipped * self._stream.batch_size
+        examples = self._skipped * self._config.batch_size
         return f"resuming the data exactly: skipping {examples:,} examples"
 
     def _take_counts(self, header: Mapping[str, Any]) -> None:
@@ -214,6 +192,6 @@ class TrainIterator:
 
 def _own_rows(examples: tf.data.Dataset, stream: Stream) -> tf.data.Dataset:
     """Takes this process's rows of each batch; all processes leave out an incomplete last batch."""
-    batches = stream.needed(examples).batch(stream.batch_size, drop_remainder=True)
+    batches = stream.needed(examples).batch(stream.config.batch_size, drop_remainder=True)
     rows = stream.rows
     return batches.map(lambda batch: {k: tf.gather(v, rows) for k, v in batch.items()}).unbatch()

@@ -65,15 +65,10 @@ class _ViewFile:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """An open view; tasks and pipelines accept it in place of a `records.Manifest`.
+    """An open view of `pairs`; tasks and pipelines accept it in place of a `records.Manifest`.
 
-    Attributes:
-      folder: of the view.
-      pairs: folder of the pairs.
-      manifest: of the pairs.
-      block: number of rows in a block; images are only swapped inside a block.
-      chosen: how the rows were chosen, for the record; JSON values.
-      shards: one for each shard of the pairs.
+    Images are only swapped inside a block of `block` rows. `chosen` says how the rows were chosen,
+    for the record; JSON values. There is one shard for each shard of the pairs.
     """
 
     folder: pathlib.Path
@@ -108,11 +103,7 @@ class View:
 
 
 def open_pairs(folder: str | os.PathLike[str]) -> records.Manifest | View:
-    """Opens a folder of pairs, or of a view.
-
-    Raises:
-      UserError: neither is there, or it is not complete.
-    """
+    """Opens a folder of pairs, or of a view; UserError unless one is there and complete."""
     if (pathlib.Path(folder) / VIEW).is_file():
         return open_view(folder)
     return records.read_manifest(folder)
@@ -145,30 +136,18 @@ def open_view(folder: str | os.PathLike[str]) -> View:
         raise UserError(f"{path}: expected the shards {', '.join(names)}; make the view again")
     view = View(folder, pairs, manifest, found.block, found.chosen, found.shards)
     for shard, of_pairs in zip(view.shards, manifest.shards, strict=True):
-        _check_as_written(view, shard, of_pairs)
+        rows = folder / _rows_name(shard.name)
+        size, expected = rows.stat().st_size if rows.is_file() else 0, shard.num_pairs * _ROW_BYTES
+        if size != expected:
+            raise UserError(f"{rows}: found {size} bytes, expected {expected}; make the view again")
+        if (sha256 := records.sha256_of(rows)) != shard.sha256:
+            raise UserError(
+                f"{rows}: damaged (found sha256 {sha256}, expected {shard.sha256}); make the view "
+                "again"
+            )
+        if _num_repaired(view.rows(shard.name), of_pairs, view.block) != shard.num_repaired:
+            raise UserError(f"{path}: damaged (num_repaired of {shard.name} does not fit its rows)")
     return view
-
-
-def _check_as_written(view: View, shard: ViewShard, of_pairs: records.Shard) -> None:
-    """Raises UserError unless the rows of a shard are as `write_view` wrote them."""
-    path = view.folder / _rows_name(shard.name)
-    size = path.stat().st_size if path.is_file() else 0
-    if size != shard.num_pairs * _ROW_BYTES:
-        raise UserError(
-            f"{path}: found {size} bytes, expected {shard.num_pairs * _ROW_BYTES}; make the view "
-            "again"
-        )
-    sha256 = records.sha256_of(path)
-    if sha256 != shard.sha256:
-        raise UserError(
-            f"{path}: damaged (found sha256 {sha256}, expected {shard.sha256}); make the view again"
-        )
-    rows_M2 = view.rows(shard.name)
-    _check_rows(rows_M2, of_pairs, view.block)
-    if (rows_M2[:, 0] != rows_M2[:, 1]).sum() != shard.num_repaired:
-        raise UserError(
-            f"{view.folder / VIEW}: damaged (num_repaired of {shard.name} does not fit its rows)"
-        )
 
 
 def write_view(
@@ -181,12 +160,8 @@ def write_view(
 ) -> View:
     """Writes a view; overwrites the same view, finished or not.
 
-    Args:
-      folder: of the view.
-      pairs: folder of the pairs; stored relative to `folder`, so that both may move together.
-      rows: for each shard int[M, 2], as `View.rows` returns them.
-      block: number of rows in a block; see the top of this file.
-      chosen: how the rows were chosen; JSON values.
+    The path of `pairs` is stored relative to `folder`, so that both may move together. `rows` are
+    int[M, 2] for each shard, as `View.rows` returns them; `chosen` says how they were chosen.
 
     Raises:
       UserError: rows that are not in the shard, not in ascending order, or with an image of another
@@ -195,29 +170,25 @@ def write_view(
     folder = pathlib.Path(folder)
     manifest = records.read_manifest(pairs)
     check_same_view(folder, manifest, chosen)
-    folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for shard, rows_M2 in zip(manifest.shards, rows, strict=True):
         rows_M2 = np.asarray(rows_M2, np.int64).reshape(-1, 2)
-        _check_rows(rows_M2, shard, block)
+        num_repaired = _num_repaired(rows_M2, shard, block)
         contents = rows_M2.astype("<i4").tobytes()
         write_bytes(folder / _rows_name(shard.name), contents)
-        num_repaired = int((rows_M2[:, 0] != rows_M2[:, 1]).sum())
         digest = hashlib.sha256(contents).hexdigest()
         shards.append(ViewShard(shard.name, len(rows_M2), num_repaired, digest))
-    write_json(
-        folder / VIEW,
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "pairs": _way(folder, pathlib.Path(pairs)),
-            "fingerprint": manifest.fingerprint,
-            "block": block,
-            "num_pairs": sum(shard.num_pairs for shard in shards),
-            "chosen": dict(chosen),
-            "shards": [dataclasses.asdict(shard) for shard in shards],
-        },
+    contents = _ViewFile(
+        format=FORMAT,
+        version=VERSION,
+        pairs=_way(folder, pathlib.Path(pairs)),
+        fingerprint=manifest.fingerprint,
+        block=block,
+        num_pairs=sum(shard.num_pairs for shard in shards),
+        chosen=dict(chosen),
+        shards=tuple(shards),
     )
+    write_json(folder / VIEW, dataclasses.asdict(contents))
     return open_view(folder)
 
 
@@ -244,8 +215,7 @@ def check_same_view(
     found = read_json(path, "filter")
     expected = {"fingerprint": manifest.fingerprint, "chosen": dict(chosen)}
     values = json.loads(json.dumps(expected))
-    difference = first_difference({key: found.get(key) for key in values}, values)
-    if difference:
+    if difference := first_difference({key: found.get(key) for key in values}, values):
         raise UserError(
             f"view {folder}: found one of {difference[0]}, expected {difference[1]}; delete the "
             "folder or choose another"
@@ -256,29 +226,21 @@ def read_view(folder: str | os.PathLike[str]) -> Iterator[records.Pair]:
     """Reads all pairs of a view in order; a pair that swapped its image has a key of both keys."""
     view = open_view(folder)
     for shard in view.shards:
-        yield from _read_shard(view, shard.name)
+        yield from read_shard(view, view.folder, shard.name)
 
 
 def read_shard(
     opened: records.Manifest | View, folder: pathlib.Path, name: str
 ) -> Iterator[records.Pair]:
     """Reads the pairs of one shard in order; `opened` is from `open_pairs(folder)`."""
-    if isinstance(opened, View):
-        return _read_shard(opened, name)
-    return records.read_shard(folder / name)
-
-
-def _read_shard(view: View, name: str) -> Iterator[records.Pair]:
-    pairs = list(records.read_shard(view.pairs / name))
-    for row, image_row in view.rows(name).tolist():
-        pair = pairs[row]
-        if image_row != row:
-            pair = dataclasses.replace(
-                pair,
-                key=f"{pair.key}{_LENT}{pairs[image_row].key}",
-                image_tokens=pairs[image_row].image_tokens,
-            )
-        yield pair
+    if not isinstance(opened, View):
+        yield from records.read_shard(folder / name)
+        return
+    pairs = list(records.read_shard(opened.pairs / name))
+    for row, image_row in opened.rows(name).tolist():
+        own, lender = pairs[row], pairs[image_row]
+        key = own.key if own is lender else f"{own.key}{_LENT}{lender.key}"
+        yield dataclasses.replace(own, key=key, image_tokens=lender.image_tokens)
 
 
 def reader(view: View) -> "Callable[[tf.Tensor], tf.data.Dataset]":
@@ -332,7 +294,8 @@ def _rows_name(shard: "str | tf.Tensor") -> "str | tf.Tensor":
     return shard + ".rows"
 
 
-def _check_rows(rows_M2: np.ndarray, shard: records.Shard, block: int) -> None:
+def _num_repaired(rows_M2: np.ndarray, shard: records.Shard, block: int) -> int:
+    """Counts the rows with the image of another row; UserError on rows that do not fit."""
     in_range = np.all((rows_M2 >= 0) & (rows_M2 < shard.num_pairs))
     ascending = np.all(np.diff(rows_M2[:, 0]) > 0)
     if not (in_range and ascending and np.all(np.diff(rows_M2 // block, axis=1) == 0)):
@@ -340,3 +303,4 @@ def _check_rows(rows_M2: np.ndarray, shard: records.Shard, block: int) -> None:
             f"view of {shard.name}: expected ascending rows below {shard.num_pairs}, each with an "
             f"image of the same {block} rows"
         )
+    return int((rows_M2[:, 0] != rows_M2[:, 1]).sum())

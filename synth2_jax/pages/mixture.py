@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from synth2_jax import config as config_lib
 from synth2_jax.data import pipeline
 from synth2_jax.data.caption_text import CaptionLimits, clean_caption
-from synth2_jax.data.rejected import Rejected
+from synth2_jax.data.skipped import SkipError
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_bytes
 from synth2_jax.inert_text import inert
@@ -163,5 +163,5 @@ def contact_sheet(
 def _one_line(caption: str) -> str:
     try:
         return clean_caption(caption, CaptionLimits(max_chars=100_000))
-    except Rejected as error:
+    except SkipError as error:
         return f"({error.reason})"

@@ -31,12 +31,12 @@ from synth2_jax.data import pair_shards
 from synth2_jax.data.caption_text import CaptionLimits, clean_caption
 from synth2_jax.data.images import ImageLimits, decode_image, encode_png, middle_square
 from synth2_jax.data.pair_writer import PairWriter
-from synth2_jax.data.records import Manifest, Pair, Provenance, Skipped
+from synth2_jax.data.records import Manifest, Pair, Provenance
 from synth2_jax.data.references import pair_key
-from synth2_jax.data.rejected import Rejected, reasons
+from synth2_jax.data.skipped import SkipError, Skipped, reasons
 from synth2_jax.data.sources.source import (
+    DataSource,
     ImageText,
-    Source,
     SourceConfig,
     num_pairs,
     open_source,
@@ -165,7 +165,7 @@ class _Prepared:
 
 
 def tokenized(
-    source: Source,
+    source: DataSource,
     shards: Sequence[int],
     trained: Trained,
     cfg: TokenizeConfig,
@@ -199,7 +199,7 @@ def tokenized(
 
 def _tokenized(
     found: Iterable[tuple[int, ImageText | Skipped | None]],
-    source: Source,
+    source: DataSource,
     trained: Trained,
     cfg: TokenizeConfig,
     clock: BusyClock,
@@ -235,8 +235,8 @@ def _prepare(
     for number, (text, prompt) in enumerate(zip(item.captions, prompts, strict=True)):
         try:
             captions.append((number, clean_caption(text, caption), prompt))
-        except Rejected as error:
-            skipped.append(Skipped(pair_key(item.key, number), error.reason, error.detail))
+        except SkipError as error:
+            skipped.append(error.at(pair_key(item.key, number)))
     try:
         if isinstance(item.image, np.ndarray):
             pixels = _square_of_array(item.image, size)
@@ -244,14 +244,14 @@ def _prepare(
             pixels = decode_image(item.image, size, image)
         else:
             pixels = decode_image(_read_image(item.image, image), size, image)
-    except Rejected as error:
-        return Skipped(item.key, error.reason, error.detail, len(item.captions))
+    except SkipError as error:
+        return error.at(item.key, len(item.captions))
     return _Prepared(item.key, pixels, captions, skipped)
 
 
 def _square_of_array(image: np.ndarray, size: int) -> np.ndarray:
     if image.dtype != np.uint8 or image.shape[2:] != (3,):
-        raise Rejected("unsupported pixels", f"{image.dtype}{list(image.shape)}")
+        raise SkipError("unsupported pixels", f"{image.dtype}{list(image.shape)}")
     return middle_square(Image.fromarray(image), size)
 
 
@@ -259,14 +259,14 @@ def _read_image(path: pathlib.Path, limits: ImageLimits) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a device may have no end
-            raise Rejected("image file unreadable", f"{path.name}: not a file")
+            raise SkipError("image file unreadable", f"{path.name}: not a file")
         if status.st_size > limits.max_bytes:
-            raise Rejected("image file too large", f"{status.st_size:,} bytes")
+            raise SkipError("image file too large", f"{status.st_size:,} bytes")
         return path.read_bytes()
     except FileNotFoundError:
-        raise Rejected("image file missing", path.name) from None
+        raise SkipError("image file missing", path.name) from None
     except OSError as error:
-        raise Rejected("image file unreadable", f"{path.name}: {error.strerror}") from error
+        raise SkipError("image file unreadable", f"{path.name}: {error.strerror}") from error
 
 
 def _ordered_map(
@@ -335,13 +335,13 @@ def _expanded(
         yield shard, Pair(key, ids_N, caption, "real", prompt, image)
 
 
-def _size(source: Source, shards: Sequence[int]) -> tuple[int, str]:
+def _size(source: DataSource, shards: Sequence[int]) -> tuple[int, str]:
     """Of the work: images where their number is known, or else shards."""
     if source.num_images is None:
         return len(shards), "shards"
     return round(source.num_images * len(shards) / source.num_shards), "images"
 
 
-def _counts(source: Source, item: _Prepared | Skipped | None) -> bool:
+def _counts(source: DataSource, item: _Prepared | Skipped | None) -> bool:
     """Whether an item is one of those that `_size` tells; None is a shard's end."""
     return (item is None) == (source.num_images is None)

@@ -1,6 +1,6 @@
 """Synthetic pairs that go straight into the training of a VLM, without touching a disk.
 
-`synth2 train` with `config.stream` makes a share of each batch anew by a generator, for the
+`synth2 train` with `config.stream` makes a share of each batch by a generator, for the
 comparison with pairs that were stored (Synth², section 3: generation on the fly); stored pairs are
 cheaper as soon as they are used twice.
 
@@ -13,12 +13,10 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.caption_writing.folder import CAPTIONS
@@ -80,11 +78,8 @@ class StreamedBatches:
       data: vocabulary, prompt, text length and batch size of the training.
       tokenizer_fingerprint: of the VLM's tokenizer; a generator of another is refused.
       real: the other rows of each batch, as image tokens or as images, which the tokenizer encodes
-        here; None where there are none.
+        here; None for synthetic rows alone.
       layout: which rows of every batch this process makes.
-
-    Raises:
-      UserError: no generator or captions, or a generator of another tokenizer.
     """
 
     def __init__(
@@ -100,30 +95,32 @@ class StreamedBatches:
         # Of n rows from the first on, n * share are synthetic, rounded down.
         made = np.arange(data.batch_size + 1) * self._per_batch // data.batch_size
         self._is_synthetic = np.diff(made)[layout.rows(data.batch_size)].astype(bool)
-        mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
-        synthesis = SynthesizeConfig(
-            generator=config.generator,
-            captions=config.captions,
-            sampler=config.sampler,
-            guidance=config.guidance,
-            batch_size=_filled_up(len(self._mine), mesh),
-            seed=config.seed,
-        )
+        self._mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
         with naming("--config.stream.generator", config.generator):
-            trained = load_trained(config.generator, "generator", mesh=mesh)
+            trained = load_trained(config.generator, "generator", mesh=self._mesh)
         found = trained.fingerprint("tokenizer")
         if found != tokenizer_fingerprint:
             raise UserError(
                 f"--config.stream.generator={config.generator}: makes image tokens of tokenizer "
                 f"{found}, expected tokenizer {tokenizer_fingerprint}"
             )
-        path = pathlib.Path(config.captions) / CAPTIONS
         with naming("--config.stream.captions", config.captions):
+            path = pathlib.Path(config.captions) / CAPTIONS
             self._captions = [row.get("caption") for row in read_json_lines(path)]
             if not self._captions or not all(isinstance(text, str) for text in self._captions):
                 raise UserError(f"{path}: expected a text as each line's caption")
+        settings = dataclasses.asdict(config)
+        text_encoder = settings.pop("text_encoder")  # which the generator determines
         complete = with_text_encoder(
-            trained, config.text_encoder, mesh=mesh, where="--config.stream.text_encoder"
+            trained, text_encoder, mesh=self._mesh, where="--config.stream.text_encoder"
+        )
+        synthesis = SynthesizeConfig(
+            generator=config.generator,
+            captions=config.captions,
+            sampler=config.sampler,
+            guidance=config.guidance,
+            batch_size=self._filled_up(len(self._mine)),
+            seed=config.seed,
         )
         self._generator = TokenGenerator(complete, synthesis)
         tokenizer = trained.objective.task.tokenizer
@@ -131,12 +128,9 @@ class StreamedBatches:
         self._encode = functools.partial(
             jax.jit(make_encode(tokenizer)), trained.params["tokenizer"]
         )
-        self._mesh = mesh
         self._vocabulary = load_vocabulary(data.vocabulary)
         self._prompt, self._length = data.prompt, data.text_length
         self._seed, self._real = config.seed, real
-        settings = dataclasses.asdict(config)
-        del settings["text_encoder"]  # which the generator determines
         self._identity = {
             **settings,
             "generator": trained.fingerprint("generator"),
@@ -150,17 +144,17 @@ class StreamedBatches:
         self.last_keys: list[str] = []
 
     def __next__(self) -> dict[str, np.ndarray]:
-        numbers = self._numbers()
-        pending = self._make(numbers) if self._pending is None else self._pending
+        numbers = (self._number + self._mine).tolist()
+        captions = [self._caption(number) for number in numbers]
+        pending = self._make() if self._pending is None else self._pending
         real = {} if self._real is None else next(self._real)
         if "image" in real:
             real["image_tokens"] = self._tokens_of(real.pop("image"))
-        captions = [self._caption(number) for number in numbers]
         prompts = [self._prompt] * len(captions)
         tokens_BT, mask_BT = vlm_text(captions, prompts, self._vocabulary, self._length)
         self._number += self._per_batch
         # Asked for now, so that the device makes them while the host prepares the next batch.
-        self._pending = self._make(self._numbers())
+        self._pending = self._make()
         batch = {
             "image_tokens": np.asarray(pending)[: len(captions)],
             "text_tokens": tokens_BT,
@@ -175,35 +169,32 @@ class StreamedBatches:
 
     @property
     def totals(self) -> dict[str, int]:
-        """What was drawn so far, for the log."""
-        real = getattr(self._real, "totals", {})
+        """Counts of the rows drawn so far, for the log."""
         made = self._number // self._per_batch * len(self._mine)
-        return {**real, "data/stream_examples": made}
+        return {**getattr(self._real, "totals", {}), "data/stream_examples": made}
 
     def get_state(self) -> bytes:
         """The position after the last batch delivered."""
         real = b"" if self._real is None else self._real.get_state()
-        state = {
-            "identity": self._identity,
-            "number": self._number,
-            "real": base64.b64encode(real).decode(),
-        }
+        real = base64.b64encode(real).decode()
+        state = {"identity": self._identity, "number": self._number, "real": real}
         return json.dumps(state).encode()
 
     def set_state(self, state: bytes) -> None:
-        """Goes on where `get_state` was called; UserError when that was another stream."""
-        values = self._open(state)
+        """Resumes where `get_state` was called; UserError on the position of another stream."""
+        real = self._open(state)
         if self._real is not None:
-            self._real.set_state(base64.b64decode(values["real"]))
+            self._real.set_state(real)
 
     def restart(self, state: bytes, step: int) -> str:
-        """Goes on with the rows that follow: they are the same on any mesh."""
-        values = self._open(state)
+        """Resumes with the rows that follow: they are the same on any mesh."""
+        real = self._open(state)
         if self._real is None:
             return "resuming the data exactly"
-        return self._real.restart(base64.b64decode(values["real"]), step)
+        return self._real.restart(real, step)
 
-    def _open(self, state: bytes) -> Mapping[str, Any]:
+    def _open(self, state: bytes) -> bytes:
+        """Moves to a position; returns that of the real rows."""
         try:
             values = json.loads(state)
             found = values["identity"]
@@ -222,13 +213,16 @@ class StreamedBatches:
                     f"{expected[key]!r}; to change data, start from the parameters alone"
                 )
         self._number, self._pending = values["number"], None
-        return values
+        return base64.b64decode(values["real"])
 
-    def _numbers(self) -> list[int]:
-        return (self._number + self._mine).tolist()
-
-    def _make(self, numbers: Sequence[int]) -> jax.Array:
+    def _make(self) -> jax.Array:
+        """Begins to make the rows of the next batch."""
+        numbers = (self._number + self._mine).tolist()
         return self._generator.dispatch([self._caption(number) for number in numbers], numbers)
+
+    def _filled_up(self, num_rows: int) -> int:
+        """Rows of the next larger batch that the devices divide."""
+        return -(-num_rows // self._mesh.size) * self._mesh.size
 
     def _tokens_of(self, images: np.ndarray) -> jax.Array:
         """i32[B, N] of images u8[B, H, W, 3], as the training step makes them; does not wait."""
@@ -237,7 +231,7 @@ class StreamedBatches:
                 f"--config.data.folders: found images of shape {images.shape[1:]}, expected the "
                 f"tokenizer's {self._image_shape}"
             )
-        missing = _filled_up(len(images), self._mesh) - len(images)
+        missing = self._filled_up(len(images)) - len(images)
         filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
         where = sharding.batch_sharding(self._mesh)
         return self._encode(jax.device_put(filled, where))[: len(images)]
@@ -258,11 +252,6 @@ def _sha256(texts: Sequence[str]) -> str:
     for text in texts:
         digest.update(json.dumps(text).encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def _filled_up(num_rows: int, mesh: Mesh) -> int:
-    """Rows of the next larger batch that the devices divide."""
-    return -(-num_rows // mesh.size) * mesh.size
 
 
 @functools.lru_cache(maxsize=2)

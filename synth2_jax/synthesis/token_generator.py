@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.data.records import Pair, Skipped
+from synth2_jax.data.records import Pair
+from synth2_jax.data.skipped import Skipped
 from synth2_jax.loading.run import Trained
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vq_tokenizer import VQTokenizer
@@ -46,7 +47,7 @@ class SynthesizeConfig:
     num_shards: files of pairs.
     seed: of the images.
     max_skipped: the run stops when a larger share of the captions has no token to read.
-    mesh: how the generator lies on the devices of one process; processes share no work.
+    mesh: of the devices of one process; processes share no work.
     """
 
     generator: str
@@ -101,8 +102,7 @@ class TokenGenerator:
         self._vocabulary = load_vocabulary(
             config_lib.build(DataConfig, trained.config["data"]).vocabulary
         )
-        self._mesh = local_mesh(config)
-        self._params = trained.params
+        self._mesh, self._params = local_mesh(config), trained.params
         generate = make_generate_numbered(task, config)
 
         def generate_on_mesh(params, text_tokens_BT, numbers_B):
@@ -132,19 +132,17 @@ class TokenGenerator:
         """(items, (text_tokens i32[B,T], numbers u32[B])); pairs among the items have no tokens."""
         items, texts, numbers = [], [], []
         for tag, request in requests:
-            if request is None:
-                items.append((tag, None))
-            else:
+            item = None
+            if request is not None:
                 number, caption = request
                 key = f"synthetic-{number:09d}-0"
-                ids = self._vocabulary.encode(caption)
-                if ids:
+                item = Skipped(key, "caption without tokens", f"{caption!r:.60}")
+                if ids := self._vocabulary.encode(caption):
                     cut = len(ids) > self._length - 1  # the last token is the end of sentence
-                    items.append((tag, Pair(key, None, caption, "synthetic", caption_cut=cut)))
+                    item = Pair(key, None, caption, "synthetic", caption_cut=cut)
                     texts.append(caption)
                     numbers.append(number)
-                else:
-                    items.append((tag, Skipped(key, "caption without tokens", f"{caption!r:.60}")))
+            items.append((tag, item))
             if len(texts) == self._batch_size or len(items) > 16 * self._batch_size:
                 yield items, self._filled(texts, numbers)
                 items, texts, numbers = [], [], []
@@ -176,6 +174,7 @@ class TokenGenerator:
 
 
 def local_mesh(config: SynthesizeConfig) -> Mesh:
+    """Returns the mesh over the devices of this process."""
     mesh = sharding.make_mesh(config.mesh, jax.local_devices())
     sharding.check_rows(config.batch_size, mesh, "--config.batch_size")
     return mesh

@@ -54,7 +54,7 @@ class BaseObjective:
 
     Attributes:
       task_class: dataclass of the section `config.model`.
-      batches: whose batches it takes, a key of data's CONVERTERS.
+      batches: whose batches it takes, one of data's `feature_converters.MODELS`.
       text_part: field of the task that holds the part which reads text; "" where none does.
       part_paths: {name in `config.pretrained`: path among the parameters} of the parts that may be
         pretrained. The section `config.model` has the part at the same path, with dots.

@@ -3,8 +3,8 @@ import pytest
 
 from synth2_jax.data import feature_converters, tasks
 from synth2_jax.data.tensorflow_cpu import tf
-from synth2_jax.errors import UserError
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
+from synth2_jax.testing.user_errors import raises_line
 from synth2_jax.text.caption_ids import vlm_text
 from synth2_jax.text.prompts import in_turns
 from synth2_jax.text.vocabulary import END_OF_TURN, load_vocabulary
@@ -54,27 +54,24 @@ def test_vlm():
     examples = [{**pair, "prompt": "Output:"} for pair in PAIRS]
     room = T - len(PROMPT) - 1
     assert len(RED) < room < len(TWO)  # one caption is padded, the other cut
-    assert_examples(
-        convert("vlm", examples, {"image_tokens": 2, "caption": T}),
-        [
-            {
-                "image_tokens": [5, 6],
-                "text_tokens": padded([*PROMPT, *RED, 1]),
-                "loss_mask": mask(len(PROMPT), len(PROMPT) + len(RED) + 1),
-                "is_synthetic": False,
-                "source": b"real",
-                "key": b"real-0",
-            },
-            {
-                "image_tokens": [7, 8],
-                "text_tokens": [*PROMPT, *TWO[:room], 1],
-                "loss_mask": mask(len(PROMPT), T),
-                "is_synthetic": True,
-                "source": b"synthetic",
-                "key": b"synthetic-0",
-            },
-        ],
-    )
+    padded_one = {
+        "image_tokens": [5, 6],
+        "text_tokens": padded([*PROMPT, *RED, 1]),
+        "loss_mask": mask(len(PROMPT), len(PROMPT) + len(RED) + 1),
+        "is_synthetic": False,
+        "source": b"real",
+        "key": b"real-0",
+    }
+    cut_one = {
+        "image_tokens": [7, 8],
+        "text_tokens": [*PROMPT, *TWO[:room], 1],
+        "loss_mask": mask(len(PROMPT), T),
+        "is_synthetic": True,
+        "source": b"synthetic",
+        "key": b"synthetic-0",
+    }
+    found = convert("vlm", examples, {"image_tokens": 2, "caption": T})
+    assert_examples(found, [padded_one, cut_one])
 
 
 def test_generator_has_no_prompt():
@@ -93,17 +90,17 @@ def test_generator_has_no_prompt():
 
 
 def test_language_model_takes_a_prompt_of_each_example():
-    longer = load_vocabulary("scenes").encode("Class: red circle. Output:")
+    prompts = ["Output:", "Class: red circle. Output:", ""]
     examples = [
-        {"prompt": "Output:", "caption": "a red circle", "key": "text-0"},
-        {"prompt": "Class: red circle. Output:", "caption": "a red circle", "key": "text-1"},
-        {"prompt": "", "caption": "a red circle", "key": "text-2"},
+        {"prompt": prompt, "caption": "a red circle", "key": f"text-{i}"}
+        for i, prompt in enumerate(prompts)
     ]
     found = convert("language_model", examples, {"caption": 40})
-    for example, prompt in zip(found, (PROMPT, longer, []), strict=True):
-        text = [*prompt, *RED, 1]
+    for example, prompt in zip(found, prompts, strict=True):
+        ids = load_vocabulary("scenes").encode(prompt)
+        text = [*ids, *RED, 1]
         assert example["text_tokens"].tolist() == text + [0] * (40 - len(text))
-        assert np.flatnonzero(example["loss_mask"]).tolist() == list(range(len(prompt), len(text)))
+        assert np.flatnonzero(example["loss_mask"]).tolist() == list(range(len(ids), len(text)))
 
 
 def test_tokenizer():
@@ -134,9 +131,8 @@ def test_text_is_the_same_as_without_tensorflow():
     assert found == [load_vocabulary("scenes").encode(text) for text in texts]
 
 
-@pytest.mark.parametrize("model_name", feature_converters.CONVERTERS)
+@pytest.mark.parametrize("model_name", feature_converters.MODELS)
 def test_order_and_number_survive_blocks(model_name):
-    count = 300  # more than two blocks
     examples = [
         {
             "image": np.full((1, 1, 3), i % 256),
@@ -146,19 +142,18 @@ def test_order_and_number_survive_blocks(model_name):
             "source": "real",
             "key": f"real-{i:03d}",
         }
-        for i in range(count)
+        for i in range(300)  # more than two blocks
     ]
+    taken = feature_converters.converter_class(model_name).TASK_FEATURES
     lengths = {"image": 1, "image_tokens": 2, "caption": T}
-    taken = feature_converters.CONVERTERS[model_name].TASK_FEATURES
-    found = convert(model_name, examples, {name: lengths.get(name, 0) for name in taken})
+    found = convert(model_name, examples, {k: v for k, v in lengths.items() if k in taken})
     if model_name == "tokenizer":
-        assert [round((e["image"][0, 0, 0] + 1) * 127.5) for e in found] == [
-            i % 256 for i in range(count)
-        ]
+        pixels = [round((example["image"][0, 0, 0] + 1) * 127.5) for example in found]
+        assert pixels == [i % 256 for i in range(300)]
     else:
         assert [e["key"].decode() for e in found] == [e["key"] for e in examples]
 
 
 def test_unknown_model():
-    with pytest.raises(UserError, match="'vml'.*did you mean 'vlm'"):
+    with raises_line("--config.model_name: no batches for 'vml'; did you mean 'vlm'"):
         feature_converters.converter_class("vml")

@@ -1,18 +1,14 @@
 """Tests of data configs, tasks of users, and their errors."""
 
 import dataclasses
-import functools
-import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-import seqio
 
 from synth2_jax import config as config_lib
-from synth2_jax.data import mixtures, pipeline, preprocessors, tasks
+from synth2_jax.data import mixtures, pipeline, tasks
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.testing.batches import assert_same, take
@@ -25,55 +21,66 @@ pytestmark = pytest.mark.usefixtures("clean_registry")
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ({"real": ((0, 1.0), (0, 2.0)), "synthetic": 1.0}, "rising ones"),
-        ({"real": ((0, -1.0),), "synthetic": 1.0}, "numbers of 0 or more"),
-        ({"real": ((0, float("nan")),), "synthetic": 1.0}, "numbers of 0 or more"),
-        ({"real": "often", "synthetic": 1.0}, "expected a rate or"),
-        ({"real": (), "synthetic": 1.0}, "expected a rate or"),
-        ({"real": ((0, 0.0),), "synthetic": 1.0}, "expected a number above 0"),
-        (
-            {"real": ((0, 1.0), (5, 0.0)), "synthetic": ((0, 1.0), (5, 0.0))},
-            "a rate of 0 for every task at step 5",
-        ),
-        ({"real": 0.0, "synthetic": 1.0}, "expected a number above 0"),
-        ({"real": float("nan"), "synthetic": 1.0}, "expected a number above 0"),
-        ({"real": -1.0, "synthetic": 1.0}, "expected a number above 0"),
+        (((0, 1.0), (0, 2.0)), "rising ones"),
+        (((0, -1.0),), "numbers of 0 or more"),
+        (((0, float("nan")),), "numbers of 0 or more"),
+        ("often", "expected a rate or"),
+        ((), "expected a rate or"),
+        (((0, 0.0),), "expected a number above 0"),
+        (0.0, "expected a number above 0"),
+        (float("nan"), "expected a number above 0"),
+        (-1.0, "expected a number above 0"),
     ],
 )
 def test_unfit_rates(both, rates, message):
-    with user_error(message):
-        pipeline.train_iterator(dataclasses.replace(both, rates=rates), "vlm")
+    config = dataclasses.replace(both, rates={"real": rates, "synthetic": 1.0})
+    with user_error(f"--config.data.rates.real: .*{message}"):
+        pipeline.train_iterator(config, "vlm")
 
 
-def test_a_users_module_brings_a_mixture(both, tmp_path, monkeypatch):
-    """Several of a user's own lines, over shards of theirs, mixed with a folder of the config."""
-    (tmp_path / "my_tasks_for_a_test.py").write_text(
-        f"""
-import functools
-import seqio
-import tensorflow as tf
-from synth2_jax.data import preprocessors, tasks
+def test_all_rates_may_not_be_0(both):
+    falling = ((0, 1.0), (5, 0.0))
+    config = dataclasses.replace(both, rates={"real": falling, "synthetic": falling})
+    with user_error("--config.data.rates: .*a rate of 0 for every task at step 5"):
+        pipeline.train_iterator(config, "vlm")
 
-seqio.TaskRegistry.add(
-    "my_task",
-    source=seqio.FileDataSource(
-        tf.data.TFRecordDataset, {{"train": "{both.folders["synthetic"]}/*.tfrecord"}}
-    ),
-    preprocessors=[functools.partial(preprocessors.decode_pairs, prompt="Output:")],
-    output_features=tasks.pair_features("scenes"),
-)
-seqio.MixtureRegistry.add("my_mixture", [("my_task", 3.0), ("real", 1.0)])
-"""
-    )
+
+@pytest.fixture
+def user_module(both, tmp_path, monkeypatch):
+    """user_module(name, code) -> a config that imports it; the code may use TASK."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    config = dataclasses.replace(
-        both,
-        folders={"real": both.folders["real"]},
-        rates={},
-        modules="my_tasks_for_a_test",
-        mixture="my_mixture",
+
+    def write(name, code, **changes):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(IMPORTS + code)
+        return dataclasses.replace(both, rates={}, modules=name, **changes)
+
+    return write
+
+
+IMPORTS = """import functools, seqio, tensorflow as tf
+from synth2_jax.data import preprocessors, tasks
+def add(name, folder, *more):
+    files = {"train": f"{folder}/*.tfrecord"}
+    decode = functools.partial(preprocessors.decode_pairs, prompt="Output:")
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FileDataSource(tf.data.TFRecordDataset, files),
+        preprocessors=[decode, *more],
+        output_features=tasks.pair_features("scenes"),
     )
+"""
+
+
+def test_a_users_module_brings_a_mixture(both, user_module):
+    """Several of a user's own lines, over shards of theirs, mixed with a folder of the config."""
+    code = f"""
+add("my_task", {both.folders["synthetic"]!r})
+seqio.MixtureRegistry.add("my_mixture", [("my_task", 3.0), ("real", 1.0)])
+"""
+    folders = {"real": both.folders["real"]}
+    config = user_module("my_tasks_for_a_test", code, folders=folders, mixture="my_mixture")
     iterator = pipeline.train_iterator(config, "vlm")
     flags = np.concatenate([batch["is_synthetic"] for batch in take(iterator, 100)])
     assert abs(flags.mean() - 0.75) < 4 * (0.75 * 0.25 / flags.size) ** 0.5
@@ -110,51 +117,31 @@ def test_a_task_of_another_vocabulary_is_refused(both, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
-        ('return dataset.map(lambda x: {"a": x["none"]})', "line 5: KeyError: 'none'"),
+        ('return dataset.map(lambda x: {"a": x["none"]})', "line 13: KeyError: 'none'"),
         (
             "return dataset.map(lambda x: {**x, 'key': tf.reshape(x['key'], [3])})",
-            "line 5: ValueError: Cannot reshape a tensor with 1 elements to shape",
+            "line 13: ValueError: Cannot reshape a tensor with 1 elements to shape",
         ),
-        ("return dataset.map(fail)", "line 9: RuntimeError: of two lines"),
-        ("return dataset.no_such_method()", "line 5: AttributeError: .* no attribute"),
+        ("return dataset.map(fail)", "line 15: RuntimeError: of two lines"),
+        ("return dataset.no_such_method()", "line 13: AttributeError: .* no attribute"),
         (
             "return dataset.map(lambda x: {**x, 'key': tf.ensure_shape("
             "tf.py_function(fail, [x['key']], tf.string), [])})",
-            "task 'failing': RuntimeError: of two",
+            "--config.data.mixture: task 'failing': RuntimeError: of two",
         ),
     ],
 )
-def test_an_error_in_a_users_task_keeps_its_cause(both, tmp_path, monkeypatch, body, told):
-    (tmp_path / "failing_task.py").write_text(
-        f"""import functools, seqio, tensorflow as tf
-from synth2_jax.data import preprocessors, tasks
-
-def broken(dataset):
+def test_an_error_in_a_users_task_keeps_its_cause(both, user_module, body, message):
+    code = f"""def broken(dataset):
     {body}
-
-
 def fail(example):
     raise RuntimeError("of two\\nlines")
-
-seqio.TaskRegistry.add(
-    "failing",
-    source=seqio.FileDataSource(
-        tf.data.TFRecordDataset, {{"train": "{both.folders["real"]}/*.tfrecord"}}
-    ),
-    preprocessors=[functools.partial(preprocessors.decode_pairs, prompt=""), broken],
-    output_features=tasks.pair_features("scenes"),
-)
+add("failing", {both.folders["real"]!r}, broken)
 """
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "failing_task", raising=False)
-    config = dataclasses.replace(
-        both, folders={}, rates={}, modules="failing_task", mixture="failing"
-    )
-    with user_error(told):
+    config = user_module("failing_task", code, folders={}, mixture="failing")
+    with user_error(message):
         next(pipeline.train_iterator(config, "vlm"))
 
 
@@ -165,50 +152,53 @@ def test_pairs_of_another_tokenizer_are_refused(both, write_folder):
             read(both, "vlm", tokenizer_fingerprint="tok-z")
 
 
-def test_unfit_configs(both, write_folder, tmp_path):
-    def start(model_name="vlm", **changes):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rates": {}, "mixture": "reel"},
+            "--config.data.mixture: no task or mixture 'reel'; did you mean 'real'",
+        ),
+        ({"split": "tran"}, "no split 'tran'; did you mean 'train'"),
+        ({"mixture": "", "rates": {}}, "data.mixture: none given, with 2 folders"),
+        ({"model_name": "generater"}, "'generater'; did you mean 'generator'"),
+        (
+            {"model_name": "tokenizer"},
+            "task 'real': feature 'image' is missing, the tokenizer needs uint8, rank 3",
+        ),
+        (
+            {"mixture": "real", "rates": {}, "batch_size": 64, "num_epochs": 1},
+            "--config.data.mixture=real: fewer examples than the 64 of one batch",
+        ),
+        ({"folders": {"real": "/nowhere"}}, "--config.data.folders.real=.*: no manifest.json"),
+        ({"folders": {"real": ""}}, "--config.data.folders.real: no folder of pairs given"),
+        ({"text_length": 2}, "example '.*-0.*text_length=2 is too short"),
+    ],
+)
+def test_unfit_configs(both, changes, message):
+    changes = {"model_name": "vlm", **changes}
+    model_name = changes.pop("model_name")
+    with user_error(message):
         next(pipeline.train_iterator(dataclasses.replace(both, **changes), model_name))
 
-    start()
-    with user_error("'bohth'.*did you mean 'both'"):
-        start(rates={}, mixture="bohth")
-    with user_error("no split 'tran'; did you mean 'train'"):
-        start(split="tran")
-    with user_error("data.mixture: none given, with 2 folders"):
-        start(mixture="", rates={})
-    with user_error("'generater'.*did you mean 'generator'"):
-        start("generater")
-    with user_error("task 'real': feature 'image' is missing, the tokenizer needs uint8, rank 3"):
-        start("tokenizer")
-    with user_error("fewer examples than the 64 of one batch"):
-        start(mixture="real", rates={}, batch_size=64, num_epochs=1)
-    with user_error("no pairs, the source is empty"):
-        write_folder("real", 0, name="empty")
-    (tmp_path / "empty.tfrecord").touch()
-    seqio.TaskRegistry.add(
-        "nothing",
-        source=seqio.FileDataSource(
-            tf.data.TFRecordDataset, {"train": str(tmp_path / "empty.tfrecord")}
-        ),
-        preprocessors=[functools.partial(preprocessors.decode_pairs, prompt="")],
-        output_features=tasks.pair_features("scenes"),
-    )
+
+def test_unfit_tasks(both, write_folder, user_module, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.tfrecord").touch()
+    config = user_module("nothing_task", "add('nothing', 'empty')", mixture="nothing")
     with user_error("task 'nothing': no examples in split 'train'"):
-        start(mixture="nothing", rates={})
+        pipeline.train_iterator(config, "vlm")
     wide = write_folder("synthetic", 5, name="wide", num_image_tokens=9)
+    config = dataclasses.replace(both, folders={**both.folders, "synthetic": wide})
     with user_error("task 'synthetic': image_tokens of length 9, the tasks before it have 4"):
-        start(folders={**both.folders, "synthetic": wide})
-    with user_error("--config.data.folders.*=.*: no manifest.json"):
-        start(folders={"real": "/nowhere"})
-    with user_error("--config.data.folders.real: no folder of pairs given"):
-        start(folders={"real": ""})
+        pipeline.train_iterator(config, "vlm")
+    with user_error("no pairs, the source is empty"):
+        write_folder("real", 0, name="empty pairs")
 
 
-def test_a_caption_without_targets_is_named(both):
-    with user_error("example '.*-0.*text_length=2 is too short"):
-        next(pipeline.train_iterator(dataclasses.replace(both, text_length=2), "vlm"))
+def test_a_caption_without_targets_is_named_in_evaluation(both):
+    config = dataclasses.replace(both, text_length=2, mixture="real", rates={})
     with user_error("example 'real-000'"):
-        config = dataclasses.replace(both, text_length=2, mixture="real", rates={})
         next(pipeline.eval_batches(config, "vlm"))
 
 
@@ -231,18 +221,7 @@ def test_the_config_is_checked():
         config_lib.build(DataConfig, {"source": "sequio"}, "--config.data")
 
 
-def test_fake_batches_need_no_tensorflow():
-    script = """
-import sys, jax, numpy as np
-from synth2_jax.data import pipeline
-spec = {"text_tokens": jax.ShapeDtypeStruct((2, 3), np.int32)}
-config = pipeline.DataConfig(source="fake")
-iterator = pipeline.train_iterator(config, "language_model", batch_spec=spec)
-assert next(iterator)["text_tokens"].shape == (2, 3)
-assert not {"tensorflow", "seqio"} & set(sys.modules)
-"""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+def test_fake_data_needs_shapes_and_has_no_end():
     with user_error("--config.data.source=fake: needs the shapes"):
         pipeline.train_iterator(DataConfig(source="fake"), "vlm")
     with user_error("--config.data.source=fake: has no end"):
@@ -250,7 +229,5 @@ assert not {"tensorflow", "seqio"} & set(sys.modules)
 
 
 def test_no_accelerator_is_taken_from_jax():
-    from synth2_jax.data.tensorflow_cpu import tf
-
     assert tf.config.get_visible_devices("GPU") == []
     assert tf.config.get_visible_devices("TPU") == []

@@ -24,26 +24,20 @@ PAIR = records.Pair("real-0", np.array([0, 65535, 256]), "a größer Kreis", "re
 
 
 def test_pairs_and_manifest_come_back(tmp_path):
-    synthetic = dataclasses.replace(PAIR, key="synthetic-0", source="synthetic")
+    synthetic = dataclasses.replace(PAIR, key="synthetic-0", source="synthetic", prompt="Say:")
     written = pair_writer.write_pairs(tmp_path, [PAIR, synthetic], PROVENANCE, num_shards=2)
-    assert records.read_manifest(tmp_path) == written
+    assert records.read_manifest(tmp_path) == records.verify(tmp_path) == written
     assert written.provenance == PROVENANCE
     assert written.counts == {"real": 1, "synthetic": 1}
-    assert [shard.name for shard in written.shards] == [
-        "pairs-00000-of-00002.tfrecord",
-        "pairs-00001-of-00002.tfrecord",
-    ]
+    names = [f"pairs-0000{n}-of-00002.tfrecord" for n in (0, 1)]
+    assert [shard.name for shard in written.shards] == names
     first, second = records.read_pairs(tmp_path)
     assert first.image_tokens.tolist() == [0, 65535, 256]
     assert (first.key, first.caption, first.source) == ("real-0", "a größer Kreis", "real")
     assert (second.key, second.source) == ("synthetic-0", "synthetic")
-    assert records.verify(tmp_path) == written
-
-
-def test_image_tokens_are_little_endian_uint16_on_disk(tmp_path):
-    pair_writer.write_pairs(tmp_path, [PAIR], PROVENANCE)
-    (shard,) = tmp_path.glob("*.tfrecord")
-    assert b"\x00\x00\xff\xff\x00\x01" in shard.read_bytes()
+    assert (first.prompt, second.prompt) == ("", "Say:")
+    # As little-endian uint16.
+    assert b"\x00\x00\xff\xff\x00\x01" in (tmp_path / names[0]).read_bytes()
 
 
 def test_a_flipped_byte_is_named_by_verify(tmp_path):
@@ -64,11 +58,6 @@ def test_lists_in_a_manifest_stay_lists(tmp_path):
     provenance = dataclasses.replace(PROVENANCE, captions=captions)
     written = pair_writer.write_pairs(tmp_path, [PAIR], provenance)
     assert records.read_manifest(tmp_path) == written
-
-
-def test_codebooks_fit_uint16():
-    with raises_line("65537", "uint16"):
-        records.Provenance("tok-a", num_image_tokens=3, codebook_size=65537)
 
 
 def test_unfit_folders(tmp_path):
@@ -94,11 +83,6 @@ def test_unfit_folders(tmp_path):
             records.read_manifest(folder)
 
 
-def pairs_in_two_shards(folder):
-    pairs = [dataclasses.replace(PAIR, key=f"real-{number}") for number in range(4)]
-    return pair_writer.write_pairs(folder, pairs, PROVENANCE, num_shards=2)
-
-
 @pytest.mark.parametrize(
     "path, value, message",
     [
@@ -119,7 +103,8 @@ def pairs_in_two_shards(folder):
     ],
 )
 def test_a_manifest_is_checked_value_by_value(tmp_path, path, value, message):
-    pairs_in_two_shards(tmp_path)
+    pairs = [dataclasses.replace(PAIR, key=f"real-{number}") for number in range(4)]
+    pair_writer.write_pairs(tmp_path, pairs, PROVENANCE, num_shards=2)
     manifest = tmp_path / "manifest.json"
     values = place = json.loads(manifest.read_text())
     for key in path[:-1]:
@@ -153,36 +138,30 @@ assert not {{"tensorflow", "seqio"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+# Its checksum is right; TensorFlow would take memory for all of it, and end the process.
+HUGE = bytes.fromhex("000000000000001000000000")[:8]
+HUGE += tfrecord_lengths._masked_crc(HUGE).to_bytes(4, "little") + bytes(100)
+
+
 @pytest.mark.parametrize(
-    "contents",
+    "contents, message",
     [
-        b"not an Example",
-        b"",  # an Example without features
-        b"\n\x13\n\x11\n\x03key\x12\n\n\x08\n\x06\xff\xff\xff\xff\xff\xff",
+        (b"not an Example", "write it again"),
+        (b"", "write it again"),  # an Example without features
+        (b"\n\x13\n\x11\n\x03key\x12\n\n\x08\n\x06\xff\xff\xff\xff\xff\xff", "write it again"),
+        (HUGE, "1,152,921,504,606,846,976 bytes"),
     ],
 )
-def test_records_that_are_no_pairs_are_one_line(tmp_path, contents):
+def test_records_that_are_no_pairs_are_one_line(tmp_path, contents, message):
     from synth2_jax.data.tensorflow_cpu import tf
 
-    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as file:
+    path = tmp_path / "a.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as file:
         file.write(contents)
-    with raises_line("a.tfrecord is damaged", "write it again"):
-        list(records.read_shard(tmp_path / "a.tfrecord"))
-
-
-def test_a_record_longer_than_its_shard_is_not_read(tmp_path):
-    """Its checksum is right; TensorFlow would take memory for all of it, and end the process."""
-    huge = bytes.fromhex("000000000000001000000000")
-    checksum = tfrecord_lengths._masked_crc(huge[:8]).to_bytes(4, "little")
-    (tmp_path / "a.tfrecord").write_bytes(huge[:8] + checksum + bytes(100))
-    with raises_line("a.tfrecord is damaged", "1,152,921,504,606,846,976 bytes"):
-        list(records.read_shard(tmp_path / "a.tfrecord"))
-
-
-def test_a_pair_may_have_a_prompt_of_its_own(tmp_path):
-    asked = dataclasses.replace(PAIR, prompt="Question: what is red? Answer:")
-    pair_writer.write_pairs(tmp_path, [asked, dataclasses.replace(PAIR, key="real-1")], PROVENANCE)
-    assert [pair.prompt for pair in records.read_pairs(tmp_path)] == [asked.prompt, ""]
+    if contents == HUGE:
+        path.write_bytes(HUGE)
+    with raises_line("a.tfrecord is damaged", message):
+        list(records.read_shard(path))
 
 
 def test_a_manifest_without_the_later_fields_opens(tmp_path):
@@ -204,5 +183,6 @@ def test_a_folder_may_hold_images_in_place_of_tokens(tmp_path):
     assert list(records.read_pairs(tmp_path)) == [pair]
     with raises_line("found images", "tok-a", "without --on-the-fly"):
         records.check_tokenizer(manifest, "tok-a", tmp_path)
-    with raises_line("codebook of 0"):
-        records.Provenance("", 0, 0)
+    for size, parts in ((0, ["codebook of 0"]), (65537, ["65537", "uint16"])):
+        with raises_line(*parts):
+            records.Provenance("tok-a", num_image_tokens=3, codebook_size=size)

@@ -5,7 +5,6 @@ Legend: t text tokens of a caption, T of a batch, E text width.
 
 import dataclasses
 import itertools
-import json
 import pathlib
 
 import ml_dtypes
@@ -13,9 +12,12 @@ import numpy as np
 import pytest
 
 from synth2_jax.data import pair_writer, pipeline, records, views
+from synth2_jax.data.images import encode_png
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.sharding import DataLayout
+from synth2_jax.sharding import ALL_ROWS
+from synth2_jax.testing.batches import layouts
 from synth2_jax.testing.user_errors import raises_line
+from synth2_jax.text.vocabulary import vocabulary_path
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -36,20 +38,13 @@ def provenance(text_encoder):
 
 
 @pytest.fixture
-def both(write_folder, text_encoder):
+def both(both, write_folder, text_encoder):
     """Encoded pairs of two folders."""
     folders = {
-        source: write_folder(source, 30, text_encoder=text_encoder())
+        source: write_folder(source, 30, name=f"encoded {source}", text_encoder=text_encoder())
         for source in ("real", "synthetic")
     }
-    return DataConfig(
-        mixture="both",
-        folders=folders,
-        rates={"real": 1.0, "synthetic": 1.0},
-        batch_size=8,
-        text_length=24,
-        shuffle_buffer=16,
-    )
+    return dataclasses.replace(both, folders=folders, rates={"real": 1.0, "synthetic": 1.0})
 
 
 # --- records ---
@@ -64,59 +59,46 @@ def test_features_come_back_when_asked_for(tmp_path, provenance):
     np.testing.assert_array_equal(found.text_features, PAIR.text_features)
     (found,) = records.read_pairs(tmp_path)
     assert found.text_features is None and found.caption == PAIR.caption
-
-
-def test_features_are_little_endian_bfloat16_on_disk(tmp_path, provenance):
-    pair_writer.write_pairs(tmp_path, [PAIR], provenance)
     (shard,) = tmp_path.glob("*.tfrecord")
-    # The upper halves of the float32s 1, -2, 0.5 and 3.
+    # Little-endian: the upper halves of the float32s 1, -2, 0.5 and 3.
     assert b"\x80\x3f\x00\xc0\x00\x3f\x40\x40" in shard.read_bytes()
 
 
-def test_a_folder_without_features_says_nothing_of_them(tmp_path):
-    provenance = records.Provenance("tok-a", 2, 8)
-    pair = dataclasses.replace(PAIR, text_features=None)
-    pair_writer.write_pairs(tmp_path, [pair], provenance)
-    (shard,) = tmp_path.glob("*.tfrecord")
-    assert "text_encoder" not in json.loads((tmp_path / "manifest.json").read_text())
-    assert b"text_features" not in shard.read_bytes()
-    (found,) = records.read_pairs(tmp_path, text_features=True)
-    assert found.text_features is None
-
-
-def test_manifests_are_as_they_were_before_there_were_features(tmp_path):
-    """Byte by byte, hashes of the work and the shards included: what was begun before goes on."""
+def test_folders_are_as_they_were_before_there_were_features(tmp_path):
+    """Byte by byte, hashes of the work and the shards included: a run begun before resumes."""
     provenance = records.Provenance("tok-a", 2, 8, captions={"source": "file"})
     pair_writer.write_pairs(tmp_path, [dataclasses.replace(PAIR, text_features=None)], provenance)
     found = records.sha256_of(tmp_path / "manifest.json")
     assert found == "0857f8311cd347c9200c840c8ed50f558bf66e9f2aa4e5a79b53a7ee48ac588b"
+    (pair,) = records.read_pairs(tmp_path, text_features=True)
+    assert pair.text_features is None
 
 
 @pytest.mark.parametrize(
     "features, parts",
     [
-        (None, ["'real-0'", "expected bfloat16 of shape (t, 2)"]),
-        (np.zeros((2, 2), np.float32), ["'real-0'", "float32", "expected bfloat16"]),
-        (np.zeros((2, 3), BF16), ["'real-0'", "(2, 3)", "shape (t, 2)"]),
-        (np.zeros((5, 2), BF16), ["'real-0'", "5 tokens, expected 1 to 4"]),
-        (np.zeros((0, 2), BF16), ["'real-0'", "0 tokens, expected 1 to 4"]),
-        (np.array([[1, np.nan]], BF16), ["'real-0'", "not finite"]),
-        (np.array([[1, -np.inf]], BF16), ["'real-0'", "not finite"]),
+        (None, ["expected bfloat16 of shape (t, 2)"]),
+        (np.zeros((2, 2), np.float32), ["float32", "expected bfloat16"]),
+        (np.zeros((2, 3), BF16), ["(2, 3)", "shape (t, 2)"]),
+        (np.zeros((5, 2), BF16), ["5 tokens, expected 1 to 4"]),
+        (np.zeros((0, 2), BF16), ["0 tokens, expected 1 to 4"]),
+        (np.array([[1, np.nan]], BF16), ["not finite"]),
+        (np.array([[1, -np.inf]], BF16), ["not finite"]),
     ],
 )
 def test_unfit_features_are_refused_by_key(tmp_path, provenance, features, parts):
-    with raises_line(*parts):
+    with raises_line("'real-0'", *parts):
         pair = dataclasses.replace(PAIR, text_features=features)
         pair_writer.write_pairs(tmp_path, [pair], provenance)
 
 
-@pytest.mark.parametrize("begun, resumed", [("encoded", "plain"), ("plain", "encoded")])
-def test_encoded_pairs_and_plain_ones_share_no_folder(tmp_path, provenance, begun, resumed):
-    plain = dataclasses.replace(provenance, text_encoder=None)
-    of = {"encoded": provenance, "plain": plain}
-    pair_writer.PairWriter(tmp_path, of[begun], num_shards=2).write_shard(0, [PAIR])
+@pytest.mark.parametrize("encoded_first", [False, True])
+def test_encoded_pairs_and_plain_ones_share_no_folder(tmp_path, provenance, encoded_first):
+    both = [dataclasses.replace(provenance, text_encoder=None), provenance]
+    first, second = both[::-1] if encoded_first else both
+    pair_writer.PairWriter(tmp_path, first, num_shards=2).write_shard(0, [PAIR])
     with raises_line("found pairs of text_encoder", "delete the folder or choose another"):
-        pair_writer.PairWriter(tmp_path, of[resumed], num_shards=2)
+        pair_writer.PairWriter(tmp_path, second, num_shards=2)
 
 
 # --- batches ---
@@ -147,8 +129,7 @@ def test_batches_hold_the_features_of_their_own_captions(both):
 def test_a_restored_position_goes_on_exactly_on_any_number_of_processes(both):
     encoder = pipeline.stored_text_encoder(both)
 
-    def iterator(index=0, count=1):
-        layout = DataLayout((index,), count, index, count)
+    def iterator(layout=ALL_ROWS):
         return pipeline.train_iterator(both, "generator", text_encoder=encoder, layout=layout)
 
     straight = iterator()
@@ -158,7 +139,7 @@ def test_a_restored_position_goes_on_exactly_on_any_number_of_processes(both):
     resumed = iterator()
     resumed.set_state(state)
     np.testing.assert_array_equal([next(resumed)["text_features"] for _ in range(8)], expected)
-    halves = [iterator(index, 2) for index in (0, 1)]
+    halves = [iterator(layout) for layout in layouts(2)]
     for half in halves:
         half.restart(state, 1)
     together = [np.concatenate([next(half)["text_features"] for half in halves]) for _ in range(3)]
@@ -173,20 +154,20 @@ def test_models_that_are_not_told_of_features_do_not_parse_them(both):
         assert "text_features" not in task.output_features
 
 
-def test_features_of_pairs_that_hold_images(tmp_path, text_encoder):
-    from synth2_jax.data.images import encode_png
+def of_one_folder(folder, pairs, provenance):
+    """Writes pairs; returns a config that reads them, and what encoded them."""
+    pair_writer.write_pairs(folder, pairs, provenance)
+    config = DataConfig(folders={"real": str(folder)}, batch_size=1, text_length=24)
+    return config, pipeline.stored_text_encoder(config)
 
-    encoder = text_encoder(width=2)
+
+def test_features_of_pairs_that_hold_images(tmp_path, text_encoder):
     tokens = 4  # of the caption, with its end
     features = np.arange(2 * tokens, dtype=np.float32).reshape(tokens, 2).astype(BF16)
-    image = np.full((8, 8, 3), 7, np.uint8)
-    pair = dataclasses.replace(
-        PAIR, image_tokens=None, image=encode_png(image), text_features=features
-    )
-    provenance = records.Provenance("", 0, 0, image_size=8, text_encoder=encoder)
-    pair_writer.write_pairs(tmp_path, [pair], provenance)
-    config = DataConfig(folders={"real": str(tmp_path)}, batch_size=1, text_length=24)
-    encoder = pipeline.stored_text_encoder(config)
+    image = encode_png(np.full((8, 8, 3), 7, np.uint8))
+    pair = dataclasses.replace(PAIR, image_tokens=None, image=image, text_features=features)
+    provenance = records.Provenance("", 0, 0, image_size=8, text_encoder=text_encoder(width=2))
+    config, encoder = of_one_folder(tmp_path, [pair], provenance)
     batch = next(pipeline.train_iterator(config, "generator", text_encoder=encoder))
     assert (batch["image"] == 7).all()
     np.testing.assert_array_equal(batch["text_features"][0, :tokens], features)
@@ -210,17 +191,16 @@ def test_a_view_keeps_a_captions_features_when_it_lends_an_image(
 
 def test_features_of_another_length_than_their_caption_are_named(tmp_path, text_encoder):
     provenance = records.Provenance("tok-a", 2, 8, text_encoder=text_encoder(width=2))
-    pair_writer.write_pairs(tmp_path, [PAIR], provenance)  # two tokens, of "a red circle" and end
-    config = DataConfig(folders={"real": str(tmp_path)}, batch_size=1, text_length=24)
-    encoder = pipeline.stored_text_encoder(config)
-    with raises_line("task 'real'", "another length than their caption", "real-0"):
+    # Two tokens, of "a red circle" and end.
+    config, encoder = of_one_folder(tmp_path, [PAIR], provenance)
+    with raises_line("--config.data.mixture=real: ", "another length than their caption", "real-0"):
         next(pipeline.train_iterator(config, "generator", text_encoder=encoder))
 
 
 # --- what encoded them ---
 
 
-def test_what_encoded_them_is_told(both, text_encoder):
+def test_the_encoder_of_the_folders_is_found(both, text_encoder):
     expected = text_encoder()
     del expected["pairs"]  # the folders differ in it
     assert pipeline.stored_text_encoder(both) == expected
@@ -268,18 +248,13 @@ def test_text_must_be_as_it_was_encoded(both, tmp_path):
     with raises_line("--config.data.text_length: found 30, expected 24", both.folders["real"]):
         pipeline.stored_text_encoder(dataclasses.replace(both, text_length=30))
     copy = tmp_path / "other.model"
-    from synth2_jax.text.vocabulary import vocabulary_path
-
     copy.write_bytes(pathlib.Path(vocabulary_path("scenes")).read_bytes())
     renamed = dataclasses.replace(both, vocabulary=str(copy))  # the file's contents count
-    assert pipeline.stored_text_encoder(renamed) == pipeline.stored_text_encoder(both)
+    encoder = pipeline.stored_text_encoder(renamed)
+    assert encoder == pipeline.stored_text_encoder(both)
     copy.write_bytes(b"another")
     with raises_line("--config.data.vocabulary: found", str(copy), "were encoded"):
         pipeline.stored_text_encoder(renamed)
-
-
-def test_a_position_without_features_is_not_one_with_them(both):
-    encoder = pipeline.stored_text_encoder(both)
     state = pipeline.train_iterator(both, "generator").get_state()
     with raises_line("saved with text_encoder None", "enc-a"):
         pipeline.train_iterator(both, "generator", text_encoder=encoder).set_state(state)

@@ -8,34 +8,24 @@ import pytest
 
 from synth2_jax.data import pipeline, records
 from synth2_jax.data.pipeline import DataConfig
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.testing.batches import assert_same, layouts, take
 from synth2_jax.testing.user_errors import user_error
 from synth2_jax.text.vocabulary import load_vocabulary
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
+TEXT = {"text_tokens": ((8, 24), "int32")}
+IMAGE = {"image_tokens": ((8, 4), "int32")}
+MASK = ((8, 24), "bool")
+
 
 @pytest.mark.parametrize(
     ("model_name", "expected"),
     [
-        (
-            "vlm",
-            {
-                "image_tokens": ((8, 4), "int32"),
-                "text_tokens": ((8, 24), "int32"),
-                "loss_mask": ((8, 24), "bool"),
-                "is_synthetic": ((8,), "bool"),
-            },
-        ),
-        (
-            "generator",
-            {
-                "image_tokens": ((8, 4), "int32"),
-                "text_tokens": ((8, 24), "int32"),
-                "text_mask": ((8, 24), "bool"),
-            },
-        ),
-        ("language_model", {"text_tokens": ((8, 24), "int32"), "loss_mask": ((8, 24), "bool")}),
+        ("vlm", {**IMAGE, **TEXT, "loss_mask": MASK, "is_synthetic": ((8,), "bool")}),
+        ("generator", {**IMAGE, **TEXT, "text_mask": MASK}),
+        ("language_model", {**TEXT, "loss_mask": MASK}),
     ],
 )
 def test_batches_are_as_the_models_take_them(both, model_name, expected):
@@ -44,15 +34,11 @@ def test_batches_are_as_the_models_take_them(both, model_name, expected):
 
 
 def test_scenes_images(monkeypatch):
-    from synth2_jax.domains.scenes import dataset
-
     monkeypatch.setitem(dataset.SPLITS, "images", 5)
     config = DataConfig(mixture="scenes_images", batch_size=4)
-    batch = next(pipeline.train_iterator(config, "tokenizer"))
-    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
-        "image": ((4, 32, 32, 3), np.float32)
-    }
-    assert -1 <= batch["image"].min() < 0 < batch["image"].max() <= 1
+    ((name, images),) = next(pipeline.train_iterator(config, "tokenizer")).items()
+    assert (name, images.shape, images.dtype) == ("image", (4, 32, 32, 3), np.float32)
+    assert -1 <= images.min() < 0 < images.max() <= 1
 
 
 def test_the_seed_alone_decides_the_batches(both):
@@ -63,40 +49,38 @@ def test_the_seed_alone_decides_the_batches(both):
         assert_same(first[:3], other)
 
 
-def test_sources_are_counted_and_follow_the_rates(both):
-    iterator = pipeline.train_iterator(both, "vlm")
-    flags = np.concatenate([batch["is_synthetic"] for batch in take(iterator, 250)])
-    counts = collections.Counter("synthetic" if flag else "real" for flag in flags)
-    assert iterator.source_counts == counts
-    spread = (0.75 * 0.25 / flags.size) ** 0.5
-    assert abs(flags.mean() - 0.75) < 4 * spread
-
-
-def test_the_examples_of_the_last_batch_are_known(both):
-    iterator = pipeline.train_iterator(both, "vlm")
-    for batch in take(iterator, 3):
-        flags = batch["is_synthetic"].tolist()
-    assert [key.startswith("synthetic") for key in iterator.last_keys] == flags
-
-
-def test_images_keep_their_captions(both):
-    """Shuffling and mixing move whole examples."""
+def test_images_keep_their_captions_and_sources_follow_the_rates(both):
+    """Shuffling and mixing move whole examples; they are counted by source."""
     known = {
-        tuple(pair.image_tokens.tolist()): (pair.caption, pair.source)
+        tuple(pair.image_tokens.tolist()): pair
         for folder in both.folders.values()
         for pair in records.read_pairs(folder)
     }
     vocabulary = load_vocabulary("scenes")
-    for batch in take(pipeline.train_iterator(both, "vlm"), 20):
-        for i, tokens in enumerate(batch["image_tokens"].tolist()):
-            caption, source = known[tuple(tokens)]
-            kept = batch["text_tokens"][i][batch["loss_mask"][i]]
-            assert vocabulary.decode(kept) == caption
-            assert batch["is_synthetic"][i] == (source == "synthetic")
+    iterator = pipeline.train_iterator(both, "vlm")
+    examples, tokens = collections.Counter(), collections.Counter()
+    for batch in take(iterator, 250):
+        rows = (batch[name] for name in ("image_tokens", "text_tokens", "loss_mask"))
+        flags = batch["is_synthetic"].tolist()
+        for image_N, text_T, mask_T, flag in zip(*rows, flags, strict=True):
+            pair = known[tuple(image_N.tolist())]
+            assert vocabulary.decode(text_T[mask_T]) == pair.caption
+            assert flag == (pair.source == "synthetic")
+            examples[pair.source] += 1
+            tokens[pair.source] += int(mask_T.sum())
+    assert [key.startswith("synthetic") for key in iterator.last_keys] == flags  # of the last batch
+    share = examples["synthetic"] / examples.total()
+    assert abs(share - 0.75) < 4 * (0.75 * 0.25 / examples.total()) ** 0.5
+    assert (iterator.source_counts, iterator.source_tokens) == (examples, tokens)
+    assert iterator.totals["data/real_tokens"] == tokens["real"]
+    assert iterator.totals["data/real_examples"] == examples["real"]
+    resumed = pipeline.train_iterator(both, "vlm")
+    resumed.set_state(iterator.get_state())
+    assert resumed.totals == iterator.totals
 
 
 def processes(config, count):
-    """The iterators of so many processes."""
+    """The iterators of `count` processes."""
     return [pipeline.train_iterator(config, "vlm", layout=layout) for layout in layouts(count)]
 
 
@@ -104,6 +88,13 @@ def together(iterators, count):
     """Batches put together from the rows of all processes."""
     parts = zip(*(take(iterator, count) for iterator in iterators), strict=True)
     return [{name: np.concatenate([p[name] for p in rows]) for name in rows[0]} for rows in parts]
+
+
+def restored(config, count, states):
+    parts = processes(config, count)
+    for part, state in zip(parts, states, strict=True):
+        part.set_state(state)
+    return parts
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
@@ -124,11 +115,8 @@ def test_after_a_change_of_processes_the_data_goes_on_exactly(both):
     assert_same(together(four, 3), take(alone, 3))
     # And again, from a position that was itself restarted.
     states = [part.get_state() for part in four]
-    again = processes(both, 4)
-    for part, state in zip(again, states, strict=True):
-        part.set_state(state)
     expected = take(alone, 3)
-    assert_same(together(again, 3), expected)
+    assert_same(together(restored(both, 4, states), 3), expected)
     two = processes(both, 2)
     for part in two:
         part.restart(states[0], 8)
@@ -138,22 +126,20 @@ def test_after_a_change_of_processes_the_data_goes_on_exactly(both):
 @pytest.mark.slow
 def test_no_example_of_an_epoch_is_lost_or_seen_twice_when_processes_change(both):
     config = dataclasses.replace(both, mixture="synthetic", rates={}, num_epochs=1, batch_size=6)
+    parts, found = processes(config, 2), []
 
-    def keys(parts, count):
-        found = []
+    def read(count):
         for _ in range(count):
             for part in parts:
                 next(part)
-                found += part.last_keys
-        return found
+                found.extend(part.last_keys)
 
-    parts, found = processes(config, 2), []
     for step, count in ((3, 3), (5, 1), (7, 6)):
-        found += keys(parts, step - len(found) // 6)
+        read(step - len(found) // 6)
         state, parts = parts[0].get_state(), processes(config, count)
         for part in parts:
             part.restart(state, step)
-    found += keys(parts, 1)
+    read(1)
     for part in parts:  # all of them end together
         assert list(part) == []
     assert len(found) == 48 and len(set(found)) == 48  # two of 50 are no batch of 6
@@ -176,35 +162,14 @@ def test_rates_follow_a_schedule(both):
     two = processes(config, 2)
     assert_same(together(two, 20), expected[:20])
     states = [part.get_state() for part in two]
-    again = processes(config, 2)
-    for part, state in zip(again, states, strict=True):
-        part.set_state(state)
-    assert_same(together(again, 20), expected[20:])
-
-
-def test_text_tokens_are_counted_by_source(both):
-    iterator = pipeline.train_iterator(both, "vlm")
-    expected = collections.Counter()
-    for batch in take(iterator, 4):
-        for row, synthetic in zip(batch["loss_mask"], batch["is_synthetic"], strict=True):
-            expected["synthetic" if synthetic else "real"] += int(row.sum())
-    assert iterator.source_tokens == dict(expected)
-    assert iterator.totals["data/real_tokens"] == expected["real"]
-    assert iterator.totals["data/real_examples"] == iterator.source_counts["real"]
-    resumed = pipeline.train_iterator(both, "vlm")
-    resumed.set_state(iterator.get_state())
-    assert resumed.totals == iterator.totals
+    assert_same(together(restored(config, 2, states), 20), expected[20:])
 
 
 def test_tokens_beyond_the_models_are_named(both):
-    good = pipeline.train_iterator(both, "vlm", limits={"image_tokens": 512})
-    take(good, 10)
-    small = pipeline.train_iterator(both, "vlm", limits={"image_tokens": 300})
-    message = "example '(real|synthetic)-0.*: found image_tokens .*expected 0 to 299"
-    with user_error(message):
-        take(small, 10)
-    with user_error(message):
-        list(pipeline.eval_batches(both, "vlm", limits={"image_tokens": 300}))
+    take(pipeline.train_iterator(both, "vlm", limits={"image_tokens": 512}), 10)
+    for read in (pipeline.train_iterator, pipeline.eval_batches):
+        with user_error("example '(real|synthetic)-0.*: found image_tokens .*expected 0 to 299"):
+            take(read(both, "vlm", limits={"image_tokens": 300}), 10)
 
 
 @pytest.mark.slow
@@ -213,21 +178,16 @@ def test_shards_of_their_own_start_anew_after_a_change_of_processes(both):
     both = dataclasses.replace(both, deal="shards")
     alone = pipeline.train_iterator(both, "vlm")
     first = take(alone, 5)
-
-    def of_two(index):
-        return pipeline.train_iterator(both, "vlm", layout=layouts(2)[index])
-
-    halves = [of_two(index) for index in (0, 1)]
+    halves = processes(both, 2)
     for half in halves:
         assert "a new order of the data starts here" in half.restart(alone.get_state(), 5)
         assert half.source_counts == alone.source_counts
     rows = [batch["image_tokens"] for half in halves for batch in take(half, 1)]
     assert [len(part) for part in rows] == [len(first[0]["image_tokens"]) // 2] * 2
-    fresh = take(of_two(0), 1)[0]["image_tokens"]
+    fresh = take(processes(both, 2)[0], 1)[0]["image_tokens"]
     assert not np.array_equal(rows[0], fresh)  # another order than the run began with
-
     state, expected = halves[0].get_state(), take(halves[0], 20)
-    again = of_two(0)
+    again = processes(both, 2)[0]
     again.set_state(state)
     assert_same(take(again, 20), expected)
 
@@ -240,16 +200,9 @@ def test_processes_read_disjoint_parts(both, order):
     config = dataclasses.replace(both, mixture="real", rates={}, batch_size=6, **order)
     for count in (2, 3):
         parts = [
-            {
-                tuple(tokens)
-                for batch in take(
-                    pipeline.train_iterator(config, "vlm", layout=layouts(count)[index]),
-                    4,
-                )
-                for tokens in batch["image_tokens"].tolist()
-            }
-            for index in range(count)
+            {tuple(row) for batch in take(part, 4) for row in batch["image_tokens"].tolist()}
+            for part in processes(config, count)
         ]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 24
     with user_error("batch_size: found 6.*multiple of the 4 parts"):
-        pipeline.train_iterator(config, "vlm", layout=layouts(4)[0])
+        processes(config, 4)

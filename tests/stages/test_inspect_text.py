@@ -6,6 +6,7 @@ import pytest
 
 from synth2_jax import main
 from synth2_jax.data import pair_writer, records, views
+from synth2_jax.data.skipped import Skipped
 from synth2_jax.files import write_json, write_json_lines
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
@@ -21,7 +22,7 @@ def pairs(folder):
     pair = records.Pair(f"real-{HOSTILE}-0", [1, 2, 3], f"a {HOSTILE}", "real")
     provenance = records.Provenance(HOSTILE, 3, 8, captions={"source": HOSTILE})
     writer = pair_writer.PairWriter(folder, provenance, num_shards=1)
-    writer.write_shard(0, [pair, records.Skipped(HOSTILE, "corrupt image", HOSTILE)])
+    writer.write_shard(0, [pair, Skipped(HOSTILE, "corrupt image", HOSTILE)])
     return writer.finish()
 
 

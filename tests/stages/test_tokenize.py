@@ -93,7 +93,9 @@ def test_a_missing_shard_is_made_again(chain, tmp_path):
 
 def test_mistakes(chain, mistake, tmp_path):
     line = mistake(chain.tokenization(tmp_path, splits="rael"))
-    assert line.startswith("Scenes split: unknown 'rael'; did you mean 'real'? one of: images")
+    assert line.startswith(
+        "--config.splits: Scenes has no split 'rael'; did you mean 'real'? one of: images"
+    )
     line = mistake(chain.tokenization(tmp_path, tokenizer=""))
     assert line == "--config.tokenizer: no path given, expected the workdir of a training run"
     line = mistake(chain.tokenization(chain.path("pairs"), num_shards=3))

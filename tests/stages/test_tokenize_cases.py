@@ -15,7 +15,7 @@ from PIL import Image
 
 from synth2_jax import main
 from synth2_jax.data import records
-from synth2_jax.data.rejected import reasons
+from synth2_jax.data.skipped import reasons
 from synth2_jax.data.sources.source import ImageText
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages import tokenize

@@ -171,10 +171,10 @@ def test_pairs_of_another_tokenizer_are_refused_by_both_names(chain, mistake, tm
     [
         (
             {"data__mixture": "scenes_txt"},
-            "mixture 'scenes_txt': no task or mixture of this name; did you mean 'scenes_text'?",
+            "--config.data.mixture: no task or mixture 'scenes_txt'; did you mean 'scenes_text'?",
         ),
-        ({"data__split": "trian"}, "no split 'trian'; did you mean 'train'? one of: train"),
-        ({"data__modules": "no_such_tasks"}, "module 'no_such_tasks': not found"),
+        ({"data__split": "trian"}, "--config.data.split: task 'scenes_text' has no split 'trian'"),
+        ({"data__modules": "no_such_tasks"}, "--config.data.modules: module 'no_such_tasks': not"),
         (
             {"model__language_model__dtype": "bfloat61"},
             "unknown dtype 'bfloat61'; did you mean 'bfloat16'? one of: bfloat16, float32",

@@ -12,8 +12,8 @@ or question is missing, is skipped and counted; ids may be numbers in one list a
 """
 
 import collections
+import contextlib
 import csv
-import dataclasses
 import functools
 import itertools
 import json
@@ -23,34 +23,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from synth2_jax.data.caption_text import clean_caption
-from synth2_jax.data.records import Skipped
-from synth2_jax.data.rejected import Rejected
+from synth2_jax.data.records import sha256_of
+from synth2_jax.data.skipped import SkipError, Skipped
+from synth2_jax.data.sources.file_names import inside
 from synth2_jax.data.sources.source import (
     Counted,
+    DataSource,
     ImageText,
-    ListSource,
     SourceConfig,
-    describe_annotations,
-    inside,
+    Wanted,
+    check_split,
+    from_list,
     looked_for,
 )
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import UserError
 
 QUESTION_PROMPT = "Question: {question} Answer:"  # Flamingo, appendix C (arXiv 2204.14198)
 _BYTE_ORDER_MARK = "\ufeff".encode()
 
 
-def open_coco(
-    config: SourceConfig, split: str, num_shards: int, max_images: int | None
-) -> ListSource:
+def open_coco(config: SourceConfig, wanted: Wanted) -> DataSource:
     """COCO captions: {"images": [{id, file_name}], "annotations": [{image_id, caption}]}."""
-    del split
-    folder, path = _folder(config, "coco"), _file(config.path, "coco")
-    values = _read(path, "coco", "images", "annotations")
-    num_found = len(values["images"]) + len(values["annotations"])
-    description = describe_annotations(config.format, [path])
-    examples = _coco_examples(values["images"], values["annotations"], folder)
-    return ListSource(examples, num_found, description, num_shards, max_images)
+    folder, path = _folder(config), _file(config)
+    images, annotations = _lists(config, path, "images", "annotations")
+    examples = _coco_examples(images, annotations, folder)
+    num_found = len(images) + len(annotations)
+    return from_list(examples, num_found, _describe(config, path), wanted)
 
 
 open_nocaps = open_coco  # the same file format, with a domain for each image
@@ -64,18 +62,17 @@ def _coco_examples(
     for number, row in enumerate(annotations):
         try:
             captions[_id(row, "image_id")].append(row.get("caption", row))
-        except Rejected as error:
-            unusable.append(_skipped(f"annotations/{number}", error))
+        except SkipError as error:
+            unusable.append((1, error.at(f"annotations/{number}")))
     seen = set()
     for number, row in enumerate(images):
         try:
             image_id, name = _id(row, "id"), _value(row, "file_name")
-        except Rejected as error:
-            yield _skipped(f"images/{number}", error)
+        except SkipError as error:
+            yield 1, error.at(f"images/{number}")
             continue
         key = f"{row['domain']}/{image_id}" if "domain" in row else image_id
-        texts = captions.pop(image_id, [])
-        if texts:
+        if texts := captions.pop(image_id, []):
             yield 1 + len(texts), _example(key, folder, name, texts)
         elif image_id in seen:
             yield 1, Skipped(key, "duplicate key", f"images/{number}: {name!r:.80}")
@@ -88,53 +85,43 @@ def _coco_examples(
         yield len(texts), Skipped(image_id, "no such image", detail, len(texts))
 
 
-def open_karpathy(
-    config: SourceConfig, split: str, num_shards: int, max_images: int | None
-) -> ListSource:
+def open_karpathy(config: SourceConfig, wanted: Wanted) -> DataSource:
     """{"images": [{"filename", "split", "sentences": [{"raw"}]}]}; "filepath" is a folder."""
-    folder, path = _folder(config, "karpathy"), _file(config.path, "karpathy")
-    rows = _read(path, "karpathy", "images")["images"]
+    folder, path = _folder(config), _file(config)
+    (rows,) = _lists(config, path, "images")
     splits = [row.get("split") if isinstance(row, dict) else None for row in rows]
-    for part in split.split("+"):
-        if part not in splits:
-            known = {name for name in splits if isinstance(name, str)}
-            raise UserError(f"{path}: no split {part!r}; {nearest(part, known)}")
+    parts = wanted.split.split("+")
+    for part in parts:
+        check_split(part, {name for name in splits if isinstance(name, str)}, str(path))
     # A row without a split is counted in each split.
-    chosen = [
-        number
-        for number, name in enumerate(splits)
-        if not isinstance(name, str) or name in split.split("+")
-    ]
+    chosen = [n for n, name in enumerate(splits) if name in parts or not isinstance(name, str)]
     examples = (_karpathy_example(f"images/{number}", rows[number], folder) for number in chosen)
-    description = {**describe_annotations("karpathy", [path]), "split": split}
-    return ListSource(examples, len(chosen), description, num_shards, max_images)
+    description = _describe(config, path, split=wanted.split)
+    return from_list(examples, len(chosen), description, wanted)
 
 
 def _karpathy_example(where: str, row: Any, folder: pathlib.Path) -> Counted:
     try:
         if not isinstance(part := _value(row, "split"), str):
-            raise Rejected("split not text", f"found {part!r:.40}")
+            raise SkipError("split not text", f"found {part!r:.40}")
         name, sentences = _value(row, "filename"), _value(row, "sentences")
         if not isinstance(sentences, list):
-            raise Rejected("sentences not a list", f"found {sentences!r:.40}")
+            raise SkipError("sentences not a list", f"found {sentences!r:.40}")
         key = _id(row, next((field for field in ("cocoid", "imgid") if field in row), "filename"))
-    except Rejected as error:
-        return _skipped(where, error)
+    except SkipError as error:
+        return 1, error.at(where)
     if isinstance(name, str):
         name = os.path.join(str(row.get("filepath", "")), name)
     captions = [text.get("raw", text) if isinstance(text, dict) else text for text in sentences]
     return 1, _example(key, folder, name, captions)
 
 
-def open_flickr30k(
-    config: SourceConfig, split: str, num_shards: int, max_images: int | None
-) -> ListSource:
+def open_flickr30k(config: SourceConfig, wanted: Wanted) -> DataSource:
     """Lines "NAME.jpg#0<tab>caption"; or, under a headline, "NAME.jpg| 0| caption" or CSV."""
-    del split
-    folder, path = _folder(config, "flickr30k"), _file(config.path, "flickr30k")
+    folder, path = _folder(config), _file(config)
     lines = path.read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    fields = _tab_fields
+    fields = functools.partial(_fields, between=b"\t", num_fields=2)
     if numbered and b"\t" not in (first := numbered[0][1]):
         between, num_fields = (b"|", 3) if b"|" in first else (b",", 2)
         if first.startswith(b"image") and b"." not in first.partition(between)[0]:
@@ -146,143 +133,110 @@ def open_flickr30k(
         try:
             name, caption = fields(line)
             captions.setdefault(name.decode("utf-8", "surrogateescape"), []).append(caption)
-        except Rejected as error:
-            unusable.append(_skipped(f"line {number}", error))
+        except SkipError as error:
+            unusable.append((1, error.at(f"line {number}")))
     images = (
         (len(texts), _example(os.path.splitext(name)[0], folder, name, texts))
         for name, texts in captions.items()
     )
-    description = describe_annotations("flickr30k", [path])
     examples = itertools.chain(images, unusable)
-    return ListSource(examples, len(numbered), description, num_shards, max_images)
-
-
-def _tab_fields(line: bytes) -> tuple[bytes, bytes]:
-    """(name of the image, caption) of "NAME.jpg#0<tab>caption"."""
-    name, _, caption = line.partition(b"\t")
-    return _both(name.rpartition(b"#")[0], caption, line)
+    return from_list(examples, len(numbered), _describe(config, path), wanted)
 
 
 def _fields(line: bytes, between: bytes, num_fields: int) -> tuple[bytes, bytes]:
     """(name of the image, caption), the first and the last field of a line."""
     fields = line.split(between, num_fields - 1)
-    if len(fields) != num_fields or num_fields < 2:
-        raise _not_both(line)
-    caption = fields[-1]
+    name, caption = fields[0], fields[-1] if len(fields) == num_fields > 1 else b""
+    if between == b"\t":
+        name = name.rpartition(b"#")[0]
     if between == b"," and caption.startswith(b'"'):
         text = caption.decode("utf-8", "surrogateescape").rstrip()
         try:
             caption = ",".join(next(csv.reader([text]))).encode("utf-8", "surrogateescape")
         except csv.Error:
-            raise _not_both(line) from None
-    return _both(fields[0], caption, line)
-
-
-def _both(name: bytes, caption: bytes, line: bytes) -> tuple[bytes, bytes]:
+            caption = b""
     if not name.strip() or not caption.strip():
-        raise _not_both(line)
+        raise SkipError("line not an image and a caption", f"{line[:80]!r}")
     return name.strip(), caption
 
 
-def _not_both(line: bytes) -> Rejected:
-    return Rejected("line not an image and a caption", f"{line[:80]!r}")
-
-
-def open_vqa(
-    config: SourceConfig, split: str, num_shards: int, max_images: int | None
-) -> ListSource:
+def open_vqa(config: SourceConfig, wanted: Wanted) -> DataSource:
     """Questions and answers as VQAv2 and OKVQA have them; the question becomes the prompt.
 
     `config.images` is a template with {image_id}.
     """
-    del split
-    questions_path = _file(config.questions, "vqa", "questions")
-    path = _file(config.path, "vqa")
-    questions = _read(questions_path, "vqa", "questions")["questions"]
-    annotations = _read(path, "vqa", "annotations")["annotations"]
-    images = _ImageOfId(config.images)
-    description = describe_annotations("vqa", [questions_path, path])
-    description["answers"] = config.answers
-    return ListSource(
-        _vqa_examples(questions, annotations, images, config.answers == "all"),
-        len(questions) + len(annotations),
-        description,
-        num_shards,
-        max_images,
-    )
+    paths = _file(config, "questions"), _file(config)
+    (questions,) = _lists(config, paths[0], "questions")
+    (annotations,) = _lists(config, paths[1], "annotations")
+    template = os.path.expanduser(config.images)
+    try:
+        same = template.format(image_id=1) == template.format(image_id=2)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        same = True
+    if same:
+        raise UserError(
+            f"--config.source.images: found {config.images!r}, expected a path with {{image_id}}, "
+            "such as images/COCO_val2014_{image_id:012d}.jpg"
+        )
+    examples = _vqa_examples(questions, annotations, template, config.answers == "all")
+    description = _describe(config, *paths, answers=config.answers)
+    num_found = len(questions) + len(annotations)
+    return from_list(examples, num_found, description, wanted)
 
 
 def _vqa_examples(
-    questions: Sequence[Any], annotations: Sequence[Any], images: "_ImageOfId", all_answers: bool
+    questions: Sequence[Any], annotations: Sequence[Any], template: str, all_answers: bool
 ) -> Iterator[Counted]:
-    asked: dict[str, _Question] = {}
+    asked: dict[str, Mapping[str, Any]] = {}
     unusable: list[Counted] = []
     for number, row in enumerate(questions):
         try:
             question_id = _id(row, "question_id")
             if question_id in asked:
-                raise Rejected("duplicate question_id", question_id)
-            asked[question_id] = _question(row)
-        except Rejected as error:
-            unusable.append(_skipped(f"questions/{number}", error))
+                raise SkipError("duplicate question_id", question_id)
+            asked[question_id] = row
+        except SkipError as error:
+            unusable.append((1, error.at(f"questions/{number}")))
     unanswered = dict.fromkeys(asked)
     for number, row in enumerate(annotations):
         try:
             question_id = _id(row, "question_id")
             if question_id not in asked:
                 detail = f'no question has "question_id": {question_id}'
-                raise Rejected("no such question", detail)
-        except Rejected as error:
-            unusable.append(_skipped(f"annotations/{number}", error))
+                raise SkipError("no such question", detail)
+        except SkipError as error:
+            unusable.append((1, error.at(f"annotations/{number}")))
             continue
         num_rows = 1 + (question_id in unanswered)
         unanswered.pop(question_id, None)
-        yield num_rows, _vqa_example(question_id, asked[question_id], row, images, all_answers)
+        yield num_rows, _vqa_example(question_id, asked[question_id], row, template, all_answers)
     yield from unusable
     for question_id in unanswered:
         detail = f'no annotation has "question_id": {question_id}'
         yield 1, Skipped(f"questions/{question_id}", "no answer", detail)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Question:
-    """`rejected` says why the question cannot be used, if so."""
-
-    image_id: Any = None
-    prompt: str = ""
-    rejected: Rejected | None = None
-
-
-def _question(row: Any) -> _Question:
-    try:
-        _id(row, "image_id")
-        question = clean_caption(_value(row, "question"), what="question")
-        return _Question(row["image_id"], QUESTION_PROMPT.format(question=question))
-    except Rejected as error:
-        return _Question(rejected=error)
-
-
 def _vqa_example(
-    question_id: str, question: _Question, row: Any, images: "_ImageOfId", all_answers: bool
+    question_id: str, asked: Mapping[str, Any], row: Any, template: str, all_answers: bool
 ) -> ImageText | Skipped:
-    key = f"{question.image_id}/{question_id}"
-    answers = []
+    image_id, answers = asked.get("image_id"), []
     try:
         answers = _answers(row, all_answers)
-        if question.rejected:
-            raise question.rejected
-        name = images.name(question.image_id)
-    except Rejected as error:
-        return Skipped(key, error.reason, error.detail, max(len(answers), 1))
-    prompts = [question.prompt] * len(answers)
-    return _example(key, images.folder, name, answers, prompts)
+        _id(asked, "image_id")
+        question = clean_caption(_value(asked, "question"), what="question")
+        name = _image_name(template, image_id)
+    except SkipError as error:
+        return error.at(f"{image_id}/{question_id}", max(len(answers), 1))
+    folder = pathlib.Path(os.path.dirname(template.partition("{")[0]))
+    prompts = [QUESTION_PROMPT.format(question=question)] * len(answers)
+    return _example(f"{image_id}/{question_id}", folder, name, answers, prompts)
 
 
 def _answers(row: Mapping[str, Any], all_answers: bool) -> list[Any]:
     """Returns all answers, or the one that most people gave."""
     found = _value(row, "answers")
     if not isinstance(found, list) or not found:
-        raise Rejected("no answer", f'"answers" is {found!r:.40}')
+        raise SkipError("no answer", f'"answers" is {found!r:.40}')
     answers = [
         answer.get("answer", answer) if isinstance(answer, dict) else answer for answer in found
     ]
@@ -293,80 +247,53 @@ def _answers(row: Mapping[str, Any], all_answers: bool) -> list[Any]:
     return [row.get("multiple_choice_answer") or first]
 
 
-class _ImageOfId:
-    """Finds an image by its id, with a template that has {image_id}; `folder` holds all images.
-
-    Raises:
-      UserError: the template has no {image_id}, or cannot be filled in.
-    """
-
-    def __init__(self, template: str):
-        self._template = os.path.expanduser(template)
-        try:
-            same = self._template.format(image_id=1) == self._template.format(image_id=2)
-        except (KeyError, IndexError, ValueError, AttributeError):
-            same = True
-        if same:
-            raise UserError(
-                f"--config.source.images: found {template!r}, expected a path with {{image_id}}, "
-                "such as images/COCO_val2014_{image_id:012d}.jpg"
-            )
-        self.folder = pathlib.Path(os.path.dirname(self._template.partition("{")[0]))
-
-    def name(self, image_id: Any) -> str:
-        """Returns the image's path; raises Rejected if the template does not accept the id."""
-        for value in (image_id, _as_number(image_id)):
-            try:
-                return os.path.abspath(self._template.format(image_id=value))
-            except ValueError:  # such as text where a number is needed
-                pass
-        raise Rejected("image_id not as in source.images", f"found {image_id!r:.40}")
+def _image_name(template: str, image_id: Any) -> str:
+    for value in (image_id, int(image_id) if str(image_id).isdecimal() else image_id):
+        with contextlib.suppress(ValueError):  # such as text where a number is needed
+            return os.path.abspath(template.format(image_id=value))
+    raise SkipError("image_id not as in source.images", f"found {image_id!r:.40}")
 
 
-def _as_number(value: Any) -> Any:
-    return int(value) if str(value).isdecimal() else value
+def _describe(config: SourceConfig, *paths: pathlib.Path, **more: str) -> dict[str, Any]:
+    return {"source": config.format, "sha256": [sha256_of(path) for path in paths], **more}
 
 
-def _read(path: pathlib.Path, what: str, *keys: str) -> Mapping[str, Sequence[Any]]:
+def _lists(config: SourceConfig, path: pathlib.Path, *names: str) -> list[list[Any]]:
+    """Returns the lists of these names in a JSON file."""
+    expected = f"expected annotations of {config.format}"
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}), expected annotations of {what}") from error
+        raise UserError(f"{path}: not JSON ({error}), {expected}") from error
     found: Iterable[str] = values if isinstance(values, dict) else ()
-    for key in keys:
-        if key not in found or not isinstance(values[key], list):
-            raise UserError(
-                f"{path}: expected annotations of {what} with a list {key!r}, found "
-                f"{sorted(found)[:10] or type(values).__name__}"
-            )
-    return values
+    for name in names:
+        if name not in found or not isinstance(values[name], list):
+            shown = sorted(found)[:10] or type(values).__name__
+            raise UserError(f"{path}: {expected} with a list {name!r}, found {shown}")
+    return [values[name] for name in names]
 
 
-def _file(name: str, what: str, key: str = "path") -> pathlib.Path:
-    path = pathlib.Path(os.path.expanduser(name))
+def _file(config: SourceConfig, key: str = "path") -> pathlib.Path:
+    path = pathlib.Path(os.path.expanduser(name := getattr(config, key)))
     if not name or not path.is_file():
-        raise UserError(
-            f"--config.source.{key}: found {name!r}, expected a file of annotations of {what}"
-        )
+        expected = f"expected a file of annotations of {config.format}"
+        raise UserError(f"--config.source.{key}: found {name!r}, {expected}")
     return path
 
 
-def _folder(config: SourceConfig, what: str) -> pathlib.Path:
+def _folder(config: SourceConfig) -> pathlib.Path:
     folder = pathlib.Path(os.path.expanduser(config.images))
     if not config.images or not folder.is_dir():
-        raise UserError(
-            f"--config.source.images: found {config.images!r}, expected a folder of "
-            f"images for {what}"
-        )
+        expected = f"expected a folder of images for {config.format}"
+        raise UserError(f"--config.source.images: found {config.images!r}, {expected}")
     return folder
 
 
 def _value(row: Any, name: str) -> Any:
-    """Returns `row[name]`; raises Rejected if the row lacks it."""
     if not isinstance(row, dict):
-        raise Rejected("row not a JSON object", f"found {row!r:.40}")
+        raise SkipError("row not a JSON object", f"found {row!r:.40}")
     if name not in row:
-        raise Rejected(f"no {name}", looked_for(name, row))
+        raise SkipError(f"no {name}", looked_for(name, row))
     return row[name]
 
 
@@ -376,7 +303,7 @@ def _id(row: Any, name: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise Rejected(f"{name} not text or a number", f"found {value!r:.40}")
+        raise SkipError(f"{name} not text or a number", f"found {value!r:.40}")
     return str(value)
 
 
@@ -385,10 +312,5 @@ def _example(
 ) -> ImageText | Skipped:
     try:
         return ImageText(key, inside(folder, name), captions, prompts)
-    except Rejected as error:
-        return Skipped(key, error.reason, error.detail, max(len(captions), 1))
-
-
-def _skipped(where: str, error: Rejected) -> Counted:
-    """Skips a row that holds nothing usable."""
-    return 1, Skipped(where, error.reason, error.detail)
+    except SkipError as error:
+        return error.at(key, max(len(captions), 1))

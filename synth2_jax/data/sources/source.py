@@ -1,20 +1,15 @@
-"""The base classes of all sources of images with captions."""
+"""A data source: images with captions in somebody's format, and `open_source`, which finds one."""
 
-import abc
 import dataclasses
-import glob
-import hashlib
 import importlib
-import os
 import pathlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from synth2_jax.data.records import Skipped, sha256_of
-from synth2_jax.data.rejected import Rejected
+from synth2_jax.data.skipped import Skipped
+from synth2_jax.data.sources.file_names import describe_files, find_files, short_names
 from synth2_jax.errors import UserError, nearest
 
 
@@ -23,7 +18,7 @@ class ImageText:
     """An image with its captions, as found.
 
     Attributes:
-      key: unique in its source.
+      key: unique in its data source.
       image: bytes of an image file, a path to one, or pixels u8[H,W,3].
       captions: as found, at least one: `clean_caption` says which are text.
       prompts: one for each caption, such as its question; or none.
@@ -40,42 +35,39 @@ Counted = tuple[int, ImageText | Skipped]  # with the number of rows it was made
 
 @dataclasses.dataclass
 class Tally:
-    """`found` counts rows of a source's files: lines, records, files in an archive, captions."""
+    """`found` counts rows of a data source: lines, records, files in an archive, captions."""
 
     found: int = 0
 
 
-class Source(abc.ABC):
+@dataclasses.dataclass(frozen=True)
+class DataSource:
     """Images with captions, in parts that are read separately; each part becomes one shard.
 
     Attributes:
-      num_shards: the number of parts.
-      num_images: number of images; None if it is not known before reading.
-      description: identifies the source in the manifest.
+      description: identifies the data source in the manifest; JSON values.
+      num_shards: number of parts.
+      read_part: (part, tally) -> its examples, always in the same order; adds to `tally` the rows
+        that it finds.
+      num_images: of all parts; None if it is not known before reading.
+      limit: most examples of a part to read.
     """
 
-    num_shards: int
-    num_images: int | None = None
     description: Mapping[str, Any]
-    _limit: int | None = None  # examples of a part
+    num_shards: int
+    read_part: Callable[[int, Tally], Iterator[Counted]]
+    num_images: int | None = None
+    limit: int | None = None
 
     def read(self, shard: int) -> Iterator[ImageText | Skipped]:
-        """Reads the examples of one part, always in the same order.
-
-        Raises:
-          AssertionError: rows were found that are in no example.
-        """
+        """Reads one part. Raises AssertionError if rows were found that are in no example."""
         tally, accounted = Tally(), 0
-        for number, (num_rows, item) in enumerate(self._read(shard, tally), start=1):
+        for number, (num_rows, item) in enumerate(self.read_part(shard, tally), start=1):
             accounted += num_rows
             yield _checked(item)
-            if number == self._limit:
+            if number == self.limit:
                 return
         _check_sum(self.description, accounted, tally.found)
-
-    @abc.abstractmethod
-    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
-        """Yields (number of rows, example); adds the rows that it finds to `tally`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +85,7 @@ class SourceConfig:
       image_field, caption_field: names of the image and the caption: endings in webdataset,
         features in tfrecord and tfds, keys in json_lines. "" is the format's usual name, "a;b" the
         first of them that exists, "json/caption" the caption in a webdataset's JSON.
-      key_field: name of a field that each example's key shall hold (json_lines, tfds).
+      key_field: name of a field that becomes a part of each example's key (json_lines, tfds).
       answers: "most_common" or "all" answers of a question (vqa).
     """
 
@@ -112,125 +104,91 @@ class SourceConfig:
         if self.answers not in ("most_common", "all"):
             raise ValueError(f"answers: found {self.answers!r}, expected most_common or all")
 
-    def at(self, split: str) -> "SourceConfig":
-        """Returns the config with the split's name in its paths."""
-        paths = ("path", "images", "questions")
-        return dataclasses.replace(
-            self, **{name: getattr(self, name).replace("{split}", split) for name in paths}
-        )
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The images to read of a data source, see `open_source`."""
+
+    split: str
+    num_shards: int
+    max_images: int | None
+
+    def limit(self, num_parts: int) -> int | None:
+        """Returns the most examples to read of each part; None for all."""
+        return None if self.max_images is None else -(-self.max_images // num_parts)
 
 
-# Modules of the functions `open_FORMAT(config, split, num_shards, max_images)`; imported when used.
+_ANNOTATIONS = ("coco", "karpathy", "flickr30k", "nocaps", "vqa")
+# Modules of the functions `open_FORMAT(config, wanted)`; imported when used.
 FORMATS = {
-    "scenes": "scenes",
-    "coco": "annotations",
-    "karpathy": "annotations",
-    "flickr30k": "annotations",
-    "nocaps": "annotations",
-    "vqa": "annotations",
-    "json_lines": "json_lines",
-    "webdataset": "webdataset",
-    "tfrecord": "tfrecord",
-    "tfds": "tfds",
+    **{name: name for name in ("scenes", "json_lines", "webdataset", "tfrecord", "tfds")},
+    **dict.fromkeys(_ANNOTATIONS, "annotations"),
 }
 
 
 def open_source(
     config: SourceConfig, split: str, num_shards: int, max_images: int | None = None
-) -> Source:
-    """Opens the source that a config names.
+) -> DataSource:
+    """Opens a split of the data source that a config names.
 
-    Args:
-      config: names it.
-      split: of the data set.
-      num_shards: number of parts; sources of many files have one part for each file instead.
-      max_images: read only so many images, the first ones; sources of many files read the same
-        number from each file.
+    Data sources of many files have one part for each file, whatever `num_shards`. `max_images`
+    reads only the first images, the same number from each of many files.
 
     Raises:
       UserError: files that are missing or not what they should be.
     """
+    paths = {
+        name: getattr(config, name).replace("{split}", split)
+        for name in ("path", "images", "questions")
+    }
     module = importlib.import_module(f"synth2_jax.data.sources.{FORMATS[config.format]}")
     opened = getattr(module, f"open_{config.format}")
-    return opened(config.at(split), split, num_shards, max_images)
+    wanted = Wanted(split, num_shards, max_images)
+    return opened(dataclasses.replace(config, **paths), wanted)
 
 
-class ListSource(Source):
-    """Examples that fit in memory, cut into ranges of about equal size.
+def from_list(
+    examples: Iterable[Counted],
+    num_found: int,
+    description: Mapping[str, Any],
+    wanted: Wanted,
+) -> DataSource:
+    """Cuts examples that fit in memory, made from `num_found` rows, into parts of equal size."""
+    examples = list(examples)
+    _check_sum(description, sum(num_rows for num_rows, _ in examples), num_found)
+    examples = list(_first_of_each_key(examples[: wanted.max_images]))
+    bounds = np.linspace(0, len(examples), wanted.num_shards + 1).astype(int)
 
-    Args:
-      examples: all of them, each with how many rows of the files are in it.
-      num_found: rows of the files.
-      description: see Source.
-      num_shards: parts.
-      max_images: the first so many.
-
-    Raises:
-      AssertionError: rows were found that are in no example.
-    """
-
-    def __init__(
-        self,
-        examples: Iterable[Counted],
-        num_found: int,
-        description: Mapping[str, Any],
-        num_shards: int,
-        max_images: int | None,
-    ):
-        examples = list(examples)
-        _check_sum(description, sum(num_rows for num_rows, _ in examples), num_found)
-        self._examples = list(_first_of_each_key(examples[:max_images]))
-        self.num_shards = num_shards
-        self.num_images = len(self._examples)
-        # The number of images decides which images each shard holds.
-        self.description = {**description, "images": self.num_images}
-
-    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
-        bounds = np.linspace(0, self.num_images, self.num_shards + 1).astype(int)
-        for num_rows, example in self._examples[bounds[shard] : bounds[shard + 1]]:
+    def read_part(shard: int, tally: Tally) -> Iterator[Counted]:
+        for num_rows, example in examples[bounds[shard] : bounds[shard + 1]]:
             tally.found += num_rows
             yield num_rows, example
 
+    # The number of images decides which images each shard holds.
+    description = {**description, "images": len(examples)}
+    return DataSource(description, wanted.num_shards, read_part, len(examples))
 
-class FileSource(Source):
-    """A list of files; each file is a part. A subclass reads one file.
 
-    Args:
-      config: `path` names the files, see `find_files`; the fields default to the format's.
-      max_images: images of all files together, the same number from each.
+def from_files(
+    config: SourceConfig,
+    wanted: Wanted,
+    read_file: Callable[[pathlib.Path, str, Tally], Iterator[Counted]],
+) -> DataSource:
+    """Makes each file of `config.path` a part; `read_file` gets a short name for its keys."""
+    paths = find_files(config.path, "--config.source.path")
+    names = short_names(paths)
+    return DataSource(
+        {**describe_files(config.format, paths), "max_images": wanted.max_images},
+        len(paths),
+        lambda shard, tally: read_file(paths[shard], names[shard], tally),
+        limit=wanted.limit(len(paths)),
+    )
 
-    Attributes:
-      name: of the format; subclasses set it.
-      image_field, caption_field: where to look, as in SourceConfig; subclasses set the defaults.
-    """
 
-    name: str
-    image_field: str
-    caption_field: str
-
-    @classmethod
-    def open(
-        cls, config: SourceConfig, split: str, num_shards: int, max_images: int | None
-    ) -> Source:
-        """Opens the files of a config. Their number decides the number of parts."""
-        del split, num_shards
-        return cls(config, max_images)
-
-    def __init__(self, config: SourceConfig, max_images: int | None):
-        self.image_field = config.image_field or self.image_field
-        self.caption_field = config.caption_field or self.caption_field
-        self._paths = find_files(config.path, self.name)
-        self._names = short_names(self._paths)
-        self._limit = None if max_images is None else -(-max_images // len(self._paths))
-        self.num_shards = len(self._paths)
-        self.description = {**describe_files(self.name, self._paths), "max_images": max_images}
-
-    def _read(self, shard: int, tally: Tally) -> Iterator[Counted]:
-        return self._examples(self._paths[shard], self._names[shard], tally)
-
-    @abc.abstractmethod
-    def _examples(self, path: pathlib.Path, name: str, tally: Tally) -> Iterator[Counted]:
-        """The examples of one file, whose keys begin with its name; see `Source._read`."""
+def check_split(split: str, known: Iterable[str], where: str) -> None:
+    """Raises UserError unless a data source, named `where`, has the split."""
+    if split not in known:
+        raise UserError(f"--config.splits: {where} has no split {split!r}; {nearest(split, known)}")
 
 
 def num_pairs(item: ImageText | Skipped) -> int:
@@ -265,111 +223,16 @@ def _first_of_each_key(examples: Iterable[Counted]) -> Iterator[Counted]:
         yield num_rows, example
 
 
-def find_files(pattern: str, what: str) -> list[pathlib.Path]:
-    """Files of a pattern in order: `*`, `?` and `[...]` as in a shell, `{000..331}`, `{a,b}`.
-
-    A file or folder whose name is exactly the pattern, special characters included, comes first.
-
-    Raises:
-      UserError: there is none, or one that braces name is missing.
-    """
-    if not pattern:
-        raise UserError(f"{what}: no path given, expected files such as data-{{000..099}}.tar")
-    folder, rest = _literal_folder(os.path.expanduser(pattern))
-    paths = []
-    for name in [rest] if os.path.isfile(os.path.join(folder, rest)) else _expand_braces(rest):
-        found = [os.path.join(folder, name)]
-        if not os.path.isfile(found[0]) and glob.has_magic(name):
-            found = sorted(glob.glob(os.path.join(glob.escape(folder), name), recursive=True))
-        files = [path for path in found if not os.path.isdir(path)]
-        if missing := [path for path in files if not os.path.isfile(path)]:  # such as a dead link
-            raise UserError(f"{what}: no file {missing[0]}")
-        if not files and found and os.path.isdir(found[0]):
-            raise UserError(f"{what}: {found[0]} is a folder, expected files. Name those in it")
-        if not files:
-            raise UserError(f"{what}: no file {os.path.join(folder, name)}")
-        paths += files
-    if not paths:  # such as of {9..0}
-        raise UserError(f"{what}: no file {pattern}")
-    return [pathlib.Path(path) for path in {os.path.abspath(path): path for path in paths}.values()]
-
-
-def _literal_folder(pattern: str) -> tuple[str, str]:
-    """Returns (the longest beginning of the pattern that is a folder, the rest)."""
-    folder, rest = os.path.split(pattern)
-    while folder and not os.path.isdir(folder):
-        folder, name = os.path.split(folder)
-        rest = os.path.join(name, rest)
-    return folder, rest
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
-    if not match:
-        yield pattern
-        return
-    first, last, choices = match.groups()
-    if choices is None:
-        parts = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-    else:
-        parts = choices.split(",")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    for part in parts:
-        yield from _expand_braces(f"{head}{part}{tail}")
-
-
-def describe_annotations(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """Identifies files of annotations by their contents, for `Source.description`."""
-    return {"source": name, "sha256": [sha256_of(path) for path in paths]}
-
-
-def describe_files(name: str, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """Identifies files by their names and sizes, without reading them."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
-    return {"source": name, "files": len(paths), "files_sha256": digest.hexdigest()}
-
-
-def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
-    """Returns distinct names of files, without their common folder, if possible without endings.
-
-    No name is the beginning of another name before a "/", so that keys of two files never collide.
-    """
-    common = os.path.commonpath([path.parent.absolute() for path in paths])
-    names = [os.path.relpath(path, common) for path in paths]
-    short = [name.removesuffix(path.suffix) for name, path in zip(names, paths, strict=True)]
-    taken = set(short)
-    meet = len(taken) < len(short) or any(
-        str(folder) in taken for name in short for folder in pathlib.PurePath(name).parents
-    )
-    return names if meet else short
-
-
-def inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
-    """Returns the path of a file in the folder, from its name in a file of annotations.
-
-    An absolute name is allowed if it leads into the folder.
-
-    Raises:
-      Rejected: not a name, or one that leads out of the folder.
-    """
-    if not isinstance(name, str) or not name:
-        raise Rejected("image name not text", f"found {name!r:.40}")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise Rejected("image name not UTF-8", str(error)) from None
-    root = os.path.abspath(folder)
-    path = os.path.normpath(os.path.join(root, name))
-    if "\0" in name or path == root or os.path.commonpath([root, path]) != root:
-        raise Rejected("image outside of the folder", f"{name!r:.80} leads out of {folder}")
-    return pathlib.Path(path)
-
-
 def take(values: Mapping[str, Any], names: str) -> Any:
-    """Returns the value of the first of "a;b" that is there, or None."""
-    return next((values[name] for name in names.split(";") if values.get(name) is not None), None)
+    """Returns the value of the first of "a;b/c" that is there, or None; b/c may be c inside b."""
+    for name in names.split(";"):
+        if (value := values.get(name)) is None:
+            value = values
+            for part in name.split("/"):
+                value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
 
 
 def looked_for(names: str, found: Iterable[str]) -> str:

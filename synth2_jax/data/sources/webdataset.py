@@ -9,24 +9,29 @@ Members are read in memory, never unpacked: `..` and absolute names, links and d
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from synth2_jax.data.records import Skipped
+from synth2_jax.data.skipped import SkipError, Skipped
 from synth2_jax.data.sources.source import (
     Counted,
-    FileSource,
+    DataSource,
     ImageText,
     SourceConfig,
     Tally,
+    Wanted,
+    from_files,
     looked_for,
     num_pairs,
     take,
 )
 from synth2_jax.errors import UserError
 
+_IMAGES = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
+_CAPTIONS = "txt;text;caption;json/caption;json/text"  # json/x: x of the JSON object
 _MAX_MEMBER = 256 << 20  # bytes
 _MAX_HEADERS = 1 << 20  # bytes before a member, long names included
 _MAX_FAMILY = 256  # members
@@ -42,7 +47,7 @@ class _Member:
 
     path: str
     ending: str
-    contents: bytes | Skipped | None
+    contents: bytes | SkipError | None
 
     @property
     def stem(self) -> str:
@@ -54,50 +59,63 @@ class _Member:
 _Family = dict[str, dict[str, _Member]]  # members by path and ending
 
 
-class WebDataset(FileSource):
-    """Tar files. Keys are the tar file's name and the example's."""
+def open_webdataset(config: SourceConfig, wanted: Wanted) -> DataSource:
+    """The tar files `config.path`. Keys are the tar file's name and the example's."""
+    fields = _Fields(config.image_field or _IMAGES, config.caption_field or _CAPTIONS)
 
-    name = "webdataset"
-    image_field = "jpg;jpeg;png;webp;gif;bmp;tif;tiff"
-    caption_field = "txt;text;caption;json/caption;json/text"  # json/x: x of the JSON object
-
-    def __init__(self, config: SourceConfig, max_images: int | None):
-        super().__init__(config, max_images)
-        self._images = frozenset(self.image_field.split(";"))
-        captions = self.caption_field.split(";")
-        self._captions = frozenset(field.partition("/")[0] for field in captions)
-
-    def _examples(self, path: pathlib.Path, tar_name: str, tally: Tally) -> Iterator[Counted]:
+    def read_file(path: pathlib.Path, tar_name: str, tally: Tally) -> Iterator[Counted]:
         seen: set[str] = set()
-        members = _members(path, self._images | self._captions, tally)
-        for family in _families(members, self._is_whole):
-            if isinstance(family, Skipped):  # what follows is not found
-                yield 0, dataclasses.replace(family, key=f"{tar_name}/")
+        for family in _families(_members(path, fields, tally), fields):
+            if isinstance(family, SkipError):  # what follows is not found
+                yield 0, family.at(f"{tar_name}/")
                 continue
-            for name, members in _by_example(family, self._is_whole).items():
-                item = self._example(f"{tar_name}/{name}", members)
+            for name, members in _by_example(family, fields).items():
+                key = f"{tar_name}/{name}"
+                try:
+                    item = fields.example(
+                        key, {e: member.contents for e, member in members.items()}
+                    )
+                except SkipError as error:
+                    item = error.at(key)
                 if name in seen:
-                    item = Skipped(item.key, "duplicate key", "", num_pairs(item))
+                    item = Skipped(key, "duplicate key", "", num_pairs(item))
                 seen.add(name)
                 yield len(members), item
 
-    def _is_whole(self, endings: Iterable[str]) -> bool:
-        """Returns whether these endings include an image and a caption."""
-        return not (self._images.isdisjoint(endings) or self._captions.isdisjoint(endings))
+    return from_files(config, wanted, read_file)
 
-    def _example(self, key: str, members: Mapping[str, _Member]) -> ImageText | Skipped:
-        found = {ending: member.contents for ending, member in members.items()}
+
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """Which endings hold the image and the caption of an example, as in SourceConfig."""
+
+    image: str
+    caption: str
+
+    @functools.cached_property
+    def images(self) -> frozenset[str]:
+        return frozenset(self.image.split(";"))
+
+    @functools.cached_property
+    def captions(self) -> frozenset[str]:
+        return frozenset(field.partition("/")[0] for field in self.caption.split(";"))
+
+    def is_whole(self, endings: Iterable[str]) -> bool:
+        """Returns whether these endings include an image and a caption."""
+        return not (self.images.isdisjoint(endings) or self.captions.isdisjoint(endings))
+
+    def example(self, key: str, found: Mapping[str, bytes | SkipError | None]) -> ImageText:
+        """Returns the example of files by their endings, or raises SkipError."""
         for contents in found.values():
-            if isinstance(contents, Skipped):
-                return dataclasses.replace(contents, key=key)
-        if self._images.isdisjoint(found) and self._captions.isdisjoint(found):
-            fields = f"{self.image_field};{self.caption_field}"
-            return Skipped(key, "no known ending", looked_for(fields, found))
-        image = take(found, self.image_field)
+            if isinstance(contents, SkipError):
+                raise contents
+        if self.images.isdisjoint(found) and self.captions.isdisjoint(found):
+            raise SkipError("no known ending", looked_for(f"{self.image};{self.caption}", found))
+        image = take(found, self.image)
         if image is None:
-            return Skipped(key, "no image", looked_for(self.image_field, found))
+            raise SkipError("no image", looked_for(self.image, found))
         there = set(found)
-        for name in self.caption_field.split(";"):
+        for name in self.caption.split(";"):
             ending, _, field = name.partition("/")
             if ending not in found:
                 continue
@@ -106,21 +124,17 @@ class WebDataset(FileSource):
             try:
                 row = json.loads(found[ending].decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                return Skipped(key, "caption not JSON", str(error))
+                raise SkipError("caption not JSON", str(error)) from None
             row = row if isinstance(row, dict) else {}
-            if row.get(field) is not None:
-                captions = row[field]
+            if (captions := row.get(field)) is not None:
                 return ImageText(key, image, captions if isinstance(captions, list) else [captions])
             there |= {f"{ending}/{name}" for name in row}
-        return Skipped(key, "no caption", looked_for(self.caption_field, there))
-
-
-open_webdataset = WebDataset.open
+        raise SkipError("no caption", looked_for(self.caption, there))
 
 
 def _families(
-    members: Iterable[_Member | Skipped], is_whole: Callable[[Iterable[str]], bool]
-) -> Iterator[_Family | Skipped]:
+    members: Iterable[_Member | SkipError], fields: _Fields
+) -> Iterator[_Family | SkipError]:
     """Groups members that follow each other and may belong together.
 
     A family ends where the stem changes, where a file comes a second time, and where a file comes
@@ -129,9 +143,9 @@ def _families(
     family: _Family = {}
     stem, num_members, num_bytes = "", 0, 0
     for member in members:
-        whole = [path for path, endings in family.items() if is_whole(endings)]
+        whole = [path for path, endings in family.items() if fields.is_whole(endings)]
         if (
-            isinstance(member, Skipped)
+            isinstance(member, SkipError)
             or (family and member.stem != stem)
             or member.ending in family.get(member.path, ())
             or (whole and not any(_extends(member.path, path) for path in whole))
@@ -141,7 +155,7 @@ def _families(
             if family:
                 yield family
             family, num_members, num_bytes = {}, 0, 0
-        if isinstance(member, Skipped):
+        if isinstance(member, SkipError):
             yield member
             continue
         family.setdefault(member.path, {})[member.ending] = member
@@ -151,30 +165,26 @@ def _families(
         yield family
 
 
-def _by_example(
-    family: _Family, is_whole: Callable[[Iterable[str]], bool]
-) -> dict[str, dict[str, _Member]]:
+def _by_example(family: _Family, fields: _Fields) -> _Family:
     """Groups members by example and ending, such as "b.jpg" for the file a.b.jpg of example a."""
-    examples: dict[str, dict[str, _Member]] = {}
+    examples: _Family = {}
     for path in sorted(family, key=len):  # what may be extended first
         base = path
-        if not is_whole(family[path]):
+        if not fields.is_whole(family[path]):
             base = max((name for name in examples if _extends(path, name)), key=len, default=path)
         more = path[len(base) + 1 :] + "." if base != path else ""
         own = examples.setdefault(base, {})
         own |= {more + ending: member for ending, member in family[path].items()}
-    order = list(family)
-    return {path: examples[path] for path in sorted(examples, key=order.index)}
+    return {path: examples[path] for path in family if path in examples}
 
 
 def _extends(path: str, other: str) -> bool:
     return path == other or path.startswith(f"{other}.")
 
 
-def _members(
-    path: pathlib.Path, wanted: frozenset[str], tally: Tally
-) -> Iterator[_Member | Skipped]:
-    """Yields the files in a tar, then a Skipped if the tar is damaged."""
+def _members(path: pathlib.Path, fields: _Fields, tally: Tally) -> Iterator[_Member | SkipError]:
+    """Yields the files in a tar, then a SkipError if the tar is damaged."""
+    wanted = fields.images | fields.captions
     try:
         with open(path, "rb") as file, _Tar.open(fileobj=file, mode="r:*") as tar:
             while (member := tar.next_member()) is not None:
@@ -186,15 +196,15 @@ def _members(
             # tarfile stops silently at anything but a header; a complete archive ends in zeros.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                yield Skipped("", _DAMAGED, f"{path.name} from byte {tar.offset}")
+                yield SkipError(_DAMAGED, f"{path.name} from byte {tar.offset}")
     except OSError as error:
         if error.errno is not None:  # from the system, not from the contents
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        yield Skipped("", _DAMAGED, f"{path.name}: {error}")
+        yield SkipError(_DAMAGED, f"{path.name}: {error}")
     # tarfile and the decompressors fail in many ways on damaged files: tarfile.TarError, EOFError,
     # ValueError, zlib.error, lzma.LZMAError, struct.error, RecursionError, KeyError.
     except Exception as error:
-        yield Skipped("", _DAMAGED, f"{path.name}: {type(error).__name__}: {error}")
+        yield SkipError(_DAMAGED, f"{path.name}: {type(error).__name__}: {error}")
 
 
 def _member(tar: "_Tar", member: tarfile.TarInfo, wanted: frozenset[str]) -> _Member:
@@ -204,11 +214,11 @@ def _member(tar: "_Tar", member: tarfile.TarInfo, wanted: frozenset[str]) -> _Me
         contents = None
     elif not member.isreg():
         kind = "a link" if member.issym() or member.islnk() else "a device"
-        contents = Skipped("", "tar member not a file", kind)
+        contents = SkipError("tar member not a file", kind)
     elif ".." in folder.split("/") or member.name.startswith("/"):
-        contents = Skipped("", "tar member outside of the archive", member.name)
+        contents = SkipError("tar member outside of the archive", member.name)
     elif member.size > _MAX_MEMBER:
-        contents = Skipped("", "tar member too large", f"{member.size:,} bytes")
+        contents = SkipError("tar member too large", f"{member.size:,} bytes")
     else:
         contents = tar.read_member(member)
     return _Member(f"{folder}{slash}{name}", ending, contents)
@@ -217,11 +227,8 @@ def _member(tar: "_Tar", member: tarfile.TarInfo, wanted: frozenset[str]) -> _Me
 def _split(name: str, wanted: frozenset[str]) -> tuple[str, str]:
     """(name, ending) at the first dot whose ending is wanted, or at the last of all."""
     dots = [place for place, char in enumerate(name) if char == "."]
-    for place in dots:
-        if name[place + 1 :].lower() in wanted:
-            return name[:place], name[place + 1 :].lower()
-    head, _, ending = name.rpartition(".") if dots else (name, "", "")
-    return head, ending.lower()
+    at = next((dot for dot in dots if name[dot + 1 :].lower() in wanted), max(dots, default=None))
+    return (name, "") if at is None else (name[:at], name[at + 1 :].lower())
 
 
 def _of_macos(name: str) -> bool:
@@ -254,18 +261,10 @@ class _Allowance:
     def __init__(self, file):
         self._file = file
         self.allowed = _MAX_HEADERS
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int) -> bytes:
         self.allowed -= size
         if self.allowed < 0:
             raise tarfile.ReadError(f"headers of more than {_MAX_HEADERS:,} bytes")
         return self._file.read(size)
-
-    def seek(self, place: int) -> int:
-        return self._file.seek(place)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()

@@ -10,29 +10,26 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from synth2_jax.data.records import Skipped
-from synth2_jax.data.rejected import Rejected
+from synth2_jax.data.images import encode_png
+from synth2_jax.data.skipped import SkipError, Skipped
 from synth2_jax.data.sources import webdataset
+from synth2_jax.data.sources.file_names import find_files, inside, short_names
 from synth2_jax.data.sources.source import (
+    DataSource,
     ImageText,
-    ListSource,
-    Source,
     SourceConfig,
-    find_files,
-    inside,
+    Wanted,
+    from_list,
     open_source,
-    short_names,
 )
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
+from synth2_jax.testing.user_errors import raises_line
 
-
-def picture(number=0):
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), (number, 0, 0)).save(file, "PNG")
-    return file.getvalue()
+PICTURE = encode_png(np.zeros((32, 32, 3), np.uint8))
+DAMAGED = "truncated or damaged tar"
+OUTSIDE = "image outside of the folder"
 
 
 def read(split="train", num_shards=1, max_images=None, **config):
@@ -51,20 +48,31 @@ def split_up(items):
     return examples, skipped
 
 
-def refused(**config):
-    with pytest.raises(UserError) as error:
-        read(**config)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 @pytest.fixture
 def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
-        (folder / f"{number}.jpg").write_bytes(picture(number))
+        (folder / f"{number}.jpg").write_bytes(PICTURE)
     return folder
+
+
+@pytest.fixture
+def annotations(tmp_path, images):
+    """Writes a file of annotations; returns the keys of a config that reads it with `images`."""
+
+    def write(format, contents):
+        path = tmp_path / "annotations_train.json"
+        text = contents if isinstance(contents, str) else json.dumps(contents)
+        path.write_text(text, newline="")
+        name = str(path).replace("train", "{split}")
+        return {"format": format, "path": name, "images": str(images)}
+
+    return write
+
+
+def coco(images, annotations):
+    return {"images": images, "annotations": annotations}
 
 
 def test_scenes_are_the_pictures_themselves():
@@ -74,65 +82,50 @@ def test_scenes_are_the_pictures_themselves():
     assert source.description == {"source": "scenes/real", "images": 7}
 
 
-def coco(tmp_path, images, annotations):
-    path = tmp_path / "captions_train2017.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    return str(path).replace("train", "{split}")
-
-
-def test_coco(tmp_path, images):
-    path = coco(
-        tmp_path,
-        [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 3, 2, 0)],
-        [{"image_id": n, "id": 9, "caption": f"caption {n}{x}"} for x in "ab" for n in (3, 2, 1)],
+def test_coco(annotations, images):
+    config = annotations(
+        "coco",
+        coco(
+            [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 3, 2, 0)],
+            [{"image_id": n, "caption": f"caption {n}{x}"} for x in "ab" for n in (3, 2, 1)],
+        ),
     )
-    items, source = read(format="coco", path=path, images=str(images), num_shards=2)
+    items, source = read(**config, num_shards=2)
     assert [item.key for item in items] == ["1", "3", "2", "0"]
     assert items.pop().reason == "no caption"
     assert items[1].captions == ["caption 3a", "caption 3b"]
     assert items[1].image == images / "3.jpg"
     assert source.description["source"] == "coco" and source.num_images == 4
-    first, _ = read(format="coco", path=path, images=str(images), max_images=2)
-    assert first == items[:2]
+    assert read(**config, max_images=2)[0] == items[:2]
 
 
-def test_nocaps_keys_say_the_domain(tmp_path, images):
-    path = coco(
-        tmp_path,
-        [{"id": 1, "file_name": "1.jpg", "domain": "out-domain"}],
-        [{"image_id": 1, "caption": "a circle"}],
-    )
-    (item,), _ = read(format="nocaps", path=path, images=str(images))
-    assert item.key == "out-domain/1"
+def test_images_with_a_domain_and_images_that_are_listed_twice(annotations):
+    rows = [{"id": 1, "file_name": f"{n}.jpg", "domain": "out-domain"} for n in (1, 2)]
+    config = annotations("nocaps", coco(rows, [{"image_id": 1, "caption": "a circle"}]))
+    examples, skipped = split_up(read(**config)[0])
+    assert [(one.key, one.image.name) for one in examples] == [("out-domain/1", "1.jpg")]
+    assert skipped == [("out-domain/1", "duplicate key")]
 
 
-def test_an_image_that_is_listed_twice_is_taken_once(tmp_path, images):
-    path = coco(
-        tmp_path,
-        [{"id": 1, "file_name": "1.jpg"}, {"id": 1, "file_name": "2.jpg"}],
-        [{"image_id": 1, "caption": "a circle"}],
-    )
-    examples, skipped = split_up(read(format="coco", path=path, images=str(images))[0])
-    assert [example.image.name for example in examples] == ["1.jpg"]
-    assert skipped == [("1", "duplicate key")]
-
-
-def test_karpathy_splits(tmp_path, images):
-    path = tmp_path / "dataset_coco.json"
+def test_karpathy_splits(annotations):
     rows = [
         {"filename": f"{n}.jpg", "split": split, "imgid": n, "sentences": [{"raw": f"c{n}"}]}
         for n, split in enumerate(["train", "restval", "test", "train"])
     ]
-    path.write_text(json.dumps({"images": rows, "dataset": "coco"}))
-    config = {"format": "karpathy", "path": str(path), "images": str(images)}
+    config = annotations("karpathy", {"images": rows})
+    config["path"] = config["path"].replace("{split}", "train")
     assert [item.key for item in read("train", **config)[0]] == ["0", "3"]
     assert [item.key for item in read("train+restval", **config)[0]] == ["0", "1", "3"]
-    rows += [{**rows[3], "split": None}, "4.jpg"]
-    path.write_text(json.dumps({"images": rows}))
-    skipped = split_up(read("train", **config)[0])[1]
-    assert skipped == [("images/4", "split not text"), ("images/5", "row not a JSON object")]
-    line = refused(split="tset", **config)
-    assert line.endswith("no split 'tset'; did you mean 'test'? one of: restval, test, train")
+    with raises_line(
+        "--config.splits: ",
+        " has no split 'tset'; did you mean 'test'? one of: restval, test, train",
+    ):
+        read("tset", **config)
+    annotations("karpathy", {"images": [*rows, {**rows[3], "split": None}, "4.jpg"]})
+    assert split_up(read("train", **config)[0])[1] == [
+        ("images/4", "split not text"),
+        ("images/5", "row not a JSON object"),
+    ]
 
 
 CIRCLE = ("1.jpg", b"a red circle")
@@ -162,11 +155,8 @@ RING = ("2.jpg", b"a ring")
         ("1.jpg a red circle\n#0\tno name\n", [], ["line 1", "line 2"]),
     ],
 )
-def test_flickr30k(tmp_path, images, text, expected, unusable):
-    path = tmp_path / "results.token"
-    path.write_text(text, newline="")
-    items, _ = read(format="flickr30k", path=str(path), images=str(images))
-    examples, skipped = split_up(items)
+def test_flickr30k(annotations, text, expected, unusable):
+    examples, skipped = split_up(read(**annotations("flickr30k", text))[0])
     found = [
         (example.image.name, text.strip()) for example in examples for text in example.captions
     ]
@@ -175,8 +165,8 @@ def test_flickr30k(tmp_path, images, text, expected, unusable):
     assert all(example.key == example.image.stem for example in examples)
 
 
-def test_vqa(tmp_path, images):
-    questions, answers = tmp_path / "questions.json", tmp_path / "annotations.json"
+def test_vqa(tmp_path, annotations, images):
+    questions = tmp_path / "questions.json"
     asked = [{"question_id": 10 + n, "image_id": n, "question": f"what is {n}?"} for n in (1, 2)]
     questions.write_text(json.dumps({"questions": asked}))
     given = [{"answer": answer} for answer in ("red", "blue", "red")]
@@ -184,36 +174,34 @@ def test_vqa(tmp_path, images):
         {"question_id": 11, "answers": given, "multiple_choice_answer": "blue"},
         {"question_id": 12, "answers": given},  # as in OKVQA
     ]
-    answers.write_text(json.dumps({"annotations": rows}))
-    config = {
-        "format": "vqa",
-        "path": str(answers),
-        "questions": str(questions),
-        "images": str(images / "{image_id:01d}.jpg"),
-    }
+    config = annotations("vqa", {"annotations": rows}) | {"questions": str(questions)}
+    with raises_line("--config.source.images", "{image_id}"):
+        read(**{**config, "images": str(images / "1.jpg")})
+    config["images"] = str(images / "{image_id:01d}.jpg")
     items, _ = read(**config)
     assert [item.captions for item in items] == [["blue"], ["red"]]
     assert items[0].prompts == ["Question: what is 1? Answer:"]
     assert items[0].image == images / "1.jpg" and items[0].key == "1/11"
     items, _ = read(**config, answers="all")
     assert items[1].captions == ["red", "blue", "red"] and len(items[1].prompts) == 3
-    assert "{image_id}" in refused(**{**config, "images": str(images / "1.jpg")})
-    rows[0]["question_id"] = 99
-    answers.write_text(json.dumps({"annotations": rows}))
+    annotations("vqa", {"annotations": [{**rows[0], "question_id": 99}, rows[1]]})
     examples, skipped = split_up(read(**config)[0])
     assert [example.key for example in examples] == ["2/12"]
     assert skipped == [("annotations/0", "no such question"), ("questions/11", "no answer")]
 
 
-def test_annotations_that_are_something_else(tmp_path, images):
-    path = tmp_path / "annotations.json"
-    config = {"format": "coco", "path": str(path), "images": str(images)}
-    assert "expected a file of annotations" in refused(**config)
-    path.write_text("{")
-    assert "not JSON" in refused(**config)
-    path.write_text('{"info": 1, "images": []}')
-    assert "with a list 'annotations', found ['images', 'info']" in refused(**config)
-    assert "a folder of images" in refused(**{**config, "images": str(tmp_path / "no")})
+@pytest.mark.parametrize(
+    ("contents", "change", "message"),
+    [
+        ("", {"path": "no"}, "--config.source.path: found 'no', expected a file of annotations"),
+        ("{", {}, "not JSON"),
+        ({"info": 1, "images": []}, {}, "with a list 'annotations', found ['images', 'info']"),
+        (coco([], []), {"images": "no"}, "--config.source.images: found 'no', expected a folder"),
+    ],
+)
+def test_annotations_that_are_something_else(annotations, contents, change, message):
+    with raises_line(message):
+        read(**annotations("coco", contents) | change)
 
 
 LINES = [
@@ -231,10 +219,9 @@ LINES = [
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3, 40])
 def test_json_lines_come_once_however_they_are_cut(tmp_path, images, num_shards):
-    parts = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     text = [json.dumps(line, ensure_ascii=False) for line in LINES]
-    parts[0].write_text("\n".join(text[:4]) + "\n\n")
-    parts[1].write_text("\n".join([*text[4:], "{broken"]))  # the last line has no end
+    (tmp_path / "a.jsonl").write_text("\n".join(text[:4]) + "\n\n")
+    (tmp_path / "b.jsonl").write_text("\n".join([*text[4:], "{broken"]))  # the last has no end
     path = str(tmp_path / "{a,b}.jsonl")
     items, source = read(format="json_lines", path=path, images=str(images), num_shards=num_shards)
     assert source.num_shards == num_shards
@@ -246,14 +233,8 @@ def test_json_lines_come_once_however_they_are_cut(tmp_path, images, num_shards)
         ["a square"],
     ]
     assert [example.key for example in examples][:2] == ["first@a#0", f"a#{len(text[0]) + 1}"]
-    assert [reason for _, reason in skipped] == [
-        "image outside of the folder",
-        "image outside of the folder",
-        "no caption",
-        "no image",
-        "line not a JSON object",
-        "line not JSON",
-    ]
+    reasons = [OUTSIDE, OUTSIDE, "no caption", "no image", "line not a JSON object"]
+    assert [reason for _, reason in skipped] == [*reasons, "line not JSON"]
     assert len({item.key for item in items}) == len(items)
 
 
@@ -264,9 +245,9 @@ def test_json_lines_of_bytes_that_are_no_text(tmp_path, images):
     assert [reason for _, reason in skipped] == ["line not JSON"] * 2
 
 
-def write_tar(path, members):
+def write_tar(path, members, mode="w"):
     """members: (name, bytes) of files, or TarInfo."""
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, mode) as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
                 tar.addfile(member)
@@ -279,9 +260,14 @@ def write_tar(path, members):
 
 def members(count, folder=""):
     for number in range(count):
-        yield f"{folder}{number:03d}.jpg", picture(number)
+        yield f"{folder}{number:03d}.jpg", PICTURE
         yield f"{folder}{number:03d}.txt", f"caption {number}".encode()
         yield f"{folder}{number:03d}.json", b'{"caption": "another"}'
+
+
+def read_tars(path, **config):
+    """(examples, [(key, reason)] of the skipped) of tar files."""
+    return split_up(read(format="webdataset", path=str(path), **config)[0])
 
 
 def test_webdataset(tmp_path):
@@ -291,46 +277,19 @@ def test_webdataset(tmp_path):
     items, source = read(format="webdataset", path=path, num_shards=99)
     assert source.num_shards == 3 and len(items) == 12
     assert items[1].key == "cc-00000/001" and items[5].key == "cc-00001/x/001"
-    assert items[1].captions == [b"caption 1"] and items[1].image == picture(1)
-    items, _ = read(format="webdataset", path=path, caption_field="json/caption", max_images=6)
+    assert items[1].captions == [b"caption 1"] and items[1].image == PICTURE
+    items, _ = read_tars(path, caption_field="json/caption", max_images=6)
     assert len(items) == 6 and items[0].captions == ["another"]
-    assert "no file" in refused(format="webdataset", path=path.replace("2}", "3}"))
-
-
-def test_compressed_tars(tmp_path):
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
-        for name, contents in members(2):
-            info = tarfile.TarInfo(name)
-            info.size = len(contents)
-            tar.addfile(info, io.BytesIO(contents))
-    items, _ = read(format="webdataset", path=str(tmp_path / "*.tar.gz"))
-    assert [item.captions for item in items] == [[b"caption 0"], [b"caption 1"]]
-    contents = (tmp_path / "a.tar.gz").read_bytes()
-    (tmp_path / "a.tar.gz").write_bytes(contents[: len(contents) // 2])
-    _, skipped = split_up(read(format="webdataset", path=str(tmp_path / "*.tar.gz"))[0])
-    assert ("a.tar/", "truncated or damaged tar") in skipped
+    with raises_line("--config.source.path: no file"):
+        read_tars(path.replace("2}", "3}"))
 
 
 def test_incomplete_and_repeated_examples(tmp_path):
-    write_tar(
-        tmp_path / "a.tar",
-        [
-            ("0.jpg", picture()),
-            ("1.txt", b"no image"),
-            ("2.jpg", picture()),
-            ("2.json", b"[1]"),
-            ("3.jpg", picture()),
-            ("3.txt", b"kept"),
-            ("4.jpg", picture()),
-            ("4.json", b"{"),
-            ("3.jpg", picture()),
-            ("3.txt", b"again"),
-            ("3.mp4", b"a further file of an example"),
-            ("5.mp4", b"no part of any example"),
-        ],
-    )
-    examples, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
-    assert [(example.key, example.captions) for example in examples] == [("a/3", [b"kept"])]
+    names = "0.jpg 1.txt 2.jpg 2.json 3.jpg 3.txt 4.jpg 4.json 3.jpg 3.txt 3.mp4 5.mp4"
+    contents = {"2.json": b"[1]", "4.json": b"{"}
+    write_tar(tmp_path / "a.tar", [(n, contents.get(n, n.encode())) for n in names.split()])
+    examples, skipped = read_tars(tmp_path / "a.tar")
+    assert [(example.key, example.captions) for example in examples] == [("a/3", [b"3.txt"])]
     assert skipped == [
         ("a/0", "no caption"),
         ("a/1", "no image"),
@@ -342,32 +301,17 @@ def test_incomplete_and_repeated_examples(tmp_path):
 
 
 def test_hostile_tar_members_do_nothing(tmp_path):
-    link = tarfile.TarInfo("7.jpg")
+    link, device = tarfile.TarInfo("7.jpg"), tarfile.TarInfo("8.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    device = tarfile.TarInfo("8.jpg")
     device.type = tarfile.CHRTYPE
-    write_tar(
-        tmp_path / "a.tar",
-        [
-            ("../../evil.jpg", picture()),
-            ("/tmp/evil.jpg", picture()),
-            ("x/../../evil.txt", b"caption"),
-            link,
-            device,
-            ("1.jpg", picture()),
-            ("1.txt", b"a circle"),
-        ],
-    )
+    evil = ("../../evil.jpg", "/tmp/evil.jpg", "x/../../evil.txt")
+    good = [("1.jpg", PICTURE), ("1.txt", b"a circle")]
+    write_tar(tmp_path / "a.tar", [*((name, PICTURE) for name in evil), link, device, *good])
     before = sorted(tmp_path.rglob("*"))
-    examples, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
+    examples, skipped = read_tars(tmp_path / "a.tar")
     assert [example.key for example in examples] == ["a/1"]
-    assert [reason for _, reason in skipped] == [
-        "tar member outside of the archive",
-        "tar member outside of the archive",
-        "tar member outside of the archive",
-        "tar member not a file",
-        "tar member not a file",
-    ]
+    outside, no_file = "tar member outside of the archive", "tar member not a file"
+    assert [reason for _, reason in skipped] == [outside] * 3 + [no_file] * 2
     assert sorted(tmp_path.rglob("*")) == before
     assert not pathlib.Path("/tmp/evil.jpg").exists()
 
@@ -389,15 +333,9 @@ def test_truncated_and_damaged_tars(tmp_path, cut):
         }
         del contents[places[cut] :]
     (tmp_path / "a.tar").write_bytes(contents)
-    examples, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
+    examples, skipped = read_tars(tmp_path / "a.tar")
     assert len(examples) == (3 if cut == "before the end" else 2)
-    assert skipped == [("a/", "truncated or damaged tar")]
-
-
-def names_of(path, **config):
-    """{key: names of the example's files}, and {key: reason}."""
-    examples, skipped = split_up(read(format="webdataset", path=str(path), **config)[0])
-    return [example.key.partition("/")[2] for example in examples], dict(skipped)
+    assert skipped == [("a/", DAMAGED)]
 
 
 @pytest.mark.parametrize(
@@ -419,15 +357,16 @@ def names_of(path, **config):
 )
 def test_files_that_are_one_example(tmp_path, names, examples, skipped):
     write_tar(tmp_path / "a.tar", [(name, b'{"caption": "a"}') for name in names.split()])
-    found, reasons = names_of(tmp_path / "a.tar")
-    assert found == examples
-    assert {key.removeprefix("a/"): reason for key, reason in reasons.items()} == skipped
+    found, reasons = read_tars(tmp_path / "a.tar")
+    assert [example.key.removeprefix("a/") for example in found] == examples
+    assert {key.removeprefix("a/"): reason for key, reason in reasons} == skipped
 
 
 def test_a_field_with_a_dot_is_an_ending(tmp_path):
     names = "1.txt 1.edited.jpg 1.input.jpg 2.b.txt 2.b.edited.jpg"
     write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names.split()])
-    assert names_of(tmp_path / "a.tar", image_field="edited.jpg") == (["1", "2.b"], {})
+    examples, skipped = read_tars(tmp_path / "a.tar", image_field="edited.jpg")
+    assert [example.key for example in examples] == ["a/1", "a/2.b"] and not skipped
 
 
 def test_many_images_without_captions_are_not_kept_in_memory(tmp_path, monkeypatch):
@@ -446,35 +385,29 @@ def test_many_images_without_captions_are_not_kept_in_memory(tmp_path, monkeypat
 
 def test_captions_in_json_are_counted_one_by_one(tmp_path):
     rows = [b'{"caption": ["a", null]}', b'{"text": 7}', b'{"title": "a", "caption": null}']
-    members = [
-        member
+    files = [
+        file
         for number, row in enumerate(rows)
-        for member in ((f"{number}.jpg", picture()), (f"{number}.json", b"\xef\xbb\xbf" + row))
+        for file in ((f"{number}.jpg", PICTURE), (f"{number}.json", b"\xef\xbb\xbf" + row))
     ]
-    write_tar(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", files)
     first, second, third = read(format="webdataset", path=str(tmp_path / "a.tar"))[0]
     assert (first.captions, second.captions) == (["a", None], [7])
     assert third.detail.endswith("found jpg, json, json/caption, json/title")
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_damaged_compressed_tars_are_counted(tmp_path, mode, damage):
-    rng = np.random.default_rng(0)
-    with tarfile.open(tmp_path / "a.tar", mode) as tar:
-        for name in ("1.jpg", "1.txt", "2.jpg", "2.txt"):
-            info = tarfile.TarInfo(name)
-            info.size = 50_000
-            tar.addfile(info, io.BytesIO(rng.bytes(info.size)))
-    contents = bytearray((tmp_path / "a.tar").read_bytes())
-    middle = len(contents) // 2
-    if damage == "cut":
-        del contents[middle:]
-    else:
-        contents[middle : middle + 100] = bytes(100)
-    (tmp_path / "a.tar").write_bytes(contents)
-    _, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar"))[0])
-    assert ("a/", "truncated or damaged tar") in skipped
+def test_compressed_tars_and_their_damage(tmp_path, mode):
+    rng, path = np.random.default_rng(0), tmp_path / "a.tar"
+    names = ("1.jpg", "1.txt", "2.jpg", "2.txt")
+    write_tar(path, [(name, rng.bytes(50_000)) for name in names], mode)
+    examples, skipped = read_tars(path)
+    assert [example.key for example in examples] == ["a/1", "a/2"] and not skipped
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:middle], whole[:middle] + bytes(100) + whole[middle + 100 :]):
+        path.write_bytes(damaged)
+        assert ("a/", DAMAGED) in read_tars(path)[1]
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -488,11 +421,11 @@ def test_a_huge_header_is_not_unpacked(tmp_path, kind):
             file.write(bytes(1 << 20))
     tracemalloc.start()
     try:
-        _, skipped = split_up(read(format="webdataset", path=str(tmp_path / "a.tar.gz"))[0])
+        _, skipped = read_tars(tmp_path / "a.tar.gz")
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
-    assert skipped == [("a.tar/", "truncated or damaged tar")]
+    assert skipped == [("a.tar/", DAMAGED)]
 
 
 def test_a_file_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch):
@@ -502,44 +435,38 @@ def test_a_file_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(tarfile.TarFile, "next", fails)
-    line = refused(format="webdataset", path=str(tmp_path / "a.tar"))
-    assert line == f"{tmp_path / 'a.tar'}: cannot be read (Input/output error)"
+    with raises_line(f"{tmp_path / 'a.tar'}: cannot be read (Input/output error)"):
+        read_tars(tmp_path / "a.tar")
 
 
-class Losing(Source):
-    """Finds two rows and gives one."""
-
-    num_shards = 1
-    description = {"source": "losing"}
-
-    def _read(self, shard, tally):
+def test_a_data_source_that_loses_rows_fails():
+    def read_part(shard, tally):
         tally.found += 2
         yield 1, Skipped("a", "empty caption")
 
-
-def test_a_source_that_loses_rows_fails():
     with pytest.raises(AssertionError, match="losing: found 2 rows, but 1 are kept or skipped"):
-        list(Losing().read(0))
+        list(DataSource({"source": "losing"}, 1, read_part).read(0))
     with pytest.raises(AssertionError, match="lost: found 2 rows, but 1 are kept or skipped"):
-        ListSource([(1, Skipped("a", "no caption"))], 2, {"source": "lost"}, 1, None)
+        from_list(
+            [(1, Skipped("a", "no caption"))], 2, {"source": "lost"}, Wanted("train", 1, None)
+        )
 
 
 @pytest.mark.parametrize(
     ("first", "second", "clear"),
     [("1", 1, True), (1, "1", True), (1, 1.0, True), ("1", "01", False), (1, True, False)],
 )
-def test_ids_of_coco_match_as_text_and_as_numbers(tmp_path, images, first, second, clear):
+def test_ids_of_coco_match_as_text_and_as_numbers(annotations, first, second, clear):
     rows = [{"id": first, "file_name": "1.jpg"}]
-    path = coco(tmp_path, rows, [{"image_id": second, "caption": "a circle"}])
-    examples, skipped = split_up(read(format="coco", path=path, images=str(images))[0])
+    config = annotations("coco", coco(rows, [{"image_id": second, "caption": "a circle"}]))
+    examples, skipped = split_up(read(**config)[0])
     assert len(examples) == clear and bool(skipped) != clear
 
 
-def test_rows_of_coco_that_are_something_else_are_counted(tmp_path, images):
+def test_rows_of_coco_that_are_something_else_are_counted(annotations):
     rows = [{"id": 1, "file_name": "1.jpg"}, {"id": 2}, "3.jpg", {"id": [4], "file_name": "3.jpg"}]
     notes = [{"image_id": 1, "text": "a"}, {"image_id": 2, "caption": "b"}, None, {"caption": "c"}]
-    path = coco(tmp_path, rows, notes)
-    examples, skipped = split_up(read(format="coco", path=path, images=str(images))[0])
+    examples, skipped = split_up(read(**annotations("coco", coco(rows, notes)))[0])
     assert examples[0].captions == [{"image_id": 1, "text": "a"}]  # it is no text
     assert skipped == [
         ("images/1", "no file_name"),
@@ -551,46 +478,41 @@ def test_rows_of_coco_that_are_something_else_are_counted(tmp_path, images):
     ]
 
 
+def touched(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+    def found(pattern):
+        paths = find_files(f"{folder}/{pattern}", "--config.source.path")
+        return [str(path.relative_to(folder)) for path in paths]
+
+    return found
+
+
 def test_names_of_files(tmp_path):
-    for name in ("a-00.tar", "a-01.tar", "b.tar"):
-        (tmp_path / name).write_bytes(b"")
-    found = find_files(f"{tmp_path}/{{a-00,a-01,b}}.tar", "test")
-    assert [path.name for path in found] == ["a-00.tar", "a-01.tar", "b.tar"]
-    assert find_files(f"{tmp_path}/*.tar", "test") == found
-    assert find_files(f"{tmp_path}/a-{{00..01}}.tar", "test") == found[:2]
-    with pytest.raises(UserError, match="no file .*{01..00}.tar"):
-        find_files(f"{tmp_path}/a-{{01..00}}.tar", "test")
-    with pytest.raises(UserError, match="no file .*a-2.tar"):  # not after all of these names
-        find_files(f"{tmp_path}/a-{{2..{10**15}}}.tar", "test")
-    with pytest.raises(UserError, match="no file .*c-"):
-        find_files(f"{tmp_path}/c-*.tar", "test")
+    names = ["a-00.tar", "a-01.tar", "b.tar"]
+    found = touched(tmp_path, *names)
     (tmp_path / "c.tar").mkdir()
-    with pytest.raises(UserError, match=r"c\.tar is a folder, expected files\. Name those in it"):
-        find_files(f"{tmp_path}/c.tar", "test")
-    assert find_files(f"{tmp_path}/*.tar", "test") == found
+    assert found("{a-00,a-01,b}.tar") == found("*.tar") == names
+    assert found("a-{00..01}.tar") == names[:2]
     (tmp_path / "d.tar").symlink_to(tmp_path / "unplugged.tar")
-    with pytest.raises(UserError, match="no file .*d.tar"):
-        find_files(f"{tmp_path}/*.tar", "test")
-    with pytest.raises(UserError, match="no path given"):
-        find_files("", "test")
+    for pattern, problem in (
+        ("a-{01..00}.tar", "no file .*{01..00}.tar"),
+        (f"a-{{2..{10**15}}}.tar", "no file .*a-2.tar"),  # not after all of these names
+        ("c-*.tar", "no file .*c-"),
+        ("c.tar", r"c\.tar is a folder, expected files\. Name those in it\."),
+        ("*.tar", "no file .*d.tar"),
+    ):
+        with pytest.raises(UserError, match=f"--config.source.path: .*{problem}"):
+            found(pattern)
+    with raises_line("--config.source.path: no path given"):
+        find_files("", "--config.source.path")
 
 
 def test_names_with_brackets_are_taken_as_they_are_first(tmp_path):
-    names = [
-        "run[1]/a.tar",
-        "cc {a,b} [v1]/c-00.tar",
-        "cc {a,b} [v1]/c-01.tar",
-        "x[1].tar",
-        "x1.tar",
-    ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-
-    def found(pattern):
-        paths = find_files(f"{tmp_path}/{pattern}", "test")
-        return [str(path.relative_to(tmp_path)) for path in paths]
-
+    names = ["run[1]/a.tar", *(f"cc {{a,b}} [v1]/c-0{n}.tar" for n in (0, 1)), "x[1].tar", "x1.tar"]
+    found = touched(tmp_path, *names)
     assert found("run[1]/a.tar") == found("run[1]/*.tar") == names[:1]
     assert found("cc {a,b} [v1]/c-{00..01}.tar") == found("cc {a,b} [v1]/*") == names[1:3]
     assert found("x[1].tar") == names[3:4]
@@ -623,10 +545,10 @@ def test_names_that_lead_out_of_a_folder():
     assert inside(pathlib.Path("/"), "etc/1.jpg") == pathlib.Path("/etc/1.jpg")
     assert inside(pathlib.Path("."), "1.jpg") == pathlib.Path.cwd() / "1.jpg"
     for name in ("../1.jpg", "/etc/passwd", "/data/images2/1.jpg", "x/../../1.jpg", ".", "a\0b"):
-        with pytest.raises(Rejected, match="outside of the folder"):
+        with pytest.raises(SkipError, match="outside of the folder"):
             inside(folder, name)
     for name in (None, "", 7, float("nan"), ["1.jpg"], "caf\ud83d.jpg"):
-        with pytest.raises(Rejected, match="image name not"):
+        with pytest.raises(SkipError, match="image name not"):
             inside(folder, name)
 
 
