@@ -244,7 +244,10 @@ def parse(argv: Sequence[str]) -> Command:
         if isinstance(value, str) and name != "license":
             check_local(_flag(name), value)
     if "name" in stage.options:
-        options.setdefault("name", _config_name(given.config))
+        # "generator-stored" for configs/generator.py:stored
+        file, _, words = given.config.partition(":")
+        name = "-".join([pathlib.Path(file).stem, *re.findall(r"\w+", words)])
+        options.setdefault("name", name)
     absolute = os.path.abspath(workdir)
     for folder in (pathlib.Path(absolute), *pathlib.Path(absolute).parents):
         if folder.exists() and not folder.is_dir():
@@ -299,7 +302,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", title="stages", required=True)
     for name, stage in STAGES.items():
-        text = _docstring(name)
+        # The docstring of the stage's file, which is neither imported nor parsed.
+        text = (pathlib.Path(__file__).parent / stage.room / f"{name}.py").read_text("utf-8")
+        text = ast.literal_eval(text[: text.index('"""', 3) + 3])
         headline = text.partition("\n")[0].partition(": ")[2].replace("%", "%%")
         sub = stages.add_parser(name, help=headline, description=text, usage=_usage(name, stage))
         sub.add_argument("--config", metavar="FILE[:ARG]", type=_path, help="a Python config file")
@@ -315,19 +320,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config_name(given: str) -> str:
-    """Returns a name for a config: "generator-stored" for `configs/generator.py:stored`."""
-    file, _, argument = given.partition(":")
-    return "-".join([pathlib.Path(file).stem, *re.findall(r"\w+", argument)])
-
-
 def _usage(name: str, stage: Stage) -> str:
     config = "--config=FILE" if stage.needs_config else "[--config=FILE]"
     folder = "DIR" if stage.takes_folder else "--workdir=DIR"
     return f"synth2 {name} {folder} {config} [--config.KEY=VALUE ...] [--OPTION ...]"
-
-
-def _docstring(stage: str) -> str:
-    """Returns the docstring of the stage's file, which is neither imported nor parsed."""
-    text = (pathlib.Path(__file__).parent / STAGES[stage].room / f"{stage}.py").read_text("utf-8")
-    return ast.literal_eval(text[: text.index('"""', 3) + 3])

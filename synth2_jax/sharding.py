@@ -141,39 +141,33 @@ def partition_spec(
     shape: Sequence[int],
     mesh: Mesh | AbstractMesh,
     rules: AxisRules = AXIS_RULES,
+    undivided: list[str] | None = None,
 ) -> PartitionSpec:
     """Returns where an array with these logical axis names and this shape goes on `mesh`.
 
-    A dimension that its mesh axes do not divide (a vocabulary of 8193 rows) stays whole; of
-    parameters `check_split` tells.
+    A dimension that its mesh axes do not divide (a vocabulary of 8193 rows) stays whole; the list
+    `undivided` gets each in words.
 
     Raises:
       ValueError: a name that the table lacks, or not one name a dimension.
     """
-    return _split(names, shape, mesh, rules)[0]
-
-
-def _split(
-    names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: AxisRules
-) -> tuple[PartitionSpec, list[str]]:
-    """Returns `partition_spec`, and in words each dimension that its mesh axes do not divide."""
     table = {None: (), **dict(rules)}
     if len(names) != len(shape):
         raise ValueError(f"axes {tuple(names)} do not fit shape {tuple(shape)}")
     taken: set[str] = set()
     spec: list[tuple[str, ...] | None] = []
-    undivided = []
     for name, size in zip(names, shape, strict=True):
         if name not in table:
             raise ValueError(f"unknown logical axis {name!r}; {nearest(name, dict(rules))}")
         axes = tuple(axis for axis in table[name] if axis not in taken)
         if size % math.prod(mesh.shape[axis] for axis in axes):
             by = " times ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-            undivided.append(f"{by} does not divide {name}={size}")
+            if undivided is not None:
+                undivided.append(f"{by} does not divide {name}={size}")
             axes = ()
         taken.update(axes)
         spec.append(axes or None)
-    return PartitionSpec(*spec), undivided
+    return PartitionSpec(*spec)
 
 
 def state_shardings(abstract_boxed: Any, mesh: Mesh, rules: AxisRules = AXIS_RULES) -> Any:
@@ -234,7 +228,9 @@ def check_split(
     for path, box in _boxes(params):
         num_bytes = math.prod(box.value.shape) * box.value.dtype.itemsize
         total += num_bytes
-        if undivided := _split(box.names, box.value.shape, mesh, rules)[1]:
+        undivided: list[str] = []
+        partition_spec(box.names, box.value.shape, mesh, rules, undivided)
+        if undivided:
             found.setdefault(", ".join(undivided), {})[path] = num_bytes
     lines = []
     for reason, sizes in found.items():

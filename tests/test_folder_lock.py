@@ -81,16 +81,16 @@ def test_death_releases_it_and_nothing_less(tmp_path, how):
         holder.wait()
 
 
-def _machine_of_its_own(monkeypatch, by_kernel: bool | None) -> None:
+def _machine_of_its_own(monkeypatch, by_kernel: bool | None, machines: str = "abcdefgh") -> None:
     """As on shared storage whose flock does not reach the holder's machine."""
     monkeypatch.setattr(folder_lock, "_flock", lambda descriptor: by_kernel)
-    machines = iter("abcdefgh")
-    monkeypatch.setattr(folder_lock, "_machine", lambda descriptor: next(machines))
+    every = iter(machines)
+    monkeypatch.setattr(folder_lock, "_machine", lambda descriptor: next(every))
 
 
-@pytest.mark.parametrize("by_kernel", [True, None])
-def test_the_living_holder_of_another_machine_is_found(tmp_path, monkeypatch, by_kernel):
-    _machine_of_its_own(monkeypatch, by_kernel)
+@pytest.mark.parametrize("by_kernel, machines", [(True, "abc"), (None, "abc"), (None, "aaa")])
+def test_a_living_holder_is_found_without_flock(tmp_path, monkeypatch, by_kernel, machines):
+    _machine_of_its_own(monkeypatch, by_kernel, machines)
     monkeypatch.setattr(folder_lock, "DEAD_SECONDS", 60)  # the first beat ends the wait
     with hold(tmp_path):
         assert f"in use by process {os.getpid()} on " in refused(tmp_path)
