@@ -16,7 +16,6 @@ Processes are forked from one that has imported the stages: no kill is spent on 
 
 import argparse
 import atexit
-import dataclasses
 import hashlib
 import json
 import math
@@ -27,151 +26,22 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.kill_commands import Command, commands  # noqa: E402
 from benchmarks.processes import free_address  # noqa: E402
 from benchmarks.result import run_as_command, write_result  # noqa: E402
 from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.files import read_json_lines, write_json, write_json_lines  # noqa: E402
 
-_WIDTH = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 32}
-_TOKENIZER = {
-    "patch_size": 16,
-    "filters": 16,
-    "embedding_dim": 8,
-    "codebook_size": 32,
-    "norm_groups": 4,
-}
 _TIMES = ("time", "steps_per_second", "input_wait_share", "seconds_to_first_step")
 _FAILED_STARTS = 3  # in a row; then a round is given up
 _POLL_SECONDS = 0.05
 _FORKED = multiprocessing.get_context("forkserver")
 _PRELOADED = ("train", "tokenize", "captions", "synthesize", "filter", "encode_captions", "export")
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A stage as it runs here.
-
-    Attributes:
-      arguments: of `synth2`, in which "{0}" is the folder of the round.
-      inputs: {name in that folder: what is copied there before}; for stages that write into them.
-      num_processes: that run it together.
-    """
-
-    arguments: Sequence[str]
-    inputs: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
-    num_processes: int = 1
-
-
-def commands(made: pathlib.Path) -> dict[str, Command]:
-    """The commands by name, each after those whose results in `made` it needs."""
-
-    def out(name: str) -> pathlib.Path:
-        return made / name / "out"
-
-    def stage(name: str, config: str = "", **keys: Any) -> list[str]:
-        overrides = [f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items()]
-        path = ROOT / "configs" / "scenes" / (config or f"{name}.py")
-        return [name, f"--config={path}", "--workdir={0}/out", *overrides]
-
-    def training(config: str, sizes: Mapping[str, Any], steps: int, **keys: Any) -> list[str]:
-        return stage(
-            "train",
-            config,
-            **{f"model__{key}": value for key, value in sizes.items()},
-            train__steps=steps,
-            train__checkpoint_every=8,
-            train__log_every=1,
-            data__batch_size=16,
-            data__shuffle_buffer=16,
-            **keys,
-        )
-
-    def part(name: str, sizes: Mapping[str, Any] = _WIDTH) -> dict[str, Any]:
-        return {f"{name}.{key}": value for key, value in sizes.items()}
-
-    tokenizer = part("tokenizer", _TOKENIZER)
-    generator = tokenizer | part("generator.text_encoder") | part("generator.maskgit")
-    generator |= {"generator.maskgit.num_tokens": 4, "generator.maskgit.codebook_size": 32}
-    vlm = tokenizer | part("vlm.language_model") | part("vlm.resampler")
-    vlm |= {"vlm.resampler.num_latents": 2, "vlm.image_embedding_dim": 8, "vlm.num_image_tokens": 4}
-    real = out("tokenize") / "real"
-    mixture = training(
-        "vlm.py:mixture,tiny",
-        vlm,
-        40,
-        pretrained__tokenizer=out("train_tokenizer"),
-        pretrained__language_model=out("train_language_model"),
-        data__folders__real=real,
-        data__folders__synthetic=out("synthesize"),
-        train__watchdog_seconds=120,
-    )
-    return {
-        "train_tokenizer": Command(training("tokenizer.py:tiny", tokenizer, 40)),
-        "tokenize": Command(
-            stage(
-                "tokenize",
-                tokenizer=out("train_tokenizer"),
-                splits="real,test",
-                max_images=400,
-                batch_size=8,
-                num_shards=16,
-            )
-        ),
-        "train_language_model": Command(
-            training("language_model.py:tiny", part("language_model"), 60)
-        ),
-        "captions": Command(
-            stage(
-                "captions",
-                language_model=out("train_language_model"),
-                classes=("a", "the"),  # a language model of 60 steps names no shapes
-                captions_per_class=40,
-                max_rounds=40,
-                batch_size=16,
-            )
-        ),
-        "train_generator": Command(
-            training(
-                "generator.py:tiny",
-                generator,
-                40,
-                pretrained__tokenizer=out("train_tokenizer"),
-                data__folders__real=real,
-            )
-        ),
-        "synthesize": Command(
-            stage(
-                "synthesize",
-                generator=out("train_generator"),
-                captions=out("captions"),
-                samples_per_caption=4,
-                sampler__num_steps=2,
-                batch_size=8,
-                num_shards=12,
-            )
-        ),
-        "train_vlm": Command(mixture),
-        "train_two_processes": Command(mixture, num_processes=2),
-        "encode_captions": Command(
-            stage("encode_captions", pairs=real, text_encoder=out("train_generator"), batch_size=8)
-        ),
-        "filter": Command(
-            stage("filter", folder="{0}/pairs", vlm=out("train_vlm"), batch_size=8),
-            inputs={"pairs": out("synthesize")},
-        ),
-        "evaluate": Command(
-            stage("evaluate", vlm=out("train_vlm"), folder=out("tokenize") / "test", batch_size=64)
-        ),
-        "export": Command(
-            ["export", f"--workdir={out('train_vlm')}", "--output={0}/out", "--overwrite"]
-        ),
-    }
 
 
 class Run:
