@@ -80,25 +80,21 @@ class Stage:
     """What a stage takes on its command line.
 
     Attributes:
-      needs_config: whether --config=FILE must be given.
       room: the folder of its file.
       workdir: the folder without --workdir; None where it must be given.
-      takes_folder: whether the workdir may be given without `--workdir=`.
+      reads: whether it reads a folder, given without `--workdir=`, and needs no --config=FILE.
       writes: the option that names the folder it writes to, which no other command may write to
         meanwhile; "" where what it writes is one small file, written whole.
       options: {name: (placeholder, help)} of the keyword arguments that the stage's `run` gets
         when they are given; without a placeholder a switch.
     """
 
-    needs_config: bool = True
     room: str = "stages"
     workdir: str | None = None
-    takes_folder: bool = False
+    reads: bool = False
     writes: str = "workdir"
     options: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
-
-_OF_A_FOLDER = {"needs_config": False, "takes_folder": True}
 
 # In the order data flows. Each is a file of its room with `run(config, workdir, **options)`.
 STAGES = {
@@ -108,7 +104,7 @@ STAGES = {
     **{name: Stage() for name in ("encode_captions", "train", "captions", "synthesize")},
     **{name: Stage() for name in ("filter", "evaluate")},
     "report": Stage(
-        **_OF_A_FOLDER,
+        reads=True,
         options={
             "captions": (
                 "NAME=PATH,NAME=PATH",
@@ -145,7 +141,7 @@ STAGES = {
         },
     ),
     "inspect": Stage(
-        **_OF_A_FOLDER,
+        reads=True,
         writes="",
         options={
             "fingerprints": (
@@ -165,7 +161,7 @@ STAGES = {
         },
     ),
     "export": Stage(
-        **_OF_A_FOLDER,
+        reads=True,
         writes="output",
         options={
             "output": ("DIR", "the folder to write, or FILE.safetensors for the parameters alone"),
@@ -230,13 +226,13 @@ def parse(argv: Sequence[str]) -> Command:
     given, unknown = _parser().parse_known_args(plain)
     if unknown:
         _refuse(unknown[0], stage)
-    if not given.config and (overrides or stage.needs_config):
+    if not given.config and (overrides or not stage.reads):
         raise UserError("--config: not given. Give a config file, --config=FILE (see configs/)")
     positional = getattr(given, "DIR", None)
     if positional and given.workdir:
         _refuse(positional, stage)
     if not (workdir := given.workdir or positional or stage.workdir):
-        how = f"synth2 {given.stage} DIR" if stage.takes_folder else "--workdir=DIR"
+        how = f"synth2 {given.stage} DIR" if stage.reads else "--workdir=DIR"
         raise UserError(f"--workdir: not given. Give a folder, {how}")
     found = {name: getattr(given, name) for name in stage.options}
     options = {name: value for name, value in found.items() if value not in (None, False)}
@@ -311,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config")
         sub.add_argument("--workdir", metavar="DIR", type=_path, help="the folder to work in")
         sub.add_argument("--verbose", action="store_true", help="log more")
-        if stage.takes_folder:
+        if stage.reads:
             sub.add_argument("DIR", nargs="?", type=_path, help="short for --workdir=DIR")
         for key, (placeholder, text) in stage.options.items():
             given = {"metavar": placeholder, "type": _TYPES.get(placeholder, str)}
@@ -321,6 +317,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _usage(name: str, stage: Stage) -> str:
-    config = "--config=FILE" if stage.needs_config else "[--config=FILE]"
-    folder = "DIR" if stage.takes_folder else "--workdir=DIR"
-    return f"synth2 {name} {folder} {config} [--config.KEY=VALUE ...] [--OPTION ...]"
+    given = "DIR [--config=FILE]" if stage.reads else "--workdir=DIR --config=FILE"
+    return f"synth2 {name} {given} [--config.KEY=VALUE ...] [--OPTION ...]"
