@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,6 +38,13 @@ def keep_demo(workdir: pathlib.Path) -> None:
     shutil.copyfile(workdir / "report" / "results.json", folder / "demo.json")
 
 
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown; "" without rows."""
+    rows = list(rows)
+    lines = [heads, ["---"] * len(heads), *rows] if rows else []
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 def study_table() -> str:
     """The table of each device that a study was run on."""
     return "\n".join(path.read_text().strip() for path in sorted(RESULTS.glob("*/study.md")))
@@ -47,33 +55,23 @@ def result_table() -> str:
     wanted = ("arm", "CIDEr", "gain", "CIDEr unseen")
     for path in sorted(RESULTS.glob("*/study.md")):
         lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        columns = [rows[0].index(name) for name in wanted]
-        return "\n".join("| " + " | ".join(row[i] for i in columns) + " |" for row in rows)
+        heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        columns = [heads.index(name) for name in wanted]
+        return table(wanted, ([row[i] for i in columns] for row in rows))
     return ""
 
 
 def demo_table() -> str:
     """A row for each device that the demo was run on."""
     heads = (
-        "device",
-        "minutes",
-        "memory",
-        "CIDEr real",
-        "CIDEr real + synthetic",
-        "unseen: real",
-        "unseen: real + synthetic",
-        "tokenizer",
-        "generator",
-        "embedding / pixel",
-        "commit",
+        *("device", "minutes", "memory", "CIDEr real", "CIDEr real + synthetic", "unseen: real"),
+        *("unseen: real + synthetic", "tokenizer", "generator", "embedding / pixel", "commit"),
     )
-    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for path in sorted(RESULTS.glob("*/demo.json")):
-        found = json.loads(path.read_text())
+
+    def cells(found: dict) -> tuple[str, ...]:
         real, both = found["arms"]["real"], found["arms"]["real_synthetic"]
         speed = found["steps_per_second"]
-        cells = (
+        return (
             found["versions"]["device"],
             f"{found['seconds'] / 60:.1f}",
             # Results from before it was measured have none.
@@ -87,8 +85,8 @@ def demo_table() -> str:
             f"{speed['embedding'] / speed['pixel']:.2f}x",
             found["commit"],
         )
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+
+    return table(heads, map(cells, _results("*/demo.json")))
 
 
 def keep_plans(workdir: pathlib.Path) -> None:
@@ -104,11 +102,10 @@ def plans_table() -> str:
         *("model", "pod", "mesh", "batch", "GiB a chip", "of HBM", "compiled / model FLOPs"),
         *("collectives a chip", "estimate", "bound by", "commit"),
     )
-    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for path in sorted((RESULTS / "plans").glob("*.json")):
-        found = json.loads(path.read_text())
+
+    def cells(found: dict) -> tuple[str, ...]:
         total, hbm = found["memory_bytes_per_chip"]["total"], found["hbm_bytes_per_chip"]
-        cells = (
+        return (
             found["model"],
             f"{found['chips']} x {found['topology']}",
             " ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1),
@@ -121,29 +118,29 @@ def plans_table() -> str:
             found["estimate"]["bound_by"],
             found["versions"]["commit"],
         )
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+
+    return table(heads, map(cells, _results("plans/*.json")))
 
 
 def speed_table() -> str:
     """A row for each figure of each device."""
+
+    def cells(figure: Figure, made_with: dict) -> tuple[str, ...]:
+        share = "" if figure.share is None else f"{figure.share:.0%} of {figure.bound}"
+        value = f"{number(figure.value)} {figure.unit}"
+        return made_with["device"], figure.name, value, share, figure.note, made_with["commit"]
+
     heads = ("device", "measured", "figure", "of the limit", "", "commit")
-    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for path in sorted(RESULTS.glob("*/*.json")):
-        found = json.loads(path.read_text())
-        for figure in found.get("figures", ()):
-            figure = Figure(**figure)
-            share = "" if figure.share is None else f"{figure.share:.0%} of {figure.bound}"
-            cells = (
-                found["made_with"]["device"],
-                figure.name,
-                f"{number(figure.value)} {figure.unit}",
-                share,
-                figure.note,
-                found["made_with"]["commit"],
-            )
-            rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows) if len(rows) > 2 else ""
+    rows = (
+        cells(Figure(**figure), found["made_with"])
+        for found in _results("*/*.json")
+        for figure in found.get("figures", ())
+    )
+    return table(heads, rows)
+
+
+def _results(pattern: str) -> Iterator[dict]:
+    return (json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern)))
 
 
 # {page: {marker: function that makes its table}}
