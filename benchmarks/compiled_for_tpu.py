@@ -30,10 +30,9 @@ import jax
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
+from benchmarks.result import Figure, chosen, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
-from synth2_jax.errors import UserError, nearest  # noqa: E402
 from synth2_jax.planning import hlo, topologies  # noqa: E402
 from synth2_jax.stages import plan, train  # noqa: E402
 from synth2_jax.synthesis.token_generator import SynthesizeConfig  # noqa: E402
@@ -147,10 +146,7 @@ def main() -> None:
     names = sorted({*(case.name for case in CASES), SAMPLER})
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(names), help=f"of {', '.join(names)}")
-    wanted = parser.parse_args().only.split(",")
-    for name in wanted:
-        if name not in names:
-            raise UserError(f"--only: unknown {name!r}; {nearest(name, names)}")
+    wanted = chosen("--only", parser.parse_args().only, names)
     # Where launch/test.sh has put the compiler.
     for library in (ROOT / ".venv").glob("libtpu-*/libtpu/libtpu.so"):
         os.environ.setdefault("TPU_LIBRARY_PATH", str(library))

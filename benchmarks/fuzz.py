@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.fuzzing import targets, worker  # noqa: E402
-from benchmarks.result import run_as_command  # noqa: E402
-from synth2_jax.errors import UserError, nearest  # noqa: E402
+from benchmarks.result import chosen, run_as_command  # noqa: E402
+from synth2_jax.errors import UserError  # noqa: E402
 from synth2_jax.progress import Progress  # noqa: E402
 
 _START_SECONDS = 600  # to import, and to make the corpus
@@ -205,11 +205,8 @@ def main() -> None:
     given = parser.parse_args()
     given.folder = os.path.abspath(given.folder)
     known = [target.name for target in targets.TARGETS]
-    for name in filter(None, given.targets.split(",")):
-        if name not in known:
-            raise UserError(f"--targets: unknown {name!r}; {nearest(name, known)}")
+    names = frozenset(chosen("--targets", given.targets, known)) or None
     if given.serve:
-        names = frozenset(given.targets.split(",")) if given.targets else None
         worker.serve(pathlib.Path(given.folder), given.serve, given.seed, names)
         return
     pathlib.Path(given.folder).mkdir(parents=True, exist_ok=True)

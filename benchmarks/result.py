@@ -9,11 +9,11 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from synth2_jax import environment
-from synth2_jax.errors import UserError
+from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -77,6 +77,15 @@ def write_result(
     shown = {"figures": [dataclasses.asdict(figure) for figure in figures]} if figures else {}
     write_json(folder / f"{name}.json", {**result, **shown, "made_with": made_with})
     return (folder / f"{name}.json").relative_to(ROOT)
+
+
+def chosen(option: str, given: str, known: Iterable[str]) -> list[str]:
+    """Returns the names in a list with commas; UserError on one that is not known."""
+    names, known = list(filter(None, given.split(","))), set(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"{option}: unknown {name!r}; {nearest(name, known)}")
+    return names
 
 
 def run_as_command(main: Callable[[], None]) -> None:

@@ -22,8 +22,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.result import run_as_command  # noqa: E402
-from synth2_jax.errors import UserError, nearest  # noqa: E402
+from benchmarks.result import chosen, run_as_command  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +145,7 @@ def main() -> None:
     given = parser.parse_args()
     runs = SUITES[given.suite]
     if given.only:
-        names = given.only.split(",")
-        known = sorted({one.name for one in runs})
-        for name in names:
-            if name not in known:
-                raise UserError(f"--only: unknown {name!r}; {nearest(name, known)}")
+        names = chosen("--only", given.only, {one.name for one in runs})
         runs = tuple(one for one in runs if one.name in names)
     failed, skipped = run(runs)
     for line in skipped:

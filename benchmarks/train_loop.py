@@ -31,11 +31,10 @@ import jax  # noqa: E402
 
 from benchmarks.bare_steps import BareSteps, Training, training_of  # noqa: E402
 from benchmarks.random_pairs import write_pairs  # noqa: E402
-from benchmarks.result import Figure, names_of, run_as_command, write_result  # noqa: E402
+from benchmarks.result import Figure, chosen, names_of, run_as_command, write_result  # noqa: E402
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax.data import pipeline  # noqa: E402
 from synth2_jax.data.fake_batches import FakeBatches  # noqa: E402
-from synth2_jax.errors import UserError, nearest  # noqa: E402
 from synth2_jax.training.metrics import make_writers  # noqa: E402
 from synth2_jax.training.train_loop import TrainLoopConfig, train  # noqa: E402
 
@@ -167,10 +166,7 @@ def main() -> None:
     parser.add_argument("--data", default=",".join(DATA))
     parser.add_argument("--folder", default="workdir/train_loop", help="of the random pairs")
     given = parser.parse_args()
-    kinds = given.data.split(",")
-    for data in kinds:
-        if data not in DATA:
-            raise UserError(f"--data: unknown {data!r}; {nearest(data, DATA)}")
+    kinds = chosen("--data", given.data, DATA)
     config = config_lib.load_config(given.config)
     batch_size = given.batch or config.data.batch_size
     scale, model = names_of(given.config)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import synth2_jax
+from synth2_jax import api
 from synth2_jax.data.images import encode_png
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.sampling.guidance import GuidanceConfig
@@ -170,6 +171,7 @@ def test_captions_are_by_default_as_long_as_those_of_training(runs):
     assert vlm.trained.objective.task.text_length == 12
     prompt = load_vocabulary("scenes").encode(DataConfig().prompt)
     assert vlm.decode == TextDecodeConfig(max_length=12 - len(prompt))
+    assert isinstance(vlm, api.Captioner)  # by its former name too
     assert vlm.decode.max_length < TextDecodeConfig().max_length
 
 
