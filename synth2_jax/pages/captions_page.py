@@ -17,8 +17,6 @@ MOST_POINTS = 24  # of a line whose points all have markers
 MOST_BARS = 40  # classes with bars; of a longer list its two ends
 SHARE_DRAWN = 0.99  # of each set's captions, in the chart of lengths
 _ORDERS = ("1", "2", "3", "4")  # of n-grams, as captions.json names them
-_Y_TITLE = "% of the captions"
-
 
 Row = tuple[str, list[tuple[str, float]], float | None]
 
@@ -64,14 +62,7 @@ def text_table(figures: Mapping) -> str:
 
 
 def render_captions(figures: Mapping) -> str:
-    """Writes the whole page.
-
-    Args:
-      figures: the contents of captions.json.
-
-    Returns:
-      One HTML document.
-    """
+    """Writes the whole page, one HTML document, of the contents of captions.json."""
     sets = figures["sets"]
     top_share = {name: one["top5_share"] for name, one in sets.items()}
     histograms = {name: one["words"]["histogram"] for name, one in sets.items()}
@@ -81,9 +72,10 @@ def render_captions(figures: Mapping) -> str:
     classes, named = [], {}
     if figures["num_classes"]:
         classes = _classes(sets)
-        for name, one in sets.items():
-            shares = ranked(one["classes"]["captions"].values(), one["captions"])
-            named[name] = thinned(shares, MOST_POINTS)
+        named = {
+            name: thinned(ranked(one["classes"]["captions"].values(), one["captions"]), MOST_POINTS)
+            for name, one in sets.items()
+        }
     return render(
         "captions.html.j2",
         **figures,
@@ -103,14 +95,16 @@ def render_captions(figures: Mapping) -> str:
         most_points=MOST_POINTS,
         classes=classes,
         highest_share=max((share for _, row in classes for _, share in row), default=0),
-        phrases={order: _phrases(order, sets) for order in _ORDERS},
+        phrases={
+            # (text, count) by rank and set; a set of fewer phrases has ("", None).
+            order: list(
+                itertools.zip_longest(
+                    *(one["most_frequent"][order] for one in sets.values()), fillvalue=("", None)
+                )
+            )
+            for order in _ORDERS
+        },
     )
-
-
-def _phrases(order: str, sets: Mapping[str, Mapping]) -> list[tuple]:
-    """(text, count) by rank and set; a set of fewer phrases has ("", None)."""
-    frequent = [one["most_frequent"][order] for one in sets.values()]
-    return list(itertools.zip_longest(*frequent, fillvalue=("", None)))
 
 
 def _charts(
@@ -118,16 +112,12 @@ def _charts(
 ) -> list[tuple[list[tuple[str, int, str]], str | None]]:
     """Legend and chart of as many sets at a time as there are colours."""
     charts = []
+    titles = {"x_title": x_title, "y_title": "% of the captions"}
+    label = f"% of the captions by {x_title}, one line a caption set"
     for start in range(0, len(points), len(COLOURS)):
         names = list(points)[start : start + len(COLOURS)]
-        chart = line_chart(
-            [Line(points[name], colour) for colour, name in enumerate(names)],
-            (440, 270),
-            x_title=x_title,
-            y_title=_Y_TITLE,
-            from_zero=True,
-        )
-        label = f"{_Y_TITLE} by {x_title}, one line a caption set"
+        lines = [Line(points[name], colour) for colour, name in enumerate(names)]
+        chart = line_chart(lines, (440, 270), from_zero=True, **titles)
         charts.append(([(name, i, name) for i, name in enumerate(names)], svg(chart, label)))
     return charts
 
@@ -161,14 +151,10 @@ def _reach(histogram: Sequence[tuple[int, int]]) -> int:
 def _classes(sets: Mapping[str, Mapping]) -> list[tuple[str, list[tuple[int, float]]]]:
     """Each class's (captions that name it, their share) by set; of a long list the two ends."""
     names = list(next(iter(sets.values()))["classes"]["captions"])
-    found = {
-        name: [
-            (n, n / one["captions"])
-            for one in sets.values()
-            for n in [one["classes"]["captions"][name]]
-        ]
-        for name in names
-    }
+    found = {}
+    for name in names:
+        counts = [(one["classes"]["captions"][name], one["captions"]) for one in sets.values()]
+        found[name] = [(count, count / size) for count, size in counts]
     if len(names) > MOST_BARS:
         names.sort(key=lambda name: -sum(share for _, share in found[name]))
         names = names[: MOST_BARS // 2] + names[-(MOST_BARS // 2) :]

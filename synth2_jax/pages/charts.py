@@ -72,13 +72,10 @@ def line_chart(
     level: tuple[float, str] | None = None,
     crossing: float | None = None,
 ) -> "Figure | None":
-    """Draws lines over steps.
+    """Draws lines over steps; those without points are left out.
 
     Args:
-      lines: those without points are left out.
       size: width and height in CSS pixels.
-      x_title: name of the horizontal axis.
-      y_title: name of the vertical axis.
       from_zero: whether the vertical axis starts at 0, as the horizontal one does.
       level: value and text of a dashed horizontal line.
       crossing: step at which a dotted line falls from `level` to the horizontal axis.

@@ -32,7 +32,7 @@ def _environment(kind: str):
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("synth2_jax", "pages/templates"),
         autoescape=True,
-        finalize={"html": _html_text, "md": _markdown_text}[kind],
+        finalize=functools.partial(_finalize, kind),
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -68,24 +68,18 @@ def _picture_uri(uri: Any) -> str:
     return str(uri)
 
 
-def _html_text(value: Any) -> Any:
-    """The value as text that jinja2 then escapes."""
-    if _is_missing(value):
-        return numbers.DASH
-    if hasattr(value, "__html__"):
-        return value
-    return NO_BREAK.join(map(inert, str(value).split(NO_BREAK)))
-
-
-def _markdown_text(value: Any) -> Any:
-    """The value as text that makes no markup."""
+def _finalize(kind: str, value: Any) -> Any:
+    """The value as text without markup of an "html" template, which jinja2 escapes, or an "md"."""
+    import jinja2
     import markupsafe
 
-    if _is_missing(value):
+    if value is None or isinstance(value, jinja2.Undefined):
         return numbers.DASH
     if hasattr(value, "__html__"):
         return value
-    return markupsafe.Markup(re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", inert(str(value))))
+    if kind == "md":
+        return markupsafe.Markup(re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", inert(str(value))))
+    return NO_BREAK.join(map(inert, str(value).split(NO_BREAK)))
 
 
 def _code(value: Any) -> Any:
@@ -94,9 +88,3 @@ def _code(value: Any) -> Any:
 
     text = value if isinstance(value, str) else json.dumps(value, default=dict)
     return markupsafe.Markup(f"`{inert(text, 300).replace('`', chr(39))}`")
-
-
-def _is_missing(value: Any) -> bool:
-    import jinja2
-
-    return value is None or isinstance(value, jinja2.Undefined)

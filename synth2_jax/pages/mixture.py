@@ -46,27 +46,22 @@ def show(
     Raises:
       UserError: no such mixture, modules that fail, or as `pictures`.
     """
-    data, pretrained = (
-        ({}, {}) if config is None else (config.get("data"), config.get("pretrained"))
-    )
-    data = dict(data or {})
-    data["mixture"] = mixture
-    if modules:
-        data["modules"] = modules
+    sections = {} if config is None else config
+    data, pretrained = (dict(sections.get(name) or {}) for name in ("data", "pretrained"))
+    data |= {"mixture": mixture} | ({"modules": modules} if modules else {})
     cfg = config_lib.build(pipeline.DataConfig, data, "--config.data")
-    with_names = pipeline.describe(cfg)
-    print("\n".join(_lines(with_names)))
+    print("\n".join(_lines(pipeline.describe(cfg))))
     examples = pipeline.first_examples(cfg, NUM_SHOWN)
     for example in examples:
         print("  " + "  ".join(_shown(name, value) for name, value in sorted(example.items())))
-    tokenizer = tokenizer or dict(pretrained or {}).get("tokenizer", "")
-    images = pictures(examples, tokenizer)
+    images = pictures(examples, tokenizer or pretrained.get("tokenizer", ""))
     if images is None:
         print("no picture is drawn: give --tokenizer=WORKDIR, the run that made the image tokens")
         return
     path = pathlib.Path(output or f"{mixture}.png")
-    captions = [str(example.get("caption", "")) for example in examples]
-    sources = [str(example.get("source", "")) for example in examples]
+    captions, sources = (
+        [str(example.get(name, "")) for example in examples] for name in ("caption", "source")
+    )
     picture = io.BytesIO()
     contact_sheet(images, captions, sources).save(picture, "PNG")
     write_bytes(path, picture.getvalue())
@@ -74,17 +69,17 @@ def show(
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
+    features, tasks = found["features"], found["tasks"]
+    width = max(map(len, features))
     lines = [f"{found['kind']} {found['name']!r}, split {found['split']!r}", "features:"]
-    width = max(len(name) for name in found["features"])
-    lines += [f"  {name:<{width}}  {text}" for name, text in sorted(found["features"].items())]
+    lines += [f"  {name:<{width}}  {text}" for name, text in sorted(features.items())]
     lines.append("tasks:")
-    width = max(len(task["name"]) for task in found["tasks"])
-    for task in found["tasks"]:
+    width = max(len(task["name"]) for task in tasks)
+    for task in tasks:
         share = f"{task['share']:6.1%}" if task["share"] is not None else "scheduled"
         size = "unknown number of" if task["examples"] is None else f"{task['examples']:,}"
-        lines.append(
-            f"  {task['name']:<{width}}  {share}  {size} examples in {task['shards']} shards"
-        )
+        size = f"{size} examples in {task['shards']} shards"
+        lines.append(f"  {task['name']:<{width}}  {share}  {size}")
     return lines
 
 
@@ -139,8 +134,8 @@ def contact_sheet(
     images: np.ndarray, captions: Sequence[str], sources: Sequence[str]
 ) -> Image.Image:
     """Pictures u8[num, H, W, 3] in rows of five, each with its source and its caption below."""
-    rows = -(-len(images) // _COLUMNS)
     height = _SIDE + _LINE * (_LINES + 1) + _MARGIN
+    rows = -(-len(images) // _COLUMNS)
     size = (_COLUMNS * (_SIDE + _MARGIN) + _MARGIN, rows * height + _MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
@@ -152,9 +147,7 @@ def contact_sheet(
         sheet.paste(picture, (left, top))
         draw.rectangle((left - 1, top - 1, left + _SIDE, top + _SIDE), outline="#cccccc")
         draw.text((left, top + _SIDE + 2), source, fill="#888888", font=font)
-        lines = textwrap.wrap(_one_line(caption), width=27)
-        if len(lines) > _LINES:
-            lines = [*lines[: _LINES - 1], lines[_LINES - 1][:24] + "..."]
+        lines = textwrap.wrap(_one_line(caption), 27, max_lines=_LINES, placeholder="...")
         for number, line in enumerate(lines, start=1):
             draw.text((left, top + _SIDE + 2 + number * _LINE), line, fill="black", font=font)
     return sheet

@@ -1,4 +1,4 @@
-"""What results.json and material.json of a demo hold, as far as the report's page shows it.
+"""What the report's page shows of a demo's results.json and material.json.
 
 Any value may be absent or None: an old run lacks what is written today.
 """
@@ -94,11 +94,11 @@ def read_report(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       UserError: a file that is not there, or a value of another type than the page needs.
     """
-    found = []
-    for cls, name in ((Results, "results.json"), (Material, "material.json")):
-        values = read_json(folder / name, "demo")
+
+    def read(cls: type, path: pathlib.Path) -> dict[str, Any]:
         known = {field.name for field in dataclasses.fields(cls)}
-        shown = {key: value for key, value in values.items() if key in known}
-        parse_as(cls, shown, folder / name, "demo")
-        found.append(shown)
-    return found[0], found[1]
+        shown = {key: value for key, value in read_json(path, "demo").items() if key in known}
+        parse_as(cls, shown, path, "demo")
+        return shown
+
+    return read(Results, folder / "results.json"), read(Material, folder / "material.json")

@@ -12,15 +12,12 @@ _GROUPS = (("all pictures", "cider"), ("seen", "cider_seen"), ("never seen", "ci
 
 
 def render_study(runs: Mapping[str, Mapping], table: Sequence[Sequence[str]], footnote: str) -> str:
-    """Writes the whole page.
+    """Writes the whole page, one HTML document.
 
     Args:
       runs: "runs" of study.json: {"arm/seed": {score: value, "curve": [[step, CIDEr], ...]}}.
       table: cells of the study's table, its head first.
       footnote: the lines below it.
-
-    Returns:
-      One HTML document.
     """
     by_arm: dict[str, dict[str, Mapping]] = {}
     for name, run in runs.items():
@@ -35,13 +32,9 @@ def render_study(runs: Mapping[str, Mapping], table: Sequence[Sequence[str]], fo
         }
         for title, key in _GROUPS
     }
-    curves = line_chart(
-        [mean_curve(by_arm[arm].values(), colour) for arm, colour, _ in arms],
-        (440, 300),
-        x_title="training steps",
-        y_title="CIDEr",
-        from_zero=True,
-    )
+    lines = [mean_curve(by_arm[arm].values(), colour) for arm, colour, _ in arms]
+    titles = {"x_title": "training steps", "y_title": "CIDEr"}
+    curves = line_chart(lines, (440, 300), from_zero=True, **titles)
     return render(
         "study.html.j2",
         answer=_answer(by_arm),

@@ -52,7 +52,7 @@ from synth2_jax.loading import exported
 from synth2_jax.loading.caption_decode import caption_decode
 from synth2_jax.loading.run import with_own_vocabulary
 from synth2_jax.models.mask_schedule import masked_counts
-from synth2_jax.pages.model_card import CardFacts, model_card, read_results
+from synth2_jax.pages.model_card import model_card, read_results
 from synth2_jax.progress import Progress
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
@@ -237,17 +237,15 @@ def _write_folder(
             example = importlib.resources.files("synth2_jax.loading") / _EXAMPLES[model_name]
             write_text(folder / EXAMPLE, example.read_text())
         card = model_card(
-            CardFacts(
-                name=target.name,
-                task=task,
-                description=description,
-                training=resolved,
-                run_folder=run_folder,
-                trained=trained,
-                parameters=parameters.shapes,
-                scores=scores,
-                license=license,
-            )
+            name=target.name,
+            task=task,
+            description=description,
+            training=resolved,
+            run_folder=run_folder,
+            trained=trained,
+            parameters=parameters.shapes,
+            scores=scores,
+            license=license,
         )
         write_text(folder / README, card)
     num_bytes = sum(file.stat().st_size for file in target.iterdir())

@@ -141,7 +141,7 @@ def _write(
         "chosen": chosen,
     }
     write_json(folder / SUMMARY, summary)
-    write_text(folder / "index.html", render_filter(_counts(summary).strip(), scores))
+    write_text(folder / "index.html", render_filter(_counts(summary).strip(), scores, cfg.by))
     _print(summary)
 
 

@@ -42,16 +42,25 @@ def write_lines(path, lines):
 
 def write_rows(path, captions):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"caption": c, "class": "x"}) + "\n" for c in captions))
-    return path
+    return write_lines(path, [json.dumps({"caption": c, "class": "x"}) for c in captions])
 
 
-def compare(tmp_path, sets, **options):
-    """Figures, page and table of sets given as {name: path}."""
-    given = ",".join(f"{name}={path}" for name, path in sets.items())
-    report.run(None, str(tmp_path / "out"), captions=given, **options)
-    figures = json.loads((tmp_path / "out" / "captions.json").read_text())
-    return figures, (tmp_path / "out" / "captions.html").read_text(encoding="utf-8")
+@pytest.fixture
+def compare(tmp_path):
+    """compare({name: captions, or their path}) -> figures and page."""
+
+    def run(sets, classes=None, **options):
+        for name, captions in sets.items():
+            if isinstance(captions, list):
+                sets = sets | {name: write_lines(tmp_path / f"{name}.txt", captions)}
+        if classes:
+            options["classes"] = str(write_lines(tmp_path / "classes.txt", classes))
+        given = ",".join(f"{name}={path}" for name, path in sets.items())
+        report.run(None, str(tmp_path / "out"), captions=given, **options)
+        figures = json.loads((tmp_path / "out" / "captions.json").read_text())
+        return figures, (tmp_path / "out" / "captions.html").read_text(encoding="utf-8")
+
+    return run
 
 
 # --- what is read ---
@@ -129,13 +138,10 @@ def test_mistakes_are_one_line_and_nothing_is_written(tmp_path, capfd, options, 
 # --- what is found ---
 
 
-def test_figures_of_sets_side_by_side(tmp_path, capfd):
-    sets = {
-        "varied": write_lines(tmp_path / "varied.txt", VARIED),
-        "narrow": write_rows(tmp_path / "narrow" / "captions.jsonl", NARROW).parent,
-    }
-    classes = write_lines(tmp_path / "classes.txt", ["dog", "cat", "cow", "sheep"])
-    figures, page = compare(tmp_path, sets, classes=str(classes), clusters=12)
+def test_figures_of_sets_side_by_side(tmp_path, compare, capfd):
+    narrow = write_rows(tmp_path / "narrow" / "captions.jsonl", NARROW).parent
+    sets, classes = {"varied": VARIED, "narrow": narrow}, ["dog", "cat", "cow", "sheep"]
+    figures, page = compare(sets, classes, clusters=12)
     varied, narrow = figures["sets"]["varied"], figures["sets"]["narrow"]
     assert list(figures["sets"]) == ["varied", "narrow"]  # in the order given
     assert varied["captions"] == narrow["captions"] == 24
@@ -143,59 +149,43 @@ def test_figures_of_sets_side_by_side(tmp_path, capfd):
     assert varied["entropy"] > narrow["entropy"] and varied["top5_share"] < narrow["top5_share"]
     assert narrow["top5_share"] == 1 and sum(narrow["cluster_sizes"]) == 24
     assert varied["words"] == {"mean": 5.0, "median": 5.0, "histogram": [[5, 24]]}
-    assert narrow["vocabulary"] == 6
-    assert narrow["distinct"]["1"] == 6 / (24 * 5)
+    assert narrow["vocabulary"] == 6 and narrow["distinct"]["1"] == 6 / (24 * 5)
     assert narrow["most_frequent"]["3"][0] == ["a dog on", 24]
-    assert varied["classes"] == {
-        "named": 3 / 4,
-        "fewest": 0,
-        "median": 8.0,
-        "entropy": pytest.approx(np.log(3)),
-        "captions": {"dog": 8, "cat": 8, "cow": 8, "sheep": 0},
-    }
+    counts = {"dog": 8, "cat": 8, "cow": 8, "sheep": 0}
+    entropy = pytest.approx(np.log(3))
+    named = {"named": 3 / 4, "fewest": 0, "median": 8.0, "entropy": entropy, "captions": counts}
+    assert varied["classes"] == named
     settings = {"embedding": "hashed n-grams", "clusters": 12, "sample_size": 24, "seed": 0}
     assert figures["settings"] == settings
     printed = capfd.readouterr().out
-    assert re.search(r"^ +varied +narrow$", printed, re.MULTILINE)
-    assert re.search(r"^captions +24 +24$", printed, re.MULTILINE)
-    assert re.search(r"^classes named +75.0\s% +25.0\s%$", printed, re.MULTILINE)
+    for line in (r" +varied +narrow", "captions +24 +24", r"classes named +75.0\s% +25.0\s%"):
+        assert re.search(f"^{line}$", printed, re.MULTILINE)
     assert printed.splitlines()[-1] == f"report: {tmp_path}/out/captions.html"
     assert "The most even set is <bdi>varied</bdi>" in page
 
 
-def test_sets_of_unequal_size_are_compared_on_equal_samples(tmp_path):
-    sets = {
-        "many": write_lines(tmp_path / "many.txt", VARIED * 5),
-        "few": write_lines(tmp_path / "few.txt", VARIED),
-    }
-    figures, _ = compare(tmp_path, sets)
+def test_sets_of_unequal_size_are_compared_on_equal_samples(compare):
+    figures, _ = compare({"many": VARIED * 5, "few": VARIED})
     assert figures["settings"]["sample_size"] == 24
-    for one in figures["sets"].values():
-        assert sum(one["cluster_sizes"]) == 24
+    assert all(sum(one["cluster_sizes"]) == 24 for one in figures["sets"].values())
     assert figures["sets"]["many"]["captions"] == 120
     assert figures["num_classes"] is None and figures["sets"]["many"]["classes"] is None
 
 
-def test_plurals_and_synonyms_name_a_class(tmp_path):
+def test_plurals_and_synonyms_name_a_class(compare):
     counts = {
         **{"car": 1, "red cross": 1, "puppy": 1, "wolf": 2, "tench, Tinca tinca": 1, "person": 1},
         **{"pet": 0, "ross": 0, "pup": 0, "wol": 0, "tench": 0, "peopled": 0},
     }
     captions = ["two cars on a carpet", "three Red Crosses", "puppies, wolves and knives", "wolves"]
-    captions += ["a tinca tinca in water", "many people"]
-    sets = {"a": write_lines(tmp_path / "a.txt", captions)}
-    classes = write_lines(tmp_path / "classes.txt", counts)
-    figures, _ = compare(tmp_path, sets, classes=str(classes))
+    figures, _ = compare({"a": [*captions, "a tinca tinca in water", "many people"]}, counts)
     assert figures["sets"]["a"]["classes"]["captions"] == counts
 
 
-def test_examples_stand_in_their_cluster_and_say_from_which_set(tmp_path):
-    sets = {
-        "varied": write_lines(tmp_path / "varied.txt", VARIED),
-        "narrow": write_lines(tmp_path / "narrow.txt", NARROW),
-    }
-    figures, page = compare(tmp_path, sets, clusters=4)
-    assert compare(tmp_path, sets, clusters=4) == (figures, page)  # the same sets, the same files
+def test_examples_are_in_their_cluster_and_say_from_which_set(compare):
+    sets = {"varied": VARIED, "narrow": NARROW}
+    figures, page = compare(sets, clusters=4)
+    assert compare(sets, clusters=4) == (figures, page)  # the same sets, the same files
     clusters = figures["largest_clusters"]
     assert len(clusters) == 4
     for name in sets:
@@ -215,9 +205,8 @@ def test_counts_are_drawn_from_the_largest_on_in_percent():
     assert captions_page.ranked([1, 3, 0], 4) == [(1, 75.0), (2, 25.0), (3, 0.0)]
 
 
-def test_more_sets_than_colours_get_another_chart(tmp_path):
-    path = write_lines(tmp_path / "a.txt", VARIED)
-    _, page = compare(tmp_path, {f"set{i}": path for i in range(8)})
+def test_more_sets_than_colours_get_another_chart(compare):
+    _, page = compare({f"set{i}": VARIED for i in range(8)})
     section = page[page.index('id="clusters"') : page.index('id="lengths"')]
     assert section.count("<svg ") == 2
     assert all(section.count(f"<bdi>set{i}</bdi>") == 1 for i in range(8))
@@ -236,11 +225,9 @@ def test_lengths_are_drawn_as_far_as_captions_reach(histogram, expected):
     assert points == list(enumerate(expected))
 
 
-def test_of_a_long_list_of_classes_the_ends_are_shown(tmp_path):
+def test_of_a_long_list_of_classes_the_ends_are_shown(compare):
     captions = [f"word{i}" for i in range(50) for _ in range(i)]
-    sets = {"a": write_lines(tmp_path / "a.txt", captions)}
-    classes = write_lines(tmp_path / "classes.txt", [f"word{i}" for i in range(50)])
-    _, page = compare(tmp_path, sets, classes=str(classes))
+    _, page = compare({"a": captions}, [f"word{i}" for i in range(50)])
     section = page[page.index('id="classes"') : page.index('id="phrases"')]
     shown = [int(i) for i in re.findall(r"<bdi>word(\d+)</bdi>", section)]
     assert shown == [*range(49, 29, -1), *range(19, -1, -1)]
@@ -249,14 +236,15 @@ def test_of_a_long_list_of_classes_the_ends_are_shown(tmp_path):
 # --- hostile captions ---
 
 
-def test_hostile_texts_are_inert_in_the_page_and_on_the_terminal(tmp_path, capfd, read_page):
+def test_hostile_texts_are_inert_in_the_page_and_on_the_terminal(
+    tmp_path, compare, capfd, read_page
+):
     sets = {
         "\x1b[31m<b>evil</b>\x07\u202e": write_rows(tmp_path / "h.jsonl", HOSTILE * 3),
         "&amp;": write_rows(tmp_path / "more.jsonl", HOSTILE),
     }
-    classes = write_lines(tmp_path / "classes.txt", ["<i>red dog</i>", "cat & dog"])
     # As many clusters as are shown, so that every caption is.
-    _, page = compare(tmp_path, sets, classes=str(classes), clusters=5)
+    _, page = compare(sets, ["<i>red dog</i>", "cat & dog"], clusters=5)
     printed = capfd.readouterr().out
     assert not ACTIVE.search(page) and not ACTIVE.search(printed)
     assert r"\x1b[31m<b>evil</b>\x07" in printed
@@ -273,9 +261,11 @@ def test_hostile_texts_are_inert_in_the_page_and_on_the_terminal(tmp_path, capfd
 
 
 @pytest.mark.parametrize("captions", [["", "...", "!"], ["a dog"]])
-def test_captions_without_words_and_single_captions_have_a_page(tmp_path, captions, read_page):
-    sets = {"a": write_rows(tmp_path / "a.jsonl", captions), "b": tmp_path / "a.jsonl"}
-    figures, page = compare(tmp_path, sets, classes="scenes")
+def test_captions_without_words_and_single_captions_have_a_page(
+    tmp_path, compare, captions, read_page
+):
+    path = write_rows(tmp_path / "a.jsonl", captions)
+    figures, page = compare({"a": path, "b": path}, ["dog house", "cat"])
     assert figures["sets"]["a"]["vocabulary"] == len(captions[-1].replace("!", "").split())
     assert figures["sets"]["a"]["classes"]["named"] == 0
     assert "The sets" in read_page(page).words

@@ -1,6 +1,5 @@
 """The report of a demo: every number is on it, hostile text is inert, any part may be missing."""
 
-import copy
 import json
 import math
 import pathlib
@@ -46,10 +45,9 @@ SHOWN = {
 
 
 def with_cider(real, mixed):
-    results = copy.deepcopy(RESULTS)
-    results["arms"]["real"]["cider"] = real
-    results["arms"]["real_synthetic"]["cider"] = mixed
-    return results
+    arms = {name: {**RESULTS["arms"][name]} for name in ("real", "real_synthetic")}
+    arms["real"]["cider"], arms["real_synthetic"]["cider"] = real, mixed
+    return {**RESULTS, "arms": arms}
 
 
 def changed(tree, change):
@@ -79,10 +77,6 @@ def test_every_number_and_text_is_on_the_page(read_page):
         "CIDEr. all: real only 60.0, real + synthetic 75.0; seen: real only 80.0, real + synthetic "
         "80.0; never seen: real only 40.0, real + synthetic 70.0" in page.values("aria-label")
     )
-
-
-def test_every_section_is_there_once_and_linked(read_page):
-    page = read_page(render_page(RESULTS, MATERIAL))
     names = [name for name, _, _ in SECTIONS]
     assert [v for t, n, v in page.attributes if (t, n) == ("section", "id")] == names
     assert [v for t, n, v in page.attributes if (t, n) == ("a", "href")] == [f"#{n}" for n in names]
@@ -92,8 +86,7 @@ def test_every_section_is_there_once_and_linked(read_page):
 @pytest.mark.parametrize("name, keys", [(name, keys) for name, _, keys in SECTIONS if keys])
 def test_a_section_without_data_is_left_out(read_page, name, keys):
     results, material = (
-        {key: value for key, value in tree.items() if key not in keys}
-        for tree in (RESULTS, MATERIAL)
+        {key: tree[key] for key in tree.keys() - set(keys)} for tree in (RESULTS, MATERIAL)
     )
     page = read_page(render_page(results, material))
     assert name not in page.values("id") and f"#{name}" not in page.values("href")
@@ -183,15 +176,10 @@ def test_the_answer_is_said_with_its_numbers(read_page, results, said):
     assert f"What do synthetic pairs add to a caption model? {said}" in words
 
 
-def test_tiny_runs_claim_nothing():
+def test_tiny_runs_claim_nothing_and_older_ones_have_no_error_bars(read_page):
     page = render_page({**RESULTS, "tiny": True}, MATERIAL)
     assert "Tiny run." in page and "a gain" not in page
     assert "Tiny run." not in render_page(RESULTS, MATERIAL)
-
-
-def test_the_page_of_an_older_demo_is_written(read_page):
-    """Results of before the standard errors."""
     path = ROOT.parent / "benchmarks" / "results" / "1_x_cpu" / "demo.json"
-    results = json.loads(path.read_text())
-    words = read_page(render_page(results, {})).words
+    words = read_page(render_page(json.loads(path.read_text()), {})).words
     assert "Error bars" not in words and "194.7" in words
