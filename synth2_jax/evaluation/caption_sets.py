@@ -6,7 +6,7 @@ a line.
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from synth2_jax.errors import UserError
 from synth2_jax.files import read_json_lines
 from synth2_jax.progress import Progress
 from synth2_jax.scoring.caption_embedding import embed_captions, sentence_transformer
-from synth2_jax.scoring.class_coverage import ClassCoverage, class_coverage
-from synth2_jax.scoring.diversity import Balance, SetBalance, balance
+from synth2_jax.scoring.class_coverage import class_coverage
+from synth2_jax.scoring.diversity import SetBalance, balance, entropy
 from synth2_jax.scoring.n_grams import TokenizedCaptions, n_gram_statistics, tokenize
 
 CAPTIONS = "captions.jsonl"
@@ -50,7 +50,14 @@ def compare(
     Raises:
       UserError: a file, name or number that is not what it should be.
     """
-    paths = _paths(captions)
+    paths: dict[str, pathlib.Path] = {}
+    for part in captions.split(","):
+        name, equals, path = part.partition("=")
+        if not (equals and name and path):
+            raise UserError(f"--captions: found {part!r}, expected NAME=PATH,NAME=PATH")
+        if name in paths:
+            raise UserError(f"--captions: the name {name!r} is there twice")
+        paths[name] = pathlib.Path(path)
     class_names = None if classes is None else load_classes(classes, BUILT_IN)
     embed = embed_captions if embedding is None else sentence_transformer(embedding)
     sets = {name: read_captions(path) for name, path in paths.items()}
@@ -62,18 +69,18 @@ def compare(
         )
     num_clusters = clusters or min(NUM_CLUSTERS, sample_size)
     with Progress("report", 1 + len(sets), "steps") as progress:
-        found = balance(
+        balanced = balance(
             sets, num_clusters=num_clusters, sample_size=sample_size, seed=SEED, embed=embed
         )
         progress.add(1)
         figures_of = {}
         for name, path in paths.items():
-            figures = _figures(sets[name], found.sets[name], class_names)
+            figures = _figures(sets[name], balanced[name], class_names)
             figures_of[name] = {"path": str(path), **figures}
             progress.add(1)
     return {
         "sets": figures_of,
-        "largest_clusters": _largest_clusters(found),
+        "largest_clusters": _largest_clusters(balanced),
         "num_classes": class_names and len(class_names),
         "settings": {
             "embedding": embedding or "hashed n-grams",
@@ -82,22 +89,6 @@ def compare(
             "seed": SEED,
         },
     }
-
-
-# The sets
-
-
-def _paths(captions: str) -> dict[str, pathlib.Path]:
-    """The sets of "NAME=PATH,NAME=PATH"."""
-    paths = {}
-    for part in captions.split(","):
-        name, equals, path = part.partition("=")
-        if not (equals and name and path):
-            raise UserError(f"--captions: found {part!r}, expected NAME=PATH,NAME=PATH")
-        if name in paths:
-            raise UserError(f"--captions: the name {name!r} is there twice")
-        paths[name] = pathlib.Path(path)
-    return paths
 
 
 def read_captions(path: pathlib.Path) -> list[str]:
@@ -117,8 +108,14 @@ def read_captions(path: pathlib.Path) -> list[str]:
     elif path.suffix == ".jsonl":
         rows = read_json_lines(path, surrogates=True)  # the page shows them as escapes
         captions = [row.get("caption") for row in rows]
+    elif not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
     else:
-        captions = _lines(path)
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 at byte {error.start}, expected text") from error
+        captions = [stripped for line in text.split("\n") if (stripped := line.strip())]
     for number, caption in enumerate(captions, start=1):
         if not isinstance(caption, str):
             raise UserError(f'{path}: row {number} has no text under "caption"')
@@ -142,32 +139,21 @@ def _holds_pairs(folder: pathlib.Path) -> bool:
     return isinstance(manifest, dict) and manifest.get("format") == records.FORMAT
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    """Lines of a text file that hold more than space."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file or folder")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}, expected text") from error
-    return [stripped for line in text.split("\n") if (stripped := line.strip())]
-
-
-# The figures
-
-
 def _figures(
     captions: Sequence[str], balanced: SetBalance, class_names: Sequence[str] | None
 ) -> dict[str, Any]:
     """What captions.json holds of a set. Clusters and n-grams are those of its sample."""
-    words = tokenize(captions)
-    statistics = n_gram_statistics(tokenize(balanced.sample))
-    covered = class_names and class_coverage(words, [*map(_spellings, class_names)])
+    words, sample = tokenize(captions), tokenize(balanced.sample)
+    statistics, counts = n_gram_statistics(sample), np.bincount(words.lengths_N)
     return {
         "captions": len(captions),
         "unique": len(set(captions)) / len(captions),
-        "words": _lengths(words),
-        "vocabulary": statistics.vocabulary_size,
+        "words": {
+            "mean": float(words.lengths_N.mean()),
+            "median": float(np.median(words.lengths_N)),
+            "histogram": [[length, int(count)] for length, count in enumerate(counts) if count],
+        },
+        "vocabulary": len(sample.vocabulary),
         "distinct": {str(order): share for order, share in statistics.distinct.items()},
         "most_frequent": {
             str(order): [list(row) for row in rows]
@@ -176,60 +162,44 @@ def _figures(
         "top5_share": balanced.top_share,
         "entropy": balanced.entropy,
         "cluster_sizes": balanced.cluster_sizes.tolist(),
-        "classes": covered and _classes(covered, class_names),
+        "classes": class_names and _classes(words, class_names),
     }
 
 
-def _lengths(words: TokenizedCaptions) -> dict[str, Any]:
-    counts = np.bincount(words.lengths_N)
+def _classes(words: TokenizedCaptions, class_names: Sequence[str]) -> dict[str, Any]:
+    """How many captions name each class, and what that says of all classes."""
+    captions_C = class_coverage(words, [*map(_spellings, class_names)])
     return {
-        "mean": float(words.lengths_N.mean()),
-        "median": float(np.median(words.lengths_N)),
-        "histogram": [[length, int(count)] for length, count in enumerate(counts) if count],
+        "named": float(np.mean(captions_C > 0)),
+        "fewest": int(captions_C.min()),
+        "median": float(np.median(captions_C)),
+        "entropy": entropy(captions_C) if captions_C.any() else 0.0,
+        "captions": dict(zip(class_names, captions_C.tolist(), strict=True)),
     }
 
 
 def _spellings(class_name: str) -> list[str]:
     """What names a class: it or its plural. Commas divide synonyms, as in ImageNet's lists."""
-    return [
-        form + ending
-        for synonym in class_name.split(",")
-        if synonym.strip()
-        for form in forms(synonym.strip())
-        for ending in ("", "s", "es")
-    ]
+    synonyms = filter(None, map(str.strip, class_name.split(",")))
+    return [f"{form}{end}" for one in synonyms for form in forms(one) for end in ("", "s", "es")]
 
 
-def _classes(covered: ClassCoverage, class_names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "named": covered.share_named,
-        "fewest": covered.fewest,
-        "median": covered.median,
-        "entropy": covered.entropy,
-        "captions": dict(zip(class_names, covered.captions_C.tolist(), strict=True)),
-    }
-
-
-def _largest_clusters(found: Balance) -> list[dict[str, Any]]:
+def _largest_clusters(sets: Mapping[str, SetBalance]) -> list[dict[str, Any]]:
     """Clusters that hold most of all samples, each with captions drawn from it at random."""
-    sizes_K = sum(one.cluster_sizes for one in found.sets.values())
+    sizes_K = sum(one.cluster_sizes for one in sets.values())
     clusters = []
     for cluster in np.argsort(-sizes_K, kind="stable")[:LARGEST]:
         members = list(
             dict.fromkeys(
                 (name, one.sample[row])
-                for name, one in found.sets.items()
+                for name, one in sets.items()
                 for row in np.flatnonzero(one.labels == cluster)
             )
         )
         rows = np.random.default_rng(SEED).permutation(len(members))[:EXAMPLES]
-        clusters.append(
-            {
-                "share": {
-                    name: float(one.cluster_sizes[cluster] / len(one.sample))
-                    for name, one in found.sets.items()
-                },
-                "examples": [list(members[row]) for row in np.sort(rows)],
-            }
-        )
+        share = {
+            name: float(one.cluster_sizes[cluster] / len(one.sample)) for name, one in sets.items()
+        }
+        examples = [list(members[row]) for row in np.sort(rows)]
+        clusters.append({"share": share, "examples": examples})
     return clusters

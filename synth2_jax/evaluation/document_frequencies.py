@@ -10,6 +10,8 @@ from synth2_jax.data.references import image_key
 from synth2_jax.errors import UserError
 from synth2_jax.scoring.captions import DocumentFrequency, document_frequency
 
+_KEY = "--config.document_frequencies"
+
 
 def read_document_frequencies(path: str | os.PathLike[str]) -> DocumentFrequency:
     """Counts the images whose captions have an n-gram.
@@ -22,32 +24,24 @@ def read_document_frequencies(path: str | os.PathLike[str]) -> DocumentFrequency
       UserError: neither of them, or no captions in it.
     """
     path = pathlib.Path(path)
-    captions = collections.defaultdict(list)
     if path.is_dir():
-        for pair in records.read_pairs(path):
-            captions[image_key(pair.key)].append(pair.caption)
+        found = ((image_key(pair.key), pair.caption) for pair in records.read_pairs(path))
     else:
-        for image, caption in _coco_captions(path):
-            captions[image].append(caption)
-    if not captions:
-        raise UserError(f"--config.document_frequencies: {path} has no captions, expected some")
-    return document_frequency(list(captions.values()), path.name)
-
-
-def _coco_captions(path: pathlib.Path) -> list[tuple[str, str]]:
-    """[(image id, caption)]."""
-    try:
-        rows = json.loads(path.read_bytes())["annotations"]
-        found = [(str(row["image_id"]), row["caption"]) for row in rows]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"--config.document_frequencies: cannot read {path} ({type(error).__name__}: {error}), "
-            "expected a folder of pairs or a JSON file of captions as COCO has them"
-        ) from error
+        try:
+            rows = json.loads(path.read_bytes())["annotations"]
+            found = [(str(row["image_id"]), row["caption"]) for row in rows]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{_KEY}: cannot read {path} ({type(error).__name__}: {error}), expected a folder "
+                "of pairs or a JSON file of captions as COCO has them"
+            ) from error
+    captions = collections.defaultdict(list)
     for image, caption in found:
         if not isinstance(caption, str):
             raise UserError(
-                f"--config.document_frequencies: {path}: image {image} has the caption "
-                f"{caption!r:.60}, expected a text"
+                f"{_KEY}: {path}: image {image} has the caption {caption!r:.60}, expected a text"
             )
-    return found
+        captions[image].append(caption)
+    if not captions:
+        raise UserError(f"{_KEY}: {path} has no captions, expected some")
+    return document_frequency(list(captions.values()), path.name)

@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from synth2_jax.errors import UserError
-from synth2_jax.scoring.captions import PAPER_SCALE, DocumentFrequency, cider_plain
+from synth2_jax.scoring.captions import DocumentFrequency, Pairs, as_printed, cider_plain
 from synth2_jax.scoring.meteor import meteor
 
 MORE_SCORES = ("cider_plain", "meteor")
@@ -19,14 +19,10 @@ def more_score(
     frequency: DocumentFrequency | None = None,
 ) -> dict[str, float | str]:
     """{name, "provenance of NAME"} of one of MORE_SCORES, times 100 as papers print it."""
-    if name == "meteor":
-        score = meteor(captions, references)
-    else:
-        score = cider_plain(captions, references, frequency=frequency)
-    return {
-        name: PAPER_SCALE * score.corpus,
-        f"provenance of {name}": f"{score.provenance}, scale=x{PAPER_SCALE:g}",
-    }
+    pairs = Pairs(captions, references)
+    score = meteor(pairs) if name == "meteor" else cider_plain(pairs, frequency)
+    found = as_printed(score.provenance, **{name: score.corpus})
+    return found | {f"provenance of {name}": found.pop("provenance")}
 
 
 def each_alone(

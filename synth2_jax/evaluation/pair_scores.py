@@ -3,10 +3,9 @@
 Legend: B batch, N image tokens, T text tokens, P pairs of a pool.
 """
 
-import abc
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -34,9 +33,8 @@ from synth2_jax.scoring.alignment import (
 from synth2_jax.text.caption_ids import text_ids, vlm_text
 from synth2_jax.text.vocabulary import load_vocabulary
 
+_MODEL_OF = {"likelihood_ratio": "generator", "caption": "vlm", "cycle": "vlm"}
 _SCORE = [("score", "<f4")]
-
-
 _RETRIEVAL = [*_SCORE, ("rank", "<i4"), ("best", "<i4")]  # best: a row of the shard
 
 
@@ -105,8 +103,8 @@ class FilterConfig:
     def __post_init__(self):
         config_lib.check_counts(self, "batch_size")
         for name in self.scores:
-            if name not in _SCORERS:
-                raise UserError(f"scores: unknown {name!r}; {nearest(name, _SCORERS)}")
+            if name not in _MODEL_OF:
+                raise UserError(f"scores: unknown {name!r}; {nearest(name, _MODEL_OF)}")
         if self.by not in self.scores:
             raise UserError(
                 f"by: found {self.by!r}, expected one of `scores`; {nearest(self.by, self.scores)}"
@@ -120,41 +118,45 @@ class FilterConfig:
             )
 
 
-class PairScorer(abc.ABC):
-    """Scores pairs in batches of one shape; a subclass says of what each batch is made.
+class PairScorer:
+    """Scores pairs in batches of one shape.
 
     Attributes:
       settings: all that determines the scores, JSON values.
       dtype: of the scores, numpy's.
     """
 
-    dtype: list[tuple[str, str]] = _SCORE
-
-    def __init__(
-        self,
-        trained: Trained,
-        part: str,
-        cfg: FilterConfig,
-        settings: Mapping[str, Any],
-        rows: tuple[str, int],
-    ):
-        where, self._rows = rows
-        self._mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())
-        sharding.check_rows(self._rows, self._mesh, f"--config.{where}")
-        self._rules = sharding.axis_rules(cfg.mesh)
-        self._params = trained.params
+    def __init__(self, name: str, trained: Trained, cfg: FilterConfig):
+        self._name, model = name, _MODEL_OF[name]
+        config, where, self._rows = getattr(cfg, name), "batch_size", cfg.batch_size
+        self.dtype = _SCORE
+        if name == "cycle":
+            where, self._rows, self.dtype = "cycle.pool_size", config.pool_size, _RETRIEVAL
+        mesh, rules = (
+            sharding.make_mesh(cfg.mesh, jax.local_devices()),
+            sharding.axis_rules(cfg.mesh),
+        )
+        sharding.check_rows(self._rows, mesh, f"--config.{where}")
         data = config_lib.build(DataConfig, trained.config["data"])
         self._vocabulary, self._prompt = load_vocabulary(data.vocabulary), data.prompt
-        self._task = trained.objective.task
+        self._text_length = trained.objective.task.text_length
         self.settings = {
-            **settings,
+            **dataclasses.asdict(config),
             "pairs": records.read_manifest(cfg.folder).fingerprint,
             "tokenizer": trained.fingerprint("tokenizer"),
-            part: trained.fingerprint(part),
+            model: trained.fingerprint(model),
             "model": trained.config["model"],
             "vocabulary": records.sha256_of(pathlib.Path(self._vocabulary.path)),
             "prompt": data.prompt,
         }
+        score = _SCORES[name](trained, config)
+
+        def on_mesh(*arguments):
+            with sharding.constraints(mesh, rules):
+                return score(*arguments)
+
+        compiled, rows_over = jax.jit(on_mesh), sharding.batch_sharding(mesh)
+        self._score = lambda *arrays: compiled(trained.params, *jax.device_put(arrays, rows_over))
 
     def __call__(
         self, pairs: Sequence[Pair], first: int, done: Callable[[int], None]
@@ -164,110 +166,75 @@ class PairScorer(abc.ABC):
         for start in range(0, len(pairs), self._rows):
             part = pairs[start : start + self._rows]
             filled = [*part, *[part[-1]] * (self._rows - len(part))]
+            found = self._score(*self._arrays(filled, len(part), first + start))
             scores = np.zeros(self._rows, self.dtype)
-            for name, values in self._batch(filled, len(part), first + start).items():
-                scores[name] = values
-            if "best" in scores.dtype.names:
+            for field, values in zip(scores.dtype.names, found, strict=True):
+                scores[field] = values
+            if self._name == "cycle":
                 scores["best"] += start
             parts.append(scores[: len(part)])
             done(len(part))
         return np.concatenate(parts)
 
-    @abc.abstractmethod
-    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
-        """{field of `dtype`: scores of the batch}; rows from `num_valid` on only fill it up."""
-
-    def _vlm_text(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-        """As `model_text.vlm_text`; a pair's own prompt comes in the place of the model's."""
+    def _arrays(self, pairs: Sequence[Pair], num_valid: int, first: int) -> Sequence[np.ndarray]:
+        """What the score is computed from; rows from `num_valid` on only fill the batch up."""
         captions = [pair.caption for pair in pairs]
+        image_tokens_BN = np.stack([pair.image_tokens for pair in pairs]).astype(np.int32)
+        numbers_B = np.arange(len(pairs))
+        if self._name == "likelihood_ratio":
+            text_BT = text_ids(captions, self._vocabulary, self._text_length)
+            return image_tokens_BN, text_BT, (first + numbers_B).astype(np.uint32)
         prompts = [pair.prompt or self._prompt for pair in pairs]
-        return vlm_text(captions, prompts, self._vocabulary, self._task.text_length)
-
-    def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compiled for the mesh; rows of its numpy arguments are split over it."""
-
-        def on_mesh(*arguments):
-            with sharding.constraints(self._mesh, self._rules):
-                return function(*arguments)
-
-        compiled, where = jax.jit(on_mesh), sharding.batch_sharding(self._mesh)
-        return lambda *arrays: compiled(self._params, *jax.device_put(arrays, where))
+        text = vlm_text(captions, prompts, self._vocabulary, self._text_length)
+        return image_tokens_BN, *text, *([numbers_B < num_valid] if self._name == "cycle" else ())
 
 
-class _LikelihoodRatio(PairScorer):
+# Each returns `(params, *arrays) -> fields of the score's dtype`, to be jitted.
+
+
+def _likelihood_ratio(trained: Trained, config: LikelihoodRatioConfig) -> Callable[..., Any]:
     """By the generator, with the caption and without."""
+    task = trained.objective.task
+    ratio = make_likelihood_ratio(Generator(task.generator), config)
 
-    def __init__(self, trained: Trained, cfg: FilterConfig):
-        settings = dataclasses.asdict(cfg.likelihood_ratio)
-        super().__init__(trained, "generator", cfg, settings, ("batch_size", cfg.batch_size))
-        score = make_likelihood_ratio(Generator(self._task.generator), cfg.likelihood_ratio)
-        tokenizer = VQTokenizer(self._task.tokenizer)
+    def score(params, image_tokens_BN, text_BT, numbers_B):
+        codebook_KC = VQTokenizer(task.tokenizer).apply(
+            {"params": params["tokenizer"]}, method="codes"
+        )
+        return (ratio(params["generator"], codebook_KC, text_BT, image_tokens_BN, numbers_B),)
 
-        def on_params(params, *arrays):
-            codebook_KC = tokenizer.apply({"params": params["tokenizer"]}, method="codes")
-            return score(params["generator"], codebook_KC, *arrays)
-
-        self._score = self._jit(on_params)
-
-    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
-        captions = [pair.caption for pair in pairs]
-        text_BT = text_ids(captions, self._vocabulary, self._task.text_length)
-        numbers_B = (first + np.arange(len(pairs))).astype(np.uint32)
-        return {"score": self._score(text_BT, _image_tokens(pairs), numbers_B)}
+    return score
 
 
-class _Caption(PairScorer):
+def _caption(trained: Trained, config: CaptionLikelihoodConfig) -> Callable[..., Any]:
     """By the VLM's likelihood of the caption."""
+    likelihood = make_caption_likelihood(VLM(trained.objective.task.vlm))
 
-    def __init__(self, trained: Trained, cfg: FilterConfig):
-        settings = dataclasses.asdict(cfg.caption)
-        super().__init__(trained, "vlm", cfg, settings, ("batch_size", cfg.batch_size))
-        likelihood = make_caption_likelihood(VLM(self._task.vlm))
+    def score(params, image_tokens_BN, text_BT, mask_BT):
+        embeddings_BNC = trained.objective.image_embeddings(params, image_tokens_BN)
+        score_B = likelihood(params["vlm"], embeddings_BNC, text_BT, mask_BT)
+        if config.minus_language_model:
+            score_B -= likelihood(params["vlm"], None, text_BT, mask_BT)
+        return (score_B,)
 
-        def score(params, image_tokens_BN, text_BT, mask_BT):
-            embeddings_BNC = trained.objective.image_embeddings(params, image_tokens_BN)
-            score_B = likelihood(params["vlm"], embeddings_BNC, text_BT, mask_BT)
-            if cfg.caption.minus_language_model:
-                score_B -= likelihood(params["vlm"], None, text_BT, mask_BT)
-            return score_B
-
-        self._score = self._jit(score)
-
-    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
-        text = self._vlm_text(pairs)
-        return {"score": self._score(_image_tokens(pairs), *text)}
+    return score
 
 
-class _Cycle(PairScorer):
+def _cycle(trained: Trained, config: CycleConfig) -> Callable[..., Any]:
     """By retrieval: the margin by which a caption prefers its image to all others of its pool."""
+    del config
+    likelihood = make_pool_likelihood(VLM(trained.objective.task.vlm))
 
-    dtype = _RETRIEVAL
+    def score(params, image_tokens_PN, text_PT, mask_PT, valid_P):
+        embeddings_PNC = trained.objective.image_embeddings(params, image_tokens_PN)
+        scores_PP = likelihood(params["vlm"], embeddings_PNC, text_PT, mask_PT)
+        found = retrieve(scores_PP, image_tokens_PN, valid_P)
+        return found.margin_P, found.rank_P, found.best_P
 
-    def __init__(self, trained: Trained, cfg: FilterConfig):
-        settings, rows = dataclasses.asdict(cfg.cycle), ("cycle.pool_size", cfg.cycle.pool_size)
-        super().__init__(trained, "vlm", cfg, settings, rows)
-        likelihood = make_pool_likelihood(VLM(self._task.vlm))
-
-        def score(params, image_tokens_PN, text_PT, mask_PT, valid_P):
-            embeddings_PNC = trained.objective.image_embeddings(params, image_tokens_PN)
-            scores_PP = likelihood(params["vlm"], embeddings_PNC, text_PT, mask_PT)
-            return retrieve(scores_PP, image_tokens_PN, valid_P)
-
-        self._score = self._jit(score)
-
-    def _batch(self, pairs: Sequence[Pair], num_valid: int, first: int) -> dict[str, np.ndarray]:
-        text = self._vlm_text(pairs)
-        valid_P = np.arange(len(pairs)) < num_valid
-        found = self._score(_image_tokens(pairs), *text, valid_P)
-        return {"score": found.margin_P, "rank": found.rank_P, "best": found.best_P}
+    return score
 
 
-# {score: (what computes it, by which model)}
-_SCORERS: dict[str, tuple[type[PairScorer], str]] = {
-    "likelihood_ratio": (_LikelihoodRatio, "generator"),
-    "caption": (_Caption, "vlm"),
-    "cycle": (_Cycle, "vlm"),
-}
+_SCORES = {"likelihood_ratio": _likelihood_ratio, "caption": _caption, "cycle": _cycle}
 
 
 def load_scorers(cfg: FilterConfig, manifest: Manifest) -> dict[str, PairScorer]:
@@ -277,24 +244,14 @@ def load_scorers(cfg: FilterConfig, manifest: Manifest) -> dict[str, PairScorer]
       UserError: no such model, or one with another tokenizer than that of the pairs.
     """
     mesh, rules = sharding.make_mesh(cfg.mesh, jax.local_devices()), sharding.axis_rules(cfg.mesh)
-    workdirs = {"generator": cfg.generator, "vlm": cfg.vlm}
     loaded: dict[str, Trained] = {}
-    scorers = {}
-    for name in cfg.scores:
-        scorer, model = _SCORERS[name]
-        if model not in loaded:
-            with naming(f"--config.{model}", workdirs[model]):
-                loaded[model] = load_trained(workdirs[model], model, mesh=mesh, rules=rules)
-            tokenizer = loaded[model].fingerprint("tokenizer")
-            with naming("--config.folder", cfg.folder):
-                records.check_tokenizer(manifest, tokenizer, cfg.folder)
-            if model == "generator":
-                loaded[model] = with_text_encoder(
-                    loaded[model], cfg.text_encoder, mesh=mesh, rules=rules
-                )
-        scorers[name] = scorer(loaded[model], cfg)
-    return scorers
-
-
-def _image_tokens(pairs: Sequence[Pair]) -> np.ndarray:
-    return np.stack([pair.image_tokens for pair in pairs]).astype(np.int32)
+    for model in dict.fromkeys(_MODEL_OF[name] for name in cfg.scores):
+        workdir = getattr(cfg, model)
+        with naming(f"--config.{model}", workdir):
+            trained = load_trained(workdir, model, mesh=mesh, rules=rules)
+        with naming("--config.folder", cfg.folder):
+            records.check_tokenizer(manifest, trained.fingerprint("tokenizer"), cfg.folder)
+        if model == "generator":
+            trained = with_text_encoder(trained, cfg.text_encoder, mesh=mesh, rules=rules)
+        loaded[model] = trained
+    return {name: PairScorer(name, loaded[_MODEL_OF[name]], cfg) for name in cfg.scores}

@@ -71,7 +71,6 @@ class ProtocolConfig:
                 f"support_images: found {self.support_images}, expected more than the "
                 f"{self.num_examples} examples"
             )
-
         if self.stem_answers:
             if self.task != "vqa":
                 raise UserError(f"stem_answers: found True, expected False with `task`={self.task}")
@@ -133,22 +132,26 @@ def make_prompts(
                 f"--config.protocol.support={config.support}: found {len(support)} images, "
                 f"expected more than the {config.num_examples} examples"
             )
+
+    def text(image: ReferencedImage) -> list[int]:
+        return vocabulary.encode(image.prompt or prompt)
+
     prompts = []
     for number, image in enumerate(images):
         rng = np.random.default_rng([config.seed, 0 if config.same_examples else number])
         examples = _draw(support, image.key, config.num_examples, rng)
+        shown = [example.image_tokens for example in examples] if config.shots else []
         inputs, image_of_text = [], []
         for place, example in enumerate(examples, start=1):
-            text = vocabulary.encode(example.prompt or prompt)
-            caption = _reference(example, config.task, rng)
-            chunk = [PAD_ID, *text, *vocabulary.encode(caption), vocabulary.end_id(text)]
+            start = text(example)
+            caption = vocabulary.encode(_reference(example, config.task, rng))
+            chunk = [PAD_ID, *start, *caption, vocabulary.end_id(start)]
             inputs += chunk
             image_of_text += [place if config.shots else 0] * len(chunk)
-        chunk = [PAD_ID, *vocabulary.encode(image.prompt or prompt)]
-        shown = tuple(example.image_tokens for example in examples) if config.shots else ()
-        pictures = (*shown, image.image_tokens)
-        image_of_text += [len(pictures)] * len(chunk)
-        prompts.append(Prompt((*inputs, *chunk), tuple(image_of_text), pictures))
+        chunk = [PAD_ID, *text(image)]
+        inputs += chunk
+        image_of_text += [len(shown) + 1] * len(chunk)
+        prompts.append(Prompt(tuple(inputs), tuple(image_of_text), (*shown, image.image_tokens)))
     return prompts
 
 

@@ -18,16 +18,14 @@ class ScoreFiles:
     """The files of one score, one a shard; their folder's name is the hash of its settings."""
 
     def __init__(
-        self,
-        place: pathlib.Path,
-        name: str,
-        settings: Mapping[str, Any],
-        dtype: list[tuple[str, str]],
+        self, place: pathlib.Path, name: str, settings: Mapping[str, Any], dtype: np.dtype
     ):
-        text = json.dumps(settings, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = place / f"{name}-{digest}"
         self._settings, self._dtype = settings, dtype
+
+    def _path(self, shard: Shard, suffix: str = ".npy") -> pathlib.Path:
+        return self._folder / f"{shard.name}{suffix}"
 
     def is_missing(self, shard: Shard) -> bool:
         return not self._path(shard).exists()
@@ -38,12 +36,13 @@ class ScoreFiles:
             write_json(self._folder / "settings.json", self._settings)
         contents = _npy(scores)
         # First: a score is there when its file is, and is trusted when it was written before these.
-        write_text(self._checksum(shard), hashlib.sha256(contents).hexdigest() + "\n")
+        digest = hashlib.sha256(contents).hexdigest()
+        write_text(self._path(shard, ".sha256"), f"{digest}\n")
         write_bytes(self._path(shard), contents)
 
     def read(self, shard: Shard) -> np.ndarray:
         """The scores of a shard; UserError when they are not as they were written."""
-        path, checksum = self._path(shard), self._checksum(shard)
+        path, checksum = self._path(shard), self._path(shard, ".sha256")
         contents = path.read_bytes()
         empty = _npy(np.zeros(shard.num_pairs, self._dtype))
         header = len(empty) - shard.num_pairs * np.dtype(self._dtype).itemsize
@@ -56,12 +55,6 @@ class ScoreFiles:
                 f"expected {len(empty)}). Delete it, and the same command scores the shard again"
             )
         return np.frombuffer(contents, self._dtype, offset=header)
-
-    def _path(self, shard: Shard) -> pathlib.Path:
-        return self._folder / f"{shard.name}.npy"
-
-    def _checksum(self, shard: Shard) -> pathlib.Path:
-        return self._folder / f"{shard.name}.sha256"
 
 
 def _npy(array: np.ndarray) -> bytes:

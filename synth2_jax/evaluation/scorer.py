@@ -27,9 +27,9 @@ from synth2_jax.evaluation.protocol import ProtocolConfig, is_plain, make_prompt
 from synth2_jax.models.vlm import VLM
 from synth2_jax.sampling.captions import make_caption, make_prompted_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.scoring.captions import PAPER_SCALE, cider_d, score_captions
+from synth2_jax.scoring.captions import PAPER_SCALE, Pairs, as_printed, cider_d, score_captions
 from synth2_jax.scoring.meteor import check_meteor
-from synth2_jax.scoring.vqa import score_answers
+from synth2_jax.scoring.vqa import vqa_accuracy
 from synth2_jax.stop_signal import StopSignal
 from synth2_jax.text.vocabulary import load_vocabulary
 from synth2_jax.training.objectives import VLMObjective
@@ -53,8 +53,8 @@ class EvaluateConfig:
         "" for the references that are scored.
       more_scores: "cider_plain", CIDEr as first defined; "meteor", which needs Java.
       feature_model: MODULE:FUNCTION or FILE.py:FUNCTION of a CLIP (see `scoring.feature_model`), by
-        which captions get their CLIPScore; of the pictures as the tokenizer decodes them. While a
-        VLM is trained it is not asked.
+        which captions get their CLIPScore; of the pictures as the tokenizer decodes them. Unused
+        while a VLM is trained.
       scenes_split: when the images are of this split of Scenes, objects are scored too, and CIDEr
         apart for pictures with and without a combination that the split `real` never shows.
       mesh: where the model lies.
@@ -85,8 +85,7 @@ class EvaluateConfig:
         if "meteor" in self.more_scores:
             check_meteor()  # now, not after an hour of captions
         if self.protocol.task == "vqa":
-            of_captions = ("scenes_split", "document_frequencies", "more_scores", "feature_model")
-            for name in of_captions:
+            for name in ("scenes_split", "document_frequencies", "more_scores", "feature_model"):
                 if value := getattr(self, name):
                     raise UserError(
                         f"{name}: found {value!r}, expected none with `protocol.task`=vqa: it "
@@ -119,63 +118,47 @@ class CaptionScorer:
     ):
         if not isinstance(objective, VLMObjective):
             raise UserError(f"captions: a {type(objective).__name__} writes none, expected a VLM")
-        self._config = config
-        self._stop = stop
+        self._config, self._stop, self._mesh = config, stop, mesh
         self._vocabulary = load_vocabulary(data.vocabulary)
+        protocol = config.protocol
         with naming("--config.folder", config.folder):
             self.images = read_references(config.folder, tokenizer, config.max_images)
+            if protocol.task == "vqa":
+                _check_questions(config.folder, self.images)
+            if protocol.by_domain:
+                _domains(config.folder, self.images)  # raises where there are none
         split, first = config.scenes_split, self.images[0].key
         if split and not first.startswith(f"{split}-"):
             raise UserError(
                 f"--config.scenes_split: found {split!r}, but the first image is {first!r}"
             )
-        if config.protocol.task == "vqa":
-            with naming("--config.folder", config.folder):
-                _check_questions(config.folder, self.images)
-        if config.protocol.by_domain:
-            with naming("--config.folder", config.folder):
-                _domains(config.folder, self.images)  # raises where there are none
         self._prompts = None
-        if not is_plain(config.protocol, self.images):
+        if not is_plain(protocol, self.images):
             self._prompts = make_prompts(
-                self.images,
-                config.protocol,
-                self._vocabulary,
-                data.prompt,
-                tokenizer,
+                self.images, protocol, self._vocabulary, data.prompt, tokenizer
             )
         self._frequency = None
         if config.document_frequencies:
             self._frequency = read_document_frequencies(config.document_frequencies)
-        model = VLM(objective.task.vlm)
-        prompt = self._vocabulary.encode(data.prompt)
+        model, prompt = VLM(objective.task.vlm), self._vocabulary.encode(data.prompt)
         end_id = self._vocabulary.end_id(prompt)
         caption = make_caption(model, prompt, config.decode, end_id)
         prompted_caption = make_prompted_caption(model, config.decode, end_id)
 
-        def caption_tokens(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        def tokens(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+            image_tokens = batch["image_tokens"]  # [B, N], or [B, I, N] for prompts
             with sharding.constraints(mesh, rules):
-                embeddings_BNC = objective.image_embeddings(params, batch["image_tokens"])
-                return caption(params["vlm"], embeddings_BNC)[0]
-
-        def prompted_tokens(
-            params: Params, batch: Mapping[str, jax.Array], length: jax.Array
-        ) -> jax.Array:
-            with sharding.constraints(mesh, rules):
-                tokens_BIN = batch["image_tokens"]
                 embeddings = objective.image_embeddings(
-                    params, tokens_BIN.reshape((-1, tokens_BIN.shape[-1]))
+                    params, image_tokens.reshape((-1, image_tokens.shape[-1]))
                 )
-                embeddings_BINC = embeddings.reshape((*tokens_BIN.shape, -1))
-                return prompted_caption(
-                    params["vlm"], embeddings_BINC, batch["inputs"], batch["image_of_text"], length
-                )[0]
+                embeddings = embeddings.reshape((*image_tokens.shape, -1))
+                if self._prompts is None:
+                    return caption(params["vlm"], embeddings)[0]
+                of_text = batch["inputs"], batch["image_of_text"], batch["length"]
+                return prompted_caption(params["vlm"], embeddings, *of_text)[0]
 
         # Gathered here, once: every process then has the captions of all.
-        gathered = NamedSharding(mesh, PartitionSpec())
-        self._caption_tokens = jax.jit(caption_tokens, out_shardings=gathered)
-        self._prompted_tokens = jax.jit(prompted_tokens, out_shardings=gathered)
-        self._mesh = mesh
+        self._tokens = jax.jit(tokens, out_shardings=NamedSharding(mesh, PartitionSpec()))
         sharding.check_rows(config.batch_size, mesh, "--config.batch_size")
 
     def captions(self, params: Params) -> list[str]:
@@ -204,21 +187,18 @@ class CaptionScorer:
         filled = np.array([*numbers, *[numbers[-1]] * (size - len(numbers))])
         mine = filled[sharding.data_layout(self._mesh).rows(size)]
         if not self._prompts:
-            tokens_BN = np.stack([self.images[number].image_tokens for number in mine])
-            batch = sharding.put_batch({"image_tokens": tokens_BN}, self._mesh)
-            return self._caption_tokens(params, batch)
+            arrays = {"image_tokens": np.stack([self.images[n].image_tokens for n in mine])}
+            return self._tokens(params, sharding.put_batch(arrays, self._mesh))
         prompts = [self._prompts[number] for number in mine]
         length = len(prompts[0].inputs)
         padding = (0,) * (-length % _PROMPT_STEP)
-        arrays = {
-            "image_tokens": np.stack([np.stack(prompt.images) for prompt in prompts]),
-            "inputs": np.array([prompt.inputs + padding for prompt in prompts], np.int32),
-            "image_of_text": np.array(
-                [prompt.image_of_text + padding for prompt in prompts], np.int32
-            ),
+        texts = {
+            name: np.array([getattr(prompt, name) + padding for prompt in prompts], np.int32)
+            for name in ("inputs", "image_of_text")
         }
-        batch = sharding.put_batch(arrays, self._mesh)
-        return self._prompted_tokens(params, batch, np.int32(length))
+        image_tokens_BIN = np.stack([np.stack(prompt.images) for prompt in prompts])
+        batch = sharding.put_batch({"image_tokens": image_tokens_BIN, **texts}, self._mesh)
+        return self._tokens(params, {**batch, "length": np.int32(length)})
 
     def scores(self, params: Params) -> dict[str, float]:
         """Numbers only, for training's metrics; a score that fails is a warning."""
@@ -233,33 +213,32 @@ class CaptionScorer:
         """Scores x100 as papers print them, and with `scenes_split` shares of objects right."""
         if self._config.protocol.task == "vqa":
             references = [image.references for image in self.images]
-            stem = self._config.protocol.stem_answers
-            return score_answers(captions, references, stem=stem)
-        score = functools.partial(score_captions, frequency=self._frequency)
-        results = self._in_all_and_by_domain(score, captions)
-        if self._config.scenes_split:
-            results |= self._scenes_results(captions)
-        return results
+            score = vqa_accuracy(captions, references, stem=self._config.protocol.stem_answers)
+            return as_printed(score.provenance, vqa_accuracy=score.corpus)
+        results = self._in_all_and_by_domain(score_captions, captions)
+        return results | (self._scenes_results(captions) if self._config.scenes_split else {})
 
     def more_scores(self, captions: Sequence[str]) -> dict[str, Callable[[], dict[str, Any]]]:
         """{config key: what computes that score}, of those that the config asks for."""
-
-        def scorer(name: str) -> Callable[[], dict[str, Any]]:
-            score = functools.partial(more_score, name, frequency=self._frequency)
-            return lambda: self._in_all_and_by_domain(score, captions)
-
-        return {f"more_scores={name}": scorer(name) for name in self._config.more_scores}
+        return {
+            f"more_scores={name}": functools.partial(
+                self._in_all_and_by_domain, functools.partial(more_score, name), captions
+            )
+            for name in self._config.more_scores
+        }
 
     def _in_all_and_by_domain(
         self, score: Callable[..., dict[str, Any]], captions: Sequence[str]
     ) -> dict[str, Any]:
         """`score(captions, references)` of all images, and where it is asked for of each domain."""
-        references = [image.references for image in self.images]
-        results = score(captions, references)
+        domains = {"": range(len(captions))}
         if self._config.protocol.by_domain:
-            for domain, numbers in _domains(self._config.folder, self.images).items():
-                found = score([captions[i] for i in numbers], [references[i] for i in numbers])
-                results |= {f"{name}/{domain}": value for name, value in found.items()}
+            domains |= _domains(self._config.folder, self.images)
+        results = {}
+        for domain, numbers in domains.items():
+            references = [self.images[i].references for i in numbers]
+            found = score([captions[i] for i in numbers], references, frequency=self._frequency)
+            results |= {f"{name}/{domain}".rstrip("/"): value for name, value in found.items()}
         return results
 
     def _scenes_results(self, captions: Sequence[str]) -> dict[str, float | None]:
@@ -270,8 +249,8 @@ class CaptionScorer:
         scenes = [scenes_scores.scene_of(image.key) for image in self.images]
         results = {"objects_right": scenes_scores.caption_objects_right(captions, scenes)}
         # One document frequency, that of all images, so that the two parts compare.
-        references = [image.references for image in self.images]
-        per_image = cider_d(captions, references, frequency=self._frequency).per_image * PAPER_SCALE
+        pairs = Pairs(captions, [image.references for image in self.images])
+        per_image = PAPER_SCALE * cider_d(pairs, self._frequency).per_image
         unseen = np.array([scenes_scores.has_unseen(scene) for scene in scenes])
         for name, chosen in (("unseen", unseen), ("seen", ~unseen)):
             results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else None

@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from synth2_jax.loading.run import Trained
 from synth2_jax.loading.tokenizing import decode_images, encode_images
 from synth2_jax.pages.document import picture
 from synth2_jax.pages.numbers import number
-from synth2_jax.scoring.captions import PAPER_SCALE, cider_d
+from synth2_jax.scoring.captions import PAPER_SCALE, Pairs, cider_d
 from synth2_jax.scoring.diversity import balance
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import report
@@ -49,54 +49,48 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     """Runs every step that is missing, then writes the report; returns the results."""
     start = time.monotonic()
     experiment = Experiment(config, workdir)
+    cfg = config_lib.build(ExperimentConfig, config)
     tokenizer = experiment.tokenizer()
     experiment.language_model()
     experiment.pairs()
     experiment.captions()
     experiment.generator()
     experiment.synthesize()
-    vlms = {arm: experiment.vlm(arm) for arm in COMPARED}
+    vlms = [experiment.vlm(arm) for arm in COMPARED]
     arms = {arm: experiment.evaluate(arm) for arm in COMPARED}
 
     print("== report", flush=True)
     reconstructions, tokenizer_right = _reconstructions(tokenizer)
     synthetic, generator_scores = _synthetic(experiment)
     curves = {arm: curve(experiment.path(f"vlm_{arm}"), "validation/cider") for arm in COMPARED}
-    caption_sets = _caption_sets(experiment)
-    vlm = vlms["real_synthetic"].config
-    speed = speed_by_space(vlm["model"], vlm["data"]["batch_size"])
-    times = experiment.times()
+    captioned = {arm: _captioned(experiment, arm) for arm in COMPARED}
+    model, batch_size = vlms[-1].config["model"], vlms[-1].config["data"]["batch_size"]
+    speed, notes = speed_by_space(model, batch_size), experiment.notes
+    times = notes.times()
+    this_process = time.monotonic() - start - sum(notes.seconds.values())
     results = {
-        "arms": {arm: _scores(arms[arm]) for arm in COMPARED},
-        "standard_errors": {
-            arm: standard_errors(
-                _captioned(experiment, arm), config_lib.build(ExperimentConfig, config).evaluate
-            )
-            for arm in COMPARED
-        },
+        "arms": {arm: {name: arms[arm][name] for name in SCORES} for arm in COMPARED},
+        "standard_errors": {arm: standard_errors(captioned[arm], cfg.evaluate) for arm in COMPARED},
         "tokenizer": {"objects_right": tokenizer_right},
         "generator": generator_scores,
         "steps_per_second": speed,
-        "balance": _balance(caption_sets),
-        "steps_to_baseline": steps_to_baseline(curves["real"], curves["real_synthetic"]),
-        "seconds": sum(times.values())
-        + time.monotonic()
-        - start
-        - sum(experiment.seconds.values()),
+        "balance": _balance(experiment),
+        "steps_to_baseline": steps_to_baseline(*curves.values()),
+        "seconds": sum(times.values()) + this_process,
         "seconds_by_stage": times,
-        "peak_memory_gib": experiment.peak_memory_gib(),
-        "measured": measured(config_lib.build(ExperimentConfig, config)),
-        "tiny": bool(config.tiny),
+        "peak_memory_gib": notes.peak_memory_gib(),
+        "measured": measured(cfg),
+        "tiny": cfg.tiny,
         "config": config.to_dict(),
         "versions": environment.describe(),
-        "commit": ", ".join(experiment.commits()),
+        "commit": ", ".join(notes.commits()),
         "captions_scored_by": arms["real"]["provenance"],
     }
     material = {
         "scenes": _real_scenes(),
         "reconstructions": reconstructions,
         "synthetic": synthetic,
-        "test": _test_captions(experiment),
+        "test": _test_captions(captioned),
         "curves": curves,
         "losses": {name: curve(experiment.path(name), loss) for name, loss in LOSSES.items()},
     }
@@ -162,10 +156,6 @@ def steps_to_baseline(
     return None
 
 
-def _scores(results: dict[str, Any]) -> dict[str, float]:
-    return {name: results[name] for name in SCORES}
-
-
 def _real_scenes() -> list[dict[str, Any]]:
     return [
         {
@@ -184,15 +174,10 @@ def _reconstructions(tokenizer: Trained) -> tuple[list[dict[str, Any]], float]:
     images = np.stack([example.image for example in examples])
     decoded = decode_images(tokenizer, encode_images(tokenizer, images, 256, "tokenize test"))
     scenes = [example.scene for example in examples]
+    seen = oracle.read(decoded[:NUM_SHOWN])
     shown = [
-        {
-            "original": picture(image),
-            "reconstruction": picture(again),
-            "right": seen == scene,
-        }
-        for image, again, seen, scene in zip(
-            images[:NUM_SHOWN], decoded, oracle.read(decoded[:NUM_SHOWN]), scenes, strict=False
-        )
+        {"original": picture(image), "reconstruction": picture(again), "right": found == scene}
+        for image, again, found, scene in zip(images, decoded, seen, scenes, strict=False)
     ]
     return shown, scenes_scores.picture_objects_right(decoded, scenes)
 
@@ -200,27 +185,24 @@ def _reconstructions(tokenizer: Trained) -> tuple[list[dict[str, Any]], float]:
 def _synthetic(experiment: Experiment) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """What the oracle sees in the synthetic pairs."""
     captions, images, scenes = experiment.read_synthetic()
-    shown = [
-        {
-            "caption": caption,
-            "picture": picture(image),
-            "verdict": {
-                name: list(counts)
-                for name, counts in language.agreement(language.parse(caption), scene).items()
-            },
-            "read_back": ", ".join(
-                f"{item.size} {item.colour} {item.shape}" for item in scene.objects
-            )
-            or "nothing",
-            "unseen": scenes_scores.claims_unseen(caption),
-        }
-        for caption, image, scene in list(zip(captions, images, scenes, strict=True))[:NUM_SHOWN]
-    ]
+    shown = []
+    for caption, image, scene in list(zip(captions, images, scenes, strict=True))[:NUM_SHOWN]:
+        agreement = language.agreement(language.parse(caption), scene)
+        objects = [f"{item.size} {item.colour} {item.shape}" for item in scene.objects]
+        shown.append(
+            {
+                "caption": caption,
+                "picture": picture(image),
+                "verdict": {name: list(counts) for name, counts in agreement.items()},
+                "read_back": ", ".join(objects) or "nothing",
+                "unseen": scenes_scores.claims_unseen(caption),
+            }
+        )
     return shown, scenes_scores.agreement_shares(captions, scenes)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Captioned:
+class Captioned:
     """A row of captions.jsonl of an evaluation; keys of Scenes are SPLIT-NUMBER."""
 
     key: str
@@ -232,25 +214,22 @@ class _Captioned:
             raise ValueError(f"key is {self.key!r:.40}, expected SPLIT-NUMBER")
 
 
-def _read_captioned(path: pathlib.Path) -> list[_Captioned]:
-    names = [field.name for field in dataclasses.fields(_Captioned)]
+def _captioned(experiment: Experiment, arm: str) -> list[Captioned]:
+    path = experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl"
+    names = [field.name for field in dataclasses.fields(Captioned)]
     return [
-        parse_as(_Captioned, {n: row[n] for n in names if n in row}, path, "evaluate")
+        parse_as(Captioned, {n: row[n] for n in names if n in row}, path, "evaluate")
         for row in read_json_lines(path)
     ]
 
 
-def _captioned(experiment: Experiment, arm: str) -> list[_Captioned]:
-    return _read_captioned(experiment.workdir / "evaluation" / f"vlm_{arm}" / "captions.jsonl")
-
-
-def standard_errors(rows: Sequence[_Captioned], scoring: EvaluateConfig) -> dict[str, float | None]:
+def standard_errors(rows: Sequence[Captioned], scoring: EvaluateConfig) -> dict[str, float | None]:
     """Standard error of each CIDEr over the test pictures; None for fewer than two pictures."""
     frequency = None
     if scoring.document_frequencies:
         frequency = read_document_frequencies(scoring.document_frequencies)
-    captions, references = [row.caption for row in rows], [row.references for row in rows]
-    scores = cider_d(captions, references, frequency=frequency).per_image * PAPER_SCALE
+    pairs = Pairs([row.caption for row in rows], [row.references for row in rows])
+    scores = cider_d(pairs, frequency).per_image * PAPER_SCALE
     unseen = np.array([scenes_scores.has_unseen(scenes_scores.scene_of(row.key)) for row in rows])
     parts = {"cider": scores, "cider_seen": scores[~unseen], "cider_unseen": scores[unseen]}
     return {
@@ -259,48 +238,39 @@ def standard_errors(rows: Sequence[_Captioned], scoring: EvaluateConfig) -> dict
     }
 
 
-def _test_captions(experiment: Experiment) -> list[dict[str, Any]]:
-    rows = {arm: _captioned(experiment, arm) for arm in COMPARED}
+def _test_captions(captioned: Mapping[str, Sequence[Captioned]]) -> list[dict[str, Any]]:
     shown = []
-    for row, *others in list(zip(*rows.values(), strict=False))[:NUM_SHOWN]:
-        split, number = row.key.rsplit("-", 1)
+    for rows in list(zip(*captioned.values(), strict=False))[:NUM_SHOWN]:
+        split, number = rows[0].key.rsplit("-", 1)
         example = dataset.examples(split, int(number) + 1)[-1]
-        captions = {arm: of_arm.caption for arm, of_arm in zip(rows, (row, *others), strict=True)}
+        captions = {}
+        for arm, row in zip(captioned, rows, strict=True):
+            right = scenes_scores.caption_objects_right([row.caption], [example.scene])
+            captions[arm] = {"text": row.caption, "objects_right": right}
         shown.append(
             {
                 "picture": picture(example.image),
-                "references": list(row.references),
+                "references": list(rows[0].references),
                 "unseen": scenes_scores.has_unseen(example.scene),
-                "captions": {
-                    arm: {
-                        "text": caption,
-                        "objects_right": scenes_scores.caption_objects_right(
-                            [caption], [example.scene]
-                        ),
-                    }
-                    for arm, caption in captions.items()
-                },
+                "captions": captions,
             }
         )
     return shown
 
 
-def _caption_sets(experiment: Experiment) -> dict[str, list[str]]:
-    return {
-        "real": [c for example in dataset.examples("real") for c in example.captions],
-        "synthetic": experiment.written_captions(),
-        "test": [c for example in dataset.examples("test") for c in example.captions],
+def _balance(experiment: Experiment) -> dict[str, dict[str, float]]:
+    sets = {
+        split: [caption for example in dataset.examples(split) for caption in example.captions]
+        for split in ("real", "test")
     }
-
-
-def _balance(caption_sets: dict[str, list[str]]) -> dict[str, dict[str, float]]:
-    sample = min(1000, *(len(captions) for captions in caption_sets.values()))
-    found = balance(caption_sets, sample_size=sample, num_clusters=min(20, sample), seed=0)
+    sets = {"real": sets["real"], "synthetic": experiment.written_captions(), "test": sets["test"]}
+    sample = min(1000, *map(len, sets.values()))
+    found = balance(sets, sample_size=sample, num_clusters=min(20, sample), seed=0)
     return {
         name: {
-            "top5_share": found.sets[name].top_share,
-            "entropy": found.sets[name].entropy,
+            "top5_share": found[name].top_share,
+            "entropy": found[name].entropy,
             "captions": len(captions),
         }
-        for name, captions in caption_sets.items()
+        for name, captions in sets.items()
     }

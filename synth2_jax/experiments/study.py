@@ -105,7 +105,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
                 **{score: experiment.evaluate(arm, seed)[score] for score in SCORES},
                 "curve": curve(experiment.path(name), "validation/cider"),
             }
-            write_results(pathlib.Path(workdir), study, cfg, config, experiment.commits())
+            write_results(pathlib.Path(workdir), study, cfg, config, experiment.notes.commits())
     print((pathlib.Path(workdir) / "study.md").read_text("utf-8"))
     return study
 
@@ -136,31 +136,22 @@ def write_results(
 
 def table(study: Mapping[str, Any], cfg: StudyConfig) -> list[list[str]]:
     """Cells, the head first: mean and standard deviation over the seeds that are there."""
-    heads = [
-        "arm",
-        "seeds",
-        "CIDEr",
-        "gain",
-        "CIDEr seen",
-        "CIDEr unseen",
-        "BLEU-4",
-        "objects right",
-    ]
-    rows = [heads]
+    titles = ["arm", "seeds", "CIDEr", "gain", "CIDEr seen", "CIDEr unseen", "BLEU-4"]
+    rows = [[*titles, "objects right"]]
     real = _values(study, "real", "cider", cfg.seeds)
     for arm in cfg.arms:
         cider = _values(study, arm, "cider", cfg.seeds)
         if not cider:
             continue
-        pairs = [(cider[seed], real[seed]) for seed in cider if real.get(seed)]
-        gain = statistics.mean(mine / base - 1 for mine, base in pairs) if pairs else None
-        cells = [TITLES[arm], str(len(cider)), _mean_and_spread(cider.values())]
-        cells.append("" if arm == "real" or gain is None else f"{gain:+.1%}")
-        for score in ("cider_seen", "cider_unseen", "bleu4"):
-            cells.append(_mean_and_spread(_values(study, arm, score, cfg.seeds).values()))
-        right = _values(study, arm, "objects_right", cfg.seeds).values()
-        cells.append(_mean_and_spread(right, scale=100) + " %")
-        rows.append(cells)
+        gains = [cider[seed] / real[seed] - 1 for seed in cider if real.get(seed)]
+        gain = f"{statistics.mean(gains):+.1%}" if gains and arm != "real" else ""
+        seen, unseen, bleu4, right = (
+            _values(study, arm, score, cfg.seeds).values()
+            for score in ("cider_seen", "cider_unseen", "bleu4", "objects_right")
+        )
+        means = [_mean_and_spread(values) for values in (seen, unseen, bleu4)]
+        first = [TITLES[arm], str(len(cider)), _mean_and_spread(cider.values()), gain]
+        rows.append([*first, *means, f"{_mean_and_spread(right, scale=100)} %"])
     return rows
 
 
@@ -169,16 +160,11 @@ def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
     lines = []
     seeds = sorted({int(name.split("/")[1]) for name in study})
     if any(f"generator/{s}" in study for s in seeds):
-        shares = {
-            name: _mean_and_spread(
-                _values(study, "generator", f"{name}_right", seeds).values(), scale=100
-            )
-            for name in ("objects", "sizes", "places")
-        }
-        lines.append(
-            f"Generated pictures, read by the oracle: objects right {shares['objects']} %, sizes "
-            f"{shares['sizes']} %, places {shares['places']} %."
-        )
+        shares = []
+        for name in ("objects", "sizes", "places"):
+            values = _values(study, "generator", f"{name}_right", seeds).values()
+            shares.append(f"{name}{' right' * (not shares)} {_mean_and_spread(values, 100)} %")
+        lines.append(f"Generated pictures, read by the oracle: {', '.join(shares)}.")
     real, both, bound = (
         _values(study, arm, "cider", seeds) for arm in ("real", "real_synthetic", "rendered")
     )
@@ -186,11 +172,8 @@ def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
     if common:
         closed = [(both[s] - real[s]) / (bound[s] - real[s]) for s in common]
         lines.append(f"Gap to the upper bound closed: {_mean_and_spread(closed, scale=100)} %.")
-    reached = [
-        steps_to_baseline(study[f"real/{s}"]["curve"], study[f"real_synthetic/{s}"]["curve"])
-        for s in seeds
-        if f"real/{s}" in study and f"real_synthetic/{s}" in study
-    ]
+    pairs = [[study.get(f"{arm}/{s}") for arm in ("real", "real_synthetic")] for s in seeds]
+    reached = [steps_to_baseline(*(run["curve"] for run in pair)) for pair in pairs if all(pair)]
     if reached:
         shares = [f"{r['share']:.0%}" if r else "never" for r in reached]
         lines.append(f"Real-only's last score is reached after {', '.join(shares)} of its steps.")

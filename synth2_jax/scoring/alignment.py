@@ -10,7 +10,6 @@ draws, C codebook width.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -28,8 +27,8 @@ class LikelihoodRatioConfig:
     """Which tokens are masked.
 
     Attributes:
-      mask_ratios: shares of the image's tokens; evenly spread ones estimate the bound that
-        `likelihood_ratio` tells of.
+      mask_ratios: shares of the image's tokens; evenly spread ones estimate the bound of
+        `likelihood_ratio`.
       draws_per_ratio: masks of each ratio.
       seed: of the draws.
     """
@@ -69,8 +68,6 @@ def likelihood_ratio(
         the null caption, as in `sampling.guidance.guided`.
       image_tokens_BN: i32, none of them masked.
       keys_B: one key a row: a row's masks depend on nothing else.
-      config: see there.
-      mask_id: the input id of a masked position.
     """
     num_tokens = image_tokens_BN.shape[1]
     counts = [max(1, round(ratio * num_tokens)) for ratio in config.mask_ratios]
@@ -78,14 +75,17 @@ def likelihood_ratio(
 
     def add_draw(sum_B, draw):
         number, count = draw
-        masked_BN = jax.vmap(lambda key: _exact_mask(key, number, num_tokens, count))(keys_B)
+        noise_BN = jax.vmap(
+            lambda key: jax.random.uniform(jax.random.fold_in(key, number), (num_tokens,))
+        )(keys_B)
+        masked_BN = jnp.argsort(jnp.argsort(noise_BN)) < count  # exactly as many in each row
         ids_BN = jnp.where(masked_BN, mask_id, image_tokens_BN)
         logits = logits_fn2(jnp.concatenate([ids_BN, ids_BN]))
         log_probs = _token_log_probs(logits, jnp.concatenate([image_tokens_BN, image_tokens_BN]))
         conditional_BN, unconditional_BN = jnp.split(log_probs, 2)
         return sum_B + _mean(conditional_BN - unconditional_BN, masked_BN), None
 
-    zeros_B = jnp.zeros(image_tokens_BN.shape[0], jnp.float32)
+    zeros_B = jnp.zeros(len(image_tokens_BN), jnp.float32)
     sum_B, _ = jax.lax.scan(add_draw, zeros_B, (jnp.arange(counts_M.size), counts_M))
     return sum_B / counts_M.size
 
@@ -116,22 +116,17 @@ def retrieve(scores_PP: jax.Array, image_tokens_PN: jax.Array, valid_P: jax.Arra
     """Finds each caption's image among those of its pool.
 
     A caption that does not find its own image, or finds a better one, is a pair to drop or to
-    re-pair (SynC, arXiv 2507.18616). Images of the same tokens are one image, no rivals.
-
-    Args:
-      scores_PP: f32, of caption (row) and image (column); pair i is caption i and image i.
-      image_tokens_PN: i32.
-      valid_P: bool, false on rows that fill up the pool.
+    re-pair (SynC, arXiv 2507.18616). Images of the same tokens are one image, no rivals. Scores
+    f32 are of caption (row) and image (column); `valid_P` is false on rows that fill up the pool.
     """
     own_P = jnp.diagonal(scores_PP)
     same_PP = jnp.all(image_tokens_PN[:, None] == image_tokens_PN[None], axis=-1)
     rivals_PP = jnp.where(same_PP | ~valid_P[None], -jnp.inf, scores_PP)
     best_rival_P = jnp.max(rivals_PP, axis=1)
+    best_P = jnp.where(best_rival_P > own_P, jnp.argmax(rivals_PP, axis=1), jnp.arange(len(own_P)))
     return Retrieval(
         rank_P=jnp.sum(rivals_PP > own_P[:, None], axis=1, dtype=jnp.int32),
-        best_P=jnp.where(
-            best_rival_P > own_P, jnp.argmax(rivals_PP, axis=1), jnp.arange(len(own_P))
-        ).astype(jnp.int32),
+        best_P=best_P.astype(jnp.int32),
         margin_P=own_P - best_rival_P,
     )
 
@@ -143,7 +138,6 @@ def make_likelihood_ratio(
 
     To be jitted. `numbers_B` are the pairs' numbers, from which their masks are drawn.
     """
-    mask_id = model.config.maskgit.mask_id
 
     def score(params, codebook_KC, text_tokens_BT, image_tokens_BN, numbers_B):
         variables = {"params": params}
@@ -152,13 +146,12 @@ def make_likelihood_ratio(
         )
         key = jax.random.key(config.seed)
         keys_B = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers_B)
-        return likelihood_ratio(
-            lambda ids: model.apply(variables, ids, text, codebook_KC, method="logits"),
-            image_tokens_BN,
-            keys_B,
-            config,
-            mask_id=mask_id,
-        )
+
+        def logits_fn2(ids):
+            return model.apply(variables, ids, text, codebook_KC, method="logits")
+
+        mask_id = model.config.maskgit.mask_id
+        return likelihood_ratio(logits_fn2, image_tokens_BN, keys_B, config, mask_id=mask_id)
 
     return score
 
@@ -170,18 +163,16 @@ def make_caption_likelihood(model: VLM) -> Callable[..., jax.Array]:
     """
 
     def score(params, image_embeddings_BNC, text_tokens_BT, loss_mask_BT):
+        inputs_BT = shift_right(text_tokens_BT)
         logits_BTV = model.apply(
-            {"params": params},
-            image_embeddings_BNC,
-            shift_right(text_tokens_BT),
-            deterministic=True,
+            {"params": params}, image_embeddings_BNC, inputs_BT, deterministic=True
         )
         return caption_log_likelihood(logits_BTV, text_tokens_BT, loss_mask_BT)
 
     return score
 
 
-def make_pool_likelihood(model: VLM) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
+def make_pool_likelihood(model: VLM) -> Callable[..., jax.Array]:
     """Returns `(params, image_embeddings_PNC, text_tokens_PT, loss_mask_PT) -> f32[P, P]`.
 
     To be jitted. Rows are captions, columns images; each image is read once, each caption once an
@@ -191,7 +182,7 @@ def make_pool_likelihood(model: VLM) -> Callable[[Any, jax.Array, jax.Array, jax
     def scores(params, image_embeddings_PNC, text_tokens_PT, loss_mask_PT):
         variables = {"params": params}
         visual = model.apply(variables, image_embeddings_PNC, method="visual")
-        num_images = image_embeddings_PNC.shape[0]
+        num_images = len(image_embeddings_PNC)
 
         def of_caption(caption):
             text_PT, mask_PT = (jnp.broadcast_to(x, (num_images, x.size)) for x in caption)
@@ -204,12 +195,6 @@ def make_pool_likelihood(model: VLM) -> Callable[[Any, jax.Array, jax.Array, jax
         return jax.lax.map(of_caption, (text_tokens_PT, loss_mask_PT))
 
     return scores
-
-
-def _exact_mask(key: jax.Array, number: jax.Array, num_tokens: int, count: jax.Array) -> jax.Array:
-    """bool[N], exactly `count` True: positions are ranked."""
-    noise_N = jax.random.uniform(jax.random.fold_in(key, number), (num_tokens,))
-    return jnp.argsort(jnp.argsort(noise_N)) < count
 
 
 def _token_log_probs(logits: jax.Array, ids: jax.Array) -> jax.Array:

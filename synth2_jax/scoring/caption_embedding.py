@@ -15,6 +15,7 @@ from synth2_jax.progress import Progress
 from synth2_jax.scoring import n_grams
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # captions -> f32[N,D], rows of length 1 or 0
+Bags = Callable[[int, int], scipy.sparse.csr_array]  # start, stop -> n-grams of those captions
 
 _BLOCK = 4096  # captions whose n-grams are held as a sparse matrix at once
 
@@ -40,49 +41,37 @@ def embed_captions(
     random matrix. The idf comes from `captions`, so embeddings compare only within one call.
     """
     tokens = n_grams.tokenize(captions)
-    projection_FD = np.random.default_rng(config.seed).standard_normal(
-        (config.num_buckets, config.dim)
-    )
-    projection_FD = projection_FD.astype(np.float32)
+    shape = config.num_buckets, config.dim
+    projection_FD = np.random.default_rng(config.seed).standard_normal(shape).astype(np.float32)
     embeddings_ND = np.zeros((tokens.num_captions, config.dim), np.float32)
-    _add_projected(embeddings_ND, _word_buckets(tokens, config), projection_FD)
-    _add_projected(embeddings_ND, _char_buckets(tokens, config), projection_FD)
+    for bags in (_word_bags(tokens, config), _char_bags(tokens, config)):
+        _add_projected(embeddings_ND, bags, projection_FD)
     return _unit_rows(embeddings_ND)
 
 
-def _word_buckets(
-    tokens: n_grams.TokenizedCaptions, config: EmbeddingConfig
-) -> Callable[[int, int], scipy.sparse.csr_array]:
-    """Returns a function of two caption indices: word n-grams by bucket of those between."""
+def _word_bags(tokens: n_grams.TokenizedCaptions, config: EmbeddingConfig) -> Bags:
+    """Word n-grams by bucket."""
     rows, buckets = [], []
     for order in config.word_orders:
         found = tokens.n_grams(order)
-        bucket_U = np.array(
-            [_bucket("w" + tokens.spelled(ids), config) for ids in found.word_ids_Un.tolist()],
-            np.int32,
-        )
+        spelled = (f"w{tokens.spelled(ids)}" for ids in found.word_ids_Un.tolist())
+        bucket_U = np.array([_bucket(n_gram, config) for n_gram in spelled], np.int32)
         rows.append(found.captions_G)
         buckets.append(bucket_U[found.ids_G])
-    bags_NF = _counts(
-        np.concatenate(rows), np.concatenate(buckets), (tokens.num_captions, config.num_buckets)
-    )
+    shape = tokens.num_captions, config.num_buckets
+    bags_NF = _counts(np.concatenate(rows), np.concatenate(buckets), shape)
     return lambda start, stop: bags_NF[start:stop]
 
 
-def _char_buckets(
-    tokens: n_grams.TokenizedCaptions, config: EmbeddingConfig
-) -> Callable[[int, int], scipy.sparse.csr_array]:
-    """The same of character n-grams, which are those of the words: N x V times V x F."""
+def _char_bags(tokens: n_grams.TokenizedCaptions, config: EmbeddingConfig) -> Bags:
+    """Character n-grams by bucket, which are those of the words: N x V times V x F."""
     rows, buckets = [], []
     for row, word in enumerate(tokens.vocabulary):
         marked = f"<{word}>"
-        found = [
-            _bucket("c" + marked[i : i + order], config)
-            for order in config.char_orders
-            for i in range(len(marked) - order + 1)
-        ]
-        rows.extend([row] * len(found))
-        buckets.extend(found)
+        for order in config.char_orders:
+            for i in range(len(marked) - order + 1):
+                rows.append(row)
+                buckets.append(_bucket(f"c{marked[i : i + order]}", config))
     size = len(tokens.vocabulary)
     words_NV = _counts(tokens.captions_T, tokens.ids_T, (tokens.num_captions, size))
     chars_VF = _counts(rows, buckets, (size, config.num_buckets))
@@ -102,24 +91,19 @@ def _counts(rows, columns, shape: tuple[int, int]) -> scipy.sparse.csr_array:
     return counts
 
 
-def _add_projected(
-    embeddings_ND: np.ndarray,
-    bags: Callable[[int, int], scipy.sparse.csr_array],
-    projection_FD: np.ndarray,
-) -> None:
+def _add_projected(embeddings_ND: np.ndarray, bags: Bags, projection_FD: np.ndarray) -> None:
     """Adds each bag's tf-idf weights, scaled to length 1, times the projection."""
     num_captions = len(embeddings_ND)
     blocks = [(i, min(i + _BLOCK, num_captions)) for i in range(0, num_captions, _BLOCK)]
     bags_with_F = np.zeros(len(projection_FD))
-    for start, stop in blocks:
-        bags_with_F += np.bincount(bags(start, stop).indices, minlength=len(projection_FD))
+    for block in blocks:
+        bags_with_F += np.bincount(bags(*block).indices, minlength=len(projection_FD))
     idf_F = 1 + np.log(num_captions / np.maximum(bags_with_F, 1))
     for start, stop in blocks:
         bags_BF = bags(start, stop)
         bags_BF.data *= idf_F[bags_BF.indices].astype(np.float32)
         norm_B = np.sqrt(bags_BF.power(2).sum(axis=1))
-        projected_BD = bags_BF @ projection_FD
-        embeddings_ND[start:stop] += projected_BD / np.maximum(norm_B, 1e-30)[:, None]
+        embeddings_ND[start:stop] += bags_BF @ projection_FD / np.maximum(norm_B, 1e-30)[:, None]
 
 
 def _unit_rows(x_ND: np.ndarray) -> np.ndarray:
@@ -150,14 +134,12 @@ def sentence_transformer(model: str, *, batch_size: int = 256) -> Embed:
         ) from error
 
     def embed(captions: Sequence[str]) -> np.ndarray:
+        # JSON may hold half of a surrogate pair, which tokenizers refuse.
+        texts = [caption.encode("utf-8", "replace").decode() for caption in captions]
         parts = []
-        with Progress("embed", len(captions), "captions") as progress:
-            for start in range(0, len(captions), 16 * batch_size):
-                # JSON may hold half of a surrogate pair, which tokenizers refuse.
-                block = [
-                    caption.encode("utf-8", "replace").decode()
-                    for caption in captions[start : start + 16 * batch_size]
-                ]
+        with Progress("embed", len(texts), "captions") as progress:
+            for start in range(0, len(texts), 16 * batch_size):
+                block = texts[start : start + 16 * batch_size]
                 parts.append(encoder.encode(block, batch_size=batch_size, show_progress_bar=False))
                 progress.add(len(block))
         return _unit_rows(np.concatenate(parts).astype(np.float32))

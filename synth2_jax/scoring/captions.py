@@ -1,13 +1,13 @@
 """CIDEr-D, CIDEr, BLEU and ROUGE-L of captions, numerically as pycocoevalcap computes them.
 
-The metric functions return that package's own scale: 1 is perfect for BLEU and ROUGE-L, 10 for
-CIDEr. Papers print 100 times that ("CIDEr 33.4" is 0.334 here), and so does `score_captions`, whose
-numbers go into results: 100 is perfect for BLEU and ROUGE-L, 1000 for CIDEr. What papers and
-pycocoevalcap call CIDEr is CIDEr-D; so is the key "cider" of `score_captions`. The metric that was
-called so first is `cider_plain`, which pycocoevalcap has no more.
+The metrics return that package's own scale: 1 is perfect for BLEU and ROUGE-L, 10 for CIDEr. Papers
+print 100 times that ("CIDEr 33.4" is 0.334 here), and so does `score_captions`, whose numbers go
+into results: 100 is perfect for BLEU and ROUGE-L, 1000 for CIDEr. What papers and pycocoevalcap
+call CIDEr is CIDEr-D; so is the key "cider" of `score_captions`. The metric that was called so
+first is `cider_plain`, which pycocoevalcap has no more.
 
 A CIDEr depends on the tokenizer and on the document frequencies behind its tf-idf weights, so every
-score carries a `provenance` line that names both. Scores with different lines do not compare.
+score has a `provenance` line that names both. Scores with different lines do not compare.
 
 A caption is a string, which `words.tokenize` splits, or a sequence of tokens, taken as it is.
 Legend: B images.
@@ -45,17 +45,22 @@ class Score:
     per_image: np.ndarray
     provenance: str
 
-    def __str__(self) -> str:
-        return f"{self.name} {self.corpus:.4f} ({self.provenance})"
+
+def as_printed(provenance: str, **scores: float) -> dict[str, float | str]:
+    """The scores times 100, as papers print them, and "provenance", which says so."""
+    scaled = {name: PAPER_SCALE * score for name, score in scores.items()}
+    return scaled | {"provenance": f"{provenance}, scale=x{PAPER_SCALE:g}"}
+
+
+def span(groups: Iterable[Sequence]) -> str:
+    """The smallest and the largest size of the groups: "5", or "1-5"."""
+    sizes = {len(group) for group in groups}
+    return "-".join(map(str, sorted({min(sizes), max(sizes)})))
 
 
 @dataclasses.dataclass(frozen=True)
 class DocumentFrequency:
-    """In how many images' references each n-gram occurs, and where that was counted.
-
-    Count it with `document_frequency`; pass it to `cider_d` to weigh n-grams by a corpus other than
-    the references being scored.
-    """
+    """In how many images' references each n-gram occurs, and where that was counted."""
 
     counts: Mapping[NGram, int]
     num_images: int
@@ -66,50 +71,72 @@ class DocumentFrequency:
         return f"{self.source} ({self.num_images} images)"
 
 
+def document_frequency(
+    references: Sequence[Sequence[Caption]], source: str = "these references"
+) -> DocumentFrequency:
+    """Counts, for every n-gram up to order 4, the images that have it in any reference."""
+    tokenizer = _tokenizer_of(caption for group in references for caption in group)
+    counts = collections.Counter()
+    for group in references:
+        tokens = [_tokens(reference) for reference in group]
+        counts.update({g for t in tokens for n in range(1, MAX_ORDER + 1) for g in _ngrams(t, n)})
+    return DocumentFrequency(counts, len(references), source, tokenizer)
+
+
+class Pairs:
+    """Tokenized candidates, one an image, and one or more references of each.
+
+    Attributes:
+      tokenizer: the name of what split the captions.
+      provenance: the line about all this.
+
+    Raises:
+      ValueError: no images, counts that differ, an image without references, or strings and tokens
+        mixed.
+    """
+
+    def __init__(self, candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]):
+        if len(candidates) != len(references):
+            raise ValueError(
+                f"{len(candidates)} candidates, but references of {len(references)} images"
+            )
+        if not candidates:
+            raise ValueError("no captions to score")
+        for image, group in enumerate(references):
+            if isinstance(group, str) or not group:
+                raise ValueError(f"references[{image}] is {group!r}, expected a list of captions")
+        self.tokenizer = _tokenizer_of([*candidates, *(r for group in references for r in group)])
+        self.candidates = [_tokens(c) for c in candidates]
+        self.references = [[_tokens(r) for r in group] for group in references]
+        self.provenance = (
+            f"tokenizer={self.tokenizer}, images={len(candidates)}, "
+            f"references per image={span(references)}"
+        )
+
+    def __iter__(self):
+        return zip(self.candidates, self.references, strict=True)
+
+
 def score_captions(
     candidates: Sequence[Caption],
     references: Sequence[Sequence[Caption]],
     *,
     frequency: DocumentFrequency | None = None,
 ) -> dict[str, float | str]:
-    """All metrics on the scale papers print (times 100), with the line that says how they came.
+    """{"cider" (CIDEr-D), "bleu1" to "bleu4", "rouge_l"} times 100, and "provenance".
 
-    Args:
-        candidates: one caption an image.
-        references: one or more captions for each of the same images.
-        frequency: document frequencies for CIDEr; by default those of `references`.
-
-    Returns:
-        "cider" (CIDEr-D), "bleu1" to "bleu4", "rouge_l", and the string "provenance".
+    CIDEr takes the document frequencies of `references` by default.
 
     Raises:
-        ValueError: no images, counts that differ, an image without references, strings and tokens
-            mixed, or frequencies counted with another tokenizer.
+      ValueError: as `Pairs`, or frequencies counted with another tokenizer.
     """
-    pairs = Pairs.of(candidates, references)
-    frequency = _frequency_for(pairs, frequency)
-    scores = {"cider": _cider_d(pairs, frequency)}
-    scores |= {score.name: score for score in _bleu(pairs)}
-    scores["rouge_l"] = _rouge_l(pairs)
-    provenance = f"{pairs.provenance}, df={frequency}, scale=x{PAPER_SCALE:g}"
-    return {name: PAPER_SCALE * s.corpus for name, s in scores.items()} | {"provenance": provenance}
+    pairs = Pairs(candidates, references)
+    cider = cider_d(pairs, frequency)
+    others = {score.name: score.corpus for score in (*bleu(pairs), rouge_l(pairs))}
+    return as_printed(cider.provenance, cider=cider.corpus, **others)
 
 
-def document_frequency(
-    references: Sequence[Sequence[Caption]], source: str = "these references"
-) -> DocumentFrequency:
-    """Counts, for every n-gram up to order 4, the images that have it in any reference."""
-    tokenizer = _tokenizer_of(caption for group in references for caption in group)
-    return _count_images([[_tokens(r) for r in group] for group in references], source, tokenizer)
-
-
-def cider_d(
-    candidates: Sequence[Caption],
-    references: Sequence[Sequence[Caption]],
-    *,
-    frequency: DocumentFrequency | None = None,
-    sigma: float = 6.0,
-) -> Score:
+def cider_d(pairs: Pairs, frequency: DocumentFrequency | None = None, sigma: float = 6.0) -> Score:
     """CIDEr-D (Vedantam et al., arXiv 1411.5726, section 6): 0 to 10.
 
     Ten times the mean over orders 1 to 4 and over references of
@@ -120,111 +147,55 @@ def cider_d(
     image gets 0 whatever its caption, since log(1 / 1) weighs every n-gram; that warns.
 
     Raises:
-        ValueError: as `score_captions`.
+      ValueError: frequencies counted with another tokenizer.
     """
-    pairs = Pairs.of(candidates, references)
-    return _cider_d(pairs, _frequency_for(pairs, frequency), sigma)
+
+    def penalty(difference: int) -> float:
+        return math.exp(-(difference**2) / (2 * sigma**2))
+
+    return _cider("cider_d", pairs, frequency, lambda c, r: min(c, r) * r, penalty)
 
 
-def cider_plain(
-    candidates: Sequence[Caption],
-    references: Sequence[Sequence[Caption]],
-    *,
-    frequency: DocumentFrequency | None = None,
-) -> Score:
+def cider_plain(pairs: Pairs, frequency: DocumentFrequency | None = None) -> Score:
     """CIDEr as first defined (arXiv 1411.5726, section 3), without stemming: 0 to 10.
 
     Ten times the mean cosine of tf-idf vectors over orders 1 to 4 and over references: CIDEr-D
-    without its clipping and its penalty for another length.
-
-    Raises:
-        ValueError: as `score_captions`.
+    without its clipping and its penalty for another length. Raises as `cider_d`.
     """
-    pairs = Pairs.of(candidates, references)
-    return _cider_plain(pairs, _frequency_for(pairs, frequency))
+    return _cider("cider_plain", pairs, frequency, lambda c, r: c * r, lambda difference: 1.0)
 
 
-def bleu(
-    candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]
-) -> tuple[Score, Score, Score, Score]:
-    """BLEU-1 to BLEU-4 (Papineni et al., 2002): 0 to 1, counts pooled over images.
-
-    The brevity penalty uses, for every image, the reference length closest to the candidate's, the
-    shorter one on a tie. pycocoevalcap's constants against division by zero are kept: an order
-    without a match gives a small number rather than 0.
-    """
-    return _bleu(Pairs.of(candidates, references))
-
-
-def rouge_l(candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> Score:
-    """ROUGE-L (Lin, 2004): 0 to 1, the F-measure of the longest common subsequence with beta = 1.2.
-
-    As in pycocoevalcap the best precision and the best recall may come from different references.
-    """
-    return _rouge_l(Pairs.of(candidates, references))
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Tokenized candidates and references, checked to fit each other; what every score is of."""
-
-    candidates: list[Tokens]
-    references: list[list[Tokens]]
-    tokenizer: str
-
-    @classmethod
-    def of(cls, candidates: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> "Pairs":
-        if len(candidates) != len(references):
-            raise ValueError(
-                f"{len(candidates)} candidates, but references of {len(references)} images"
+def _cider(
+    name: str,
+    pairs: Pairs,
+    frequency: DocumentFrequency | None,
+    common: Callable[[float, float], float],
+    penalty: Callable[[int], float],
+) -> Score:
+    """The mean of cosines; two weights have `common`, a difference in length costs `penalty`."""
+    frequency = _frequency_for(pairs, frequency)
+    per_image = np.zeros(len(pairs.candidates))
+    for image, (candidate, group) in enumerate(pairs):
+        candidate_vectors = _tfidf(candidate, frequency)
+        total = 0.0
+        for reference in group:
+            vectors = zip(candidate_vectors, _tfidf(reference, frequency), strict=True)
+            # A norm is 0 when the caption is shorter than the order or all idf are 0.
+            cosines = sum(
+                sum(common(c[g], r[g]) for g in c if g in r) / (c_norm * r_norm)
+                for (c, c_norm), (r, r_norm) in vectors
+                if c_norm > 0 and r_norm > 0
             )
-        if not candidates:
-            raise ValueError("no captions to score")
-        for image, group in enumerate(references):
-            if isinstance(group, str) or not group:
-                raise ValueError(f"references[{image}] is {group!r}, expected a list of captions")
-        tokenizer = _tokenizer_of([*candidates, *(r for group in references for r in group)])
-        return cls(
-            [_tokens(c) for c in candidates],
-            [[_tokens(r) for r in group] for group in references],
-            tokenizer,
-        )
-
-    @property
-    def provenance(self) -> str:
-        sizes = sorted({len(group) for group in self.references})
-        span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
-        images = len(self.candidates)
-        return f"tokenizer={self.tokenizer}, images={images}, references per image={span}"
-
-
-def _tokenizer_of(captions: Iterable[Caption]) -> str:
-    names = {words.TOKENIZER if isinstance(c, str) else _GIVEN_TOKENS for c in captions}
-    if len(names) > 1:
-        raise ValueError("some captions are strings and some are tokens, expected one kind")
-    return names.pop() if names else _GIVEN_TOKENS
-
-
-def _tokens(caption: Caption) -> Tokens:
-    return tuple(words.tokenize(caption) if isinstance(caption, str) else caption)
-
-
-def _ngrams(tokens: Tokens, order: int) -> list[NGram]:
-    return [tokens[i : i + order] for i in range(len(tokens) - order + 1)]
-
-
-def _count_images(references: list[list[Tokens]], source: str, tokenizer: str) -> DocumentFrequency:
-    counts = collections.Counter()
-    for group in references:
-        counts.update(
-            {g for tokens in group for n in range(1, MAX_ORDER + 1) for g in _ngrams(tokens, n)}
-        )
-    return DocumentFrequency(counts, len(references), source, tokenizer)
+            total += cosines * penalty(len(candidate) - len(reference))
+        per_image[image] = 10.0 * total / (MAX_ORDER * len(group))
+    provenance = f"{pairs.provenance}, df={frequency}"
+    return Score(name, float(per_image.mean()), per_image, provenance)
 
 
 def _frequency_for(pairs: Pairs, frequency: DocumentFrequency | None) -> DocumentFrequency:
     if frequency is None:
-        frequency = _count_images(pairs.references, "these references", pairs.tokenizer)
+        own = document_frequency(pairs.references)
+        frequency = dataclasses.replace(own, tokenizer=pairs.tokenizer)
     if frequency.tokenizer != pairs.tokenizer:
         raise ValueError(
             f"document frequencies were counted with tokenizer={frequency.tokenizer}, "
@@ -234,7 +205,7 @@ def _frequency_for(pairs: Pairs, frequency: DocumentFrequency | None) -> Documen
         warnings.warn(
             f"CIDEr is 0 for every caption: its document frequencies come from {frequency}; "
             "score more images together or pass the frequencies of a larger corpus",
-            stacklevel=3,
+            stacklevel=4,
         )
     return frequency
 
@@ -252,56 +223,17 @@ def _tfidf(tokens: Tokens, frequency: DocumentFrequency) -> list[tuple[dict[NGra
     return vectors
 
 
-def _cider_d(pairs: Pairs, frequency: DocumentFrequency, sigma: float = 6.0) -> Score:
-    def common(c: float, r: float) -> float:
-        return min(c, r) * r
+def bleu(pairs: Pairs) -> tuple[Score, ...]:
+    """BLEU-1 to BLEU-4 (Papineni et al., 2002): 0 to 1, counts pooled over images.
 
-    def penalty(difference: int) -> float:
-        return math.exp(-(difference**2) / (2 * sigma**2))
-
-    return _cider("cider_d", pairs, frequency, common, penalty)
-
-
-def _cider_plain(pairs: Pairs, frequency: DocumentFrequency) -> Score:
-    return _cider("cider_plain", pairs, frequency, lambda c, r: c * r, lambda difference: 1.0)
-
-
-def _cider(
-    name: str,
-    pairs: Pairs,
-    frequency: DocumentFrequency,
-    common: Callable[[float, float], float],
-    penalty: Callable[[int], float],
-) -> Score:
-    """The mean of cosines; two weights have `common`, a difference in length costs `penalty`."""
-    per_image = np.zeros(len(pairs.candidates))
-    for image, (candidate, group) in enumerate(
-        zip(pairs.candidates, pairs.references, strict=True)
-    ):
-        candidate_vectors = _tfidf(candidate, frequency)
-        total = 0.0
-        for reference in group:
-            cosines = 0.0
-            for (c, c_norm), (r, r_norm) in zip(
-                candidate_vectors, _tfidf(reference, frequency), strict=True
-            ):
-                # A norm is 0 when the caption is shorter than the order or all idf are 0.
-                if c_norm > 0 and r_norm > 0:
-                    shared = sum(common(c[g], r[g]) for g in c if g in r)
-                    cosines += shared / (c_norm * r_norm)
-            total += cosines * penalty(len(candidate) - len(reference))
-        per_image[image] = 10.0 * total / (MAX_ORDER * len(group))
-    provenance = f"{pairs.provenance}, df={frequency}"
-    return Score(name, float(per_image.mean()), per_image, provenance)
-
-
-def _bleu(pairs: Pairs) -> tuple[Score, ...]:
-    # Columns of `counts`: candidate length, reference length, then per order the n-grams that match
-    # and the n-grams proposed.
+    The brevity penalty uses, for every image, the reference length closest to the candidate's, the
+    shorter one on a tie. pycocoevalcap's constants against division by zero are kept: an order
+    without a match gives a small number rather than 0.
+    """
+    # Columns: candidate length, reference length, then per order the n-grams that match and the
+    # n-grams proposed.
     counts = np.zeros((len(pairs.candidates), 2 + 2 * MAX_ORDER))
-    for image, (candidate, group) in enumerate(
-        zip(pairs.candidates, pairs.references, strict=True)
-    ):
+    for image, (candidate, group) in enumerate(pairs):
         length = len(candidate)
         closest = min((abs(len(reference) - length), len(reference)) for reference in group)[1]
         counts[image, :2] = length, closest
@@ -310,8 +242,7 @@ def _bleu(pairs: Pairs) -> tuple[Score, ...]:
             for reference in group:
                 most |= collections.Counter(_ngrams(reference, order))
             matches = collections.Counter(_ngrams(candidate, order)) & most
-            counts[image, 2 * order] = matches.total()
-            counts[image, 2 * order + 1] = max(0, length - order + 1)
+            counts[image, 2 * order :][:2] = matches.total(), max(0, length - order + 1)
 
     corpus = _bleu_of_counts(counts.sum(axis=0, keepdims=True))[0]
     per_image = _bleu_of_counts(counts)
@@ -322,7 +253,7 @@ def _bleu(pairs: Pairs) -> tuple[Score, ...]:
 
 
 def _bleu_of_counts(counts: np.ndarray) -> np.ndarray:
-    """BLEU-1 to BLEU-4 of each row of `_bleu`'s counts: f64[rows, 4]."""
+    """BLEU-1 to BLEU-4 of each row of `bleu`'s counts: f64[rows, 4]."""
     tiny, small = 1e-15, 1e-9  # pycocoevalcap's: nothing over nothing is 1e-6, a miss almost 0
     length, closest = counts[:, 0], counts[:, 1]
     precision = (counts[:, 2::2] + tiny) / (counts[:, 3::2] + small)
@@ -331,11 +262,13 @@ def _bleu_of_counts(counts: np.ndarray) -> np.ndarray:
     return mean * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)[:, None]
 
 
-def _rouge_l(pairs: Pairs, beta: float = 1.2) -> Score:
+def rouge_l(pairs: Pairs, beta: float = 1.2) -> Score:
+    """ROUGE-L (Lin, 2004): 0 to 1, the F-measure of the longest common subsequence.
+
+    As in pycocoevalcap the best precision and the best recall may come from different references.
+    """
     per_image = np.zeros(len(pairs.candidates))
-    for image, (candidate, group) in enumerate(
-        zip(pairs.candidates, pairs.references, strict=True)
-    ):
+    for image, (candidate, group) in enumerate(pairs):
         # pycocoevalcap splits at spaces, so that no words are one empty word to it.
         candidate, group = candidate or ("",), [reference or ("",) for reference in group]
         common = [_longest_common_subsequence(candidate, reference) for reference in group]
@@ -351,8 +284,21 @@ def _longest_common_subsequence(a: Tokens, b: Tokens) -> int:
     for token in a:
         diagonal = 0
         for j, other in enumerate(b, start=1):
-            diagonal, best[j] = (
-                best[j],
-                diagonal + 1 if token == other else max(best[j], best[j - 1]),
-            )
+            longest = diagonal + 1 if token == other else max(best[j], best[j - 1])
+            diagonal, best[j] = best[j], longest
     return best[-1]
+
+
+def _tokenizer_of(captions: Iterable[Caption]) -> str:
+    names = {words.TOKENIZER if isinstance(c, str) else _GIVEN_TOKENS for c in captions}
+    if len(names) > 1:
+        raise ValueError("some captions are strings and some are tokens, expected one kind")
+    return names.pop() if names else _GIVEN_TOKENS
+
+
+def _tokens(caption: Caption) -> Tokens:
+    return tuple(words.tokenize(caption) if isinstance(caption, str) else caption)
+
+
+def _ngrams(tokens: Tokens, order: int) -> list[NGram]:
+    return [tokens[i : i + order] for i in range(len(tokens) - order + 1)]

@@ -4,52 +4,19 @@ Legend: C classes, N captions.
 """
 
 import collections
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from synth2_jax.scoring import words
-from synth2_jax.scoring.diversity import entropy
 from synth2_jax.scoring.n_grams import TokenizedCaptions
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassCoverage:
-    """How many captions name each class, i64[C]."""
+def class_coverage(captions: TokenizedCaptions, spellings: Sequence[Sequence[str]]) -> np.ndarray:
+    """Counts the captions that name each class, once each however often they do: i64[C].
 
-    captions_C: np.ndarray
-
-    @property
-    def share_named(self) -> float:
-        """Share of the classes that are named at least once."""
-        return float(np.mean(self.captions_C > 0))
-
-    @property
-    def fewest(self) -> int:
-        """Captions of the class that is named least."""
-        return int(self.captions_C.min())
-
-    @property
-    def median(self) -> float:
-        """Captions of the middle class."""
-        return float(np.median(self.captions_C))
-
-    @property
-    def entropy(self) -> float:
-        """Of the mentions over classes, in nats: at most ln C; 0 when no class is named."""
-        return entropy(self.captions_C) if self.captions_C.any() else 0.0
-
-
-def class_coverage(
-    captions: TokenizedCaptions, spellings: Sequence[Sequence[str]]
-) -> ClassCoverage:
-    """Counts the captions that name each class, once each however often they do.
-
-    Args:
-      captions: the set.
-      spellings: for each class everything that names it, such as ("wolf", "wolves"): its words in
-        a row. "carpet" does not name "car"; "hot dog" names "dog".
+    `spellings` holds for each class everything that names it, such as ("wolf", "wolves"): its words
+    in a row. "carpet" does not name "car"; "hot dog" names "dog".
 
     Raises:
       ValueError: no classes, or one that has no spelling with a word in it.
@@ -60,14 +27,14 @@ def class_coverage(
     pairs = [np.zeros(0, np.int64)]
     for order in sorted({len(name) for name in classes_of}):
         found = captions.n_grams(order)
-        by_n_gram = np.argsort(found.ids_G, kind="stable")
+        places_by_n_gram = np.argsort(found.ids_G, kind="stable")
         end_U = np.cumsum(found.counts_U)
         for u, n_gram in enumerate(found.word_ids_Un.tolist()):
             for index in classes_of.get(tuple(n_gram), ()):
-                places = by_n_gram[end_U[u] - found.counts_U[u] : end_U[u]]
+                places = places_by_n_gram[end_U[u] - found.counts_U[u] : end_U[u]]
                 pairs.append(index * captions.num_captions + found.captions_G[places])
     named = np.unique(np.concatenate(pairs)) // max(1, captions.num_captions)
-    return ClassCoverage(np.bincount(named, minlength=len(spellings)))
+    return np.bincount(named, minlength=len(spellings))
 
 
 def _classes_by_name(

@@ -25,22 +25,17 @@ def ref_clip_score(
 
     `reference_features_BRD` holds [R, D] of each image, whose numbers of references may differ.
     """
-    nearest_B = np.array(
-        [
-            max(0.0, _cosine(caption_D, references_RD).max())
-            for caption_D, references_RD in zip(
-                caption_features_BD, reference_features_BRD, strict=True
-            )
-        ]
-    )
-    total_B = clip_scores_B + nearest_B
-    product_B = 2 * clip_scores_B * nearest_B
-    return np.divide(product_B, total_B, out=np.zeros_like(total_B), where=total_B > 0)
+    groups = zip(caption_features_BD, reference_features_BRD, strict=True)
+    nearest_B = np.array([max(0.0, _cosine(text_D, of_RD).max()) for text_D, of_RD in groups])
+    return _ratio(2 * clip_scores_B * nearest_B, clip_scores_B + nearest_B)
 
 
 def _cosine(a_BD: np.ndarray, b_BD: np.ndarray) -> np.ndarray:
     """f64[B]; 0 where one has no length."""
     a_BD, b_BD = np.asarray(a_BD, np.float64), np.asarray(b_BD, np.float64)
-    dot_B = np.sum(a_BD * b_BD, axis=-1)
     norms_B = np.linalg.norm(a_BD, axis=-1) * np.linalg.norm(b_BD, axis=-1)
-    return np.divide(dot_B, norms_B, out=np.zeros_like(dot_B), where=norms_B > 0)
+    return _ratio(np.sum(a_BD * b_BD, axis=-1), norms_B)
+
+
+def _ratio(a_B: np.ndarray, b_B: np.ndarray) -> np.ndarray:
+    return np.divide(a_B, b_B, out=np.zeros_like(b_B), where=b_B > 0)

@@ -36,30 +36,13 @@ class SetBalance:
     entropy: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Balance:
-    """Result of `balance`: one entry a caption set, and the line that says how they were made."""
-
-    sets: dict[str, SetBalance]
-    provenance: str
-
-
 def share_of_top_clusters(cluster_sizes: Sequence[int], top: int = 5) -> float:
-    """Share of the captions that lie in the `top` largest clusters: 0 to 1.
-
-    Raises:
-        ValueError: the clusters are empty.
-    """
-    share_K = _shares(cluster_sizes)
-    return float(np.sort(share_K)[::-1][:top].sum())
+    """Share of the captions in the `top` largest clusters: 0 to 1; ValueError without captions."""
+    return float(np.sort(_shares(cluster_sizes))[::-1][:top].sum())
 
 
 def entropy(counts: Sequence[int]) -> float:
-    """Entropy of a distribution in nats: 0 for one cluster, ln K when all K are equal.
-
-    Raises:
-        ValueError: the clusters are empty.
-    """
+    """Entropy in nats, 0 to ln K; ValueError without captions."""
     share_K = _shares(counts)
     share_K = share_K[share_K > 0]
     # max: a single cluster would give -0.0
@@ -77,24 +60,22 @@ def balance(
     caption_sets: Mapping[str, Sequence[str]],
     *,
     num_clusters: int = 20,
-    top: int = 5,
     sample_size: int | None = None,
     seed: int = 0,
-    restarts: int = 4,
     embed: Embed = embed_captions,
-) -> Balance:
-    """Compares caption sets by how evenly they fill clusters that all of them share.
+) -> dict[str, SetBalance]:
+    """Compares caption sets, by name, by how evenly they fill clusters that all of them share.
 
     Every set contributes an equally large random sample, so that no set shapes the clusters more
     than another and sample size cannot masquerade as diversity; only the samples are counted.
 
     Args:
-        sample_size: captions drawn from each set; by default as many as the smallest set has.
-        embed: captions -> f[N,D]; called once, with the samples of all sets.
+      sample_size: captions drawn from each set; by default as many as the smallest set has.
+      embed: captions -> f[N,D]; called once, with the samples of all sets.
 
     Raises:
-        ValueError: no sets, an empty set, a `sample_size` that is not positive or larger than the
-            smallest set, or more clusters than captions.
+      ValueError: no sets, an empty set, a `sample_size` that is not positive or larger than the
+        smallest set, or more clusters than captions.
     """
     if not caption_sets:
         raise ValueError("no caption sets to compare")
@@ -105,24 +86,16 @@ def balance(
         raise ValueError(
             f"sample_size is {size}, the smallest set {smallest!r} has {available} captions"
         )
-
     samples = {}
     for name in sorted(caption_sets):  # the order in which sets are named must not matter
         captions = caption_sets[name]
         rows = np.random.default_rng(seed).choice(len(captions), size, replace=False)
         samples[name] = [captions[row] for row in np.sort(rows)]
     points_ND = embed([caption for sample in samples.values() for caption in sample])
-    clusters = k_means(points_ND, num_clusters, seed=seed, restarts=restarts)
-
+    labels_N = k_means(points_ND, num_clusters, seed=seed).labels_N
     sets = {}
-    for (name, sample), labels in zip(
-        samples.items(), np.split(clusters.labels_N, len(samples)), strict=True
-    ):
+    for name, labels in zip(samples, np.split(labels_N, len(samples)), strict=True):
         size_K = np.bincount(labels, minlength=num_clusters)
-        sets[name] = SetBalance(
-            sample, labels, size_K, share_of_top_clusters(size_K, top), entropy(size_K)
-        )
-    provenance = (
-        f"clusters={num_clusters}, top={top}, captions per set={size}, entropy in nats, seed={seed}"
-    )
-    return Balance(sets, provenance)
+        measures = share_of_top_clusters(size_K), entropy(size_K)
+        sets[name] = SetBalance(samples[name], labels, size_K, *measures)
+    return sets

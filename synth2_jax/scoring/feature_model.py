@@ -12,7 +12,6 @@ are.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -34,28 +33,24 @@ def load(name: str) -> FeatureModel:
       UserError: a name of another form, no such module, file or function, or one that fails while
         it is imported.
     """
-    found = load_named(name, f"feature model {name!r}")
-    if not callable(found):
-        raise UserError(f"feature model {name!r}: expected a function, found {found!r:.60}")
-    return _checked(found, name)
+    start = f"feature model {name!r}"
+    function = load_named(name, start)
+    if not callable(function):
+        raise UserError(f"{start}: expected a function, found {function!r:.60}")
 
-
-def _checked(function: Callable[[Any], Any], name: str) -> FeatureModel:
     def features(inputs: np.ndarray | Sequence[str]) -> np.ndarray:
         found = np.asarray(function(inputs))
         what = "images" if isinstance(inputs, np.ndarray) else "texts"
         if found.ndim != 2 or len(found) != len(inputs) or not found.shape[1]:
             raise UserError(
-                f"feature model {name!r}: found shape {found.shape} of {len(inputs)} {what}, "
+                f"{start}: found shape {found.shape} of {len(inputs)} {what}, "
                 f"expected ({len(inputs)}, D)"
             )
         if not np.issubdtype(found.dtype, np.floating):
             # A torch or JAX bfloat16 is no numpy number either.
-            raise UserError(
-                f"feature model {name!r}: found {found.dtype}, expected float32 or float64"
-            )
+            raise UserError(f"{start}: found {found.dtype}, expected float32 or float64")
         if not np.isfinite(found).all():
-            raise UserError(f"feature model {name!r}: found NaN or infinity among its features")
+            raise UserError(f"{start}: found NaN or infinity among its features")
         return found
 
     return features

@@ -16,8 +16,6 @@ import numpy as np
 from synth2_jax.errors import UserError
 from synth2_jax.files import written_whole
 
-_ARRAYS = ("mu", "sigma", "num_images")
-
 
 class FeatureStatistics:
     """Mean and covariance of features that come batch by batch, in float64.
@@ -27,10 +25,15 @@ class FeatureStatistics:
       mean: f64[D].
     """
 
-    def __init__(self):
-        self.num_images: int | None = 0
-        self.mean = np.zeros(0)
-        self._scatter_DD = np.zeros((0, 0))  # sum of (x - mean)(x - mean)^T
+    def __init__(
+        self,
+        num_images: int | None = 0,
+        mean: np.ndarray | None = None,
+        scatter_DD: np.ndarray | None = None,
+    ):
+        self.num_images, self.mean = num_images, mean
+        # Sum of (x - mean)(x - mean)^T; of an unknown number of images their covariance.
+        self._scatter_DD = scatter_DD
 
     @property
     def covariance(self) -> np.ndarray:
@@ -43,31 +46,27 @@ class FeatureStatistics:
 
     def update(self, features_BD: np.ndarray) -> None:
         """Adds features [B, D]; ValueError on another width than before."""
-        batch = FeatureStatistics()
         features_BD = np.asarray(features_BD, np.float64)
         if features_BD.ndim != 2:
             raise ValueError(f"features of shape {features_BD.shape}, expected [B, D]")
-        if not len(features_BD):
-            return
-        batch.num_images = len(features_BD)
-        batch.mean = features_BD.mean(axis=0)
-        deviations_BD = features_BD - batch.mean
-        batch._scatter_DD = deviations_BD.T @ deviations_BD
-        self.merge(batch)
+        if len(features_BD):
+            mean_D = features_BD.mean(axis=0)
+            deviations_BD = features_BD - mean_D
+            scatter_DD = deviations_BD.T @ deviations_BD
+            self.merge(FeatureStatistics(len(features_BD), mean_D, scatter_DD))
 
     def merge(self, other: "FeatureStatistics") -> None:
         """Adds all of `other`, such as what another process has seen (Chan et al., 1979).
 
         Raises:
-          ValueError: other widths, or statistics of which nobody knows of how many images.
+          ValueError: other widths, or statistics of an unknown number of images.
         """
         if self.num_images is None or other.num_images is None:
             raise ValueError("statistics without num_images cannot be added to")
         if not other.num_images:
             return
         if not self.num_images:
-            self.num_images, self.mean = other.num_images, other.mean
-            self._scatter_DD = other._scatter_DD
+            self.__dict__ |= other.__dict__
             return
         if self.mean.shape != other.mean.shape:
             raise ValueError(
@@ -75,10 +74,8 @@ class FeatureStatistics:
             )
         total = self.num_images + other.num_images
         delta_D = other.mean - self.mean
-        weight = self.num_images * other.num_images / total
-        self._scatter_DD = (
-            self._scatter_DD + other._scatter_DD + weight * np.outer(delta_D, delta_D)
-        )
+        between_DD = self.num_images * other.num_images / total * np.outer(delta_D, delta_D)
+        self._scatter_DD = self._scatter_DD + other._scatter_DD + between_DD
         self.mean = self.mean + delta_D * (other.num_images / total)
         self.num_images = total
 
@@ -103,8 +100,8 @@ class FeatureStatistics:
         try:
             with np.load(path, allow_pickle=False) as found:
                 # Published files may hold the images too, which are not to be read.
-                arrays = {name: found[name] for name in _ARRAYS if name in found.files}
-            mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+                mean, covariance = (np.asarray(found[n], np.float64) for n in ("mu", "sigma"))
+                num_images = int(found["num_images"]) if "num_images" in found.files else None
         except (OSError, ValueError, KeyError, AttributeError, EOFError) as error:
             raise UserError(
                 f"{path}: expected feature statistics, an .npz file of mu and sigma; {error}"
@@ -114,13 +111,8 @@ class FeatureStatistics:
                 f"{path}: found mu of shape {mean.shape} and sigma of shape {covariance.shape}, "
                 "expected [D] and [D, D]"
             )
-        statistics = cls()
-        statistics.mean, statistics.num_images = mean, None
-        statistics._scatter_DD = covariance
-        if "num_images" in arrays:
-            statistics.num_images = int(arrays["num_images"])
-            statistics._scatter_DD = covariance * (statistics.num_images - 1)
-        return statistics
+        scale = 1 if num_images is None else num_images - 1
+        return cls(num_images, mean, covariance * scale)
 
 
 def frechet_distance(
@@ -134,10 +126,9 @@ def frechet_distance(
     Raises:
       ValueError: shapes that do not fit.
     """
-    mean_a, cov_a, mean_b, cov_b = (
-        np.asarray(x, np.float64) for x in (mean_a, cov_a, mean_b, cov_b)
-    )
-    shapes = [x.shape for x in (mean_a, cov_a, mean_b, cov_b)]
+    arrays = [np.asarray(x, np.float64) for x in (mean_a, cov_a, mean_b, cov_b)]
+    mean_a, cov_a, mean_b, cov_b = arrays
+    shapes = [x.shape for x in arrays]
     if mean_a.ndim != 1 or shapes != [mean_a.shape, 2 * mean_a.shape] * 2:
         raise ValueError(f"means and covariances of shapes {shapes}, expected [D], [D, D] twice")
     values_D, vectors_DD = np.linalg.eigh(cov_a)

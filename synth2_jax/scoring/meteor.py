@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from synth2_jax.errors import UserError
-from synth2_jax.scoring import captions
+from synth2_jax.scoring.captions import Pairs, Score, Tokens
 
 _JAR = "meteor-1.5.jar"
 # The program writes and reads numbers and letters as the machine's language and encoding have them.
 _JAVA = ("java", "-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", "-Xmx2G")
-_SEPARATOR = "|||"  # of the parts of a line
+_SEPARATOR = " ||| "  # of the parts of a line
 _START_SECONDS, _SECONDS_PER_LINE = 300, 1  # before the program counts as hanging
 
 
@@ -30,9 +30,7 @@ def check_meteor() -> None:
         )
 
 
-def meteor(
-    candidates: Sequence[captions.Caption], references: Sequence[Sequence[captions.Caption]]
-) -> captions.Score:
+def meteor(pairs: Pairs) -> Score:
     """METEOR 1.5 (Denkowski and Lavie, 2014): 0 to 1, with its stemmer, synonyms and paraphrases.
 
     Tokens are those of the other scores, joined by spaces; the program normalizes them itself.
@@ -40,33 +38,29 @@ def meteor(
 
     Raises:
       UserError: as `check_meteor`; the program fails, hangs or answers something else.
-      ValueError: as `captions.score_captions`.
     """
     check_meteor()
-    pairs = captions.Pairs.of(candidates, references)
-    texts = [[*group, text] for text, group in zip(pairs.candidates, pairs.references, strict=True)]
-    statistics = _answers([_line("SCORE", *map(_spoken, text)) for text in texts], len(texts))
-    *per_image, corpus = _answers([_line("EVAL", *statistics)], len(texts) + 1)
+    lines = [_SEPARATOR.join(["SCORE", *map(_spoken, (*group, text))]) for text, group in pairs]
+    statistics = _answers(lines, len(lines))
+    *per_image, corpus = _answers([_SEPARATOR.join(["EVAL", *statistics])], len(lines) + 1)
     try:
         per_image, corpus = np.array(per_image, np.float64), float(corpus)
     except ValueError as error:
         raise UserError(f"METEOR: found {error}, expected numbers from {_JAR}") from error
-    return captions.Score("meteor", corpus, per_image, f"{pairs.provenance}, df=none, by {_JAR}")
+    return Score("meteor", corpus, per_image, f"{pairs.provenance}, df=none, by {_JAR}")
 
 
-def _spoken(tokens: captions.Tokens) -> str:
-    return " ".join(" ".join(tokens).replace(_SEPARATOR, "").split())
-
-
-def _line(*parts: str) -> str:
-    return f" {_SEPARATOR} ".join(parts)
+def _spoken(tokens: Tokens) -> str:
+    return " ".join(" ".join(tokens).replace(_SEPARATOR.strip(), "").split())
 
 
 def _answers(lines: Sequence[str], num_answers: int) -> list[str]:
-    """The lines that the program answers. It ends when its input does, so it cannot be waited for.
+    """What the program prints, a line each.
 
-    It is started for each of the two questions, because two programs that wait for each other's
-    pipes are what hangs.
+    It is run for each question: with one that stays, two programs could wait for each other.
+
+    Raises:
+      UserError: it does not end in time, fails, or prints another number of lines.
     """
     (package, *_) = importlib.util.find_spec("pycocoevalcap").submodule_search_locations
     command = [*_JAVA, "-jar", _JAR, "-", "-", "-stdio", "-l", "en", "-norm"]

@@ -25,8 +25,8 @@ class NGrams:
     Attributes:
       word_ids_Un: i32, the words of each distinct n-gram.
       counts_U: i64, how often each occurs.
-      ids_G: i64, which one stands at each place, in the captions' order.
-      captions_G: i64, the caption it stands in.
+      ids_G: i64, the n-gram at each place, in the captions' order.
+      captions_G: i64, the caption that it is in.
     """
 
     word_ids_Un: np.ndarray
@@ -42,7 +42,7 @@ class TokenizedCaptions:
     Attributes:
       vocabulary: V words in the order of first occurrence.
       ids_T: i32, index in `vocabulary`.
-      captions_T: i64, index of the caption that the word stands in.
+      captions_T: i64, index of the caption that the word is in.
       num_captions: N, those without a word included.
     """
 
@@ -60,15 +60,15 @@ class TokenizedCaptions:
         """The n-grams of `order` words."""
         codes = self.ids_T.astype(np.int64)
         for shift in range(1, order):
-            # Numbered anew at each step, so that a code stays below T times V.
+            # Numbered again at each step, so that a code stays below T times V.
             codes = np.unique(
                 codes[:-1] * len(self.vocabulary) + self.ids_T[shift:], return_inverse=True
             )[1]
-        first_word = np.arange(len(codes))
-        whole = self.captions_T[first_word] == self.captions_T[first_word + order - 1]
-        first_word = first_word[whole]
+        (first_word,) = np.nonzero(
+            self.captions_T[: len(codes)] == self.captions_T[order - 1 :][: len(codes)]
+        )
         _, at_U, ids_G, counts_U = np.unique(
-            codes[whole], return_index=True, return_inverse=True, return_counts=True
+            codes[first_word], return_index=True, return_inverse=True, return_counts=True
         )
         word_ids_Un = self.ids_T[first_word[at_U][:, None] + np.arange(order)]
         return NGrams(word_ids_Un, counts_U, ids_G, self.captions_T[first_word])
@@ -83,15 +83,11 @@ class NGramStatistics:
     """How much a caption set repeats itself.
 
     Attributes:
-      num_words: T.
-      vocabulary_size: V.
       distinct: {n: distinct n-grams over all n-grams} (Li et al., arXiv 1510.03055); 0 when there
         are none. It falls as a set grows: compare sets of equal size.
       most_frequent: {n: ((n-gram, how often), ...)}, the most frequent one first.
     """
 
-    num_words: int
-    vocabulary_size: int
     distinct: dict[int, float]
     most_frequent: dict[int, tuple[tuple[str, int], ...]]
 
@@ -118,4 +114,4 @@ def n_gram_statistics(captions: TokenizedCaptions, top: int = 10) -> NGramStatis
         most_frequent[order] = tuple(
             (captions.spelled(found.word_ids_Un[u]), int(found.counts_U[u])) for u in largest
         )
-    return NGramStatistics(len(captions.ids_T), len(captions.vocabulary), distinct, most_frequent)
+    return NGramStatistics(distinct, most_frequent)

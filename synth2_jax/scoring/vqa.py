@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from synth2_jax.errors import UserError
-from synth2_jax.scoring.captions import PAPER_SCALE, Score
+from synth2_jax.scoring.captions import Score, span
 
 ENOUGH = 3  # as many people make an answer right
 
@@ -83,10 +83,8 @@ def vqa_accuracy(
 ) -> Score:
     """Mean over people of min(others who gave the answer / 3, 1): 0 to 1.
 
-    Args:
-      answers: one a question.
-      references: the people's answers to each; the data sets have ten.
-      stem: whether words are compared by their stems, as OK-VQA's are.
+    Each question has one answer, and as references those of people, ten in the data sets. `stem`
+    compares words by their stems, as OK-VQA's are.
 
     Raises:
       UserError: as `load_stemmer`.
@@ -99,32 +97,14 @@ def vqa_accuracy(
             raise ValueError(
                 f"references[{number}] is {group!r}, expected the answers of several people"
             )
-    stemmed = _stems if stem else str
-    per_question = np.array(
-        [
-            _accuracy(answer, group, stemmed)
-            for answer, group in zip(answers, references, strict=True)
-        ]
-    )
-    sizes = sorted({len(group) for group in references})
-    span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
+    stemmed, of_stems = (_stems, ", Snowball stems") if stem else (str, "")
+    pairs = zip(answers, references, strict=True)
+    per_question = np.array([_accuracy(answer, group, stemmed) for answer, group in pairs])
     provenance = (
-        f"tokenizer=VQA answer normalization{', Snowball stems' if stem else ''}, "
-        f"questions={len(answers)}, "
-        f"answers per question={span}, df=none"
+        f"tokenizer=VQA answer normalization{of_stems}, questions={len(answers)}, "
+        f"answers per question={span(references)}, df=none"
     )
     return Score("vqa_accuracy", float(per_question.mean()), per_question, provenance)
-
-
-def score_answers(
-    answers: Sequence[str], references: Sequence[Sequence[str]], *, stem: bool = False
-) -> dict[str, float | str]:
-    """{"vqa_accuracy", "provenance"}, times 100 as papers print it; raises as `vqa_accuracy`."""
-    score = vqa_accuracy(answers, references, stem=stem)
-    return {
-        "vqa_accuracy": PAPER_SCALE * score.corpus,
-        "provenance": f"{score.provenance}, scale=x{PAPER_SCALE:g}",
-    }
 
 
 def _accuracy(answer: str, group: Sequence[str], stemmed: Callable[[str], str]) -> float:

@@ -20,41 +20,13 @@ TOKENIZER = "ptb-like"
 PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 # Written otherwise before splitting: in ASCII, or not at all where the original drops it.
+_SPACES = "₩₹₽\N{NO-BREAK SPACE}\N{ZERO WIDTH SPACE}\N{ZERO WIDTH NO-BREAK SPACE}\ufe0f"
 _ASCII = str.maketrans(
-    {
-        "‘": "'",
-        "’": "'",
-        "“": '"',
-        "”": '"',
-        "«": '"',
-        "»": '"',
-        "‹": '"',
-        "›": '"',
-        "‐": "-",
-        "‑": "-",
-        "‒": "--",
-        "–": "--",
-        "—": "--",
-        "―": "--",
-        "…": "...",
-        "£": "#",
-        "€": "$",
-        "¢": " cents ",
-        "¼": " 1/4 ",
-        "½": " 1/2 ",
-        "¾": " 3/4 ",
-        "⅓": " 1/3 ",
-        "⅔": " 2/3 ",
-        "₩": " ",
-        "₹": " ",
-        "₽": " ",
-        "\N{NO-BREAK SPACE}": " ",
-        "\N{ZERO WIDTH SPACE}": " ",
-        "\N{ZERO WIDTH NO-BREAK SPACE}": " ",
-        "\N{VARIATION SELECTOR-16}": " ",
-        "\N{SOFT HYPHEN}": "",
-    }
+    "‘’“”«»‹›‐‑£€" + _SPACES, '\'\'""""""--#$' + " " * len(_SPACES), "\N{SOFT HYPHEN}"
 )
+_ASCII |= str.maketrans(dict.fromkeys("‒–—―", "--"))
+_ASCII |= str.maketrans({"…": "...", "¢": " cents "})
+_ASCII |= str.maketrans({"¼": " 1/4 ", "½": " 1/2 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "})
 _DROPPED = re.compile("[\U00010000-\U0010ffff]")  # emoji, and scripts that no caption is in
 _ENTITY = re.compile("&(?:amp|quot|apos|lt|gt|nbsp);")
 
@@ -64,14 +36,8 @@ _BRACKET = re.compile(r"[(){}]|(?<!.)[\[\]](?!.)")  # square ones stay in :]
 
 # Penn Treebank writes these single words as two.
 _COMPOUNDS = {
-    "cannot": ("can", "not"),
-    "gonna": ("gon", "na"),
-    "gotta": ("got", "ta"),
-    "wanna": ("wan", "na"),
-    "lemme": ("lem", "me"),
-    "gimme": ("gim", "me"),
-    "'tis": ("'t", "is"),
-    "'twas": ("'t", "was"),
+    part.replace("|", ""): part.split("|")
+    for part in ("can|not", "gon|na", "got|ta", "wan|na", "lem|me", "gim|me", "'t|is", "'t|was")
 }
 
 # Abbreviations whose full stop belongs to the word.

@@ -99,8 +99,7 @@ def _write_captions(
             for image, caption in zip(images, captions, strict=True)
         ],
     )
-    if cfg.protocol.task == "vqa":
-        write_json(folder / "predictions.json", coco_files.answer_results(images, captions))
-    else:
-        write_json(folder / "predictions.json", coco_files.caption_results(images, captions))
+    task = cfg.protocol.task
+    write_json(folder / "predictions.json", coco_files.predictions(images, captions, task))
+    if task == "caption":
         write_json(folder / "references.json", coco_files.caption_annotations(images))

@@ -96,12 +96,9 @@ def test_the_ratio_is_that_of_a_loop_over_draws_rows_and_tokens():
     assert (visible[0] != visible[1]).any() and (visible[0][0] != visible[0][1]).any()
 
 
-def test_swapped_captions_score_lower():
+def test_swapped_captions_score_lower_and_captions_that_are_ignored_zero():
     matched, swapped = ratio(toy_logits(IMAGES)), ratio(toy_logits(IMAGES[::-1]))
     assert (matched > 0).all() and (matched[jnp.array([0, 2])] > swapped[jnp.array([0, 2])]).all()
-
-
-def test_the_ratio_of_a_generator_that_ignores_captions_is_zero():
     same = jax.random.normal(jax.random.key(2), (B, N, V))
     np.testing.assert_array_equal(ratio(lambda ids: jnp.concatenate([same, same])), np.zeros(B))
 
@@ -149,15 +146,8 @@ def test_caption_log_likelihood_is_a_mean_over_caption_and_eos():
     for row in range(B):
         values = [log_softmax(logits[row, t])[TEXT[row, t]] for t in range(T) if LOSS_MASK[row, t]]
         np.testing.assert_allclose(found[row], np.mean(values), rtol=1e-5)
-
-
-def test_what_stands_outside_of_the_caption_does_not_count():
-    logits = jax.random.normal(jax.random.key(3), (B, T, 9))
-    other = jnp.where(LOSS_MASK[..., None], logits, jnp.nan)
-    np.testing.assert_array_equal(
-        alignment.caption_log_likelihood(other, TEXT, LOSS_MASK),
-        alignment.caption_log_likelihood(logits, TEXT, LOSS_MASK),
-    )
+    other = jnp.where(LOSS_MASK[..., None], logits, jnp.nan)  # what is outside does not count
+    np.testing.assert_array_equal(alignment.caption_log_likelihood(other, TEXT, LOSS_MASK), found)
     nothing = alignment.caption_log_likelihood(logits, TEXT, jnp.zeros_like(LOSS_MASK))
     np.testing.assert_array_equal(nothing, np.zeros(B))
 
@@ -231,16 +221,17 @@ def test_rows_that_fill_up_are_never_found():
     np.testing.assert_array_equal(found.margin_P[:2], [-1.0, 3.0])
 
 
-def test_the_same_image_is_no_rival():
-    """Real images have five captions each, one after the other."""
-    scores = jnp.array([[1.0, 1.1, 0.0, -2.0]] * 4)
-    found = retrieve(scores, jnp.array([[1], [1], [3], [4]]), ALL)
-    assert (found.rank_P[0], found.best_P[0], found.margin_P[0]) == (0, 0, 1.0)
-
-
-def test_a_pair_without_rivals_is_its_own():
-    found = retrieve(jnp.zeros((1, 1)), POOL[:1], ALL[:1])
-    assert (found.rank_P[0], found.best_P[0], found.margin_P[0]) == (0, 0, np.inf)
+@pytest.mark.parametrize(
+    "scores, images, margin",
+    [
+        # Real images have five captions each, one after the other: the same image is no rival.
+        ([[1.0, 1.1, 0.0, -2.0]] * 4, [[1], [1], [3], [4]], 1.0),
+        ([[0.0]], [[1]], np.inf),
+    ],
+)
+def test_a_pair_without_better_rivals_is_its_own(scores, images, margin):
+    found = retrieve(jnp.array(scores), jnp.array(images), ALL[: len(images)])
+    assert (found.rank_P[0], found.best_P[0], found.margin_P[0]) == (0, 0, margin)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -58,11 +58,8 @@ def test_equal_sets_have_no_distance_and_order_does_not_matter():
     a, b = statistics(FEATURES_BD), statistics(2 * FEATURES_BD + 1)
     assert distance(a, a) == pytest.approx(0, abs=1e-8)
     assert distance(a, b) == pytest.approx(distance(b, a)) and distance(a, b) > 1
-
-
-def test_a_shift_alone_costs_its_square():
-    a, b = statistics(FEATURES_BD), statistics(FEATURES_BD + 3.0)
-    assert distance(a, b) == pytest.approx(6 * 9)
+    shifted = statistics(FEATURES_BD + 3.0)  # which costs its square alone
+    assert distance(a, shifted) == pytest.approx(6 * 9)
 
 
 def test_it_is_that_of_the_matrix_square_root():
@@ -99,26 +96,38 @@ def test_a_published_file_has_mu_and_sigma_alone(tmp_path):
         found.update(FEATURES_BD)
 
 
-def test_mistakes(tmp_path):
-    with pytest.raises(UserError, match="no such file, expected feature statistics"):
-        FeatureStatistics.load(tmp_path / "none.npz")
-    (tmp_path / "text.npz").write_text("hello")
+def test_files_of_something_else_are_one_line(tmp_path):
+    path = tmp_path / "found.npz"
+    for arrays, message in (
+        (None, "no such file, expected feature statistics"),
+        ({"mean": np.zeros(3)}, "expected feature statistics, an .npz file of mu and sigma"),
+        (
+            {"mu": np.zeros(3), "sigma": np.zeros((3, 4))},
+            r"sigma of shape \(3, 4\), expected \[D\] and \[D, D\]",
+        ),
+        ({"mu": np.array([object()]), "sigma": np.eye(1)}, "expected feature statistics"),
+    ):
+        if arrays is not None:
+            np.savez(path, **arrays)
+        with pytest.raises(UserError, match=message):
+            FeatureStatistics.load(path)
+    path.write_text("hello")
     with pytest.raises(UserError, match="expected feature statistics, an .npz file"):
-        FeatureStatistics.load(tmp_path / "text.npz")
-    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
-    with pytest.raises(UserError, match="mu and sigma"):
-        FeatureStatistics.load(tmp_path / "other.npz")
-    np.savez(tmp_path / "shapes.npz", mu=np.zeros(3), sigma=np.zeros((3, 4)))
-    with pytest.raises(UserError, match=r"sigma of shape \(3, 4\), expected \[D\] and \[D, D\]"):
-        FeatureStatistics.load(tmp_path / "shapes.npz")
-    np.savez(tmp_path / "pickled.npz", mu=np.array([object()]), sigma=np.zeros((1, 1)))
-    with pytest.raises(UserError, match="expected feature statistics"):
-        FeatureStatistics.load(tmp_path / "pickled.npz")
-    with pytest.raises(ValueError, match="width 5, expected 6 as before"):
-        statistics(FEATURES_BD, np.zeros((2, 5)))
-    with pytest.raises(ValueError, match=r"shape \(3,\), expected \[B, D\]"):
-        statistics(np.zeros(3))
-    with pytest.raises(ValueError, match="1 features have no covariance"):
-        _ = statistics(FEATURES_BD[:1]).covariance
-    with pytest.raises(ValueError, match=r"expected \[D\], \[D, D\] twice"):
-        frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
+        FeatureStatistics.load(path)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: statistics(FEATURES_BD, np.zeros((2, 5))), "width 5, expected 6 as before"),
+        (lambda: statistics(np.zeros(3)), r"shape \(3,\), expected \[B, D\]"),
+        (lambda: statistics(FEATURES_BD[:1]).covariance, "1 features have no covariance"),
+        (
+            lambda: frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3)),
+            r"expected \[D\], \[D, D\] twice",
+        ),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

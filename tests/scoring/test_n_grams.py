@@ -5,7 +5,6 @@ import collections
 import numpy as np
 import pytest
 
-from synth2_jax.scoring import words
 from synth2_jax.scoring.n_grams import n_gram_statistics, tokenize
 
 CAPTIONS = ["A red dog.", "", "a red dog and a red cat", "dog", "..."]
@@ -53,21 +52,12 @@ def test_sets_too_short_for_an_n_gram_have_none(captions):
     assert found.word_ids_Un.shape == (0, 2) and len(found.ids_G) == len(found.captions_G) == 0
 
 
-def test_distinct_n_counts_over_the_whole_set():
+def test_distinct_n_and_the_most_frequent_count_over_the_whole_set():
     # Words a b a c, a b: 3 distinct of 6. Bigrams ab ba ac, ab: 3 distinct of 4.
     found = n_gram_statistics(tokenize(["a b a c", "A, b"]))
     assert found.distinct == pytest.approx({1: 3 / 6, 2: 3 / 4, 3: 1.0, 4: 1.0})
-    assert found.num_words == 6 and found.vocabulary_size == 3
     assert n_gram_statistics(tokenize([""])).distinct == {1: 0, 2: 0, 3: 0, 4: 0}
-
-
-def test_the_most_frequent_come_first():
     found = n_gram_statistics(tokenize(["a b a c", "a b"]), top=2).most_frequent
     assert found[1] == (("a", 3), ("b", 2))
     assert found[2][0] == ("a b", 2) and len(found[2]) == 2
     assert found[4] == (("a b a c", 1),)
-
-
-def test_words_are_those_of_the_scores():
-    caption = "The dog's T-shirt isn't red!"
-    assert list(tokenize([caption]).vocabulary) == words.tokenize(caption)

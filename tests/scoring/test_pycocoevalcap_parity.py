@@ -1,5 +1,6 @@
 """Scores against pycocoevalcap's own on equal tokens: random and adversarial sets of captions."""
 
+import collections
 import importlib.machinery
 import importlib.metadata
 import os
@@ -66,60 +67,45 @@ def theirs(candidates, references):
 
 
 def ours(candidates, references):
+    pairs = captions.Pairs(candidates, references)
+    # Of candidates that repeat nothing, there is nothing to clip.
+    unique = [list(dict.fromkeys(candidate)) for candidate in candidates]
     scores = {
-        "cider_d": captions.cider_d(candidates, references),
-        "cider_d_sigma_2": captions.cider_d(candidates, references, sigma=2.0),
-        "rouge_l": captions.rouge_l(candidates, references),
-        **{score.name: score for score in captions.bleu(candidates, references)},
+        "cider_d": captions.cider_d(pairs),
+        "cider_d_sigma_2": captions.cider_d(pairs, sigma=2.0),
+        "rouge_l": captions.rouge_l(pairs),
+        **{score.name: score for score in captions.bleu(pairs)},
     }
-    return {name: (score.corpus, score.per_image) for name, score in scores.items()}
+    plain = captions.cider_plain(captions.Pairs(unique, references))
+    return scores, plain, unique
 
 
 @pytest.mark.interop
 def test_scores_are_pycocoevalcaps(parity):
     rng = np.random.default_rng(0)
-    worst = {}
+    worst = collections.defaultdict(float)
+
+    def compare(name, score, expected):
+        corpus, per_image = expected
+        differences = np.abs(score.per_image - np.array(per_image)), abs(score.corpus - corpus)
+        worst[name] = max(worst[name], *map(np.max, differences))
+
     for _ in range(NUM_SETS):
         candidates, references = caption_set(rng)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "CIDEr is 0")  # of one image
-            found, expected = ours(candidates, references), theirs(candidates, references)
-        for name, (corpus, per_image) in found.items():
-            difference = max(
-                abs(corpus - expected[name][0]),
-                np.abs(per_image - np.array(expected[name][1])).max(),
-            )
-            worst[name] = max(worst.get(name, 0.0), difference)
+            scores, plain, unique = ours(candidates, references)
+            expected = theirs(candidates, references)
+        for name, score in scores.items():
+            compare(name, score, expected[name])
+        compare("cider_plain", plain, theirs(unique, references)["cider_without_penalty"])
     version = importlib.metadata.version("pycocoevalcap")
     for name, difference in worst.items():
-        parity(
-            f"{name} of {NUM_SETS} sets of captions, images and corpus",
-            f"pycocoevalcap {version}",
-            "max abs difference",
-            difference,
-            LIMIT,
-        )
-
-
-@pytest.mark.interop
-def test_cider_without_clipping_and_penalty(parity):
-    """pycocoevalcap's without its penalty, of candidates that repeat nothing: none to clip."""
-    rng, worst = np.random.default_rng(1), 0.0
-    for _ in range(NUM_SETS):
-        candidates, references = caption_set(rng)
-        candidates = [list(dict.fromkeys(candidate)) for candidate in candidates]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "CIDEr is 0")
-            found = captions.cider_plain(candidates, references)
-        _, per_image = theirs(candidates, references)["cider_without_penalty"]
-        worst = max(worst, np.abs(found.per_image - per_image).max())
-    parity(
-        f"cider_plain of {NUM_SETS} sets of captions that repeat no word",
-        f"pycocoevalcap {importlib.metadata.version('pycocoevalcap')} without its penalty",
-        "max abs difference",
-        worst,
-        LIMIT,
-    )
+        of, without = ", images and corpus", ""
+        if name == "cider_plain":
+            of, without = " that repeat no word", " without its penalty"
+        what = f"{name} of {NUM_SETS} sets of captions{of}"
+        parity(what, f"pycocoevalcap {version}{without}", "max abs difference", difference, LIMIT)
 
 
 @pytest.mark.interop
@@ -140,8 +126,8 @@ def test_meteor_is_pycocoevalcaps(parity, monkeypatch):
         ["one dog"],
     ]
     tokens, references = [t.split() for t in texts], [[r.split() for r in g] for g in known]
-    score = meteor.meteor(tokens, references)
-    of_strings = meteor.meteor(texts, known)
+    score = meteor.meteor(captions.Pairs(tokens, references))
+    of_strings = meteor.meteor(captions.Pairs(texts, known))
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
     corpus, per_image = Meteor().compute_score(
         dict(enumerate(known)), {i: [text] for i, text in enumerate(texts)}
@@ -157,11 +143,11 @@ def test_meteor_is_pycocoevalcaps(parity, monkeypatch):
 def test_without_java_or_its_package_meteor_says_what_to_install(monkeypatch):
     monkeypatch.setattr(meteor.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package pycocoevalcap; pip install"):
-        meteor.meteor(["a"], [["a"]])
+        meteor.meteor(captions.Pairs(["a"], [["a"]]))
     monkeypatch.setattr(meteor.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs Java; found no program java"):
-        meteor.meteor(["a"], [["a"]])
+        meteor.meteor(captions.Pairs(["a"], [["a"]]))
 
 
 @pytest.mark.parametrize(
@@ -189,5 +175,5 @@ def test_a_meteor_that_fails_is_one_line(monkeypatch, tmp_path, java, message):
     monkeypatch.setattr(meteor, "_START_SECONDS", 0.2 if java == "sleep 60" else 60)
     monkeypatch.setattr(meteor, "_SECONDS_PER_LINE", 0)
     with pytest.raises(UserError, match=f"^METEOR: .*{message}") as error:
-        meteor.meteor(["a", "b"], [["a"], ["b"]])
+        meteor.meteor(captions.Pairs(["a", "b"], [["a"], ["b"]]))
     assert len(str(error.value).splitlines()) == 1

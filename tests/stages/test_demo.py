@@ -15,7 +15,7 @@ from synth2_jax.evaluation.scorer import EvaluateConfig
 from synth2_jax.experiments import demo
 from synth2_jax.experiments.demo import curve, measured, steps_to_baseline, summary
 from synth2_jax.experiments.experiment import ExperimentConfig
-from synth2_jax.scoring.captions import cider_d
+from synth2_jax.scoring.captions import Pairs, cider_d
 from synth2_jax.training.metrics import JsonlWriter
 
 
@@ -38,13 +38,11 @@ def test_steps_to_baseline(baseline, other, expected):
 def test_standard_errors_are_over_the_test_pictures():
     examples = dataset.examples("test", 6)
     rows = [
-        demo._Captioned(f"test-{i}", example.captions[i % 2], example.captions[:1])
+        demo.Captioned(f"test-{i}", example.captions[i % 2], example.captions[:1])
         for i, example in enumerate(examples)
     ]
-    scores = [
-        100 * score
-        for score in cider_d([r.caption for r in rows], [r.references for r in rows]).per_image
-    ]
+    pairs = Pairs([row.caption for row in rows], [row.references for row in rows])
+    scores = [100 * score for score in cider_d(pairs).per_image]
     found = demo.standard_errors(rows, EvaluateConfig(folder="", vlm=""))
     assert found["cider"] == pytest.approx(statistics.stdev(scores) / len(scores) ** 0.5)
     by_unseen = {True: [], False: []}

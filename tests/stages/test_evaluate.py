@@ -50,48 +50,36 @@ def scorer(chain, vlm, data=SCENES, mesh=MESH, **changes):
     return CaptionScorer(vlm.objective, config, data, tokenizer, mesh)
 
 
-def test_results_hold_every_score_and_the_models_provenance(chain, evaluated, vlm):
-    results = json.loads((evaluated / "results.json").read_text())
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_results_captions_and_references_are_written(chain, evaluated, vlm):
+    results = results_of(evaluated)
     scores = {"cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "objects_right"}
     told = {"provenance", "vlm", "protocol", "decoding", "prompt", "pairs", "config"}
     assert scores | {"cider_seen", "cider_unseen"} | told == results.keys()
     assert all(np.isfinite(results[score]) and results[score] >= 0 for score in scores)
-    assert results["vlm"] == {
-        "checkpoint": "vlm_real",
-        "step": chain.steps["vlm"],
-        "fingerprint": vlm.fingerprint("vlm"),
-    }
-    assert "images=10" in str(results["provenance"])
-
-
-def test_captions_and_references_are_written_with_their_keys(chain, evaluated, vlm):
+    fingerprint = vlm.fingerprint("vlm")
+    known = {"checkpoint": "vlm_real", "step": chain.steps["vlm"], "fingerprint": fingerprint}
+    assert results["vlm"] == known and "images=10" in results["provenance"]
+    low, high = sorted((results["cider_seen"], results["cider_unseen"]))
+    assert low <= results["cider"] <= high  # they are parts of the whole
     rows = read_json_lines(evaluated / "captions.jsonl")
     images = read_references(chain.path("pairs", "test"), vlm.fingerprint("tokenizer"), 10)
     assert [row["key"] for row in rows] == [image.key for image in images]
     assert [tuple(row["references"]) for row in rows] == [image.references for image in images]
-    results = json.loads((evaluated / "results.json").read_text())
     again = score_captions([r["caption"] for r in rows], [r["references"] for r in rows])
-    assert again["cider"] == pytest.approx(results["cider"])
-    assert again["bleu4"] == pytest.approx(results["bleu4"])
-
-
-def test_seen_and_unseen_are_parts_of_the_whole(evaluated):
-    results = json.loads((evaluated / "results.json").read_text())
-    low, high = sorted((results["cider_seen"], results["cider_unseen"]))
-    assert low <= results["cider"] <= high
-
-
-def without_config(folder):
-    results = json.loads((folder / "results.json").read_text())
-    return {name: value for name, value in results.items() if name != "config"}
+    for name in ("cider", "bleu4"):
+        assert again[name] == pytest.approx(results[name])
 
 
 def test_scores_repeat_and_do_not_depend_on_the_batch_size(chain, evaluated, tmp_path):
-    first = without_config(evaluated)
+    first = results_of(evaluated)
     for batch_size in (8, 3):
         folder = tmp_path / str(batch_size)
         chain.run(chain.evaluation(folder, batch_size=batch_size))
-        assert without_config(folder) == first
+        assert results_of(folder) | {"config": first["config"]} == first
         assert (folder / "captions.jsonl").read_text() == (evaluated / "captions.jsonl").read_text()
 
 
@@ -129,13 +117,8 @@ def test_a_truncated_checkpoint_is_one_line(chain, tmp_path, mistake):
 @pytest.mark.filterwarnings("ignore:CIDEr is 0")  # of a single image
 def test_a_score_of_no_images_is_null(chain, tmp_path):
     chain.run(chain.evaluation(tmp_path, max_images=1))
-    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    results = results_of(tmp_path)
     assert [results["cider_seen"], results["cider_unseen"]].count(None) == 1
-
-
-def test_without_scenes_only_caption_scores(chain, vlm):
-    found = scorer(chain, vlm, scenes_split="").score(["a red circle"] * 10)
-    assert "cider" in found and "objects_right" not in found and "cider_unseen" not in found
 
 
 def test_perfect_captions_score_high(chain, vlm):
@@ -145,28 +128,32 @@ def test_perfect_captions_score_high(chain, vlm):
     assert found["bleu4"] == pytest.approx(100) and found["objects_right"] == 1.0
     assert found["cider"] > 100 > poor["cider"]
     assert poor["objects_right"] < 0.5
+    plain = scorer(chain, vlm, scenes_split="").score(truth)  # without Scenes, captions alone
+    assert "cider" in plain and "objects_right" not in plain and "cider_unseen" not in plain
 
 
-def test_mistakes(chain, vlm, mistake, tmp_path):
-    line = mistake(chain.evaluation(tmp_path, decode__method="nucleus"))
-    assert "found nucleus, expected greedy or beam" in line
-    line = mistake(chain.evaluation(tmp_path, scenes_split="vaildation"))
-    assert "unknown 'vaildation'; did you mean 'validation'?" in line
-    line = mistake(chain.evaluation(tmp_path, scenes_split="validation"))
-    assert "found 'validation', but the first image is 'test-000000'" in line
-    line = mistake(chain.evaluation(tmp_path, batch_size=0))
-    assert "--config.batch_size: found 0, expected at least 1" in line
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"decode__method": "nucleus"}, "found nucleus, expected greedy or beam"),
+        ({"scenes_split": "vaildation"}, "unknown 'vaildation'; did you mean 'validation'?"),
+        ({"scenes_split": "validation"}, "found 'validation', but the first image is 'test-000000"),
+        ({"batch_size": 0}, "--config.batch_size: found 0, expected at least 1"),
+        ({"max_images": 0}, "--config.max_images: found 0, expected at least 1"),
+        ({"vlm": "{root}/generator"}, "--config.vlm={root}/generator: holds a generator, expected"),
+        ({"folder": "{root}"}, "--config.folder={root}: no manifest.json (no pairs here)"),
+        ({"prompt": "x"}, "--config.prompt: unknown key"),  # it is the VLM's own
+        ({"vocabulary": "x"}, "--config.vocabulary: unknown key"),
+    ],
+)
+def test_mistakes(chain, mistake, tmp_path, changes, said):
+    given = {key: str(value).format(root=chain.root) for key, value in changes.items()}
+    assert said.format(root=chain.root) in mistake(chain.evaluation(tmp_path, **given))
+
+
+def test_models_and_meshes_that_do_not_fit(chain, vlm, tmp_path):
     with pytest.raises(UserError, match="^--config.batch_size: found 4 rows, .* over 3 devices"):
         scorer(chain, vlm, mesh=AbstractMesh((3, 1, 1), sharding.MESH_AXES))
-    line = mistake(chain.evaluation(tmp_path, max_images=0))
-    assert "--config.max_images: found 0, expected at least 1" in line
-    line = mistake(chain.evaluation(tmp_path, vlm=chain.path("generator")))
-    assert line == f"--config.vlm={chain.path('generator')}: holds a generator, expected a vlm"
-    line = mistake(chain.evaluation(tmp_path, folder=tmp_path))
-    assert line.startswith(f"--config.folder={tmp_path}: no manifest.json (no pairs here)")
     generator = load_trained(str(chain.path("generator")), "generator")
     with pytest.raises(UserError, match="a GeneratorObjective writes none"):
         CaptionScorer(generator.objective, EvaluateConfig(str(tmp_path)), SCENES, "", MESH)
-    for key in ("prompt", "vocabulary"):  # they are the VLM's own
-        line = mistake(chain.evaluation(tmp_path, **{key: "x"}))
-        assert line.startswith(f"--config.{key}: unknown key")

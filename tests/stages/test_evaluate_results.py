@@ -20,7 +20,7 @@ from synth2_jax.evaluation import scorer as scorer_file
 from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import read_json_lines
 from synth2_jax.loading.trained import load_trained
-from synth2_jax.scoring.captions import cider_plain, document_frequency, score_captions
+from synth2_jax.scoring.captions import Pairs, cider_plain, document_frequency, score_captions
 from synth2_jax.stages import evaluate
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
@@ -173,5 +173,5 @@ def test_frequencies_of_a_corpus_are_those_of_every_cider(folder, written, tmp_p
     assert results["cider"] != pytest.approx(score_captions(written, CAPTIONS)["cider"])
     assert "df=corpus.json (5 images)" in results["provenance"]
     (plain,) = scorer.more_scores(written).values()
-    expected = 100 * cider_plain(written, CAPTIONS, frequency=frequency).corpus
-    assert plain()["cider_plain"] == pytest.approx(expected)
+    expected = cider_plain(Pairs(written, CAPTIONS), frequency).corpus
+    assert plain()["cider_plain"] == pytest.approx(100 * expected)

@@ -1,13 +1,14 @@
 """Damaged files with which a demo or a study goes on: one line each."""
 
 import json
-from types import SimpleNamespace
 
+import ml_collections
 import pytest
 
 from synth2_jax.errors import UserError
 from synth2_jax.experiments import demo, study
 from synth2_jax.experiments.experiment import SCORES, Experiment
+from synth2_jax.experiments.notes import Notes
 from synth2_jax.files import write_json_lines
 
 GOOD = dict.fromkeys(SCORES, 1.0)
@@ -17,7 +18,8 @@ GOOD = dict.fromkeys(SCORES, 1.0)
 def experiment(tmp_path):
     """An Experiment whose steps are all done."""
     made = Experiment.__new__(Experiment)
-    made.workdir, made.config, made.seconds = tmp_path, SimpleNamespace(evaluate={}), {}
+    made.config = ml_collections.ConfigDict({"evaluate": {}})
+    made.workdir, made.notes = tmp_path, Notes(tmp_path)
     return made
 
 
@@ -43,17 +45,17 @@ def test_results_of_an_evaluation(experiment, tmp_path, change, message):
 @pytest.mark.parametrize(
     "name, read, contents, message",
     [
-        ("seconds.json", Experiment.times, {"tokenize": "1"}, "seconds.tokenize: found '1'"),
-        ("seconds.json", Experiment.times, [], "found []"),
-        ("peak_memory.json", Experiment.peak_memory_gib, {"gib": None}, "gib: found None"),
-        ("made_with.json", Experiment.commits, {"tokenize": 3}, "tokenize: found 3"),
-        ("made_with.json", Experiment.commits, {"a": {"config": {}}}, "a.commit: missing"),
+        ("seconds.json", Notes.times, {"tokenize": "1"}, "seconds.tokenize: found '1'"),
+        ("seconds.json", Notes.times, [], "found []"),
+        ("peak_memory.json", Notes.peak_memory_gib, {"gib": None}, "gib: found None"),
+        ("made_with.json", Notes.commits, {"tokenize": 3}, "tokenize: found 3"),
+        ("made_with.json", Notes.commits, {"a": {"config": {}}}, "a.commit: missing"),
     ],
 )
 def test_notes_of_steps(experiment, tmp_path, name, read, contents, message):
     (tmp_path / name).write_text(json.dumps(contents))
     with pytest.raises(UserError) as error:
-        read(experiment)
+        read(experiment.notes)
     assert message in str(error.value) and str(tmp_path / name) in str(error.value)
 
 
@@ -86,12 +88,13 @@ def test_runs_of_a_study(tmp_path, contents, message):
         ({"references": "a"}, "value.references: found 'a'"),
     ],
 )
-def test_captions_of_test_pictures(tmp_path, change, message):
-    path = tmp_path / "captions.jsonl"
+def test_captions_of_test_pictures(experiment, tmp_path, change, message):
+    path = tmp_path / "evaluation" / "vlm_real" / "captions.jsonl"
+    path.parent.mkdir(parents=True)
     row = {"key": "test-000003", "caption": "a ring", "references": ["a ring"], "prompt": ""}
     write_json_lines(path, [row])
-    assert demo._read_captioned(path)[0].key == "test-000003"
+    assert demo._captioned(experiment, "real")[0].key == "test-000003"
     write_json_lines(path, [{**row, **change}])
     with pytest.raises(UserError) as error:
-        demo._read_captioned(path)
+        demo._captioned(experiment, "real")
     assert message in str(error.value)
