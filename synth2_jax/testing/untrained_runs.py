@@ -14,23 +14,13 @@ from synth2_jax.training.train_state import TrainState, flatten, unflatten
 
 STEP = 3
 _WIDTH = {
-    "num_layers": 1,
-    "embed_dim": 16,
-    "num_heads": 2,
-    "head_dim": 8,
-    "mlp_dim": 16,
+    **{"num_layers": 1, "embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 16},
     "scan_layers": False,
 }
 _TEXT = {**_WIDTH, "vocab_size": 512}  # of the vocabulary "scenes"
 _TOKENIZER = {
-    "image_size": 16,
-    "patch_size": 8,
-    "filters": 8,
-    "channel_multipliers": (1,),
-    "num_res_blocks": 1,
-    "kernel_size": 1,
-    "embedding_dim": 4,
-    "codebook_size": 64,
+    **{"image_size": 16, "patch_size": 8, "filters": 8, "channel_multipliers": (1,)},
+    **{"num_res_blocks": 1, "kernel_size": 1, "embedding_dim": 4, "codebook_size": 64},
     "norm_groups": 2,
 }
 _NUM_TOKENS = 4

@@ -22,7 +22,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as managers
 
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.files import FULL_DISK
+from synth2_jax.files import FULL_DISK, sync_folder
 from synth2_jax.sharding import ALL_ROWS, DataLayout
 from synth2_jax.training import checksums
 from synth2_jax.training.checkpoint_reader import (
@@ -234,7 +234,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        checksums.sync_folder(self.folder)  # the step's name
+        sync_folder(self.folder)  # the step's name
         saved = {"params": state.params, "train": _train_item(state)}
         with self._saving(step):
             for group in _groups(saved):

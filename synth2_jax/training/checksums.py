@@ -20,6 +20,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from synth2_jax.errors import DamagedError
+from synth2_jax.files import sync_folder
 
 FILE = "checksums.json"
 _ALGORITHM = "xxh3_64"  # a quarter of the time of zlib's CRC-32
@@ -71,15 +72,6 @@ def on_all_processes(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(multihost_utils.process_allgather(np.array(ok)).all())
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(

@@ -1,6 +1,7 @@
 """Tests of schedules and optimizers."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from configs.paper import generator
 from synth2_jax.config import build
 from synth2_jax.errors import UserError
 from synth2_jax.layers.stack import is_stacked, stack_layers, unstack_layers
+from synth2_jax.testing.untrained_runs import MODELS
 from synth2_jax.training import train_state
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import (
@@ -210,20 +212,8 @@ def test_a_kernel_of_several_heads_trains_as_the_matrix_it_is(shape):
 
 @pytest.mark.parametrize("name", ["language_model", "generator", "vlm"])
 def test_stacked_parameters_are_those_with_a_layer_axis(name):
-    width = {"num_layers": 2, "embed_dim": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 8}
-    tokenizer = {"image_size": 8, "patch_size": 4, "filters": 8, "channel_multipliers": (1,)}
-    tokenizer |= {"num_res_blocks": 1, "norm_groups": 2, "embedding_dim": 4, "codebook_size": 8}
-    text = {"vocab_size": 8, **width}
-    maskgit = {"num_tokens": 4, "codebook_size": 8, **width}
-    vlm = {"language_model": text, "resampler": {"num_latents": 2, **width}}
-    vlm |= {"image_embedding_dim": 4, "num_image_tokens": 4}
-    generator = {"text_encoder": text, "maskgit": maskgit}
-    model = {
-        "language_model": {"language_model": text},
-        "generator": {"tokenizer": tokenizer, "generator": generator},
-        "vlm": {"tokenizer": tokenizer, "vlm": vlm},
-    }[name]
-    objective = make_objective(name, {**model, "text_length": 4})
+    scanned = json.dumps(MODELS[name]).replace('"scan_layers": false', '"scan_layers": true')
+    objective = make_objective(name, json.loads(scanned))
     params = jax.eval_shape(lambda key: objective.init(key)["params"], jax.random.key(0))
     axes = {path: box.names for path, box in train_state.flatten(params).items()}
     stacked = {path for path, names in axes.items() if names[:1] == ("layers",)}
