@@ -321,7 +321,21 @@ def test_the_loop_stays_readable():
     assert len(pathlib.Path(inspect.getfile(train_loop)).read_text().splitlines()) < 200
 
 
-@pytest.mark.parametrize("name", ["steps", "log_every", "checkpoint_every", "microbatches", "keep"])
-def test_a_period_or_number_of_nothing_is_named(name):
-    with pytest.raises(UserError, match=f"{name}: found 0, expected at least 1"):
-        TrainLoopConfig(**{"steps": 5, name: 0})
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        *(
+            ({name: 0}, f"{name}: found 0, expected at least 1")
+            for name in ("steps", "log_every", "checkpoint_every", "microbatches", "keep")
+        ),
+        ({"keep_best": -1}, "keep_best: found -1, expected at least 0"),
+        ({"keep_best": 1}, "keep_best: found 1 with `best_metric`='', expected both or neither"),
+        (
+            {"keep_best": 1, "best_metric": "cider"},
+            "keep_best: found 1, expected 0 with `eval_every",
+        ),
+    ],
+)
+def test_a_period_or_number_that_will_not_do_is_named(section, message):
+    with pytest.raises((UserError, ValueError), match=f"^{message}"):
+        TrainLoopConfig(**{"steps": 5, **section})
