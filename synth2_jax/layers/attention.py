@@ -3,6 +3,8 @@
 B batch, T queries, S keys, D width, H heads, K head dim, L layers.
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -26,20 +28,6 @@ class KVCache:
     keys_LBSHK: jax.Array
     values_LBSHK: jax.Array
     index: jax.Array  # i32[], tokens held so far, the same for all rows
-
-    @classmethod
-    def create(
-        cls,
-        num_layers: int,
-        batch_size: int,
-        max_length: int,
-        num_heads: int,
-        head_dim: int,
-        dtype: jnp.dtype,
-    ) -> "KVCache":
-        """An empty cache for `max_length` tokens."""
-        shape = (num_layers, batch_size, max_length, num_heads, head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
     @property
     def max_length(self) -> int:
@@ -112,17 +100,12 @@ class MultiHeadAttention(nn.Module):
     rope_max_wavelength: float = 10_000.0
 
     def setup(self):
-        heads = (self.num_heads, self.head_dim)
-        names = ("embed", "heads", "kv")
+        linear = functools.partial(Linear, dtype=self.dtype, use_bias=self.use_bias)
+        heads, names = (self.num_heads, self.head_dim), ("embed", "heads", "kv")
         query_scale = 1.0 if self.scale_queries else 1.0 / self.head_dim
-        self.query = Linear(
-            heads, names, self.dtype, use_bias=self.use_bias, init_scale=query_scale
-        )
-        self.key = Linear(heads, names, self.dtype, use_bias=self.use_bias)
-        self.value = Linear(heads, names, self.dtype, use_bias=self.use_bias)
-        self.out = Linear(
-            (self.embed_dim,), ("heads", "kv", "embed"), self.dtype, use_bias=self.use_bias
-        )
+        self.query = linear(heads, names, init_scale=query_scale)
+        self.key, self.value = linear(heads, names), linear(heads, names)
+        self.out = linear((self.embed_dim,), ("heads", "kv", "embed"))
         if self.qk_norm:
             self.query_norm = RMSNorm(self.dtype, axis_name="kv")
             self.key_norm = RMSNorm(self.dtype, axis_name="kv")
@@ -157,7 +140,6 @@ class MultiHeadAttention(nn.Module):
         """
         if keys_values is None:
             keys_values = self.keys_values(x_BTD, positions_BS=positions_BT)
-        k_BSHK, v_BSHK = keys_values
         q_BTHK = _by_heads(self.query(x_BTD))
         if self.qk_norm:
             q_BTHK = self.query_norm(q_BTHK)
@@ -165,15 +147,8 @@ class MultiHeadAttention(nn.Module):
             q_BTHK = apply_rope(q_BTHK, positions_BT, max_wavelength=self.rope_max_wavelength)
         if self.scale_queries:
             q_BTHK = q_BTHK * self.head_dim**-0.5
-        out_BTHK = dot_product_attention(
-            q_BTHK,
-            k_BSHK,
-            v_BSHK,
-            mask=mask,
-            bias=bias,
-            dropout=self.dropout,
-            deterministic=deterministic,
-        )
+        options = {"dropout": self.dropout, "deterministic": deterministic}
+        out_BTHK = dot_product_attention(q_BTHK, *keys_values, mask=mask, bias=bias, **options)
         return self.out(_by_heads(out_BTHK))
 
 

@@ -33,12 +33,8 @@ class TokenEmbedding(nn.Module):
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> f32[B, T, V]."""
-        logits_BTV = jnp.einsum(
-            "BTD,VD->BTV",
-            x_BTD.astype(self.dtype),
-            self.embedding.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        x_BTD, table_VD = x_BTD.astype(self.dtype), self.embedding.astype(self.dtype)
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
         return constrain(logits_BTV, "batch", "length", self.axis_name)
 
 

@@ -5,6 +5,7 @@ On an H200 at the paper's scale decoding is 1.3x as fast by it (benchmarks/NOTES
 B batch, T queries, S keys, H heads, K head dim.
 """
 
+import functools
 import re
 
 import jax
@@ -21,9 +22,7 @@ def fits(q_BTHK: jax.Array, k_BSHK: jax.Array) -> bool:
         and float(capability) >= 8.0
         and q_BTHK.dtype == k_BSHK.dtype
         and q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
-        and num_queries % 2 == 0
-        and k_BSHK.shape[1] % 2 == 0
-        and head_dim % 8 == 0
+        and num_queries % 2 == k_BSHK.shape[1] % 2 == head_dim % 8 == 0
         and head_dim <= 128
     )
 
@@ -40,19 +39,16 @@ def fused_attention(
     `mask` broadcasts to [B, H, T, S]. `implementation` is that of `jax.nn.dot_product_attention`;
     "xla" runs anywhere.
     """
-    seen_BTH1 = None
-    if mask is not None:
-        mask = jnp.expand_dims(mask, range(4 - mask.ndim))
-        # The kernel broadcasts a mask over rows and heads, not over queries.
-        length = (q_BTHK.shape[1], k_BSHK.shape[1])
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], *length))
-        seen = jnp.any(mask, axis=-1, keepdims=True)
-        # Its gradient of a query that sees nothing is NaN: such a one looks at the first key.
-        mask = mask | (~seen & (jnp.arange(length[1]) == 0))
-        seen_BTH1 = jnp.moveaxis(seen, 1, 2)
-    out_BTHK = jax.nn.dot_product_attention(
-        q_BTHK, k_BSHK, v_BSHK, mask=mask, scale=1.0, implementation=implementation
+    attention = functools.partial(
+        jax.nn.dot_product_attention, scale=1.0, implementation=implementation
     )
-    if seen_BTH1 is None:
-        return out_BTHK
-    return jnp.where(seen_BTH1, out_BTHK, 0)
+    if mask is None:
+        return attention(q_BTHK, k_BSHK, v_BSHK)
+    mask = jnp.expand_dims(mask, range(4 - mask.ndim))
+    # The kernel broadcasts a mask over rows and heads, not over queries.
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], q_BTHK.shape[1], k_BSHK.shape[1]))
+    seen_BHT1 = jnp.any(mask, axis=-1, keepdims=True)
+    # Its gradient of a query that sees nothing is NaN: such a one looks at the first key.
+    mask = mask | (~seen_BHT1 & (jnp.arange(k_BSHK.shape[1]) == 0))
+    out_BTHK = attention(q_BTHK, k_BSHK, v_BSHK, mask=mask)
+    return jnp.where(jnp.moveaxis(seen_BHT1, 1, 2), out_BTHK, 0)

@@ -32,12 +32,8 @@ class Linear(nn.Module):
         init = nn.initializers.truncated_normal(stddev)
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), shape)
         output_dtype = self.output_dtype or self.dtype
-        y = jnp.tensordot(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            axes=num_inputs,
-            preferred_element_type=output_dtype,
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = jnp.tensordot(x, kernel, axes=num_inputs, preferred_element_type=output_dtype)
         if self.use_bias:
             names = self.names[num_inputs:]
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), names)

@@ -3,6 +3,7 @@
 B batch, T positions, D width, M hidden width.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -34,12 +35,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, *, deterministic: bool) -> jax.Array:
-        up = Linear(
-            (self.mlp_dim,), ("embed", "mlp"), self.dtype, use_bias=self.use_bias, name="up"
-        )
-        down = Linear(
-            x_BTD.shape[-1:], ("mlp", "embed"), self.dtype, use_bias=self.use_bias, name="down"
-        )
+        linear = functools.partial(Linear, dtype=self.dtype, use_bias=self.use_bias)
+        up = linear((self.mlp_dim,), ("embed", "mlp"), name="up")
+        down = linear(x_BTD.shape[-1:], ("mlp", "embed"), name="down")
         hidden_BTM = self.activation(constrain(up(x_BTD), "batch", "length", "mlp"))
         hidden_BTM = nn.Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)
         return down(hidden_BTM)

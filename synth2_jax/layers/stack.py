@@ -8,6 +8,8 @@ all layers share (masks, positions; None is allowed), `static` are Python values
 B batch, T positions, D width, L layers.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.sharding import constrain
 
 PyTree = Any
 
+# What a block's backward pass does not compute again. full: nothing; dots: products with weights.
 _REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -28,28 +31,43 @@ _REMAT_POLICIES = {
 }
 
 
-def check_remat(name: str) -> None:
-    """Raises UserError unless `name` is "none", "full" or "dots".
-
-    full: a block's activations are all computed again in the backward pass; dots: products with
-    the weights are kept.
-    """
-    if name not in _REMAT_POLICIES:
-        raise UserError(f"remat: unknown {name!r}; {nearest(name, _REMAT_POLICIES)}")
-
-
 def check_stack(config: Any, *counts: str) -> None:
-    """Raises UserError unless a model's config makes a stack of transformer blocks.
+    """Raises UserError unless a config, such as a StackConfig, makes a stack of transformer blocks.
 
-    Args:
-      config: a dataclass with `num_layers`, `embed_dim`, `num_heads`, `head_dim`, `mlp_dim`,
-        `dtype` and `remat`.
-      counts: more fields of it that must be 1 or more.
+    `counts` are more fields that must be 1 or more.
     """
     config_lib.dtype(config.dtype, "dtype")
-    check_remat(config.remat)
+    config_lib.check_choices(config, remat=_REMAT_POLICIES)
     config_lib.check_counts(config, "embed_dim", "num_heads", "head_dim", "mlp_dim", *counts)
     config_lib.check_layers(config, "num_layers")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """Sizes of a stack of transformer blocks; each model's config adds its own."""
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+
+    def __post_init__(self):
+        check_stack(self)
+
+    def attention(self, **options: Any) -> MultiHeadAttention:
+        """A block's attention."""
+        sizes = (self.num_heads, self.head_dim, self.embed_dim, config_lib.dtype(self.dtype))
+        return MultiHeadAttention(*sizes, dropout_rate=self.dropout_rate, **options)
+
+    def stack(self, block: Callable[..., nn.Module], name: str | None = None) -> "Stack":
+        """A stack of `block(config)`."""
+        make = functools.partial(block, self)
+        return Stack(make, self.num_layers, self.scan_layers, self.remat, name=name)
 
 
 class Stack(nn.Module):
@@ -65,7 +83,6 @@ class Stack(nn.Module):
     remat: str = "none"
 
     def setup(self):
-        check_remat(self.remat)
         if self.scan_layers:
             self.layers = self.block()
         else:
@@ -75,7 +92,6 @@ class Stack(nn.Module):
         self, x_BTD: jax.Array, *broadcast: PyTree, scanned: PyTree = None, **static: Any
     ) -> tuple[jax.Array, PyTree]:
         """(x_BTD, outputs) after all layers; outputs have a leading layer axis."""
-
         body = self._lifted(**static)
         if self.scan_layers:
             return self._scan(body, len(broadcast))(self.layers, x_BTD, scanned, *broadcast)
@@ -89,7 +105,6 @@ class Stack(nn.Module):
         """Every layer's `method(*broadcast, **static)`, with a leading layer axis."""
 
         def body(layer, carry, scanned, *broadcast):
-            del scanned
             return carry, getattr(layer, method)(*broadcast, **static)
 
         if self.scan_layers:
@@ -125,16 +140,15 @@ class Stack(nn.Module):
         layer axis, to be sliced at will; `run` is remat-wrapped.
         """
         block = self.block(parent=None)
-        layers = {"params": nn.unbox(self.layers.variables["params"])}
+        layers = {"params": nn.unbox(self.layers.variables["params"]), "keys": {}}
         if self.has_rng("dropout"):
-            layers["dropout"] = jax.random.split(self.make_rng("dropout"), self.num_layers)
+            keys = jax.random.split(self.make_rng("dropout"), self.num_layers)
+            layers["keys"] = {"dropout": keys}
 
         def run(layer, x_BTD, scanned, *broadcast):
-            rngs = {"dropout": layer["dropout"]} if "dropout" in layer else {}
+            options = {**static, "rngs": layer["keys"]}
             variables = {"params": layer["params"]}
-            return block.apply(
-                variables, _constrain(x_BTD), scanned, *broadcast, **static, rngs=rngs
-            )
+            return block.apply(variables, _constrain(x_BTD), scanned, *broadcast, **options)
 
         if self.remat != "none":
             run = jax.checkpoint(run, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -170,14 +184,13 @@ def interleave(
         run_outer, outer_layers = outer._pure(**static)
         run_inner, inner_layers = inner._pure(**static)
 
+        def one_inner(x_BTD, one):
+            return run_inner(one[0], x_BTD, one[1], *inner_broadcast)
+
         def group(x_BTD, slices):
             (outer_layer, outer_scanned), inner_slices = slices
             x_BTD, _ = run_outer(outer_layer, x_BTD, outer_scanned)
-            return jax.lax.scan(
-                lambda x_BTD, one: run_inner(one[0], x_BTD, one[1], *inner_broadcast),
-                x_BTD,
-                inner_slices,
-            )
+            return jax.lax.scan(one_inner, x_BTD, inner_slices)
 
         in_groups = jax.tree.map(
             lambda leaf: leaf.reshape((outer.num_layers, every) + leaf.shape[1:]),

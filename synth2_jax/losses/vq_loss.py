@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.config import check_choices
+from synth2_jax.config import check_choices, check_counts
 from synth2_jax.errors import UserError
 from synth2_jax.losses.perceptual import perceptual_distance
 from synth2_jax.models.quantizer import codebook_statistics, count_codes
@@ -62,10 +62,8 @@ class VQLossConfig:
 
     def __post_init__(self):
         check_choices(self, reconstruction=RECONSTRUCTIONS)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_weight") and value < 0:
-                raise UserError(f"{field.name}: found {value}, expected at least 0")
+        names = [field.name for field in dataclasses.fields(self)]
+        check_counts(self, *[name for name in names if name.endswith("_weight")], least=0)
         if self.entropy_temperature <= 0:
             raise UserError(
                 f"entropy_temperature: found {self.entropy_temperature}, expected more than 0"

@@ -13,7 +13,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from synth2_jax.config import check_counts, check_layers
 from synth2_jax.config import dtype as dtype_of
@@ -24,6 +23,7 @@ from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.mlp import MLP, gelu
 from synth2_jax.layers.norms import LayerNorm
 from synth2_jax.layers.stack import Stack
+from synth2_jax.models import parameter_shapes as shapes
 
 _EPSILON = 1e-12  # BERT's
 _STDDEV = 0.02
@@ -37,8 +37,6 @@ class ClassConditionalMaskGITConfig:
       codebook_size: V; image token ids are 0 .. V - 1.
       num_classes: rows of the embeddings behind those of the codes.
       num_tokens: N; 1024 for 512 pixels.
-      dtype: of the activations.
-      scan_layers: whether the layers are one scan, their parameters stacked.
     """
 
     codebook_size: int = 1024
@@ -70,11 +68,8 @@ class ClassConditionalMaskGITConfig:
 
 def parameter_shapes(config: ClassConditionalMaskGITConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """The model's parameters by "/"-joined path; computes nothing."""
-    ids_BN = jax.ShapeDtypeStruct((1, config.num_tokens), jnp.int32)
-    class_B = jax.ShapeDtypeStruct((1,), jnp.int32)
-    init = ClassConditionalMaskGIT(config).init
-    variables = nn.unbox(jax.eval_shape(init, jax.random.key(0), ids_BN, class_B))
-    return traverse_util.flatten_dict(variables["params"], sep="/")
+    inputs = (((1, config.num_tokens), jnp.int32), ((1,), jnp.int32))
+    return shapes.parameter_shapes(ClassConditionalMaskGIT(config), *inputs)
 
 
 class ClassConditionalBlock(nn.Module):
@@ -84,17 +79,10 @@ class ClassConditionalBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, scanned: None):
-        del scanned
         cfg = self.config
         dtype = dtype_of(cfg.dtype)
-        attention = MultiHeadAttention(
-            cfg.num_heads,
-            cfg.embed_dim // cfg.num_heads,
-            cfg.embed_dim,
-            dtype,
-            use_bias=True,
-            name="attention",
-        )
+        sizes = (cfg.num_heads, cfg.embed_dim // cfg.num_heads, cfg.embed_dim, dtype)
+        attention = MultiHeadAttention(*sizes, use_bias=True, name="attention")
         y_BTD = attention(x_BTD, deterministic=True)
         x_BTD = LayerNorm(dtype, _EPSILON, name="attention_norm")(x_BTD + y_BTD)
         y_BTD = MLP(cfg.mlp_dim, dtype, use_bias=True, name="mlp")(x_BTD, deterministic=True)
@@ -108,12 +96,7 @@ class ClassConditionalMaskGIT(nn.Module):
 
     @nn.compact
     def __call__(self, ids_BN: jax.Array, class_B: jax.Array) -> jax.Array:
-        """f32[B, N, V].
-
-        Args:
-          ids_BN: i32, `config.mask_id` where masked.
-          class_B: i32, 0 .. num_classes - 1.
-        """
+        """f32[B, N, V] of ids (i32, `config.mask_id` where masked) and classes (i32, from 0)."""
         cfg = self.config
         dtype = dtype_of(cfg.dtype)
         num_rows = cfg.mask_id + 1

@@ -7,6 +7,7 @@ Legend: B batch, H W pixels (or grid cells), D channels.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from synth2_jax.config import check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError
-from synth2_jax.models.vq_tokenizer import average_pool, check_levels, convolution, space_to_depth
+from synth2_jax.models.convolutions import average_pool, cells_a_side, convolution, space_to_depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,9 @@ class DiscriminatorConfig:
       image_size: height and width in pixels.
       patch_size: factor of a first space-to-depth stage; 1 for none.
       filters: channels at the first level.
-      channel_multipliers: channels of each level, times `filters`; every level after the first
-        halves the resolution. The default is for 256 pixels and gives an 8x8 map.
-      dtype: of the activations; parameters and logits are float32.
+      channel_multipliers: channels of each level, in `filters`; each level after the first halves
+        the resolution. The default is for 256 pixels and gives an 8x8 map.
+      dtype: activations; parameters and logits are float32.
     """
 
     image_size: int = 256
@@ -40,19 +41,18 @@ class DiscriminatorConfig:
     def __post_init__(self):
         dtype_of(self.dtype, "dtype")
         check_counts(self, "filters")
-        check_levels(self.image_size, self.patch_size, self.channel_multipliers)
+        cells_a_side(self)
 
     @property
     def grid_size(self) -> int:
         """Logits along one side of the map."""
-        return self.image_size // (self.patch_size * 2 ** (len(self.channel_multipliers) - 1))
+        return cells_a_side(self)
 
 
 class Discriminator(nn.Module):
     """Image -> map of logits, positive where it looks real.
 
-    It has neither batch statistics nor dropout, so that each image's gradient is its own, which the
-    R1 penalty needs.
+    No batch statistics and no dropout: the R1 penalty needs each image's own gradient.
     """
 
     config: DiscriminatorConfig
@@ -68,19 +68,13 @@ class Discriminator(nn.Module):
             )
         x = space_to_depth(image_BHWD.astype(dtype_of(cfg.dtype)), cfg.patch_size)
         filters = [cfg.filters * multiplier for multiplier in cfg.channel_multipliers]
-
-        def conv(features: int, kernel_size: int, name: str, use_bias: bool = True) -> nn.Conv:
-            return convolution(features, kernel_size, name=name, dtype=cfg.dtype, use_bias=use_bias)
-
-        x = _leaky_relu(conv(filters[0], 3, "conv_in")(x))
+        conv = functools.partial(convolution, dtype=cfg.dtype, use_bias=True)
+        leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
+        x = leaky_relu(conv(filters[0], 3, name="conv_in")(x))
         for i, features in enumerate(filters[1:]):
-            y = _leaky_relu(conv(x.shape[-1], 3, f"level_{i}_conv_0")(x))
-            y = _leaky_relu(conv(features, 3, f"level_{i}_conv_1")(average_pool(y)))
-            shortcut = conv(features, 1, f"level_{i}_shortcut", use_bias=False)(average_pool(x))
-            x = (shortcut + y) * 0.5**0.5
-        x = _leaky_relu(conv(filters[-1], 3, "conv_out")(x))
-        return conv(1, 1, "logits")(x)[..., 0].astype(jnp.float32)
-
-
-def _leaky_relu(x: jax.Array) -> jax.Array:
-    return nn.leaky_relu(x, negative_slope=0.2)
+            y = leaky_relu(conv(x.shape[-1], 3, name=f"level_{i}_conv_0")(x))
+            y = leaky_relu(conv(features, 3, name=f"level_{i}_conv_1")(average_pool(y)))
+            shortcut = conv(features, 1, name=f"level_{i}_shortcut", use_bias=False)
+            x = (shortcut(average_pool(x)) + y) * 0.5**0.5
+        x = leaky_relu(conv(filters[-1], 3, name="conv_out")(x))
+        return conv(1, 1, name="logits")(x)[..., 0].astype(jnp.float32)

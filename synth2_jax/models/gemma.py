@@ -2,11 +2,8 @@
 
 The layers are those of the package `gemma` (google-deepmind/gemma), so that what is fixed there
 comes along; ours are the residual stream around them, the names of their parameters' axes and the
-cache. As in the package, parameters and activations have one dtype, norms and softmax too. What
-was released is bfloat16, so nothing is lost by it.
-
-The package needs TensorFlow, through its own dependencies, and it is imported where a model is
-first made or run, not here.
+cache. As in the package, and as released, all is bfloat16, norms and softmax too. The package needs
+TensorFlow, through its own dependencies: it is imported where a model is first made or run.
 
 B batch, T text tokens, D width, V vocabulary, S cache length.
 """
@@ -24,8 +21,9 @@ import jax.numpy as jnp
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues
-from synth2_jax.layers.stack import Stack, check_remat, check_stack
-from synth2_jax.models.language_model import LanguageModel
+from synth2_jax.layers.stack import Stack, check_stack
+from synth2_jax.models import parameter_shapes as shapes
+from synth2_jax.models.language_model import LanguageModel, check_rotary
 from synth2_jax.sharding import constrain
 from synth2_jax.text.vocabulary import PAD_ID, Vocabulary
 
@@ -53,14 +51,11 @@ class GemmaConfig:
       num_kv_heads: heads of keys and values, a divisor of `num_heads`.
       sliding_window: how many tokens, itself included, a token sees in a local layer.
       local_layers: between each two global layers, which see all tokens; the first ones are local.
-      local_rope_max_wavelength, global_rope_max_wavelength: of rotary positions.
+      local_rope_max_wavelength, global_rope_max_wavelength: longest wavelength of rotary positions.
       global_rope_scale: positions are divided by it in global layers.
       query_dim: queries are divided by its square root; None for `head_dim`.
       bos_id: what a text starts with, in the place of our 0.
-      dtype: of parameters and activations.
-
-    Raises:
-      UserError: sizes that make no model, an unknown dtype or remat.
+      dtype: parameters and activations.
     """
 
     vocab_size: int
@@ -82,18 +77,13 @@ class GemmaConfig:
 
     def __post_init__(self):
         check_stack(self, "vocab_size", "num_kv_heads", "sliding_window", "query_dim", "bos_id")
-        if self.local_layers < 0:
-            raise UserError(f"local_layers: found {self.local_layers}, expected at least 0")
+        config_lib.check_counts(self, "local_layers", least=0)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of "
                 f"`num_heads`, {self.num_heads}"
             )
-        if self.head_dim % 2:
-            raise UserError(
-                f"head_dim: found {self.head_dim}, expected an even number: rotary "
-                "positions turn pairs"
-            )
+        check_rotary(self)
 
     @property
     def scan_layers(self) -> bool:
@@ -119,23 +109,13 @@ class GemmaConfig:
 
 
 _GEMMA_3 = functools.partial(GemmaConfig, vocab_size=262_144, head_dim=256)
+_SMALL = functools.partial(_GEMMA_3, num_heads=4, num_kv_heads=1, sliding_window=512)
+_LARGE = functools.partial(_GEMMA_3, sliding_window=1024, global_rope_scale=8.0)
 # The sizes that were released, as the package has them.
 RELEASED = {
-    "270m": _GEMMA_3(
-        num_layers=18, embed_dim=640, num_heads=4, num_kv_heads=1, mlp_dim=2048, sliding_window=512
-    ),
-    "1b": _GEMMA_3(
-        num_layers=26, embed_dim=1152, num_heads=4, num_kv_heads=1, mlp_dim=6912, sliding_window=512
-    ),
-    "4b": _GEMMA_3(
-        num_layers=34,
-        embed_dim=2560,
-        num_heads=8,
-        num_kv_heads=4,
-        mlp_dim=10_240,
-        sliding_window=1024,
-        global_rope_scale=8.0,
-    ),
+    "270m": _SMALL(num_layers=18, embed_dim=640, mlp_dim=2048),
+    "1b": _SMALL(num_layers=26, embed_dim=1152, mlp_dim=6912),
+    "4b": _LARGE(num_layers=34, embed_dim=2560, num_heads=8, num_kv_heads=4, mlp_dim=10_240),
 }
 
 
@@ -143,9 +123,7 @@ class Gemma(LanguageModel):
     """Text tokens to logits of the next ones, by the layers of the package `gemma`.
 
     A start token 0, as `language_model.shift_right` gives it, is read as `config.bos_id`.
-
-    Parameters: "embedder", "decoder/layers_I/block" and "final_norm", each with the package's own
-    below it.
+    Parameters: the package's own, below "embedder", "decoder/layers_I/block" and "final_norm".
     """
 
     config: GemmaConfig
@@ -175,7 +153,6 @@ class _Decoder(Stack):
     """A stack that tells each layer its number."""
 
     def setup(self):
-        check_remat(self.remat)
         self.layers = [self.block(i) for i in range(self.num_layers)]
 
 
@@ -241,11 +218,7 @@ class _Layer(nn.Module):
 
 
 def gemma_nn() -> ModuleType:
-    """The package's layers, `gemma.gm.nn`.
-
-    Raises:
-      UserError: it cannot be imported; the line says why and what to install.
-    """
+    """The package's layers, `gemma.gm.nn`; UserError if it cannot be imported."""
     try:
         package = importlib.import_module("gemma.gm.nn")
         if not hasattr(package, "Block"):  # which is imported only now
@@ -260,11 +233,7 @@ def gemma_nn() -> ModuleType:
 
 def parameter_shapes(config: GemmaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes by path of the parameter."""
-    init = functools.partial(config.make().init, deterministic=True)
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    params = nn.unbox(jax.eval_shape(init, jax.random.key(0), tokens))["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(key, simple=True, separator="/"): leaf for key, leaf in leaves}
+    return shapes.parameter_shapes(config.make(), ((1, 1), jnp.int32), deterministic=True)
 
 
 def _named(

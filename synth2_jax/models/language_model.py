@@ -8,7 +8,6 @@ B batch, T text tokens, D width, V vocabulary, S cache length, G cross-attention
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,52 +16,37 @@ import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
-from synth2_jax.layers.attention import KeysValues, KVCache, MultiHeadAttention, write_keys_values
+from synth2_jax.layers.attention import KeysValues, KVCache, write_keys_values
 from synth2_jax.layers.embeddings import TokenEmbedding
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.masks import causal_mask
 from synth2_jax.layers.mlp import GatedMLP
 from synth2_jax.layers.norms import RMSNorm
-from synth2_jax.layers.stack import Stack, check_stack, interleave
+from synth2_jax.layers.stack import Stack, StackConfig, interleave
 from synth2_jax.text.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelConfig:
+class LanguageModelConfig(StackConfig):
     """Sizes of the language model.
 
     Attributes:
       tie_embeddings: whether the table of the input gives the logits, too.
-      rope_max_wavelength: of rotary positions.
-
-    Raises:
-      UserError: an unknown dtype or remat, or sizes that make no model.
+      rope_max_wavelength: longest wavelength of rotary positions, in tokens.
     """
 
     vocab_size: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    dropout_rate: float = 0.0
-    dtype: str = "float32"
-    scan_layers: bool = True
-    remat: str = "none"
     tie_embeddings: bool = True
     rope_max_wavelength: float = 10_000.0
 
     def __post_init__(self):
-        check_stack(self, "vocab_size")
-        if self.head_dim % 2:
-            raise UserError(
-                f"head_dim: found {self.head_dim}, expected an even number: rotary "
-                "positions turn pairs"
-            )
+        super().__post_init__()
+        config_lib.check_counts(self, "vocab_size")
+        check_rotary(self)
 
     @property
     def num_kv_heads(self) -> int:
-        """Of the cache."""
+        """Heads of the cache."""
         return self.num_heads
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
@@ -72,6 +56,15 @@ class LanguageModelConfig:
     def make(self) -> "LanguageModel":
         """The model; each kind of language model has a config of its own that makes it."""
         return LanguageModel(self)
+
+
+def check_rotary(config: Any) -> None:
+    """Raises UserError on an odd `head_dim`."""
+    if config.head_dim % 2:
+        raise UserError(
+            f"head_dim: found {config.head_dim}, expected an even number: rotary positions turn "
+            "pairs"
+        )
 
 
 def shift_right(targets_BT: jax.Array) -> jax.Array:
@@ -87,14 +80,9 @@ def init_cache(config: LanguageModelConfig, batch_size: int, max_length: int) ->
 
     `config` is of any language model that has a `KVCache`.
     """
-    return KVCache.create(
-        config.num_layers,
-        batch_size,
-        max_length,
-        config.num_kv_heads,
-        config.head_dim,
-        config_lib.dtype(config.dtype),
-    )
+    shape = (config.num_layers, batch_size, max_length, config.num_kv_heads, config.head_dim)
+    keys, values = (jnp.zeros(shape, config_lib.dtype(config.dtype)) for _ in range(2))
+    return KVCache(keys, values, index=jnp.zeros((), jnp.int32))
 
 
 class DecoderBlock(nn.Module):
@@ -106,14 +94,7 @@ class DecoderBlock(nn.Module):
         cfg = self.config
         dtype = config_lib.dtype(cfg.dtype)
         self.attention_norm = RMSNorm(dtype)
-        self.attention = MultiHeadAttention(
-            cfg.num_heads,
-            cfg.head_dim,
-            cfg.embed_dim,
-            dtype,
-            dropout_rate=cfg.dropout_rate,
-            rope_max_wavelength=cfg.rope_max_wavelength,
-        )
+        self.attention = cfg.attention(rope_max_wavelength=cfg.rope_max_wavelength)
         self.mlp_norm = RMSNorm(dtype)
         self.mlp = GatedMLP(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate)
         self.dropout = nn.Dropout(cfg.dropout_rate)
@@ -132,13 +113,8 @@ class DecoderBlock(nn.Module):
         keys_values = self.attention.keys_values(y_BTD, positions_BS=positions_1T)
         if cached is not None:
             cached = keys_values = write_keys_values(cached, keys_values, positions_1T[0, 0])
-        y_BTD = self.attention(
-            y_BTD,
-            keys_values=keys_values,
-            mask=mask,
-            positions_BT=positions_1T,
-            deterministic=deterministic,
-        )
+        sees = {"keys_values": keys_values, "mask": mask, "positions_BT": positions_1T}
+        y_BTD = self.attention(y_BTD, **sees, deterministic=deterministic)
         x_BTD = x_BTD + self.dropout(y_BTD, deterministic=deterministic)
         y_BTD = self.mlp(self.mlp_norm(x_BTD), deterministic=deterministic)
         return x_BTD + self.dropout(y_BTD, deterministic=deterministic), cached
@@ -157,18 +133,14 @@ class LanguageModel(nn.Module):
     def setup(self):
         cfg = self.config
         dtype = config_lib.dtype(cfg.dtype)
-        self.embed = TokenEmbedding(
-            cfg.vocab_size, cfg.embed_dim, dtype, init_stddev=cfg.embed_dim**-0.5
-        )
-        self.decoder = Stack(
-            functools.partial(DecoderBlock, cfg), cfg.num_layers, cfg.scan_layers, cfg.remat
-        )
+        stddev = cfg.embed_dim**-0.5
+        self.embed = TokenEmbedding(cfg.vocab_size, cfg.embed_dim, dtype, init_stddev=stddev)
+        self.decoder = cfg.stack(DecoderBlock)
         self.norm = RMSNorm(dtype)
         self.dropout = nn.Dropout(cfg.dropout_rate)
         if not cfg.tie_embeddings:
-            self.head = Linear(
-                (cfg.vocab_size,), ("embed", "vocab"), dtype, output_dtype=jnp.float32
-            )
+            names = ("embed", "vocab")
+            self.head = Linear((cfg.vocab_size,), names, dtype, output_dtype=jnp.float32)
 
     def __call__(
         self,
@@ -182,32 +154,23 @@ class LanguageModel(nn.Module):
 
         Position t sees tokens 0 .. t only, so padding on the right changes nothing before it.
         """
-        logits_BTV, _ = self._run(input_tokens_BT, None, cross_attention, visual, deterministic)
-        return logits_BTV
+        hook = {"cross_attention": cross_attention, "visual": visual}
+        return self.step(input_tokens_BT, None, **hook, deterministic=deterministic)[0]
 
     def step(
         self,
         input_tokens_BT: jax.Array,
-        cache: KVCache,
+        cache: KVCache | None,
         *,
         cross_attention: Stack | None = None,
         visual: Any = None,
-    ) -> tuple[jax.Array, KVCache]:
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KVCache | None]:
         """(logits f32[B, T, V], cache) of the next T inputs: a whole prompt, or one token.
 
         All rows are equally long: the cache has one index. The caller keeps index + T within
-        `cache.max_length`.
+        `cache.max_length`. Without a cache they are the first inputs.
         """
-        return self._run(input_tokens_BT, cache, cross_attention, visual, deterministic=True)
-
-    def _run(
-        self,
-        input_tokens_BT: jax.Array,
-        cache: KVCache | None,
-        cross_attention: Stack | None,
-        visual: Any,
-        deterministic: bool,
-    ) -> tuple[jax.Array, KVCache | None]:
         num_tokens = input_tokens_BT.shape[1]
         first = 0 if cache is None else cache.index
         positions_1T = (first + jnp.arange(num_tokens))[None]
@@ -216,21 +179,13 @@ class LanguageModel(nn.Module):
         cached = None if cache is None else (cache.keys_LBSHK, cache.values_LBSHK)
 
         x_BTD = self._embedded(input_tokens_BT, deterministic)
+        streams = (x_BTD, mask_TS, positions_1T)
         if cross_attention is None:
-            x_BTD, cached = self.decoder(
-                x_BTD, mask_TS, positions_1T, scanned=cached, deterministic=deterministic
-            )
+            x_BTD, cached = self.decoder(*streams, scanned=cached, deterministic=deterministic)
         else:
-            x_BTD, cached = interleave(
-                cross_attention,
-                self.decoder,
-                x_BTD,
-                mask_TS,
-                positions_1T,
-                outer_scanned=visual,
-                inner_scanned=cached,
-                deterministic=deterministic,
-            )
+            scanned = {"outer_scanned": visual, "inner_scanned": cached}
+            stacks = (cross_attention, self.decoder)
+            x_BTD, cached = interleave(*stacks, *streams, **scanned, deterministic=deterministic)
         if cache is not None:
             cache = KVCache(*cached, index=cache.index + num_tokens)
         return self._logits(x_BTD), cache

@@ -31,9 +31,7 @@ def mask_ratio(name: str, r):
     """gamma(r), the share of tokens that is masked: 1 at r = 0, 0 at r = 1, decreasing.
 
     Works on traced values as well as on numbers and numpy arrays (then in float64, on the host).
-
-    Raises:
-      UserError: `name` is not one of `SCHEDULES`.
+    UserError unless `name` is one of `SCHEDULES`.
     """
     if name not in _SCHEDULES:
         raise UserError(f"unknown mask schedule {name!r}; {nearest(name, SCHEDULES)}")
@@ -46,9 +44,7 @@ def masked_counts(name: str, num_steps: int, num_tokens: int) -> np.ndarray:
 
     After step t this is floor(N * gamma((t + 1) / S)), moved only as far as needed for every step
     to reveal at least one token and for every step but the last to leave at least one masked.
-
-    Raises:
-      UserError: unknown schedule, or more steps than tokens (a step would have nothing to reveal).
+    UserError on more steps than tokens.
     """
     if not 1 <= num_steps <= num_tokens:
         raise UserError(

@@ -16,16 +16,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from synth2_jax.config import check_choices
+from synth2_jax.config import check_choices, check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError
-from synth2_jax.layers.attention import KeysValues, MultiHeadAttention
+from synth2_jax.layers.attention import KeysValues
 from synth2_jax.layers.embeddings import LearnedPositions, TokenEmbedding
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.masks import key_mask
 from synth2_jax.layers.mlp import MLP, gelu
 from synth2_jax.layers.norms import RMSNorm
-from synth2_jax.layers.stack import Stack, check_stack
+from synth2_jax.layers.stack import StackConfig
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.sharding import constrain
 
@@ -36,7 +36,7 @@ _LOGITS_STDDEV = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGITConfig:
+class MaskGITConfig(StackConfig):
     """Sizes and variants of the generator.
 
     Attributes:
@@ -47,30 +47,20 @@ class MaskGITConfig:
         that a code that is rare in the pairs inherits what was learned for similar codes.
       codebook_noise: with "codebook", standard deviation of the noise on the output's codebook
         vectors in training (their own is 1 over all): the head must then treat similar codes alike.
-      tied_head: with "learned", the table gives the logits too; "codebook" has no table to tie and
-        ignores it.
+      tied_head: with "learned", whether the table gives the logits too.
       qk_norm: normalize queries and keys, for stability at scale.
-      remat: none, full or dots.
     """
 
     codebook_size: int
     num_tokens: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    dropout_rate: float = 0.0
     token_embedding: str = "learned"
     codebook_noise: float = 0.0
     tied_head: bool = True
     qk_norm: bool = False
-    dtype: str = "float32"
-    scan_layers: bool = True
-    remat: str = "none"
 
     def __post_init__(self):
-        check_stack(self, "codebook_size", "num_tokens")
+        super().__post_init__()
+        check_counts(self, "codebook_size", "num_tokens")
         check_choices(self, token_embedding=TOKEN_EMBEDDINGS)
         if self.codebook_noise and self.token_embedding != "codebook":
             raise UserError(
@@ -100,19 +90,10 @@ class MaskGITBlock(nn.Module):
     def setup(self):
         cfg = self.config
         dtype = dtype_of(cfg.dtype)
-        attention = functools.partial(
-            MultiHeadAttention,
-            cfg.num_heads,
-            cfg.head_dim,
-            cfg.embed_dim,
-            dtype,
-            dropout_rate=cfg.dropout_rate,
-            qk_norm=cfg.qk_norm,
-        )
         self.self_attention_norm = RMSNorm(dtype)
-        self.self_attention = attention()
+        self.self_attention = cfg.attention(qk_norm=cfg.qk_norm)
         self.cross_attention_norm = RMSNorm(dtype)
-        self.cross_attention = attention()
+        self.cross_attention = cfg.attention(qk_norm=cfg.qk_norm)
         self.mlp_norm = RMSNorm(dtype)
         self.mlp = MLP(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate)
         self.dropout = nn.Dropout(cfg.dropout_rate)
@@ -121,20 +102,15 @@ class MaskGITBlock(nn.Module):
         return self.cross_attention.keys_values(text_BTD)
 
     def __call__(self, x_BND, text_keys_values, text_mask_B11T, *, deterministic: bool):
-        def residual(x_BND, y_BND):
-            return x_BND + self.dropout(y_BND, deterministic=deterministic)
-
-        y_BND = self.self_attention_norm(x_BND)
-        x_BND = residual(x_BND, self.self_attention(y_BND, deterministic=deterministic))
-        y_BND = self.cross_attention(
-            self.cross_attention_norm(x_BND),
-            keys_values=text_keys_values,
-            mask=text_mask_B11T,
-            deterministic=deterministic,
-        )
-        x_BND = residual(x_BND, y_BND)
-        y_BND = self.mlp(self.mlp_norm(x_BND), deterministic=deterministic)
-        return residual(x_BND, y_BND), None
+        text = {"keys_values": text_keys_values, "mask": text_mask_B11T}
+        for norm, layer, arguments in (
+            (self.self_attention_norm, self.self_attention, {}),
+            (self.cross_attention_norm, self.cross_attention, text),
+            (self.mlp_norm, self.mlp, {}),
+        ):
+            y_BND = layer(norm(x_BND), **arguments, deterministic=deterministic)
+            x_BND = x_BND + self.dropout(y_BND, deterministic=deterministic)
+        return x_BND, None
 
 
 class CodebookEmbedding(nn.Module):
@@ -152,9 +128,8 @@ class CodebookEmbedding(nn.Module):
         )
         # Not linear: logits that are linear in the codebook vector could never prefer a code inside
         # the convex hull.
-        self.output_hidden = Linear(
-            (self.hidden_dim,), ("conv_in", "mlp"), self.dtype, use_bias=True
-        )
+        hidden = (self.hidden_dim,)
+        self.output_hidden = Linear(hidden, ("conv_in", "mlp"), self.dtype, use_bias=True)
         # Half of the hidden variance passes the GELU; the factor makes up for it.
         self.output = Linear(
             (self.embed_dim,), ("mlp", "embed"), self.dtype, init_scale=2 * self.init_stddev**2
@@ -224,21 +199,16 @@ class MaskGIT(nn.Module):
         # The kernel's two widths need two names; "mlp" is the one that splits over the tensor axis.
         self.text_projection = Linear(width, ("mlp", "embed"), dtype)
         self.text_norm = RMSNorm(dtype)
-        self.decoder = Stack(
-            functools.partial(MaskGITBlock, cfg), cfg.num_layers, cfg.scan_layers, cfg.remat
-        )
+        self.decoder = cfg.stack(MaskGITBlock)
         self.final_norm = RMSNorm(dtype)
 
     def text_keys_values(
         self, text_BTE: jax.Array, text_mask_BT: jax.Array, drop_B: jax.Array | None = None
     ) -> TextKeysValues:
-        """Every layer's keys and values of the captions, once for all sampling steps.
+        """Every layer's keys and values of the text encoder's output, once for all sampling steps.
 
-        Args:
-          text_BTE: the text encoder's output.
-          text_mask_BT: bool, True on tokens.
-          drop_B: bool; these rows get the learned null caption in the caption's place
-            (classifier-free guidance), and so do rows without a single token.
+        Rows of `drop_B` (bool), and rows without a token in `text_mask_BT` (bool), get the learned
+        null caption in the caption's place (classifier-free guidance).
         """
         no_text_B = ~jnp.any(text_mask_BT, axis=1)
         drop_B = no_text_B if drop_B is None else drop_B.astype(bool) | no_text_B
@@ -257,14 +227,9 @@ class MaskGIT(nn.Module):
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """f32[B, N, V].
+        """f32[B, N, V] of `ids_BN`, i32, `config.mask_id` where masked.
 
-        Args:
-          ids_BN: i32, `config.mask_id` where masked.
-          text_keys_values: of as many rows.
-          codebook_KC: the tokenizer's codes, from `VQTokenizer.codes`; needed with
-            token_embedding="codebook", else unused.
-          deterministic: whether dropout is off.
+        `codebook_KC` is `VQTokenizer.codes`'; only token_embedding="codebook" needs it.
         """
         cfg = self.config
         if cfg.token_embedding == "codebook" and codebook_KC is None:
@@ -309,9 +274,8 @@ class GeneratorConfig:
 class Generator(nn.Module):
     """Caption token ids and partly masked image token ids -> logits of every image token.
 
-    Training may give what a frozen text encoder has made of the captions before: the encoder is not
-    called then, and need have no parameters. To sample: `encode_text` (or `encode_text_and_null`
-    for guidance) once, then `logits` at each step.
+    To sample: `encode_text` (or `encode_text_and_null` for guidance) once, then `logits` at each
+    step.
     """
 
     config: GeneratorConfig
@@ -331,16 +295,9 @@ class Generator(nn.Module):
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """f32[B, N, V]; arguments as in `encode_text` and `logits`.
-
-        `text_features_BTE`, the text encoder's output, takes its place; what lies beyond the
-        captions is seen by nothing.
-        """
-        if text_features_BTE is None:
-            text_features_BTE = self.text_encoder(
-                text_tokens_BT, text_mask_BT, deterministic=deterministic
-            )
-        text = self.maskgit.text_keys_values(text_features_BTE, text_mask_BT, drop_B)
+        """f32[B, N, V]; arguments as in `encode_text` and `logits`."""
+        captions = (text_tokens_BT, text_mask_BT, drop_B, text_features_BTE)
+        text = self.encode_text(*captions, deterministic=deterministic)
         return self.logits(ids_BN, text, codebook_KC, deterministic=deterministic)
 
     def encode_text(
@@ -348,12 +305,20 @@ class Generator(nn.Module):
         text_tokens_BT: jax.Array,
         text_mask_BT: jax.Array,
         drop_B: jax.Array | None = None,
+        text_features_BTE: jax.Array | None = None,
         *,
         deterministic: bool = True,
     ) -> TextKeysValues:
-        """Captions -> every layer's keys and values; rows with `drop_B` get the null caption."""
-        text_BTE = self.text_encoder(text_tokens_BT, text_mask_BT, deterministic=deterministic)
-        return self.maskgit.text_keys_values(text_BTE, text_mask_BT, drop_B)
+        """Captions -> every layer's keys and values; rows with `drop_B` get the null caption.
+
+        With `text_features_BTE`, what a frozen text encoder has made of the captions before, the
+        encoder is not called and needs no parameters.
+        """
+        if text_features_BTE is None:
+            text_features_BTE = self.text_encoder(
+                text_tokens_BT, text_mask_BT, deterministic=deterministic
+            )
+        return self.maskgit.text_keys_values(text_features_BTE, text_mask_BT, drop_B)
 
     def encode_text_and_null(
         self, text_tokens_BT: jax.Array, text_mask_BT: jax.Array

@@ -15,25 +15,24 @@ import numpy as np
 from synth2_jax.sharding import constrain
 
 
-def squared_distances(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
-    """Returns f32[M,K], the squared Euclidean distance of every vector to every code.
+def _dot_products(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+    # In float32 whatever the inputs are: which code is nearest must not depend on the dtype of the
+    # activations, nor on the accelerator's default matrix precision.
+    x_MC, codebook_KC = x_MC.astype(jnp.float32), codebook_KC.astype(jnp.float32)
+    return jnp.einsum("MC,KC->MK", x_MC, codebook_KC, precision=jax.lax.Precision.HIGHEST)
 
-    Computed in float32 whatever the inputs are: which code is nearest must not depend on the dtype
-    of the activations, nor on the accelerator's default matrix precision.
-    """
-    x_MC = x_MC.astype(jnp.float32)
-    codebook_KC = codebook_KC.astype(jnp.float32)
-    dot_MK = jnp.einsum("MC,KC->MK", x_MC, codebook_KC, precision=jax.lax.Precision.HIGHEST)
-    norms_M1 = jnp.sum(x_MC**2, axis=-1, keepdims=True)
-    norms_K = jnp.sum(codebook_KC**2, axis=-1)
+
+def squared_distances(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+    """f32[M,K], the squared Euclidean distance of every vector to every code."""
+    dot_MK = _dot_products(x_MC, codebook_KC)
+    norms_M1 = jnp.sum(x_MC.astype(jnp.float32) ** 2, axis=-1, keepdims=True)
+    norms_K = jnp.sum(codebook_KC.astype(jnp.float32) ** 2, axis=-1)
     return norms_M1 - 2.0 * dot_MK + norms_K
 
 
 def negative_dot_products(x_MC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
-    """Returns f32[M,K], minus the dot product of every vector with every code, in float32."""
-    x_MC = x_MC.astype(jnp.float32)
-    codebook_KC = codebook_KC.astype(jnp.float32)
-    return -jnp.einsum("MC,KC->MK", x_MC, codebook_KC, precision=jax.lax.Precision.HIGHEST)
+    """f32[M,K], minus the dot product of every vector with every code."""
+    return -_dot_products(x_MC, codebook_KC)
 
 
 # How a vector finds its code: the code with the lowest value is chosen.
@@ -41,56 +40,45 @@ CODE_CHOICES = {"distance": squared_distances, "dot_product": negative_dot_produ
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Returns `x` with unit length along the last axis (zero stays zero)."""
+    """`x` with unit length along the last axis (zero stays zero)."""
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 class Quantizer(nn.Module):
     """Nearest-code quantizer (VQ-VAE, van den Oord et al. 2017).
 
-    Attributes:
-      codebook_size: K.
-      embedding_dim: C.
-      l2_normalize_codes: compare directions only; codes and inputs are put on the unit sphere.
-      code_choice: "distance" for the nearest code (VQ-VAE), "dot_product" for the code with the
-        largest dot product (IBQ, Shi et al. 2024).
+    `l2_normalize_codes` puts codes and inputs on the unit sphere. `code_choice` "dot_product"
+    chooses the code with the largest dot product (IBQ, Shi et al. 2024).
     """
 
-    codebook_size: int
-    embedding_dim: int
+    codebook_size: int  # K
+    embedding_dim: int  # C
     l2_normalize_codes: bool = False
     code_choice: Literal["distance", "dot_product"] = "distance"
 
     def setup(self):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-        self.codebook = self.param(
-            "codebook",
-            nn.with_logical_partitioning(init, ("codebook", "embed")),
-            (self.codebook_size, self.embedding_dim),
-            jnp.float32,
-        )
+        init = nn.with_logical_partitioning(init, ("codebook", "embed"))
+        self.codebook = self.param("codebook", init, (self.codebook_size, self.embedding_dim))
 
     def codes(self) -> jax.Array:
-        """Returns f32[K,C], the codebook's rows as they are compared and looked up."""
+        """f32[K,C], the codebook's rows as they are compared and looked up."""
         return l2_normalize(self.codebook) if self.l2_normalize_codes else self.codebook
 
     def embed(self, ids_BN: jax.Array) -> jax.Array:
-        """Returns f32[B,N,C], the code of every id; NaN where an id is K or more (a mask id)."""
+        """f32[B,N,C], the code of every id; NaN where an id is K or more (a mask id)."""
         x_BNC = jnp.take(self.codes(), ids_BN, axis=0, mode="fill")
         return constrain(x_BNC, "batch", "image_tokens", None)
 
     def __call__(
         self, encoded_BNC: jax.Array, *, quantize: jax.Array | bool = True
     ) -> dict[str, jax.Array]:
-        """Quantizes.
+        """Quantizes, unless `quantize`, bool[], is false: then vectors pass as they are.
 
-        Args:
-          encoded_BNC: vectors to quantize.
-          quantize: bool[], false in the first steps of training, in which vectors pass as they are
-            (Lancucki et al. 2020: codes drawn from an encoder that has learned something need far
-            fewer steps than codes that learn along with it).
+        Codes drawn from an encoder that has learned something for a few steps need far fewer steps
+        than codes that learn along with it (Lancucki et al. 2020).
 
-        Returns: a dict of
+        Returns:
           ids_BN: i32, the chosen code; the lowest id among equally near ones.
           encoded_BNC: f32, the input as it was compared (normalized if codes are).
           codes_BNC: f32, the chosen rows, differentiable with respect to the codebook.
@@ -123,15 +111,14 @@ class Quantizer(nn.Module):
 def initial_statistics(
     codebook_size: int, embedding_dim: int, reservoir_size: int
 ) -> dict[str, nn.LogicallyPartitioned]:
-    """Returns the statistics of a codebook that has seen nothing, with their logical axis names.
+    """The statistics of a codebook that has seen nothing, with their logical axis names.
 
-    They are `usage` f32[K], a moving average of how often each code is chosen in a batch, and
-    `reservoir` f32[R,C], recent vectors from before quantization, where `revive_dead_codes` takes
-    its candidates.
+    `usage` f32[K] is a moving average of how often each code is chosen in a batch; `reservoir`
+    f32[R,C] are recent vectors from before quantization, the candidates of `revive_dead_codes`.
     """
-    reservoir_RC = jnp.zeros((reservoir_size, embedding_dim))
+    usage_K, reservoir_RC = jnp.zeros(codebook_size), jnp.zeros((reservoir_size, embedding_dim))
     return {
-        "usage": nn.LogicallyPartitioned(jnp.zeros(codebook_size), ("codebook",)),
+        "usage": nn.LogicallyPartitioned(usage_K, ("codebook",)),
         "reservoir": nn.LogicallyPartitioned(reservoir_RC, (None, "embed")),
     }
 
@@ -139,12 +126,9 @@ def initial_statistics(
 def seen_codes(
     quantized: dict[str, jax.Array], quantize: jax.Array | bool, reservoir_size: int
 ) -> dict[str, jax.Array]:
-    """Returns what `update_statistics` needs of a microbatch.
+    """What `update_statistics` needs of a microbatch: counts and at most R vectors.
 
-    Args:
-      quantized: what `Quantizer` returned.
-      quantize: bool[], as `Quantizer` got it; without, no code is counted.
-      reservoir_size: R, the most vectors to keep.
+    `quantized` is what `Quantizer` returned, given this `quantize`; without, no code is counted.
     """
     *_, codebook_size = quantized["distances_BNK"].shape
     counts_K = count_codes(quantized["ids_BN"], codebook_size)
@@ -159,12 +143,9 @@ def seen_codes(
 def update_statistics(
     stats: dict[str, jax.Array], seen: dict[str, jax.Array], usage_decay: float
 ) -> dict[str, jax.Array]:
-    """Returns the statistics after one batch, however many microbatches it went in.
+    """The statistics after one batch, `seen` of its P microbatches: counts_PK and vectors_PXC.
 
-    Args:
-      stats: `usage` and `reservoir`.
-      seen: of each microbatch, stacked: counts_PK and vectors_PXC.
-      usage_decay: decay of the moving average, per batch.
+    `usage_decay` is per batch.
     """
     counts_K = jnp.sum(seen["counts_K"], axis=0)
     vectors_MC = seen["vectors_XC"].reshape(-1, stats["reservoir"].shape[1])
@@ -184,15 +165,14 @@ def update_statistics(
 
 
 def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
-    """Returns f32[K], how often each code stands in `ids` (any shape)."""
+    """f32[K], how often each code is in `ids` (any shape)."""
     return jnp.zeros(codebook_size, jnp.float32).at[ids.reshape(-1)].add(1.0)
 
 
 def codebook_statistics(counts_K: jax.Array) -> dict[str, jax.Array]:
-    """Returns `perplexity` (K when use is uniform, 1 when collapsed) and `codes_used` (share of K).
+    """`perplexity` (K when use is uniform, 1 when collapsed) and `codes_used` (share of K).
 
-    Args:
-      counts_K: counts of a batch or of a whole data set, from `count_codes`.
+    The counts are of a batch or of a whole data set, from `count_codes`.
     """
     probs_K = counts_K / jnp.maximum(jnp.sum(counts_K), 1.0)
     entropy = -jnp.sum(jnp.where(probs_K > 0, probs_K * jnp.log(jnp.maximum(probs_K, 1e-30)), 0.0))
@@ -208,23 +188,15 @@ def revive_dead_codes(
     *,
     l2_normalize_codes: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Replaces every code whose usage is below `threshold` by a random candidate; pure.
+    """(codebook, usage, i32[] replaced): a random candidate for each code used below `threshold`.
 
     Candidates far from every code in use are likelier (k-means++, Arthur & Vassilvitskii 2007):
     drawn uniformly, most would be copies of the few commonest patches, and die again. No candidate
     is taken twice unless there are more dead codes than candidates. A revived code gets the mean
     usage, and so has time to prove itself.
 
-    Args:
-      codebook_KC: f32 codes.
-      usage_K: f32 usage in any unit.
-      encoded_XC: f32 candidates, outputs of the encoder.
-      key: PRNG key.
-      threshold: in the unit of `usage_K`; a code exactly at it lives.
-      l2_normalize_codes: candidates are unit vectors; only the directions of codes count.
-
-    Returns:
-      the codebook, the usage, and i32[] how many codes were replaced; unchanged when none is dead.
+    `encoded_XC` are outputs of the encoder, unit vectors with `l2_normalize_codes`, where only the
+    directions of codes count. A code exactly at `threshold`, in the unit of `usage_K`, lives.
     """
     num_candidates = encoded_XC.shape[0]
     dead_K = usage_K < threshold
@@ -242,7 +214,7 @@ def revive_dead_codes(
 
 
 def _spread_rows(x_MC: jax.Array, num_rows: int) -> jax.Array:
-    """Returns f32[num_rows,C]: distinct rows from all over `x_MC`, repeating once M are used up.
+    """f32[num_rows,C]: distinct rows from all over `x_MC`, repeating once M are used up.
 
     Steps by about M / golden ratio, made coprime with M: every M steps visit every row once, and
     few rows already meet all images and all positions (a plain stride may meet one position only).

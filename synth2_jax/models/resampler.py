@@ -4,45 +4,32 @@ B batch, N image tokens, C image embedding width, L latents, D width.
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
-from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.layers.embeddings import LearnedPositions
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.mlp import MLP, squared_relu
 from synth2_jax.layers.norms import LayerNorm
-from synth2_jax.layers.stack import Stack, check_stack
+from synth2_jax.layers.stack import StackConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class ResamplerConfig:
+class ResamplerConfig(StackConfig):
     """Sizes of the resampler.
 
     Attributes:
       num_latents: L, the vectors that stand for an image in the language model (Flamingo: 64).
-
-    Raises:
-      UserError: an unknown dtype or remat, or sizes that make no model.
     """
 
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
     num_latents: int
-    dropout_rate: float = 0.0
-    dtype: str = "float32"
-    scan_layers: bool = True
-    remat: str = "none"
 
     def __post_init__(self):
-        check_stack(self, "num_latents")
+        super().__post_init__()
+        config_lib.check_counts(self, "num_latents")
 
 
 class ResamplerBlock(nn.Module):
@@ -55,9 +42,7 @@ class ResamplerBlock(nn.Module):
         dtype = config_lib.dtype(cfg.dtype)
         self.features_norm = LayerNorm(dtype)
         self.latents_norm = LayerNorm(dtype)
-        self.attention = MultiHeadAttention(
-            cfg.num_heads, cfg.head_dim, cfg.embed_dim, dtype, dropout_rate=cfg.dropout_rate
-        )
+        self.attention = cfg.attention()
         self.mlp_norm = LayerNorm(dtype)
         self.mlp = MLP(cfg.mlp_dim, dtype, squared_relu, cfg.dropout_rate)
         self.dropout = nn.Dropout(cfg.dropout_rate)
@@ -66,12 +51,10 @@ class ResamplerBlock(nn.Module):
         self, latents_BLD: jax.Array, scanned: None, features_BND: jax.Array, *, deterministic: bool
     ) -> tuple[jax.Array, None]:
         """(latents_BLD, None)."""
-        del scanned
         x_BLD = self.latents_norm(latents_BLD)
         source_BSD = jnp.concatenate([self.features_norm(features_BND), x_BLD], axis=1)
-        x_BLD = self.attention(
-            x_BLD, keys_values=self.attention.keys_values(source_BSD), deterministic=deterministic
-        )
+        keys_values = self.attention.keys_values(source_BSD)
+        x_BLD = self.attention(x_BLD, keys_values=keys_values, deterministic=deterministic)
         latents_BLD = latents_BLD + self.dropout(x_BLD, deterministic=deterministic)
         x_BLD = self.mlp(self.mlp_norm(latents_BLD), deterministic=deterministic)
         return latents_BLD + self.dropout(x_BLD, deterministic=deterministic), None
@@ -89,20 +72,15 @@ class Resampler(nn.Module):
         dtype = config_lib.dtype(cfg.dtype)
         # Image embeddings are a codebook's channels: a 1x1 convolution over tokens.
         features_BND = Linear((cfg.embed_dim,), ("conv_in", "embed"), dtype, name="project")(x_BNC)
-        features_BND = LearnedPositions(
+        positions = LearnedPositions(
             x_BNC.shape[1], dtype, axis_name="image_tokens", name="positions"
-        )(features_BND)
+        )
+        features_BND = positions(features_BND)
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("latents", "embed"))
         latents_LD = self.param("latents", init, (cfg.num_latents, cfg.embed_dim))
         latents_BLD = jnp.broadcast_to(
-            latents_LD[None].astype(dtype), (x_BNC.shape[0], cfg.num_latents, cfg.embed_dim)
+            latents_LD[None].astype(dtype), (x_BNC.shape[0], *latents_LD.shape)
         )
-        stack = Stack(
-            functools.partial(ResamplerBlock, cfg),
-            cfg.num_layers,
-            cfg.scan_layers,
-            cfg.remat,
-            name="encoder",
-        )
+        stack = cfg.stack(ResamplerBlock, name="encoder")
         latents_BLD, _ = stack(latents_BLD, features_BND, deterministic=deterministic)
         return LayerNorm(dtype, name="norm")(latents_BLD)

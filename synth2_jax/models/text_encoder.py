@@ -2,8 +2,7 @@
 
 RMS norm in float32, relative position buckets, unscaled attention logits and no biases. The
 defaults are those of T5 1.1 and mT5; T5 1.0 has `mlp_activation="relu"`, and umT5 and t5x's
-scalable_t5 have `relpos_per_layer`. It is trained with the generator, or holds pretrained weights
-and is frozen.
+scalable_t5 have `relpos_per_layer`.
 
 Legend: B batch, T text tokens, D width, H heads.
 """
@@ -14,17 +13,16 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-from flax import traverse_util
 
-from synth2_jax.config import check_choices
+from synth2_jax.config import check_choices, check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError
-from synth2_jax.layers.attention import MultiHeadAttention
 from synth2_jax.layers.embeddings import RelativePositionBias, TokenEmbedding
 from synth2_jax.layers.masks import key_mask
 from synth2_jax.layers.mlp import MLP, GatedMLP, gelu
 from synth2_jax.layers.norms import RMSNorm
-from synth2_jax.layers.stack import Stack, check_stack
+from synth2_jax.layers.stack import StackConfig
+from synth2_jax.models import parameter_shapes as shapes
 
 _MLPS = {
     "gated_gelu": functools.partial(GatedMLP, activation=gelu),
@@ -34,47 +32,29 @@ _MLPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TextEncoderConfig:
-    """Sizes of the encoder.
+class TextEncoderConfig(StackConfig):
+    """Sizes of the encoder; `num_heads` times `head_dim` need not be `embed_dim`.
 
     Attributes:
       vocab_size: rows of the embedding table; T5 has more of them than its vocabulary has pieces.
-      num_layers: of the encoder.
-      embed_dim: D.
-      num_heads: H.
-      head_dim: of each head; H times it need not be D.
-      mlp_dim: hidden width of the MLPs.
       mlp_activation: "gated_gelu", "gated_silu", or "relu" without a gate.
-      dropout_rate: in training.
-      relpos_buckets: of distances between tokens, half of them for each direction.
-      relpos_max_distance: from which on all distances share a bucket.
+      relpos_buckets: buckets of distances between tokens, half of them for each direction.
+      relpos_max_distance: all distances from here on share a bucket.
       relpos_per_layer: whether each layer has a bias of its own.
-      dtype: of activations.
-      scan_layers: whether the layers are one scan, their parameters stacked.
-      remat: none, full or dots.
     """
 
     vocab_size: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
     mlp_activation: Literal["gated_gelu", "gated_silu", "relu"] = "gated_gelu"
-    dropout_rate: float = 0.0
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     relpos_per_layer: bool = False
-    dtype: str = "float32"
-    scan_layers: bool = True
-    remat: str = "none"
 
     def __post_init__(self):
-        check_stack(self, "vocab_size")
+        super().__post_init__()
+        check_counts(self, "vocab_size")
         check_choices(self, mlp_activation=_MLPS)
         # A quarter of the buckets hold one distance each, the next quarter the rest.
-        if self.relpos_buckets < 4:
-            raise UserError(f"relpos_buckets: found {self.relpos_buckets}, expected at least 4")
+        check_counts(self, "relpos_buckets", least=4)
         if self.relpos_max_distance <= self.relpos_buckets // 4:
             raise UserError(
                 f"relpos_max_distance: found {self.relpos_max_distance}, expected "
@@ -89,11 +69,8 @@ class TextEncoderConfig:
 
 def parameter_shapes(config: TextEncoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """The encoder's parameters by "/"-joined path; computes nothing."""
-    tokens_BT = jax.ShapeDtypeStruct((1, 1), "int32")
-    mask_BT = jax.ShapeDtypeStruct((1, 1), "bool")
-    init = functools.partial(TextEncoder(config).init, deterministic=True)
-    variables = nn.unbox(jax.eval_shape(init, jax.random.key(0), tokens_BT, mask_BT))
-    return traverse_util.flatten_dict(variables["params"], sep="/")
+    inputs = (((1, 1), "int32"), ((1, 1), "bool"))
+    return shapes.parameter_shapes(TextEncoder(config), *inputs, deterministic=True)
 
 
 class TextEncoderBlock(nn.Module):
@@ -103,28 +80,18 @@ class TextEncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, scanned, bias_1HTT, mask_B11T, *, deterministic: bool):
-        del scanned
         cfg = self.config
         dtype = dtype_of(cfg.dtype)
         dropout = nn.Dropout(cfg.dropout_rate)
         if cfg.relpos_per_layer:
             bias_1HTT = _relpos_bias(cfg)(x_BTD.shape[1], x_BTD.shape[1])
-        attention = MultiHeadAttention(
-            cfg.num_heads,
-            cfg.head_dim,
-            cfg.embed_dim,
-            dtype,
-            scale_queries=False,
-            dropout_rate=cfg.dropout_rate,
-            name="attention",
-        )
+        attention = cfg.attention(scale_queries=False, name="attention")
         y_BTD = RMSNorm(dtype, name="attention_norm")(x_BTD)
         y_BTD = attention(y_BTD, mask=mask_B11T, bias=bias_1HTT, deterministic=deterministic)
         x_BTD = x_BTD + dropout(y_BTD, deterministic=deterministic)
         y_BTD = RMSNorm(dtype, name="mlp_norm")(x_BTD)
-        mlp = _MLPS[cfg.mlp_activation](
-            cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate, name="mlp"
-        )
+        mlp = _MLPS[cfg.mlp_activation]
+        mlp = mlp(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate, name="mlp")
         y_BTD = mlp(y_BTD, deterministic=deterministic)
         return x_BTD + dropout(y_BTD, deterministic=deterministic), None
 
@@ -146,13 +113,7 @@ class TextEncoder(nn.Module):
         bias_1HTT = None if cfg.relpos_per_layer else _relpos_bias(cfg)(num_text, num_text)
         embedding = TokenEmbedding(cfg.vocab_size, cfg.embed_dim, dtype, name="token_embedding")
         x_BTD = dropout(embedding(text_tokens_BT), deterministic=deterministic)
-        stack = Stack(
-            functools.partial(TextEncoderBlock, cfg),
-            cfg.num_layers,
-            cfg.scan_layers,
-            cfg.remat,
-            name="encoder",
-        )
+        stack = cfg.stack(TextEncoderBlock, name="encoder")
         x_BTD, _ = stack(x_BTD, bias_1HTT, key_mask(text_mask_BT), deterministic=deterministic)
         x_BTD = RMSNorm(dtype, name="final_norm")(x_BTD)
         return dropout(x_BTD, deterministic=deterministic)

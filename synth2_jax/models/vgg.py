@@ -18,7 +18,7 @@ import numpy as np
 
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.models.vq_tokenizer import convolution
+from synth2_jax.models.convolutions import convolution
 
 # LPIPS's: torchvision's mean and standard deviation of ImageNet, for pixels in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
@@ -33,7 +33,7 @@ class VGGConfig:
       widths: channels of each stage; every stage after the first halves the resolution.
       convs: 3x3 convolutions of each stage. With fewer stages than VGG-16's five, the weights of
         those that are left out are not read.
-      dtype: of the activations; parameters are float32.
+      dtype: activations; parameters are float32.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -80,39 +80,30 @@ class VGG(nn.Module):
 def from_torchvision(
     tensors: Mapping[str, np.ndarray], config: VGGConfig, where: str
 ) -> dict[str, Any]:
-    """Returns the parameters of a `VGG` (numpy, f32) that has the weights of torchvision's.
+    """Returns the parameters of a `VGG` (numpy, f32) with the weights of torchvision's `vgg16`.
 
-    Args:
-      tensors: `vgg16().state_dict()` as numpy: "features.0.weight" f[O,I,3,3], "features.0.bias"
-        f[O], and so on; the classifier's are not looked at.
-      config: of the network that they are for.
-      where: what to call them in an error, such as the path of their file.
+    `tensors` is its `state_dict()`: "features.0.weight" f[O,I,3,3], "features.0.bias" f[O], and so
+    on; the classifier's are not read. `where`, such as their file, names them in an error.
 
     Raises:
-      UserError: a tensor is missing or has another shape: they are of another network.
+      UserError: a tensor is missing or has another shape.
     """
+
+    def tensor(name: str, *shape: int) -> np.ndarray:
+        if name not in tensors:
+            near = nearest(name, tensors)
+            raise UserError(f"{where}: found no {name!r}, expected shape {shape}; {near}")
+        if tensors[name].shape != shape:
+            raise UserError(f"{where}: {name!r} has shape {tensors[name].shape}, expected {shape}")
+        return tensors[name].astype(np.float32)
+
     params, index, channels = {}, 0, 3
     for stage, (width, num_convs) in enumerate(zip(config.widths, config.convs, strict=True), 1):
         for i in range(1, num_convs + 1):
-            name = f"features.{index}"
-            kernel_OIHW = _tensor(tensors, f"{name}.weight", (width, channels, 3, 3), where)
-            params[f"conv{stage}_{i}"] = {
-                "kernel": kernel_OIHW.transpose(2, 3, 1, 0),
-                "bias": _tensor(tensors, f"{name}.bias", (width,), where),
-            }
+            kernel_OIHW = tensor(f"features.{index}.weight", width, channels, 3, 3)
+            bias = tensor(f"features.{index}.bias", width)
+            params[f"conv{stage}_{i}"] = {"kernel": kernel_OIHW.transpose(2, 3, 1, 0), "bias": bias}
             channels = width
             index += 2  # The ReLU is counted too,
         index += 1  # and so is the pooling after each stage.
     return params
-
-
-def _tensor(
-    tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], where: str
-) -> np.ndarray:
-    if name not in tensors:
-        raise UserError(
-            f"{where}: found no {name!r}, expected shape {shape}; {nearest(name, tensors)}"
-        )
-    if tensors[name].shape != shape:
-        raise UserError(f"{where}: {name!r} has shape {tensors[name].shape}, expected {shape}")
-    return tensors[name].astype(np.float32)

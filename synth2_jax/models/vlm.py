@@ -43,10 +43,7 @@ class VLMConfig:
       image_embedding_dim: C, as the tokenizer's.
       num_image_tokens: N, as the tokenizer's.
       cross_attention_every: one block of cross-attention before so many layers.
-      dropout_rate: of the cross-attention blocks.
-
-    Raises:
-      UserError: `cross_attention_every` does not divide the language model's layers.
+      dropout_rate: dropout of the cross-attention blocks.
     """
 
     language_model: LanguageModelConfig | GemmaConfig
@@ -89,7 +86,6 @@ class GatedCrossAttention(nn.Module):
         self.mlp_gate = self.param("mlp_gate", zero, ())
 
     def keys_values(self, latents_BLD: jax.Array) -> KeysValues:
-        """k_BLHK, v_BLHK of the image's latents."""
         return self.attention.keys_values(latents_BLD)
 
     def __call__(
@@ -99,21 +95,18 @@ class GatedCrossAttention(nn.Module):
         keys_values, image_of_text_BT = visual
         mask = None
         if image_of_text_BT is not None:
-            image_of_latent_S = (
-                jnp.arange(keys_values[0].shape[1]) // self.config.resampler.num_latents + 1
-            )
+            num_latents = self.config.resampler.num_latents
+            image_of_latent_S = jnp.arange(keys_values[0].shape[1]) // num_latents + 1
             mask = image_of_text_BT[:, None, :, None] == image_of_latent_S
-        y_BTD = self.attention(
-            self.attention_norm(x_BTD),
-            keys_values=keys_values,
-            mask=mask,
-            deterministic=deterministic,
-        )
-        y_BTD = self.dropout(y_BTD, deterministic=deterministic)
-        x_BTD = x_BTD + jnp.tanh(self.attention_gate).astype(x_BTD.dtype) * y_BTD
-        y_BTD = self.mlp(self.mlp_norm(x_BTD), deterministic=deterministic)
-        y_BTD = self.dropout(y_BTD, deterministic=deterministic)
-        return x_BTD + jnp.tanh(self.mlp_gate).astype(x_BTD.dtype) * y_BTD, None
+        image = {"keys_values": keys_values, "mask": mask}
+        for norm, layer, arguments, gate in (
+            (self.attention_norm, self.attention, image, self.attention_gate),
+            (self.mlp_norm, self.mlp, {}, self.mlp_gate),
+        ):
+            y_BTD = layer(norm(x_BTD), **arguments, deterministic=deterministic)
+            y_BTD = self.dropout(y_BTD, deterministic=deterministic)
+            x_BTD = x_BTD + jnp.tanh(gate).astype(x_BTD.dtype) * y_BTD
+        return x_BTD, None
 
 
 class VLM(nn.Module):
@@ -127,12 +120,9 @@ class VLM(nn.Module):
         cfg, lm = self.config, self.config.language_model
         self.language_model = lm.make()
         self.resampler = Resampler(cfg.resampler)
-        self.cross_attention = Stack(
-            functools.partial(GatedCrossAttention, cfg),
-            lm.num_layers // cfg.cross_attention_every,
-            lm.scan_layers,
-            lm.remat,
-        )
+        block = functools.partial(GatedCrossAttention, cfg)
+        num_blocks = lm.num_layers // cfg.cross_attention_every
+        self.cross_attention = Stack(block, num_blocks, lm.scan_layers, lm.remat)
 
     def __call__(
         self,
@@ -144,21 +134,15 @@ class VLM(nn.Module):
     ) -> jax.Array:
         """logits f32[B, T, V]; without an image those of the bare language model (captions only).
 
-        Args:
-          image_embeddings: [B, N, C], or [B, I, N, C] of several images a text.
-          input_tokens_BT: already shifted right.
-          image_of_text_BT: i32, which image each token reads: 1 to I, or 0 for none. May be left
-            out with one image a text, which all tokens read then.
+        `image_embeddings` are [B, N, C], or [B, I, N, C] of several images a text;
+        `input_tokens_BT` are already shifted right. `image_of_text_BT`, i32, says which image each
+        token reads: 1 to I, or 0 for none. Without it all read the only image.
         """
-        if image_embeddings is None:
-            return self.language_model(input_tokens_BT, deterministic=deterministic)
-        keys_values = self.visual(image_embeddings, deterministic=deterministic)
-        return self.language_model(
-            input_tokens_BT,
-            cross_attention=self.cross_attention,
-            visual=self._all_blocks(keys_values, image_of_text_BT),
-            deterministic=deterministic,
-        )
+        visual = None
+        if image_embeddings is not None:
+            visual = self.visual(image_embeddings, deterministic=deterministic)
+        options = {"deterministic": deterministic}
+        return self.step(input_tokens_BT, None, visual, image_of_text_BT, **options)[0]
 
     def visual(self, image_embeddings: jax.Array, *, deterministic: bool = True) -> KeysValues:
         """k_GBSHK, v_GBSHK: all that the text will ever read of its images, once per image.
@@ -171,48 +155,44 @@ class VLM(nn.Module):
                 f"image embeddings: found [tokens, width] {image_embeddings.shape[-2:]}, "
                 f"expected {expected} (num_image_tokens, image_embedding_dim)"
             )
-        num_texts = image_embeddings.shape[0]
-        latents = self.resampler(
-            image_embeddings.reshape((-1, *expected)), deterministic=deterministic
-        )
-        latents_BSD = latents.reshape((num_texts, -1, latents.shape[-1]))
+        images = image_embeddings.reshape((-1, *expected))
+        latents = self.resampler(images, deterministic=deterministic)
+        latents_BSD = latents.reshape((image_embeddings.shape[0], -1, latents.shape[-1]))
         return self.cross_attention.map("keys_values", latents_BSD)
 
     def step(
         self,
         input_tokens_BT: jax.Array,
-        cache: KVCache,
+        cache: KVCache | None,
         visual: KeysValues | None = None,
         image_of_text_BT: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache]:
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KVCache | None]:
         """(logits f32[B, T, V], cache) of the next T inputs: a whole prompt, or one token.
 
-        `cache` is `language_model.init_cache`'s, `visual` the result of `self.visual`,
-        `image_of_text_BT` as in `__call__`, of these T inputs. There may be several rows of text
-        for a row of images, one after the other, as in a beam search.
+        `cache` is `language_model.init_cache`'s, `visual` the result of `self.visual`. There may be
+        several rows of text for a row of images, one after the other, as in a beam search.
         """
-        if visual is None:
-            return self.language_model.step(input_tokens_BT, cache)
-        num_rows, num_images = input_tokens_BT.shape[0], visual[0].shape[1]
-        if num_rows % num_images:
-            raise ValueError(f"{num_rows} rows of text cannot share {num_images} images evenly")
-        visual = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_rows // num_images, axis=1), visual)
-        return self.language_model.step(
-            input_tokens_BT,
-            cache,
-            cross_attention=self.cross_attention,
-            visual=self._all_blocks(visual, image_of_text_BT),
+        step = functools.partial(
+            self.language_model.step, input_tokens_BT, cache, deterministic=deterministic
         )
+        if visual is None:
+            return step()
+        if cache is not None:
+            num_rows, num_images = input_tokens_BT.shape[0], visual[0].shape[1]
+            if num_rows % num_images:
+                raise ValueError(f"{num_rows} rows of text cannot share {num_images} images evenly")
+            repeat = functools.partial(jnp.repeat, repeats=num_rows // num_images, axis=1)
+            visual = jax.tree.map(repeat, visual)
+        all_blocks = self._all_blocks(visual, image_of_text_BT)
+        return step(cross_attention=self.cross_attention, visual=all_blocks)
 
     def _all_blocks(self, keys_values: KeysValues, image_of_text_BT: jax.Array | None) -> Visual:
         """What each block gets; a Stack scans it, so all of it has a leading axis G."""
         if image_of_text_BT is None:
             if keys_values[0].shape[2] != self.config.resampler.num_latents:
-                raise ValueError(
-                    "several images a text, and no image_of_text_BT says who reads which"
-                )
+                raise ValueError("several images a text need image_of_text_BT: who reads which")
             return keys_values, None
-        num_blocks = keys_values[0].shape[0]
-        return keys_values, jnp.broadcast_to(
-            image_of_text_BT, (num_blocks, *image_of_text_BT.shape)
-        )
+        shape = (keys_values[0].shape[0], *image_of_text_BT.shape)
+        return keys_values, jnp.broadcast_to(image_of_text_BT, shape)

@@ -1,7 +1,6 @@
 """Image embeddings -> captions by the VLM, and prompts -> captions by the bare language model.
 
-Legend: B batch, I images a text, N image tokens, C codebook width, P prompt tokens, T generated
-tokens.
+B batch, I images a text, N image tokens, C codebook width, P prompt tokens, T generated tokens.
 """
 
 from collections.abc import Callable
@@ -29,9 +28,8 @@ def make_caption(
         variables = {"params": params}
         visual = model.apply(variables, image_embeddings_BNC, method="visual")
         batch_size = image_embeddings_BNC.shape[0]
-        prompts_BP = jnp.broadcast_to(
-            jnp.asarray(prompt_tokens, jnp.int32), (batch_size, len(prompt_tokens))
-        )
+        prompt_P = jnp.asarray(prompt_tokens, jnp.int32)
+        prompts_BP = jnp.broadcast_to(prompt_P, (batch_size, len(prompt_tokens)))
 
         def step(tokens_BT, cache):
             return model.apply(variables, tokens_BT, cache, visual, method="step")
@@ -47,9 +45,9 @@ def make_prompted_caption(
     """Returns `(params, image_embeddings_BINC, inputs_BP, image_of_text_BP, length) -> (ids_BT,
     scores_B)`, to be jitted.
 
-    Every image has a prompt of its own, with images between its words where it is few-shot.
-    `inputs_BP` are the model's inputs, start tokens included, of which the first `length` i32[] of
-    each row count; `image_of_text_BP` is `VLM.__call__`'s. What is generated reads the last image.
+    Every image has a prompt of its own, with images between its words where it is few-shot. The
+    first `length` i32[] of each row of `inputs_BP`, start tokens included, count;
+    `image_of_text_BP` is `VLM.__call__`'s. What is generated reads the last image.
     """
 
     def caption(params, image_embeddings_BINC, inputs_BP, image_of_text_BP, length):
@@ -64,12 +62,11 @@ def make_prompted_caption(
             return step(tokens_BT, cache, jnp.full_like(tokens_BT, num_images))
 
         batch_size, num_inputs = inputs_BP.shape
-        cache = init_cache(
-            model.config.language_model, batch_size, num_inputs + config.max_length - 1
-        )
+        held = num_inputs + config.max_length - 1
+        cache = init_cache(model.config.language_model, batch_size, held)
         _, cache = step(inputs_BP, cache, image_of_text_BP)
         # Back to the last input that counts: what is cached behind it is hidden until it is
-        # overwritten, and logits of the whole prompt, which nobody reads, are not computed.
+        # overwritten, and unused logits of the whole prompt are not computed.
         cache = cache.replace(index=jnp.asarray(length, jnp.int32) - 1)
         last_B1 = jax.lax.dynamic_slice_in_dim(inputs_BP, length - 1, 1, axis=1)
         logits_B1V, cache = read_last(last_B1, cache)

@@ -1,10 +1,9 @@
 """Draws from a categorical distribution with two random numbers, however many classes it has.
 
-Adding Gumbel noise and taking the largest needs a random number for each class: over a codebook of
-8192, a small transformer's logits take less time on a CPU than their noise. The inverse of the
-distribution function needs one number. Here it takes two, one for a block of neighbouring classes
-and one for a class of that block, so that probabilities are only summed, block by block, and never
-stored or accumulated over all classes.
+Gumbel noise needs a random number for each class: over a codebook of 8192, a small transformer's
+logits take less time on a CPU than their noise. The inverse of the distribution function needs one.
+Here it takes two, for a block of neighbouring classes and for a class of that block, so that
+probabilities are only summed, block by block, and never accumulated over all classes.
 
 Legend: X any leading axes, V classes, W classes of a block, K blocks.
 """
@@ -16,11 +15,9 @@ _BLOCK = 128  # a row of a TPU's vector registers
 
 
 def categorical(logits_XV: jax.Array, uniform_X2: jax.Array) -> jax.Array:
-    """Classes, i32[X], with probabilities softmax(logits).
+    """Classes, i32[X], with probabilities softmax(logits); `uniform_X2` is f32 in [0, 1).
 
-    Args:
-      logits_XV: f32; a class at -inf is never drawn, of which there must be another.
-      uniform_X2: f32 in [0, 1).
+    A class at -inf is never drawn; not all may be.
     """
     *rows, num_classes = logits_XV.shape
     width = min(_BLOCK, num_classes)

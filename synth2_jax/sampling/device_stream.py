@@ -1,7 +1,6 @@
 """Work that flows through a device: the next batches are prepared while one is computed.
 
-batches = in_background(prepare(), ahead=4)           # a thread reads and decodes
-for tag, rows in on_device(function, batches): ...    # the device always has one more to do
+`on_device(function, in_background(prepare(), ahead=4))`: a thread reads and decodes.
 """
 
 import collections
@@ -9,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
@@ -24,39 +24,14 @@ def in_background(items: Iterable[Item], ahead: int) -> Iterator[Item]:
 
     What the thread raises is raised here. Closing the iterator ends the thread.
     """
-    made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=ahead)
-    closed = threading.Event()
-
-    def put(item: Any, error: BaseException | None = None) -> None:
-        while not closed.is_set():
-            try:
-                return made.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if closed.is_set():
-                    return
-            put(_END)
-        except BaseException as error:  # raised where the items are used
-            put(_END, error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    iterator, pool = iter(items), ThreadPoolExecutor(max_workers=1)
     try:
-        while True:
-            item, error = made.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
+        made = collections.deque(pool.submit(next, iterator, _END) for _ in range(ahead))
+        while (item := made.popleft().result()) is not _END:
+            made.append(pool.submit(next, iterator, _END))
             yield item
     finally:
-        closed.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def on_device(
@@ -66,10 +41,7 @@ def on_device(
 ) -> Iterator[tuple[Tag, np.ndarray]]:
     """(tag, result) of each (tag, arguments) in order; the next is under way while one is used.
 
-    Args:
-      function: jitted: it returns before the device has finished.
-      batches: what to apply it to; a tag goes along as it is.
-      clock: told of each batch.
+    `function` is jitted: it returns before the device has finished. `clock` watches each batch.
     """
     pending: collections.deque[tuple[Tag, jax.Array]] = collections.deque()
     for tag, arguments in batches:

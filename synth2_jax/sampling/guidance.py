@@ -62,15 +62,9 @@ def guided(
 ) -> list[LogitsFn]:
     """The sampler's `logits_fn` for each step, (ids_BN, step) -> f32 logits_BNV.
 
-    A step whose scale is 0 costs B rows, any other 2B.
-
-    Args:
-      both_fn: ids of 2B rows -> logits of 2B rows; the first B rows see the caption, the last B
-        the null caption (`Generator.encode_text_and_null` makes their keys and values, once, before
-        the loop).
-      conditional_fn: ids of B rows -> logits of B rows, which see the caption.
-      config: guidance settings.
-      num_steps: steps of the sampler, of which ramp and interval are fractions.
+    A step whose scale is 0 costs B rows, any other 2B. `both_fn` takes 2B rows: the first B see the
+    caption, the last B the null caption (`Generator.encode_text_and_null` makes their keys and
+    values, once, before the loop). `conditional_fn` takes B rows, which see the caption.
     """
     scale_S = guidance_scales(config, num_steps)
 
@@ -81,7 +75,6 @@ def guided(
         return (1 + scale) * conditional_BNV - scale * unconditional_BNV
 
     def conditional(ids_BN, step):
-        del step
         return conditional_fn(ids_BN).astype(jnp.float32)
 
     return [combined if scale else conditional for scale in scale_S]

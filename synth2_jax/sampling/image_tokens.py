@@ -1,7 +1,6 @@
 """Captions -> image tokens: the generator, guidance and parallel decoding put together.
 
-Legend: B batch, N image tokens, T text tokens, K codebook size, C codebook width,
-L layers.
+B batch, N image tokens, T text tokens, K codebook size, C codebook width, L layers.
 """
 
 from collections.abc import Callable
@@ -31,7 +30,9 @@ def make_generate(
         variables = {"params": params}
         method = "encode_text_and_null" if is_guided else "encode_text"
         text = model.apply(variables, text_tokens_BT, text_mask_BT, method=method)
-        captions = _first_rows(text, len(text_tokens_BT))
+        count = len(text_tokens_BT)
+        keys_values = jax.tree.map(lambda x_LB: x_LB[:, :count], text.keys_values)
+        captions = TextKeysValues(keys_values, text.mask_BT[:count])
 
         def logits_of(text):
             return lambda ids: model.apply(variables, ids, text, codebook_KC, method="logits")
@@ -48,8 +49,3 @@ def make_generate(
         )
 
     return generate
-
-
-def _first_rows(text: TextKeysValues, count: int) -> TextKeysValues:
-    keys_values = jax.tree.map(lambda x_LB: x_LB[:, :count], text.keys_values)
-    return TextKeysValues(keys_values, text.mask_BT[:count])

@@ -1,8 +1,7 @@
 """Parallel decoding: from all tokens masked to none, over any `logits_fn` (MaskGIT, 3.2).
 
-Three things that sampler code gets wrong in practice are made impossible to get wrong here: counts
-are exact because positions are ranked rather than compared with a threshold (ties cannot
-under-mask), a revealed id is never written again, and every row has its own random stream, so a
+Counts are exact because positions are ranked, not compared with a threshold (ties cannot
+under-mask); a revealed id is never written again; and every row has its own random stream, so a
 batch of 1 and a batch of 512 give the same row.
 
 Legend: B batch, N image tokens, V codebook size (logits), S sampling steps, Y X rows and columns of
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synth2_jax.config import check_choices
+from synth2_jax.config import check_choices, check_counts
 from synth2_jax.errors import UserError
 from synth2_jax.models.mask_schedule import SCHEDULES, masked_counts
 from synth2_jax.sampling.categorical import categorical
@@ -36,12 +35,11 @@ class ParallelDecodeConfig:
       num_steps: steps S, at most the number of tokens.
       schedule: name of the mask schedule (`mask_schedule.SCHEDULES`).
       order: which positions are revealed first. "confidence": the most probable samples, blurred by
-        Gumbel noise (MaskGIT). "halton": a low-discrepancy walk over the token grid, moved round
-        the grid (as a torus) by a random shift for each row, so that no position is always first
-        (after Halton-MaskGIT, 2503.17076). "random".
+        Gumbel noise (MaskGIT). "halton": a low-discrepancy walk over the token grid (as a torus),
+        with a random start for each row (after Halton-MaskGIT, 2503.17076). "random".
       choice_temperature: Gumbel noise on the confidence, annealed linearly to 0 at the last step.
-      sample_temperature: of the categorical draw of an id; 0 takes the most probable id. The
-        confidence is always the log-probability under the model's own distribution (temperature 1).
+      sample_temperature: temperature of the draw of an id; 0 takes the most probable id. The
+        confidence is always the log-probability at temperature 1.
       grid: rows and columns of the token grid for "halton"; None when it is square.
     """
 
@@ -54,9 +52,7 @@ class ParallelDecodeConfig:
 
     def __post_init__(self):
         check_choices(self, schedule=SCHEDULES, order=ORDERS)
-        for name in ("choice_temperature", "sample_temperature"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: found {getattr(self, name)}, expected at least 0")
+        check_counts(self, "choice_temperature", "sample_temperature", least=0)
 
 
 def row_keys(key: jax.Array, batch_size: int) -> jax.Array:
@@ -116,16 +112,9 @@ def reveal(
 ) -> jax.Array:
     """One step with its noise given: samples every masked position, then masks `count` again.
 
-    Args:
-      ids_BN: i32, `mask_id` where masked.
-      logits_BNV: any float dtype; sampling is done in float32.
-      uniform_BN2: the categorical draw's random numbers in [0, 1) (`categorical`), unused at
-        temperature 0.
-      score_noise_BN: noise added to the confidence, already scaled.
-      fixed_score_BN: an order decided beforehand, high first; None ranks by confidence.
-      count: how many positions of each row are masked afterwards.
-      mask_id: never sampled, even when the logits have an entry for it.
-      sample_temperature: 0 is argmax.
+    `uniform_BN2` in [0, 1) is for `categorical`, unused at temperature 0 (argmax). `score_noise_BN`
+    is added to the confidence; `fixed_score_BN`, high first, is an order decided beforehand, None
+    ranks by confidence. `mask_id` is never sampled, even when the logits have an entry for it.
     """
     logits_BNV = logits_BNV.astype(jnp.float32)
     if logits_BNV.shape[-1] > mask_id:
@@ -135,12 +124,10 @@ def reveal(
     else:
         sampled_BN = jnp.argmax(logits_BNV, axis=-1).astype(jnp.int32)
     masked_BN = ids_BN == mask_id
-    if fixed_score_BN is None:
+    score_BN = fixed_score_BN
+    if score_BN is None:
         chosen_BN = jnp.take_along_axis(logits_BNV, sampled_BN[..., None], axis=-1)[..., 0]
-        confidence_BN = chosen_BN - jax.nn.logsumexp(logits_BNV, axis=-1)
-        score_BN = confidence_BN + score_noise_BN
-    else:
-        score_BN = fixed_score_BN
+        score_BN = chosen_BN - jax.nn.logsumexp(logits_BNV, axis=-1) + score_noise_BN
     still_BN = keep_masked(score_BN, masked_BN, count)
     return jnp.where(masked_BN & ~still_BN, sampled_BN, ids_BN)
 
@@ -160,13 +147,8 @@ def parallel_decode(
       logits_fn: (ids_BN i32 with `mask_id` where masked, step i32[]) -> logits_BNV. It should
         compute what does not change between steps (text keys and values) beforehand. Or a list of
         such functions, one for each step: every run of equal ones is one scan.
-      keys_B: one random key for each row (`row_keys`, or a key for each example): row b depends on
-        its own key only.
-      num_tokens: N.
-      mask_id: the input id of a masked position; never in the result.
-      config: sampler settings.
-      return_history: also return the ids after each step, i32[S,B,N], with `mask_id` where still
-        masked.
+      keys_B: one random key for each row, such as `row_keys`; row b depends on its own only.
+      return_history: also return the ids after each step, i32[S,B,N].
 
     Raises:
       UserError: more steps than tokens, or a grid that does not fit the tokens.

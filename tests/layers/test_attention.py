@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from synth2_jax.layers.attention import (
-    KVCache,
-    MultiHeadAttention,
-    dot_product_attention,
-    write_keys_values,
-)
+from synth2_jax.layers.attention import MultiHeadAttention, dot_product_attention, write_keys_values
 from synth2_jax.layers.masks import causal_mask, key_mask
 
 ATTENTION = MultiHeadAttention(num_heads=2, head_dim=4, embed_dim=8)
@@ -46,37 +41,30 @@ def test_cross_attention_against_numpy(scale_queries):
     bias = np.random.default_rng(0).normal(size=(1, 2, 3, 5)).astype(np.float32)
     out = attend(layer, variables, X, SOURCE, bias=bias)
     scale = 0.5 if scale_queries else 1.0
-    np.testing.assert_allclose(
-        out, reference(variables["params"], X, SOURCE, bias, scale), atol=1e-5
-    )
+    expected = reference(variables["params"], X, SOURCE, bias, scale)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 def test_unscaled_queries_start_smaller_instead():
-    scaled = MultiHeadAttention(8, 64, 256)
-    unscaled = MultiHeadAttention(8, 64, 256, scale_queries=False)
-    x = jnp.zeros((1, 1, 256))
-    std = [
-        np.std(
-            nn.unbox(layer.init(jax.random.key(0), x, deterministic=True))["params"]["query"][
-                "kernel"
-            ]
-        )
-        for layer in (scaled, unscaled)
-    ]
-    np.testing.assert_allclose(std[0] / std[1], 8.0, rtol=1e-4)
+    def stddev(**options):
+        layer, x = MultiHeadAttention(8, 64, 256, **options), jnp.zeros((1, 1, 256))
+        params = nn.unbox(layer.init(jax.random.key(0), x, deterministic=True))["params"]
+        return np.std(params["query"]["kernel"])
+
+    np.testing.assert_allclose(stddev() / stddev(scale_queries=False), 8.0, rtol=1e-4)
 
 
 def test_hidden_keys_change_nothing():
     variables = init(ATTENTION)
     visible = np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], bool)
-    out = attend(ATTENTION, variables, X, SOURCE, mask=key_mask(visible))
     changed = jnp.where(visible[:, :, None], SOURCE, 100.0)
-    np.testing.assert_array_equal(
-        out, attend(ATTENTION, variables, X, changed, mask=key_mask(visible))
+    out, other = (
+        attend(ATTENTION, variables, X, source, mask=key_mask(visible))
+        for source in (SOURCE, changed)
     )
-    np.testing.assert_allclose(
-        out[:1], attend(ATTENTION, variables, X[:1], SOURCE[:1, :3]), atol=1e-6
-    )
+    np.testing.assert_array_equal(out, other)
+    alone = attend(ATTENTION, variables, X[:1], SOURCE[:1, :3])
+    np.testing.assert_allclose(out[:1], alone, atol=1e-6)
 
 
 def test_a_query_that_sees_nothing_gets_zeros_and_finite_gradients():
@@ -99,26 +87,24 @@ def test_self_attention_is_attention_over_its_own_keys_and_values():
     variables = init(layer)
     positions = jnp.arange(3)[None]
     keys_values = layer.apply(variables, X, positions_BS=positions, method="keys_values")
-    out = layer.apply(variables, X, positions_BT=positions, deterministic=True)
-    np.testing.assert_array_equal(
-        out,
-        layer.apply(
-            variables, X, keys_values=keys_values, positions_BT=positions, deterministic=True
-        ),
+    out, other, unplaced = (
+        layer.apply(variables, X, **options, deterministic=True)
+        for options in (
+            {"positions_BT": positions},
+            {"positions_BT": positions, "keys_values": keys_values},
+            {},
+        )
     )
-    assert not np.allclose(out, layer.apply(variables, X, deterministic=True), atol=1e-3)
+    np.testing.assert_array_equal(out, other)
+    assert not np.allclose(out, unplaced, atol=1e-3)
 
 
-def test_qk_norm_ignores_the_length_of_queries():
-    layer = MultiHeadAttention(2, 4, 8, qk_norm=True)
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_qk_norm_ignores_the_length_of_queries(qk_norm):
+    layer = MultiHeadAttention(2, 4, 8, qk_norm=qk_norm)
     variables = init(layer)
-    np.testing.assert_allclose(
-        attend(layer, variables, X, SOURCE), attend(layer, variables, 50 * X, SOURCE), atol=1e-4
-    )
-    plain = init(ATTENTION)
-    assert not np.allclose(
-        attend(ATTENTION, plain, X, SOURCE), attend(ATTENTION, plain, 50 * X, SOURCE), atol=1e-2
-    )
+    out, longer = (attend(layer, variables, scale * X, SOURCE) for scale in (1, 50))
+    assert np.allclose(out, longer, atol=1e-4 if qk_norm else 1e-2) == qk_norm
 
 
 def test_causality_through_gradients():
@@ -133,9 +119,7 @@ def test_causality_through_gradients():
 
 
 def test_write_keys_values_touches_its_positions_only():
-    cache = KVCache.create(3, 2, max_length=5, num_heads=1, head_dim=1, dtype=jnp.bfloat16)
-    assert cache.max_length == 5 and cache.keys_LBSHK.shape == (3, 2, 5, 1, 1)
-    held = (cache.keys_LBSHK[0], cache.values_LBSHK[0])
+    held = (jnp.zeros((2, 5, 1, 1), jnp.bfloat16),) * 2
     new = (jnp.ones((2, 2, 1, 1)), 2 * jnp.ones((2, 2, 1, 1)))
     keys, values = write_keys_values(held, new, jnp.asarray(1))
     assert keys.dtype == jnp.bfloat16

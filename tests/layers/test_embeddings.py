@@ -47,21 +47,15 @@ def test_rope_dot_products_depend_on_the_distance_only():
     assert np.abs(dot - other).max() > 0.1
 
 
-def test_rope_keeps_position_zero_and_lengths():
+def test_rope_turns_pairs_by_their_position_and_keeps_lengths():
     x = jax.random.normal(jax.random.key(0), (1, 3, 2, 8))
     y = rope(x, [0, 7, 100])
     np.testing.assert_array_equal(y[:, 0], x[:, 0])
     norm = jnp.linalg.norm
     np.testing.assert_allclose(norm(y, axis=-1), norm(x, axis=-1), rtol=1e-5)
-
-
-def test_rope_by_hand():
     # head_dim 2 is one plane turned by the position in radians.
     x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
     np.testing.assert_allclose(rope(x, [2]).ravel(), [np.cos(2), np.sin(2)], atol=1e-6)
-
-
-def test_rope_refuses_an_odd_head():
     with pytest.raises(ValueError, match="even head_dim, found 3"):
         rope(jnp.zeros((1, 1, 1, 3)), [0])
 

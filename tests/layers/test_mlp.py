@@ -14,10 +14,6 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def test_squared_relu():
-    np.testing.assert_array_equal(squared_relu(jnp.array([-2.0, 0.0, 3.0])), [0.0, 0.0, 9.0])
-
-
 def test_gated_mlp_against_numpy():
     layer = GatedMLP(8)
     params = nn.unbox(layer.init(jax.random.key(0), X, deterministic=True))["params"]

@@ -6,20 +6,18 @@ import pytest
 from synth2_jax.layers.norms import LayerNorm, RMSNorm
 
 
-def test_rms_norm_against_numpy():
-    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
-    variables = {"params": {"scale": jnp.arange(1.0, 9.0)}}
-    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * np.arange(1.0, 9.0)
-    np.testing.assert_allclose(RMSNorm().apply(variables, x), expected, rtol=1e-5)
-
-
-def test_layer_norm_against_numpy():
+def test_norms_against_numpy():
     x = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 3, 8)).astype(np.float32)
-    variables = {"params": {"scale": jnp.arange(1.0, 9.0), "bias": jnp.ones(8)}}
-    centred = x - x.mean(-1, keepdims=True)
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    expected = expected * np.arange(1.0, 9.0) + 1.0
-    np.testing.assert_allclose(LayerNorm().apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+
+    def normalized(x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * np.arange(1.0, 9.0)
+
+    params = {"scale": jnp.arange(1.0, 9.0), "bias": jnp.ones(8)}
+    rms = RMSNorm().apply({"params": {"scale": params["scale"]}}, x)
+    np.testing.assert_allclose(rms, normalized(x), rtol=1e-5)
+    layer_norm = LayerNorm().apply({"params": params}, x)
+    expected = normalized(x - x.mean(-1, keepdims=True)) + 1.0
+    np.testing.assert_allclose(layer_norm, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [RMSNorm, LayerNorm])

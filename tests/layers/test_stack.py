@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from synth2_jax.errors import UserError
 from synth2_jax.layers.mlp import GatedMLP
-from synth2_jax.layers.stack import Stack, check_remat, interleave, stack_layers, unstack_layers
+from synth2_jax.layers.stack import Stack, StackConfig, interleave, stack_layers, unstack_layers
 
 X = jax.random.normal(jax.random.key(1), (2, 3, 4))
 SCANNED = jnp.arange(4.0) / 10
@@ -40,28 +40,29 @@ def make(scan_layers=True, remat="none", num_layers=4, dropout_rate=0.0):
 
 
 def run(stack, params, deterministic=True):
-    def apply(params):
-        return stack.apply(
-            {"params": params},
-            X,
-            SHIFT,
-            scanned=SCANNED,
-            deterministic=deterministic,
-            rngs={} if deterministic else dropout(0),
-        )
-
-    return jax.jit(apply)(params)
+    options = {"deterministic": deterministic, "rngs": {} if deterministic else dropout(0)}
+    apply = functools.partial(stack.apply, scanned=SCANNED, **options)
+    return jax.jit(lambda params: apply({"params": params}, X, SHIFT))(params)
 
 
 def init(stack):
-    def init(key):
-        return stack.init(key, X, SHIFT, scanned=SCANNED, deterministic=True)
-
-    return nn.unbox(jax.jit(init)(jax.random.key(0)))["params"]
+    create = functools.partial(stack.init, scanned=SCANNED, deterministic=True)
+    return nn.unbox(jax.jit(lambda key: create(key, X, SHIFT))(jax.random.key(0)))["params"]
 
 
-def value_and_grad(loss, variables, remat):
-    return jax.jit(jax.value_and_grad(loss), static_argnums=1)(variables, remat)
+def assert_remat_equals_plain(loss, variables, remat):
+    """loss(variables, remat) and its gradients."""
+    value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    value, gradients = value_and_grad(variables, "none")
+    remat_value, remat_gradients = value_and_grad(variables, remat)
+    np.testing.assert_allclose(value, remat_value, rtol=1e-6)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, gradients, remat_gradients)
+
+
+REMATS = pytest.mark.parametrize(
+    ("scan_layers", "remat"), [(True, "full"), (True, "dots"), (False, "full")]
+)
 
 
 def test_scan_equals_loop_equals_blocks_one_by_one():
@@ -81,19 +82,14 @@ def test_scan_equals_loop_equals_blocks_one_by_one():
     np.testing.assert_allclose(x, y, rtol=1e-5)
 
 
-def test_stack_layers_inverts_unstack_layers():
+def test_layers_start_different_and_stack_layers_inverts_unstack_layers():
     params = init(make())
+    kernel = params["layers"]["mlp"]["up"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.1
     jax.tree.map(np.testing.assert_array_equal, stack_layers(unstack_layers(params, 4), 4), params)
 
 
-def test_layers_start_different():
-    kernel = init(make())["layers"]["mlp"]["up"]["kernel"]
-    assert np.abs(kernel[0] - kernel[1]).max() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("scan_layers", "remat"), [(True, "full"), (True, "dots"), (False, "full")]
-)
+@REMATS
 def test_remat_equals_plain(scan_layers, remat):
     params = init(make(scan_layers))
 
@@ -101,14 +97,7 @@ def test_remat_equals_plain(scan_layers, remat):
         stack = make(scan_layers, remat, dropout_rate=0.5)
         return (run(stack, params, deterministic=False)[0] ** 2).mean()
 
-    value, gradients = value_and_grad(loss, params, "none")
-    remat_value, remat_gradients = value_and_grad(loss, params, remat)
-    np.testing.assert_allclose(value, remat_value, rtol=1e-6)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-        gradients,
-        remat_gradients,
-    )
+    assert_remat_equals_plain(loss, params, remat)
 
 
 def test_remat_keeps_less_for_the_backward_pass():
@@ -121,11 +110,18 @@ def test_remat_keeps_less_for_the_backward_pass():
     assert kept("full") < kept("dots") < kept("none")
 
 
-def test_unknown_remat_names_the_nearest():
-    with pytest.raises(UserError, match="remat: unknown 'ful'; did you mean 'full'"):
-        check_remat("ful")
-    with pytest.raises(UserError, match="ful"):
-        init(make(remat="ful"))
+def test_a_config_makes_a_stack_and_names_what_it_cannot_make():
+    sizes = {"num_layers": 2, "embed_dim": 4, "num_heads": 1, "head_dim": 4, "mlp_dim": 8}
+    stack = StackConfig(**sizes, remat="dots").stack(Block)
+    assert (stack.num_layers, stack.scan_layers, stack.remat) == (2, True, "dots")
+    for wrong, message in (
+        ({"remat": "ful"}, "remat: unknown 'ful'; did you mean 'full'"),
+        ({"dtype": "bf16"}, "dtype: unknown dtype 'bf16'; did you mean 'bfloat16'"),
+        ({"num_layers": 1001}, "num_layers: found 1001, expected at most 1000"),
+        *(({size: 0}, f"{size}: found 0, expected at least 1") for size in sizes),
+    ):
+        with pytest.raises(UserError, match=message):
+            StackConfig(**{**sizes, **wrong})
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -155,29 +151,14 @@ class Pair(nn.Module):
     dropout_rate: float = 0.0
 
     def setup(self):
-        rate = self.dropout_rate
-        self.outer = Stack(
-            functools.partial(Outer, rate), self.num_outer, self.scan_layers, self.remat
-        )
-        self.inner = Stack(functools.partial(Block, rate), 4, self.scan_layers, self.remat)
+        outer, inner = (functools.partial(block, self.dropout_rate) for block in (Outer, Block))
+        self.outer = Stack(outer, self.num_outer, self.scan_layers, self.remat)
+        self.inner = Stack(inner, 4, self.scan_layers, self.remat)
 
     def __call__(self, x, *, deterministic=True):
-        return interleave(
-            self.outer,
-            self.inner,
-            x,
-            SHIFT,
-            outer_scanned=3 * SCANNED[: self.num_outer],
-            inner_scanned=SCANNED,
-            deterministic=deterministic,
-        )
-
-
-def unstack_pair(params, num_outer=2):
-    return {
-        "outer": unstack_layers(params["outer"], num_outer),
-        "inner": unstack_layers(params["inner"], 4),
-    }
+        scanned = {"outer_scanned": 3 * SCANNED[: self.num_outer], "inner_scanned": SCANNED}
+        stacks = (self.outer, self.inner)
+        return interleave(*stacks, x, SHIFT, **scanned, deterministic=deterministic)
 
 
 @pytest.mark.parametrize("num_outer", [1, 2, 4])
@@ -185,7 +166,8 @@ def test_interleave_runs_an_outer_block_before_every_kth_inner_one(num_outer):
     scanned, looped = Pair(True, num_outer=num_outer), Pair(False, num_outer=num_outer)
     params = nn.unbox(jax.jit(scanned.init)(jax.random.key(0), X))["params"]
     assert jax.tree.map(jnp.shape, params["inner"]) == jax.tree.map(jnp.shape, init(make()))
-    blocks = unstack_pair(params, num_outer)
+    depths = {"outer": num_outer, "inner": 4}
+    blocks = {name: unstack_layers(params[name], depth) for name, depth in depths.items()}
     y, expected_outputs = X, []
     for i in range(4):
         group, rest = divmod(i, 4 // num_outer)
@@ -202,33 +184,22 @@ def test_interleave_runs_an_outer_block_before_every_kth_inner_one(num_outer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scan_layers", "remat"), [(True, "full"), (True, "dots"), (False, "full")]
-)
+@REMATS
 def test_interleave_remat_equals_plain(scan_layers, remat):
     variables = nn.unbox(jax.jit(Pair(scan_layers).init)(jax.random.key(0), X))
 
     def loss(variables, remat):
-        x, _ = Pair(scan_layers, remat, dropout_rate=0.5).apply(
-            variables, X, deterministic=False, rngs=dropout(0)
-        )
+        model = Pair(scan_layers, remat, dropout_rate=0.5)
+        x, _ = model.apply(variables, X, deterministic=False, rngs=dropout(0))
         return jnp.tanh(x).mean()
 
-    value, gradients = value_and_grad(loss, variables, "none")
-    remat_value, remat_gradients = value_and_grad(loss, variables, remat)
-    np.testing.assert_allclose(value, remat_value, rtol=1e-6)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-        gradients,
-        remat_gradients,
-    )
+    assert_remat_equals_plain(loss, variables, remat)
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_dropout_differs_between_keys_and_repeats_with_one(scan_layers):
     model = Pair(scan_layers, dropout_rate=0.5)
     variables = jax.jit(model.init)(jax.random.key(0), X)
-
     jitted = jax.jit(model.apply, static_argnames="deterministic")
 
     def apply(seed):

@@ -15,25 +15,12 @@ from synth2_jax.text.vocabulary import EOS_ID, PAD_ID
 from synth2_jax.training import train_state
 
 B, N, C, V, LENGTH = 3, 4, 6, 24, 5
-WIDTH = {
-    "num_layers": 2,
-    "embed_dim": 16,
-    "num_heads": 2,
-    "head_dim": 8,
-    "mlp_dim": 16,
-    "scan_layers": False,  # compiles faster
-}
+WIDTH = {"num_layers": 2, "embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 16}
+WIDTH["scan_layers"] = False  # compiles faster
 # A head of its own: a tied one would repeat its last input for ever.
 LM = LanguageModel(LanguageModelConfig(vocab_size=V, tie_embeddings=False, **WIDTH))
-MODEL = VLM(
-    VLMConfig(
-        LM.config,
-        ResamplerConfig(num_latents=2, **WIDTH),
-        image_embedding_dim=C,
-        num_image_tokens=N,
-        cross_attention_every=2,
-    )
-)
+RESAMPLER = ResamplerConfig(num_latents=2, **WIDTH)
+MODEL = VLM(VLMConfig(LM.config, RESAMPLER, C, N, cross_attention_every=2))
 IMAGES_BNC = jax.random.normal(jax.random.key(3), (B, N, C))
 PROMPT = [5, 9]
 GREEDY = TextDecodeConfig(method="greedy", max_length=LENGTH)
@@ -95,9 +82,8 @@ def test_captions_with_a_cache_are_those_without(params, prompted, prompt):
     assert len(np.unique(ids_BT, axis=0)) > 1
     assert scores_B.shape == (B,)
     inputs_BP = np.array([[PAD_ID, *prompt]] * B, np.int32)  # a prompt of its own for each image
-    own = prompted(
-        params, IMAGES_BNC[:, None], inputs_BP, np.ones_like(inputs_BP), inputs_BP.shape[1]
-    )
+    prompt = (inputs_BP, np.ones_like(inputs_BP), inputs_BP.shape[1])
+    own = prompted(params, IMAGES_BNC[:, None], *prompt)
     np.testing.assert_array_equal(own[0], ids_BT)
     np.testing.assert_allclose(own[1], scores_B, atol=1e-4)
 
@@ -118,7 +104,7 @@ def test_beam_search_finds_nothing_less_likely_than_greedy(params, caption):
     assert (beam_B >= greedy_B - 1e-4).all()
 
 
-# Rows of two images, the second of which is read from the third input on.
+# Rows of two images; the second is read from the third input on.
 PAIRS_BINC = jax.random.normal(jax.random.key(4), (B, 2, N, C))
 INPUTS_BP = np.array([[0, 5, 0, 9, 7], [0, 8, 0, 3, 9], [0, 6, 0, 7, 7]], np.int32)
 IMAGE_OF_TEXT_BP = np.array([[1, 1, 2, 2, 2]] * B, np.int32)
@@ -145,29 +131,21 @@ def test_captions_after_images_with_a_cache_are_those_without(params, prompted):
     assert len(np.unique(ids_BT, axis=0)) > 1
 
 
-def test_what_is_behind_a_prompt_changes_nothing(params, prompted):
-    num_inputs = INPUTS_BP.shape[1]
-    ids_BT, scores_B = prompted(params, PAIRS_BINC, INPUTS_BP, IMAGE_OF_TEXT_BP, num_inputs)
-    longer_BT, longer_B = prompted(
-        params, PAIRS_BINC, padded(INPUTS_BP, 8), padded(IMAGE_OF_TEXT_BP, 8), num_inputs
-    )
+def test_a_caption_after_examples_is_of_its_own_row_and_of_what_counts(params, prompted):
+    def caption(rows=slice(None), images=PAIRS_BINC, length=INPUTS_BP.shape[1]):
+        prompt = [padded(x, length)[rows] for x in (INPUTS_BP, IMAGE_OF_TEXT_BP)]
+        return prompted(params, images[rows], *prompt, INPUTS_BP.shape[1])
+
+    ids_BT, scores_B = caption()
+    longer_BT, longer_B = caption(length=8)  # what is behind a prompt changes nothing
     np.testing.assert_array_equal(longer_BT, ids_BT)
     np.testing.assert_allclose(longer_B, scores_B, atol=1e-4)
-
-
-def test_a_caption_after_examples_is_of_its_own_row(params, prompted):
-    num_inputs = INPUTS_BP.shape[1]
-    ids_BT, scores_B = prompted(params, PAIRS_BINC, INPUTS_BP, IMAGE_OF_TEXT_BP, num_inputs)
     for row in range(B):
         one = slice(row, row + 1)
-        alone_BT, alone_B = prompted(
-            params, PAIRS_BINC[one], INPUTS_BP[one], IMAGE_OF_TEXT_BP[one], num_inputs
-        )
+        alone_BT, alone_B = caption(one)
         np.testing.assert_array_equal(alone_BT, ids_BT[one])
         np.testing.assert_allclose(alone_B, scores_B[one], atol=1e-4)
-    changed = prompted(
-        params, PAIRS_BINC.at[0, 0].add(1.0), INPUTS_BP, IMAGE_OF_TEXT_BP, num_inputs
-    )
+    changed = caption(images=PAIRS_BINC.at[0, 0].add(1.0))
     assert changed[1][0] != scores_B[0]  # an example's image counts, by the words that read it
     np.testing.assert_array_equal(changed[0][1:], ids_BT[1:])
 

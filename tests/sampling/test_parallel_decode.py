@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +19,12 @@ from synth2_jax.sampling.parallel_decode import (
 
 N, V = 16, 7
 MASK = V
+decode = functools.partial(parallel_decode, num_tokens=N, mask_id=MASK)
 
 
 def run(logits_fn, config, key=0, batch_size=3, **kwargs):
-    decode = jax.jit(
-        lambda keys: parallel_decode(
-            logits_fn, keys, num_tokens=N, mask_id=MASK, config=config, **kwargs
-        )
-    )
-    return jax.tree.map(np.asarray, decode(row_keys(jax.random.key(key), batch_size)))
+    sample = functools.partial(decode, logits_fn, config=config, **kwargs)
+    return jax.tree.map(np.asarray, jax.jit(sample)(row_keys(jax.random.key(key), batch_size)))
 
 
 def context_logits(ids_BN, step):
@@ -78,10 +77,8 @@ def test_equals_the_reference_with_the_same_noise(temperature, ties):
         logits, uniform, score_noise = (
             x.astype(np.float32) for x in (logits, uniform, score_noise)
         )
-        fast = step(
-            fast, logits, uniform, score_noise, None, count,
-            mask_id=MASK, sample_temperature=temperature,
-        )  # fmt: skip
+        noise = (uniform, score_noise, None)
+        fast = step(fast, logits, *noise, count, mask_id=MASK, sample_temperature=temperature)
         slow = reference_step(slow, logits, uniform, score_noise, count, temperature)
         np.testing.assert_array_equal(fast, slow)
         assert ((slow == MASK).sum(1) == count).all()
@@ -99,9 +96,8 @@ def test_the_loop_feeds_the_annealed_noise():
             a, b = jax.random.split(jax.random.fold_in(jax.random.split(key)[1], t))
             uniform.append(jax.random.uniform(a, (N, 2)))
             score_noise.append(jax.random.gumbel(b, (N,)) * 4.5 * (1 - (t + 1) / 4))
-        ids = reference_step(
-            ids, context_logits(ids, t), np.stack(uniform), np.stack(score_noise), count, 1.0
-        )
+        noise = np.stack(uniform), np.stack(score_noise)
+        ids = reference_step(ids, context_logits(ids, t), *noise, count, 1.0)
         np.testing.assert_array_equal(history[t], ids)
 
 
@@ -125,10 +121,8 @@ def test_a_run_of_the_same_function_is_one_scan():
     keys_B = row_keys(jax.random.key(0), 2)
 
     def num_scans(logits_fn):
-        decode = lambda keys_B: parallel_decode(  # noqa: E731
-            logits_fn, keys_B, num_tokens=N, mask_id=MASK, config=ParallelDecodeConfig(num_steps=4)
-        )
-        return sum(eqn.primitive.name == "scan" for eqn in jax.make_jaxpr(decode)(keys_B).eqns)
+        sample = functools.partial(decode, logits_fn, config=ParallelDecodeConfig(num_steps=4))
+        return sum(eqn.primitive.name == "scan" for eqn in jax.make_jaxpr(sample)(keys_B).eqns)
 
     def other(ids_BN, step):
         return context_logits(ids_BN, step)
@@ -181,32 +175,25 @@ def test_mask_id_is_never_sampled_even_when_the_logits_ask_for_it():
 def test_a_row_is_the_same_at_any_batch_size(order):
     config = ParallelDecodeConfig(num_steps=6, order=order)
     eight = run(context_logits, config, batch_size=8)
-    for batch_size in (1, 3):
-        np.testing.assert_array_equal(
-            run(context_logits, config, batch_size=batch_size), eight[:batch_size]
-        )
+    for size in (1, 3):
+        np.testing.assert_array_equal(run(context_logits, config, batch_size=size), eight[:size])
     # Row b depends on its own key only: rows in another order give the same rows in that order.
     keys = row_keys(jax.random.key(0), 8)[jnp.asarray([5, 0, 7])]
-    picked = parallel_decode(context_logits, keys, num_tokens=N, mask_id=MASK, config=config)
+    picked = decode(context_logits, keys, config=config)
     np.testing.assert_array_equal(picked, eight[[5, 0, 7]])
     assert len({tuple(row) for row in eight}) == 8
 
 
-def test_legacy_keys_are_accepted():
+def test_legacy_keys_and_bfloat16_logits_give_the_same():
     config = ParallelDecodeConfig(num_steps=4)
-    keys = row_keys(jax.random.PRNGKey(0), 3)
-    ids = parallel_decode(context_logits, keys, num_tokens=N, mask_id=MASK, config=config)
+    ids = decode(context_logits, row_keys(jax.random.PRNGKey(0), 3), config=config)
     np.testing.assert_array_equal(ids, run(context_logits, config))
 
-
-def test_sampling_is_float32_with_bfloat16_logits():
     def rounded(dtype):
         return lambda ids, step: context_logits(ids, step).astype(jnp.bfloat16).astype(dtype)
 
-    config = ParallelDecodeConfig(num_steps=4)
-    np.testing.assert_array_equal(
-        run(rounded(jnp.bfloat16), config), run(rounded(jnp.float32), config)
-    )
+    found, expected = (run(rounded(dtype), config) for dtype in (jnp.bfloat16, jnp.float32))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_samples_follow_the_model():
@@ -221,9 +208,8 @@ def test_confidence_reveals_the_surest_first_without_noise():
     # Sure enough to differ, not so sure that log p rounds to 0.
     sureness_N1 = 1 + jnp.arange(N, dtype=jnp.float32)[::-1, None] / 4
     logits_NV = sureness_N1 * jax.nn.one_hot(jnp.array([2]), V)
-    config = ParallelDecodeConfig(
-        num_steps=N, schedule="linear", choice_temperature=0.0, sample_temperature=0.0
-    )
+    quiet = {"choice_temperature": 0.0, "sample_temperature": 0.0}
+    config = ParallelDecodeConfig(num_steps=N, schedule="linear", **quiet)
     _, history = run(lambda ids, step: jnp.tile(logits_NV, (3, 1, 1)), config, return_history=True)
     for t in range(N):
         np.testing.assert_array_equal(history[t] == MASK, np.tile(np.arange(N) > t, (3, 1)))
@@ -232,23 +218,18 @@ def test_confidence_reveals_the_surest_first_without_noise():
 def test_keep_masked_literal():
     masked = jnp.array([[True, True, False, True], [True, True, True, True]])
     score = jnp.array([[0.0, -1.0, -9.0, 0.0], [jnp.nan, 3.0, -jnp.inf, jnp.inf]])
-    np.testing.assert_array_equal(
-        keep_masked(score, masked, 2), [[True, True, False, False], [False, True, True, False]]
-    )
+    expected = [[True, True, False, False], [False, True, True, False]]
+    np.testing.assert_array_equal(keep_masked(score, masked, 2), expected)
     np.testing.assert_array_equal(keep_masked(score, masked, 0), np.zeros((2, 4), bool))
 
 
 def test_halton_order_literal():
     # Base 2 picks the row (0, 1/2, 1/4, 3/4, ...), base 3 the column (0, 1/3, 2/3, 1/9, ...).
     np.testing.assert_array_equal(halton_order(2, 2), [0, 2, 1, 3])
-    np.testing.assert_array_equal(
-        halton_order(4, 4), [0, 9, 6, 12, 1, 11, 4, 14, 3, 8, 5, 7, 13, 2, 15, 10]
-    )
-
-
-@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (8, 8), (16, 16)])
-def test_halton_order_is_a_permutation(grid):
-    np.testing.assert_array_equal(np.sort(halton_order(*grid)), np.arange(grid[0] * grid[1]))
+    expected = [0, 9, 6, 12, 1, 11, 4, 14, 3, 8, 5, 7, 13, 2, 15, 10]
+    np.testing.assert_array_equal(halton_order(4, 4), expected)
+    for y, x in [(1, 1), (3, 5), (8, 8), (16, 16)]:
+        np.testing.assert_array_equal(np.sort(halton_order(y, x)), np.arange(y * x))
 
 
 def test_halton_rows_are_shifted_walks_of_the_grid():
@@ -264,14 +245,16 @@ def test_halton_rows_are_shifted_walks_of_the_grid():
     assert len(shifts) > 1
 
 
-def test_mistakes_are_named():
-    with pytest.raises(UserError, match="confidence"):
-        ParallelDecodeConfig(order="confidance")
-    with pytest.raises(UserError, match="cosine"):
-        ParallelDecodeConfig(schedule="cosin")
-    with pytest.raises(UserError, match="choice_temperature: found -1"):
-        ParallelDecodeConfig(choice_temperature=-1)
-    with pytest.raises(UserError, match="expected 1 to 16"):
-        run(context_logits, ParallelDecodeConfig(num_steps=17))
-    with pytest.raises(UserError, match="3 x 5"):
-        run(context_logits, ParallelDecodeConfig(order="halton", grid=(3, 5)))
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"order": "confidance"}, "confidence"),
+        ({"schedule": "cosin"}, "cosine"),
+        ({"choice_temperature": -1}, "choice_temperature: found -1"),
+        ({"num_steps": 17}, "expected 1 to 16"),
+        ({"order": "halton", "grid": (3, 5)}, "3 x 5"),
+    ],
+)
+def test_mistakes_are_named(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        run(context_logits, ParallelDecodeConfig(**kwargs))
