@@ -90,8 +90,8 @@ def measure_sampler(
     for num_steps in steps:
         sampler = dataclasses.replace(sampling.sampler, num_steps=num_steps)
         one = dataclasses.replace(sampling, sampler=sampler)
-        planner = plan.Planner(cfg, objective, one, device_mesh, mesh)
-        _, executable, seconds = planner.compile(batch)
+        compiled = plan.compiler(cfg, objective, one, device_mesh, sharding.axis_rules(mesh))
+        _, executable, seconds = compiled(batch)
         text = executable.as_text()
         found.append(
             {

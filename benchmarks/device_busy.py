@@ -83,7 +83,7 @@ def measure_tokenize(path: str, count: int, size: int, batch: int) -> dict[str, 
         start = time.perf_counter()
         with BusyClock() as clock, Progress("tokenize", _TARS, "shards") as progress:
             shards = writer.missing()
-            results = tokenize.tokenized(source, shards, trained, cfg, clock, progress)
+            results = tokenize.tokenized(source, trained, cfg, shards, clock, progress)
             pair_shards.write_shards(writer, results)
         seconds = time.perf_counter() - start
     return {"busy": clock.share, "images_per_second": count / seconds}

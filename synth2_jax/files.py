@@ -23,6 +23,7 @@ _REFUSALS = [
     os.strerror(number)
     for number in (errno.EACCES, errno.ENOENT, errno.EROFS, errno.EISDIR, errno.EIO, errno.ELOOP)
 ]
+_BEFORE = ".before"  # ends the name of a folder that is being replaced
 _LITTLE = 1 << 20  # bytes of room that are as good as none
 
 
@@ -111,14 +112,11 @@ def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a name to write to; `path` appears if the body ends well and its bytes are on disk."""
     temporary = temporary_name(path)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename == str(temporary):
-            error.filename, error.filename2 = str(path), None  # the name that the user knows
-        raise
+        with _as_the_user_knows(path, temporary):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)  # the rename itself survives a power cut
@@ -131,6 +129,57 @@ def sync_folder(folder: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder to write to, which takes the place of `folder` if the body ends well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(folder)
+    before = temporary.with_suffix(_BEFORE)
+    temporary.mkdir()
+    try:
+        with _as_the_user_knows(folder, temporary):
+            yield temporary
+            if folder.exists():
+                os.rename(folder, before)
+            os.rename(temporary, folder)
+    finally:
+        if before.exists() and not folder.exists():
+            os.rename(before, folder)
+        for left in (temporary, before):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _as_the_user_knows(path: pathlib.Path, temporary: pathlib.Path) -> Iterator[None]:
+    """Puts `path` into an error on the temporary name, or on a full disk, which names nothing."""
+    try:
+        yield
+    except OSError as error:
+        full = error.filename is None and any(text in str(error) for text in FULL_DISK)
+        if full or str(error.filename).startswith(str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def clear_leftovers(path: pathlib.Path) -> None:
+    """Removes what killed writers of a file or folder left; puts back what was being replaced.
+
+    Raises:
+      UserError: something cannot be removed.
+    """
+    for before in leftovers(path, _BEFORE):
+        if not path.exists():
+            os.rename(before, path)
+    for left in [*leftovers(path), *leftovers(path, _BEFORE)]:
+        try:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{left}: left by a command that was killed, and cannot be removed "
+                f"({error.strerror}). Remove it."
+            ) from error
 
 
 def write_bytes(path: pathlib.Path, contents: bytes) -> None:

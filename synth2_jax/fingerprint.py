@@ -6,6 +6,7 @@ A tokenizer's is followed by its settings that no parameter shows, where they ar
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -54,6 +55,15 @@ def with_settings(part: str, digest: str, tokenizer: Any) -> str:
     values = {name: getattr(tokenizer, name) for name in _SETTINGS}
     changed = (f"+{name}={value}" for name, value in values.items() if value != defaults[name])
     return digest + "".join(changed).replace(" ", "")  # a command may print it as one word
+
+
+def by_part(arrays: Iterable[tuple[str, Any]], tokenizer: Any) -> dict[str, str]:
+    """Returns the fingerprint of each top-level part, from (path, array) by rising path."""
+    found = {}
+    for part, inside in itertools.groupby(arrays, lambda item: item[0].partition("/")[0]):
+        digest = fingerprint_arrays((path.partition("/")[2], array) for path, array in inside)
+        found[part] = with_settings(part, digest, tokenizer)
+    return found
 
 
 def older_forms(found: str) -> tuple[str, str]:

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "scoring": {"layers", "models", "sampling"},
     "interop": {"layers", "models"},
     "planning": {"layers", "models", "losses", "sampling", "training"},
-    "data": {"text", "domains"},
+    "data": {"text", "domains", "sampling.device_stream"},
     "loading": {*("text", "layers", "models", "sampling", "training"), *("interop", "data")},
     "synthesis": {
         *("text", "layers", "models", "sampling", "training"),

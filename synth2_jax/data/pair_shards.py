@@ -2,15 +2,18 @@
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
+from absl import logging
 from jax.experimental import multihost_utils
 
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair, read_manifest
 from synth2_jax.data.skipped import Skipped, reasons
 from synth2_jax.errors import UserError
+from synth2_jax.progress import Progress
+from synth2_jax.sampling.device_stream import BusyClock
 from synth2_jax.stop_signal import StopSignal
 
 Result = tuple[int, Pair | Skipped | None]
@@ -49,6 +52,30 @@ class SkipBudget:
             )
 
 
+def make_pairs(
+    writer: PairWriter,
+    label: str,
+    size: Callable[[list[int]], tuple[int, str]],
+    results: Callable[[list[int], BusyClock, Progress], Iterable[Result]],
+    max_skipped: float = 1.0,
+) -> Manifest:
+    """Makes the shards that are missing, in any number of processes; returns the manifest.
+
+    `size` gives the number of items in some shards and their unit, `results` what `write_shards`
+    takes. After a signal finished shards stay, and SystemExit is raised.
+
+    Raises:
+      UserError: a larger share of the pairs is skipped than `config.max_skipped`.
+    """
+    budget = SkipBudget(label, max_skipped, "--config.max_skipped")
+    if shards := my_shards(writer):
+        with StopSignal() as stop, BusyClock() as clock, Progress(label, *size(shards)) as progress:
+            write_shards(writer, _watched(results(shards, clock, progress), stop, budget))
+        logging.info("%s: the device was busy %.1f %% of the time", label, 100 * clock.share)
+    budget.check(*writer.written())
+    return finish(writer)
+
+
 def my_shards(writer: PairWriter) -> list[int]:
     """Lists the missing shards that this process writes."""
     count, mine = jax.process_count(), jax.process_index()
@@ -63,8 +90,7 @@ def write_shards(writer: PairWriter, results: Iterable[Result]) -> None:
         writer.write_shard(shard, itertools.takewhile(lambda item: item is not None, items))
 
 
-def watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> Iterator[Result]:
-    """Passes results on until SIGTERM or until too many are skipped; finished shards stay."""
+def _watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> Iterator[Result]:
     for shard, item in results:
         if stop.received:
             stop.exit("finished shards are kept; the same command goes on")
@@ -73,11 +99,15 @@ def watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> 
         yield shard, item
 
 
-def finish(folder: str, writer: PairWriter) -> Manifest:
-    """Returns the manifest, which one process writes when all have written their shards."""
-    if jax.process_count() == 1:
-        return writer.finish()
-    multihost_utils.sync_global_devices("pairs: all shards are there")
+def finish(writer: PairWriter) -> Manifest:
+    """Returns the manifest, which process 0 writes when all have written their shards."""
+    wait_for_all("pairs: all shards are there")
     manifest = writer.finish() if jax.process_index() == 0 else None
-    multihost_utils.sync_global_devices("pairs: the manifest is there")
-    return manifest or read_manifest(folder)
+    wait_for_all("pairs: the manifest is there")
+    return manifest or read_manifest(writer.folder)
+
+
+def wait_for_all(where: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)

@@ -56,13 +56,13 @@ class PairWriter:
     ):
         if num_shards < 1:
             raise UserError(f"pairs {folder}: found {num_shards} shards, expected at least 1")
-        self._folder, self._provenance = pathlib.Path(folder), provenance
+        self.folder, self._provenance = pathlib.Path(folder), provenance
         self._names = [f"{name}-{i:05d}-of-{num_shards:05d}.tfrecord" for i in range(num_shards)]
         work = _work(self._names, provenance)
         self._works = [
             hashlib.sha256(f"{i} {work}".encode()).hexdigest() for i in range(num_shards)
         ]
-        self._progress = ShardProgress(self._folder, self._names, self._works)
+        self._progress = ShardProgress(self.folder, self._names, self._works)
         self._check_same_work(work)
         if not self._finished():
             self._progress.begin(work)
@@ -72,9 +72,7 @@ class PairWriter:
         if not (manifest := self._finished()):
             return self._progress.missing()
         return [
-            i
-            for i, shard in enumerate(manifest.shards)
-            if not records.is_there(self._folder, shard)
+            i for i, shard in enumerate(manifest.shards) if not records.is_there(self.folder, shard)
         ]
 
     def write_shard(self, index: int, pairs: Iterable[Pair | Skipped]) -> None:
@@ -92,7 +90,7 @@ class PairWriter:
                 raise
             num_finished = len(self._names) - len(self.missing())
             raise UserError(
-                f"pairs {self._folder}: {reason}; {num_finished} of {len(self._names)} shards are "
+                f"pairs {self.folder}: {reason}; {num_finished} of {len(self._names)} shards are "
                 "finished and stay, the same command makes the others"
             ) from error
 
@@ -103,7 +101,7 @@ class PairWriter:
         counts, skipped = collections.Counter(), collections.Counter()
         examples: list[dict[str, str]] = []
         captions_cut = 0
-        path, manifest = self._folder / self._names[index], self._finished()
+        path, manifest = self.folder / self._names[index], self._finished()
         with written_whole(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as file:
             for pair in pairs:
                 if isinstance(pair, Skipped):
@@ -123,7 +121,7 @@ class PairWriter:
             sha256 = records.sha256_of(temporary)
             if manifest and sha256 != (expected := manifest.shards[index].sha256):
                 raise UserError(
-                    f"pairs {self._folder}: shard {path.name} was lost and comes out with sha256 "
+                    f"pairs {self.folder}: shard {path.name} was lost and comes out with sha256 "
                     f"{sha256}, expected {expected}; delete the folder or restore the shard"
                 )
         if not manifest:
@@ -145,10 +143,10 @@ class PairWriter:
         """
         if self._finished():
             self._clean_up()
-            return records.read_manifest(self._folder)
+            return records.read_manifest(self.folder)
         if missing := self.missing():
             raise UserError(
-                f"pairs {self._folder}: {len(missing)} of {len(self._names)} shards are missing, "
+                f"pairs {self.folder}: {len(missing)} of {len(self._names)} shards are missing, "
                 f"the first is {self._names[missing[0]]}"
             )
         manifest = self._manifest_so_far()
@@ -157,16 +155,16 @@ class PairWriter:
             if manifest.skipped:
                 why = f"all {sum(manifest.skipped.values()):,} are skipped "
                 why += f"({reasons(manifest.skipped)}); {_shown(manifest.skipped_examples)}"
-            raise UserError(f"pairs {self._folder}: no pairs, {why}")
+            raise UserError(f"pairs {self.folder}: no pairs, {why}")
         self._progress.check_finished()
-        write_bytes(self._folder / records.MANIFEST, records.manifest_json(manifest).encode())
+        write_bytes(self.folder / records.MANIFEST, records.manifest_json(manifest).encode())
         self._clean_up()
         return manifest
 
     def _finished(self) -> Manifest | None:
         """The manifest, once it is written."""
-        if (self._folder / records.MANIFEST).exists():
-            return records.parse_manifest(self._folder)
+        if (self.folder / records.MANIFEST).exists():
+            return records.parse_manifest(self.folder)
         return None
 
     def _manifest_so_far(self) -> Manifest:
@@ -188,7 +186,7 @@ class PairWriter:
 
     def _clean_up(self) -> None:
         self._progress.remove()
-        for leftover in self._folder.glob(".*.tmp"):
+        for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
     def _check_same_work(self, work: str) -> None:
@@ -200,7 +198,7 @@ class PairWriter:
         difference = None if found is None else first_difference(found, json.loads(work))
         if difference and (manifest or not self._progress.forget_empty_shards()):
             raise UserError(
-                f"pairs {self._folder}: found pairs of {difference[0]}, expected {difference[1]}; "
+                f"pairs {self.folder}: found pairs of {difference[0]}, expected {difference[1]}; "
                 "delete the folder or choose another"
             )
 

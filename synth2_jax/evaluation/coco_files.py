@@ -4,11 +4,27 @@ COCO's results and annotations of captions (https://cocodataset.org/#format-resu
 of answers (https://visualqa.org/evaluation.html).
 """
 
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from synth2_jax.data.references import ReferencedImage
+from synth2_jax.files import write_json, write_json_lines
+
+
+def write(
+    folder: pathlib.Path, images: Sequence[ReferencedImage], captions: Sequence[str], task: str
+) -> None:
+    """Writes captions.jsonl, and predictions.json and references.json for others' scorers."""
+    rows = []
+    for image, caption in zip(images, captions, strict=True):
+        row = {"key": image.key, "caption": caption, "references": image.references}
+        rows.append(row | ({"prompt": image.prompt} if image.prompt else {}))
+    write_json_lines(folder / "captions.jsonl", rows)
+    write_json(folder / "predictions.json", predictions(images, captions, task))
+    if task == "caption":
+        write_json(folder / "references.json", caption_annotations(images))
 
 
 def predictions(

@@ -34,6 +34,21 @@ def in_background(items: Iterable[Item], ahead: int) -> Iterator[Item]:
         pool.shutdown(cancel_futures=True)
 
 
+def in_rows(
+    items: Iterable[Item], batch_size: int, is_row: Callable[[Item], bool]
+) -> Iterator[list[Item]]:
+    """Cuts items into lists of `batch_size` rows, and not too many of what is no row."""
+    part, num_rows = [], 0
+    for item in items:
+        part.append(item)
+        num_rows += is_row(item)
+        if num_rows == batch_size or len(part) > 16 * batch_size:
+            yield part
+            part, num_rows = [], 0
+    if part:
+        yield part
+
+
 def on_device(
     function: Callable[..., jax.Array],
     batches: Iterable[tuple[Tag, tuple[Any, ...]]],

@@ -11,17 +11,16 @@ missing.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax.caption_writing.classes import load_classes
-from synth2_jax.caption_writing.drafts import Draft
 from synth2_jax.caption_writing.filters import FilterConfig
 from synth2_jax.caption_writing.folder import ANSWERS, CAPTIONS, MANIFEST
 from synth2_jax.caption_writing.journal import Journal
@@ -32,18 +31,13 @@ from synth2_jax.caption_writing.selection import Selection
 from synth2_jax.caption_writing.server_config import ServerConfig
 from synth2_jax.caption_writing.templates import Prompts, load_template
 from synth2_jax.caption_writing.text_file import TextFileSource
-from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError, naming, nearest
 from synth2_jax.files import JsonLinesFile, write_json, write_json_lines
-from synth2_jax.fingerprint import fingerprint
-from synth2_jax.loading.trained import load_trained, others_reader
-from synth2_jax.models.gemma import GemmaConfig
-from synth2_jax.models.language_model import LanguageModelConfig
+from synth2_jax.loading.language_models import LoadedLanguageModel, load_language_model
+from synth2_jax.loading.trained import others_reader
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.stop_signal import StopSignal
-from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
-from synth2_jax.training.train_state import Params
 
 SCENES = "scenes"  # the class list of the built-in data set
 
@@ -113,74 +107,86 @@ class CaptionsConfig:
             raise UserError("captions_per_class: missing, expected a number")
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Source of the captions: `row` goes into every row, `manifest` into the manifest."""
-
-    row: Mapping[str, Any]
-    manifest: Mapping[str, Any]
-
-
 def run(config: Any, workdir: str) -> list[dict[str, Any]]:
     """Writes the captions; returns the rows of captions.jsonl."""
     cfg = config_lib.build(CaptionsConfig, config)
     folder = pathlib.Path(workdir)
-    prompts = None
+    prompts = model = None
     if not cfg.text_file:
-        template = load_template(cfg.template or _template(cfg))
-        prompts = Prompts(template, cfg.styles, cfg.lengths)
-    model = None
-    if not cfg.text_file and not cfg.server:
-        with naming("--config.language_model", cfg.language_model):
-            model = _load_language_model(cfg)
+        prompts = Prompts(load_template(cfg.template or _template(cfg)), cfg.styles, cfg.lengths)
+        if not cfg.server:
+            with naming("--config.language_model", cfg.language_model):
+                model = load_language_model(cfg.language_model, cfg.vocabulary)
     classes = _classes(cfg, model)
-    quotas = _quotas(classes, cfg)
-    selection = Selection(quotas, cfg.filter, cfg.max_dropped_share)
+    selection = Selection(_quotas(classes, cfg), cfg.filter, cfg.max_dropped_share)
     with StopSignal() as stop:
+        ask = functools.partial(ask_in_rounds, selection=selection, prompts=prompts, stop=stop)
         if cfg.text_file:
-            with naming("--config.text_file", cfg.text_file):
-                origin = _read_file(selection, classes, cfg, stop)
+            origin = _read_file(selection, classes, cfg, stop)
         elif cfg.server:
-            origin = _ask_server(selection, prompts, cfg, stop, folder / ANSWERS)
+            origin = _ask_server(cfg, ask, folder / ANSWERS)
         else:
-            origin = _ask_language_model(model, selection, prompts, cfg, stop)
-    dropped = dict(selection.dropped)
-    if not any(selection.kept.values()):
-        advice = ". Change the filter or the source."
+            origin = _ask_language_model(model, cfg, ask)
+    rows = _rows(selection, origin, prompts, cfg)
+    if not rows:
+        advice = "Change the filter or the source."
         if model:
             advice = (
-                ". Train the language model for longer, or give classes that its training data "
+                "Train the language model for longer, or give classes that its training data "
                 f"names (--config.classes), not such as {classes[0]!r}."
             )
         raise UserError(
-            f"captions: none of {sum(dropped.values())} drafts is usable, dropped {dropped}{advice}"
+            f"captions: none of {selection.dropped.total()} drafts is usable, dropped "
+            f"{dict(selection.dropped)}. {advice}"
         )
-    drafts = [draft for kept in selection.kept.values() for draft in kept]
-    rows = [_row(draft, origin, prompts) for draft in drafts]
-    lacks = selection.lacks()
     write_json_lines(folder / CAPTIONS, rows)
     written = JsonLinesFile(folder / CAPTIONS)
-    write_json(
-        folder / MANIFEST,
-        {
-            **origin.manifest,
-            **(_described(prompts) if prompts else {}),
-            "filter": cfg.filter.describe(),
-            "seed": cfg.seed,
-            "num_classes": len(classes or ()),
-            "classes_sha256": _sha256("\n".join(classes or ())),
-            "num_captions": written.num_rows,
-            "sha256": written.sha256,
-            "short_of": lacks,
-            "dropped": dropped,
-        },
-    )
+    lacks = selection.lacks()
+    manifest = {
+        **origin,
+        "filter": cfg.filter.describe(),
+        "seed": cfg.seed,
+        "num_classes": len(classes or ()),
+        "classes_sha256": hashlib.sha256("\n".join(classes or ()).encode()).hexdigest(),
+        "num_captions": written.num_rows,
+        "sha256": written.sha256,
+        "short_of": lacks,
+        "dropped": dict(selection.dropped),
+    }
+    if prompts:
+        manifest |= {
+            "prompt": prompts.template.text,
+            "prompt_sha256": prompts.template.sha256,
+            "styles": prompts.styles,
+            "lengths": prompts.lengths,
+        }
+    write_json(folder / MANIFEST, manifest)
     short = ""
     if cfg.captions_per_class is not None:
         number = f"fewer than {cfg.captions_per_class}" if not cfg.quotas else "fewer than asked"
-        short = f"; {len(lacks)} of {len(quotas)} classes have {number}"
-    print(f"captions: {len(rows)} kept, dropped {dropped}{short}")
+        short = f"; {len(lacks)} of {len(selection.kept)} classes have {number}"
+    print(f"captions: {len(rows)} kept, dropped {dict(selection.dropped)}{short}")
     return rows
+
+
+def _template(cfg: CaptionsConfig) -> str:
+    """Returns the name of the built-in template for the source."""
+    if cfg.server:
+        return "describe"
+    path = cfg.language_model
+    with naming("--config.language_model", path):
+        return "chat" if path and others_reader(path, "language_model") else "class"
+
+
+def _classes(cfg: CaptionsConfig, model: LoadedLanguageModel | None) -> tuple[str, ...] | None:
+    """Returns class names; None for a text file without classes."""
+    given = cfg.classes
+    if not any(given):
+        if cfg.text_file:
+            return None
+        if model and model.mixture.startswith(f"{SCENES}_"):
+            given = (SCENES,)
+    return load_classes(given, {SCENES: dataset.CLASSES})
 
 
 def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | None, int | None]:
@@ -192,90 +198,19 @@ def _quotas(classes: Sequence[str] | None, cfg: CaptionsConfig) -> dict[str | No
     return {name: cfg.quotas.get(name, cfg.captions_per_class) for name in names}
 
 
-def _classes(cfg: CaptionsConfig, model: "_LanguageModel | None") -> tuple[str, ...] | None:
-    """Returns class names; None for a text file without classes."""
-    given = cfg.classes
-    if not any(given):
-        if cfg.text_file:
-            return None
-        if model and model.mixture.startswith(f"{SCENES}_"):
-            given = (SCENES,)
-    return load_classes(given, {SCENES: dataset.CLASSES})
+# Each of these fills the selection and returns what the manifest says of the source.
 
 
-@dataclasses.dataclass(frozen=True)
-class _LanguageModel:
-    """Language model; `mixture` is its training data, "" if unknown."""
-
-    config: LanguageModelConfig | GemmaConfig
-    params: Params
-    vocabulary: Vocabulary
-    provenance: Mapping[str, Any]
-    mixture: str = ""
+def _read_file(
+    selection: Selection, classes: Sequence[str] | None, cfg: CaptionsConfig, stop: StopSignal
+) -> dict[str, Any]:
+    with naming("--config.text_file", cfg.text_file):
+        source = TextFileSource(cfg.text_file, classes)
+        read_file(source, selection, stop)
+        return {"source": "text_file", **source.describe()}
 
 
-def _ask_language_model(
-    model: _LanguageModel,
-    selection: Selection,
-    prompts: Prompts,
-    cfg: CaptionsConfig,
-    stop: StopSignal,
-) -> Origin:
-    source = LanguageModelSource(
-        *(model.config, model.params, model.vocabulary, cfg.decode),
-        seed=cfg.seed,
-        batch_size=cfg.batch_size,
-    )
-    kept = "nothing is written yet"
-    ask_in_rounds(source, selection, prompts, stop, max_rounds=cfg.max_rounds, kept=kept)
-    sampling = dataclasses.asdict(cfg.decode)
-    return Origin(
-        row={"model": model.provenance["fingerprint"], "seed": cfg.seed, "sampling": sampling},
-        manifest={"source": "language_model", **model.provenance, "sampling": sampling},
-    )
-
-
-def _template(cfg: CaptionsConfig) -> str:
-    """Returns the name of the built-in template for the source."""
-    if cfg.server:
-        return "describe"
-    path = cfg.language_model
-    return "chat" if path and others_reader(path, "language_model") else "class"
-
-
-def _load_language_model(cfg: CaptionsConfig) -> _LanguageModel:
-    path = cfg.language_model
-    reader = others_reader(path, "language_model") if path else None
-    if reader is None:
-        trained = load_trained(path, "language_model")
-        if cfg.vocabulary:
-            raise UserError(
-                f"--config.vocabulary: found {cfg.vocabulary!r}, but {path} has its own. "
-                "Remove the key."
-            )
-        data = config_lib.build(DataConfig, trained.config["data"])
-        return _LanguageModel(
-            trained.objective.task.language_model,
-            trained.params["language_model"],
-            load_vocabulary(data.vocabulary),
-            trained.provenance("language_model"),
-            data.mixture,
-        )
-    if not cfg.vocabulary:
-        raise UserError(f"--config.vocabulary: empty. Give the SentencePiece model of {path}.")
-    config = reader.language_model_config(path)
-    params = jax.tree.map(np.asarray, reader.load_language_model(path, config))
-    provenance = {"checkpoint": pathlib.Path(path).name, "fingerprint": fingerprint(params)}
-    return _LanguageModel(config, params, load_vocabulary(cfg.vocabulary), provenance)
-
-
-def _ask_server(
-    selection: Selection,
-    prompts: Prompts,
-    cfg: CaptionsConfig,
-    stop: StopSignal,
-    path: pathlib.Path,
-) -> Origin:
+def _ask_server(cfg: CaptionsConfig, ask: Callable, path: pathlib.Path) -> dict[str, Any]:
     if jax.process_count() > 1:
         raise UserError(
             f"captions: found {jax.process_count()} processes, expected one: each would pay for "
@@ -285,53 +220,41 @@ def _ask_server(
         source = OpenAIServerSource(cfg.server, journal, seed=cfg.seed)
         try:
             kept = "the answers are kept; run the same command again to continue"
-            ask_in_rounds(source, selection, prompts, stop, max_rounds=cfg.max_rounds, kept=kept)
+            ask(source, max_rounds=cfg.max_rounds, kept=kept)
         finally:
             print(f"captions: {source.summary()}", flush=True)
-    sampling = cfg.server.sampling()
-    return Origin(
-        row={"model": cfg.server.model, "seed": cfg.seed, "sampling": sampling},
-        manifest={
-            "source": "server",
-            "model": cfg.server.model,
-            "server": source.base_url,
-            "sampling": sampling,
-            "usage": source.usage(),
-        },
-    )
-
-
-def _read_file(
-    selection: Selection, classes: Sequence[str] | None, cfg: CaptionsConfig, stop: StopSignal
-) -> Origin:
-    source = TextFileSource(cfg.text_file, classes)
-    read_file(source, selection, stop)
-    return Origin(
-        row={"model": None, "seed": None, "sampling": None},
-        manifest={"source": "text_file", **source.describe()},
-    )
-
-
-def _row(draft: Draft, origin: Origin, prompts: Prompts | None) -> dict[str, Any]:
-    row = {"caption": draft.caption, "class": draft.class_name, "draw": draft.draw}
-    if prompts:
-        row |= {"template_sha256": prompts.template.sha256, **prompts.targets(draft.draw)}
-    row |= origin.row
-    if draft.model:
-        row["model"] = draft.model
-    if draft.seed is not None:
-        row["seed"] = draft.seed
-    return row
-
-
-def _described(prompts: Prompts) -> dict[str, Any]:
     return {
-        "prompt": prompts.template.text,
-        "prompt_sha256": prompts.template.sha256,
-        "styles": prompts.styles,
-        "lengths": prompts.lengths,
+        "source": "server",
+        "model": cfg.server.model,
+        "server": source.base_url,
+        "sampling": cfg.server.sampling(),
+        "usage": source.usage(),
     }
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _ask_language_model(
+    model: LoadedLanguageModel, cfg: CaptionsConfig, ask: Callable
+) -> dict[str, Any]:
+    source = LanguageModelSource(
+        *(model.config, model.params, model.vocabulary, cfg.decode),
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+    )
+    ask(source, max_rounds=cfg.max_rounds, kept="nothing is written yet")
+    sampling = dataclasses.asdict(cfg.decode)
+    return {"source": "language_model", **model.provenance, "sampling": sampling}
+
+
+def _rows(
+    selection: Selection, origin: Mapping[str, Any], prompts: Prompts | None, cfg: CaptionsConfig
+) -> list[dict[str, Any]]:
+    model = origin.get("fingerprint", origin.get("model"))
+    seed = None if cfg.text_file else cfg.seed
+    rows = []
+    for draft in (draft for kept in selection.kept.values() for draft in kept):
+        row = {"caption": draft.caption, "class": draft.class_name, "draw": draft.draw}
+        if prompts:
+            row |= {"template_sha256": prompts.template.sha256, **prompts.targets(draft.draw)}
+        row |= {"model": draft.model or model, "seed": seed if draft.seed is None else draft.seed}
+        rows.append(row | {"sampling": origin.get("sampling")})
+    return rows

@@ -7,38 +7,28 @@ features are better off with the pairs as they were, which are a small part of t
 A shard is the unit of work, of any number of processes: after a kill, the same command makes only
 the shards that are missing.
 
-Legend: B batch, T text tokens, t those of one caption, E text width.
+Legend: T text tokens.
 """
 
-import contextlib
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from absl import logging
-from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
-from synth2_jax.data import pair_shards, records, views
+from synth2_jax.data import records, views
+from synth2_jax.data.pair_shards import Result, make_pairs
 from synth2_jax.data.pair_writer import PairWriter
-from synth2_jax.data.records import Manifest, Pair
+from synth2_jax.data.records import Manifest
 from synth2_jax.errors import UserError, naming
 from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.text_encoders import LoadedTextEncoder, load_text_encoder
-from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from synth2_jax.progress import Progress
-from synth2_jax.sampling.device_stream import BusyClock, in_background, on_device
-from synth2_jax.stop_signal import StopSignal
-from synth2_jax.text.caption_ids import text_ids
+from synth2_jax.models.text_encoder import TextEncoderConfig
+from synth2_jax.synthesis.caption_encoder import CaptionEncoder
 from synth2_jax.text.vocabulary import Vocabulary, load_vocabulary
-
-_BATCHES_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +64,10 @@ def run(config: Any, workdir: str) -> Manifest:
         pairs = views.open_pairs(cfg.pairs)
     if pathlib.Path(workdir).resolve() == pathlib.Path(cfg.pairs).resolve():
         raise UserError(f"--workdir={workdir}: the pairs lie there, expected another folder")
-    mesh = sharding.make_mesh(cfg.mesh, jax.local_devices())
+    mesh, rules = sharding.make_mesh(cfg.mesh, jax.local_devices()), sharding.axis_rules(cfg.mesh)
     sharding.check_rows(cfg.batch_size, mesh, "--config.batch_size")
     with naming("--config.text_encoder", cfg.text_encoder):
-        encoder = load_text_encoder(
-            cfg.text_encoder, cfg.model, mesh=mesh, rules=sharding.axis_rules(cfg.mesh)
-        )
+        encoder = load_text_encoder(cfg.text_encoder, cfg.model, mesh=mesh, rules=rules)
     vocabulary, length = _text_of(cfg, encoder)
     text_encoder = {
         "fingerprint": fingerprint(encoder.params),
@@ -92,27 +80,20 @@ def run(config: Any, workdir: str) -> Manifest:
         pairs.provenance, text_encoder=text_encoder, config=dataclasses.asdict(cfg)
     )
     writer = PairWriter(workdir, provenance, num_shards=len(pairs.shards))
-    shards = pair_shards.my_shards(writer)
-    total = sum(pairs.shards[shard].num_pairs for shard in shards)
-    if shards:
-        encode = _make_encode(encoder, mesh, sharding.axis_rules(cfg.mesh))
-        batches = _batches(cfg, pairs, shards, vocabulary, length)
-        with (
-            StopSignal() as stop,
-            BusyClock() as clock,
-            Progress("encode_captions", total, "captions") as progress,
-            contextlib.closing(in_background(batches, _BATCHES_AHEAD)) as batches,
-        ):
+    encoding = CaptionEncoder(encoder, vocabulary, length, cfg.batch_size, mesh, rules)
 
-            def done(count: int) -> None:
-                progress.add(count)
-                if stop.received:
-                    stop.exit("finished shards are kept; the same command goes on")
+    def read(shard: int) -> Iterator[records.Pair]:
+        return views.read_shard(pairs, pathlib.Path(cfg.pairs), pairs.shards[shard].name)
 
-            results = _encoded(on_device(encode, batches, clock), done)
-            pair_shards.write_shards(writer, results)
-        logging.info("encode_captions: the device was busy %.1f %% of the time", 100 * clock.share)
-    return pair_shards.finish(workdir, writer)
+    def results(shards: Sequence[int], *watched: Any) -> Iterator[Result]:
+        return encoding.pairs(((shard, read(shard)) for shard in shards), *watched)
+
+    return make_pairs(
+        writer,
+        "encode_captions",
+        lambda shards: (sum(pairs.shards[shard].num_pairs for shard in shards), "captions"),
+        results,
+    )
 
 
 def _text_of(cfg: EncodeCaptionsConfig, encoder: LoadedTextEncoder) -> tuple[Vocabulary, int]:
@@ -126,66 +107,3 @@ def _text_of(cfg: EncodeCaptionsConfig, encoder: LoadedTextEncoder) -> tuple[Voc
         where = f"the text encoder in {cfg.text_encoder}"
         vocabulary.check_table(encoder.config.vocab_size, where)
     return vocabulary, length
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Pairs of one shard that are encoded together; `is_last` of its shard."""
-
-    shard: int
-    pairs: Sequence[Pair]
-    lengths: Sequence[int]
-    is_last: bool
-
-
-def _batches(
-    cfg: EncodeCaptionsConfig,
-    pairs: Manifest | views.View,
-    shards: Iterable[int],
-    vocabulary: Vocabulary,
-    length: int,
-) -> Iterator[tuple[_Part, tuple[np.ndarray]]]:
-    """(part, (text_tokens i32[B,T],)), of one shape: rows that fill it up are zeros.
-
-    A part ends with its shard, so that a shard comes out the same to the last bit whichever others
-    are made with it.
-    """
-    for shard in shards:
-        rest = iter(views.read_shard(pairs, pathlib.Path(cfg.pairs), pairs.shards[shard].name))
-        part = list(itertools.islice(rest, cfg.batch_size))
-        is_last = False
-        while not is_last:
-            following = list(itertools.islice(rest, cfg.batch_size))
-            is_last = not following
-            text_BT = np.zeros((cfg.batch_size, length), np.int32)
-            text_BT[: len(part)] = text_ids([pair.caption for pair in part], vocabulary, length)
-            lengths = np.count_nonzero(text_BT, axis=1).tolist()
-            yield _Part(shard, part, lengths, is_last), (text_BT,)
-            part = following
-
-
-def _encoded(
-    results: Iterable[tuple[_Part, np.ndarray]], done: Callable[[int], None]
-) -> Iterator[pair_shards.Result]:
-    """Every pair with its features, each shard ended by None."""
-    for part, features_BTE in results:
-        for pair, length, features_TE in zip(part.pairs, part.lengths, features_BTE, strict=False):
-            yield part.shard, dataclasses.replace(pair, text_features=features_TE[:length])
-        done(len(part.pairs))
-        if part.is_last:
-            yield part.shard, None
-
-
-def _make_encode(
-    encoder: LoadedTextEncoder, mesh: Mesh, rules: sharding.AxisRules
-) -> Callable[[np.ndarray], jax.Array]:
-    """text_tokens i32[B,T] -> bf16[B,T,E]."""
-    model = TextEncoder(encoder.config)
-
-    def encode(params, text_BT: jax.Array) -> jax.Array:
-        with sharding.constraints(mesh, rules):
-            features = model.apply({"params": params}, text_BT, text_BT != 0, deterministic=True)
-        return features.astype(jnp.bfloat16)
-
-    compiled, where = jax.jit(encode), sharding.batch_sharding(mesh)
-    return lambda text_BT: compiled(encoder.params, jax.device_put(text_BT, where))

@@ -12,7 +12,6 @@ Legend: B batch, I images a text, N image tokens, P prompt tokens, T text tokens
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,13 +20,12 @@ from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.data.references import ReferencedImage
 from synth2_jax.errors import UserError, naming
 from synth2_jax.evaluation import coco_files
 from synth2_jax.evaluation.clip_results import clip_results
 from synth2_jax.evaluation.more_scores import each_alone
 from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
-from synth2_jax.files import write_json, write_json_lines
+from synth2_jax.files import write_json
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.scoring import feature_model
 from synth2_jax.stop_signal import StopSignal
@@ -52,7 +50,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         captions = scorer.captions(trained.params)
     folder = pathlib.Path(workdir)
     if jax.process_index() == 0:
-        _write_captions(folder, cfg, scorer.images, captions)
+        coco_files.write(folder, scorer.images, captions, cfg.protocol.task)
     results = scorer.score(captions) | {
         "vlm": trained.provenance("vlm"),
         "protocol": cfg.protocol.describe(),
@@ -82,24 +80,3 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
             f"--config.{'; '.join(failed)}. Captions and all other scores are in {workdir}."
         )
     return results
-
-
-def _write_captions(
-    folder: pathlib.Path,
-    cfg: EvaluateConfig,
-    images: Sequence[ReferencedImage],
-    captions: Sequence[str],
-) -> None:
-    """Everything but the scores."""
-    write_json_lines(
-        folder / "captions.jsonl",
-        [
-            {"key": image.key, "caption": caption, "references": image.references}
-            | ({"prompt": image.prompt} if image.prompt else {})
-            for image, caption in zip(images, captions, strict=True)
-        ],
-    )
-    task = cfg.protocol.task
-    write_json(folder / "predictions.json", coco_files.predictions(images, captions, task))
-    if task == "caption":
-        write_json(folder / "references.json", coco_files.caption_annotations(images))

@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from synth2_jax import config as config_lib
 from synth2_jax.data import records, views
+from synth2_jax.data.pair_shards import wait_for_all
 from synth2_jax.data.records import Manifest
 from synth2_jax.errors import UserError, naming
 from synth2_jax.evaluation.pair_scores import FilterConfig, PairScorer, load_scorers
@@ -46,33 +46,31 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     }
     folder = pathlib.Path(workdir)
     views.check_same_view(folder, manifest, chosen)
-    place = _place_of_scores(cfg)
+    place = pathlib.Path(cfg.scores_folder or pathlib.Path(cfg.folder) / SCORES)
+    _check_writable(place)
     files = {
         name: ScoreFiles(place, name, scorer.settings, scorer.dtype)
         for name, scorer in scorers.items()
     }
     _score_missing(cfg, manifest, scorers, files)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("filter: all scores are there")
+    wait_for_all("filter: all scores are there")
     if jax.process_index() == 0:
         _write(cfg, manifest, files, folder, chosen)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("filter: the view is there")
+    wait_for_all("filter: the view is there")
     return read_json(folder / SUMMARY, "filter")
 
 
-def _place_of_scores(cfg: FilterConfig) -> pathlib.Path:
-    """The folder of the scores; UserError, before hours of work, where nothing can be written."""
-    place = pathlib.Path(cfg.scores_folder or pathlib.Path(cfg.folder) / SCORES)
+def _check_writable(place: pathlib.Path) -> None:
+    """Raises UserError, before hours of work, if no score can be written."""
+    probe = place / f".{jax.process_index()}.probe"
     try:
-        write_text(place / f".{jax.process_index()}.probe", "")
-        (place / f".{jax.process_index()}.probe").unlink()
+        write_text(probe, "")
+        probe.unlink()
     except OSError as error:
         raise UserError(
             f"--config.scores_folder: cannot write to {place} ({error.strerror}). Give another "
             "folder."
         ) from error
-    return place
 
 
 def _score_missing(
@@ -83,12 +81,13 @@ def _score_missing(
 ) -> None:
     """Scores the shards of this process that lack a score, one after the other."""
     starts = np.cumsum([0, *(shard.num_pairs for shard in manifest.shards)])
-    mine = range(jax.process_index(), len(manifest.shards), jax.process_count())
-    missing = [
-        (index, [name for name in scorers if files[name].is_missing(manifest.shards[index])])
-        for index in mine
-    ]
-    total = sum(manifest.shards[index].num_pairs * len(names) for index, names in missing)
+    missing = []
+    for index in range(jax.process_index(), len(manifest.shards), jax.process_count()):
+        shard = manifest.shards[index]
+        names = [name for name in scorers if files[name].is_missing(shard)]
+        if names:
+            missing.append((shard, int(starts[index]), names))
+    total = sum(shard.num_pairs * len(names) for shard, _, names in missing)
     with StopSignal() as stop, Progress("filter", total, "scores") as progress:
 
         def done(count: int) -> None:
@@ -96,14 +95,10 @@ def _score_missing(
             if stop.received:
                 stop.exit("scores of finished shards are kept; the same command goes on")
 
-        for index, names in missing:
-            if not names:
-                continue
-            shard = manifest.shards[index]
+        for shard, start, names in missing:
             pairs = list(records.read_shard(pathlib.Path(cfg.folder) / shard.name))
             for name in names:
-                scores = scorers[name](pairs, int(starts[index]), done)
-                files[name].write(shard, scores)
+                files[name].write(shard, scorers[name](pairs, start, done))
 
 
 def _write(
@@ -113,7 +108,7 @@ def _write(
     folder: pathlib.Path,
     chosen: Mapping[str, Any],
 ) -> None:
-    """Chooses, and writes the view and what there is to say of it."""
+    """Selects pairs and writes the view and its summary."""
     scores = {
         name: np.concatenate([of.read(shard)["score"] for shard in manifest.shards])
         for name, of in files.items()
@@ -141,8 +136,12 @@ def _write(
         "chosen": chosen,
     }
     write_json(folder / SUMMARY, summary)
-    write_text(folder / "index.html", render_filter(_counts(summary).strip(), scores, cfg.by))
-    _print(summary)
+    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("kept", "repaired", "dropped"))
+    counts = f"{manifest.num_pairs:>16,} pairs: {counts}"
+    write_text(folder / "index.html", render_filter(counts.strip(), scores, cfg.by))
+    for name, statistics in summary["scores"].items():
+        print(f"{name:>16}  " + "  ".join(f"{k} {v:.4g}" for k, v in statistics.items()))
+    print(f"{counts}, by {cfg.by}")
 
 
 def choose(scores: np.ndarray, cfg: FilterConfig) -> np.ndarray:
@@ -161,18 +160,5 @@ def _statistics(scores: np.ndarray) -> dict[str, float]:
     if not finite.size:
         return {}
     percentiles = zip(_PERCENTILES, np.percentile(finite, _PERCENTILES), strict=True)
-    return {
-        "mean": float(finite.mean()),
-        **{f"percentile_{percent}": float(value) for percent, value in percentiles},
-    }
-
-
-def _print(summary: Mapping[str, Any]) -> None:
-    for name, statistics in summary["scores"].items():
-        print(f"{name:>16}  " + "  ".join(f"{k} {v:.4g}" for k, v in statistics.items()))
-    print(f"{_counts(summary)}, by {summary['chosen']['by']}")
-
-
-def _counts(summary: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("kept", "repaired", "dropped"))
-    return f"{summary['pairs']:>16,} pairs: {counts}"
+    found = {f"percentile_{percent}": float(value) for percent, value in percentiles}
+    return {"mean": float(finite.mean()), **found}

@@ -26,7 +26,7 @@ from synth2_jax import config as config_lib
 from synth2_jax.data import records, views
 from synth2_jax.errors import UnknownNameError, UserError, nearest
 from synth2_jax.files import read_json
-from synth2_jax.fingerprint import fingerprint_arrays, with_settings
+from synth2_jax.fingerprint import by_part
 from synth2_jax.inert_text import inert
 from synth2_jax.loading.exported import is_exported, open_exported
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
@@ -86,32 +86,23 @@ def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> st
     step = steps[-1]
     config, built_on = checkpoint_reader.read_description(folder, step)
     params = checkpoint_reader.saved_arrays(folder, step)
-    width = _width(params)
-    notes = {}
+    fingerprints = {}
     if with_fingerprints:
         section = config.get("model", {}).get("tokenizer")
         tokenizer = config_lib.build(VQTokenizerConfig, section, "tokenizer") if section else None
-        for part, names in _parts(params).items():
-            arrays = checkpoint_reader.read_arrays(folder, step, names)
-            inside = ((path.partition("/")[2], array) for path, array in arrays)
-            found = with_settings(part, fingerprint_arrays(inside), tokenizer)
-            notes[part] = f"fingerprint {found}"
+        arrays = checkpoint_reader.read_arrays(folder, step, sorted(params))
+        fingerprints = by_part(arrays, tokenizer)
     state = checkpoint_reader.saved_arrays(folder, step, "train")
     optimizer = [path for path in state if path.startswith("opt_state")]
     saved_by = len(checkpoint_reader.position_files(folder, step))
-    lines = [
+    return _model(
         f"{config.get('model_name', 'model')} at step {step} in {folder}",
         f"steps saved: {', '.join(map(str, steps))}",
-        "",
-        *_tree(params, notes),
-        f"{'optimizer state':<{width}}  {len(optimizer):>15,} arrays      "
+        (params, fingerprints, built_on, config),
+        f"{'optimizer state':<{max(map(len, params))}}  {len(optimizer):>15,} arrays      "
         f"{_size(_total(state, optimizer)):>9}",
         f"position of the data saved by {saved_by} data shard{'s' * (saved_by != 1)}",
-        *(f"trained on top of {name} {value}" for name, value in built_on.items()),
-        "",
-        json.dumps(config, indent=2),
-    ]
-    return "\n".join(lines)
+    )
 
 
 def describe_export(folder: pathlib.Path, *, with_fingerprints: bool = False) -> str:
@@ -124,41 +115,32 @@ def describe_export(folder: pathlib.Path, *, with_fingerprints: bool = False) ->
             f"{folder}: changed since the export, by their sha256: {', '.join(changed)}"
         )
     files = f"{len(sha256)} file{'s' * (len(sha256) != 1)}"
-    lines = [
+    return _model(
         f"exported {told['model_name']}, step {told['step']} of the run {told['run']}, in {folder}",
         f"{files}, all as they were exported" if with_fingerprints else files,
-        "",
-        *_tree(exported.tensors, {k: f"fingerprint {v}" for k, v in fingerprints.items()}),
-        *(f"trained on top of {name} {value}" for name, value in built_on.items()),
-        "",
-        *json.dumps(told, indent=2).splitlines(),
-    ]
-    return "\n".join(lines)
+        (exported.tensors, fingerprints, built_on, told),
+    )
 
 
-def _tree(arrays: Mapping[str, Any], notes: Mapping[str, str]) -> list[str]:
-    """A line for each array, then one for each part of the model with what is noted of it."""
-    width, lines = _width(arrays), []
+def _model(heading: str, files: str, held: tuple[Mapping[str, Any], ...], *more: str) -> str:
+    """Lines for arrays, then for each part of the model, then what it was built on and is."""
+    arrays, fingerprints, built_on, config = held
+    width = max(map(len, arrays))
+    lines = [heading, files, ""]
     for name, leaf in sorted(arrays.items()):
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         size = _size(_total(arrays, [name]))
         lines.append(f"{name:<{width}}  {leaf.dtype.name:<8}  {shape:<18}  {size:>9}")
     lines.append("")
-    for part, names in _parts(arrays).items():
+    # The part is the first in a name: "vlm/resampler", "vlm.resampler".
+    for part, group in itertools.groupby(sorted(arrays), lambda name: re.split("[/.]", name)[0]):
+        names = list(group)
         count = sum(math.prod(arrays[name].shape) for name in names)
-        line = f"{part:<{width}}  {count:>15,} parameters  {_size(_total(arrays, names)):>9}"
-        lines.append(f"{line}  {notes.get(part, '')}".rstrip())
-    return lines
-
-
-def _parts(arrays: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names by the model's part, which is the first in them: "vlm/resampler", "vlm.resampler"."""
-    by_part = itertools.groupby(sorted(arrays), lambda name: re.split("[/.]", name)[0])
-    return {part: list(names) for part, names in by_part}
-
-
-def _width(arrays: Mapping[str, Any]) -> int:
-    return max(len(name) for name in arrays)
+        note = f"  fingerprint {fingerprints[part]}" if part in fingerprints else ""
+        size = _size(_total(arrays, names))
+        lines.append(f"{part:<{width}}  {count:>15,} parameters  {size:>9}{note}")
+    lines += [*more, *(f"trained on top of {name} {value}" for name, value in built_on.items())]
+    return "\n".join([*lines, "", json.dumps(config, indent=2)])
 
 
 def _total(arrays: Mapping[str, Any], names: list[str]) -> int:

@@ -14,16 +14,13 @@ from absl import logging
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.caption_writing.folder import CAPTIONS, read_manifest
-from synth2_jax.data import pair_shards
+from synth2_jax.data.pair_shards import make_pairs
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Provenance
 from synth2_jax.errors import UserError, naming
 from synth2_jax.files import JsonLinesFile
 from synth2_jax.loading.text_encoders import with_text_encoder
 from synth2_jax.loading.trained import load_trained
-from synth2_jax.progress import Progress
-from synth2_jax.sampling.device_stream import BusyClock
-from synth2_jax.stop_signal import StopSignal
 from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator, local_mesh
 
 
@@ -62,21 +59,15 @@ def run(config: Any, workdir: str) -> Manifest:
     )
     num_pairs = captions.num_rows * cfg.samples_per_caption
     bounds = [num_pairs * shard // cfg.num_shards for shard in range(cfg.num_shards + 1)]
-    shards = pair_shards.my_shards(writer)
-    total = sum(bounds[shard + 1] - bounds[shard] for shard in shards)
-    budget = pair_shards.SkipBudget("synthesize", cfg.max_skipped, "--config.max_skipped")
-    if shards:
-        with (
-            StopSignal() as stop,
-            BusyClock() as clock,
-            Progress("synthesize", total, "pairs") as progress,
-        ):
-            requests = _requests(captions, cfg.samples_per_caption, shards, bounds)
-            results = generator.pairs(requests, clock, progress)
-            pair_shards.write_shards(writer, pair_shards.watched(results, stop, budget))
-        logging.info("synthesize: the device was busy %.1f %% of the time", 100 * clock.share)
-    budget.check(*writer.written())
-    manifest = pair_shards.finish(workdir, writer)
+    manifest = make_pairs(
+        writer,
+        "synthesize",
+        lambda shards: (sum(bounds[shard + 1] - bounds[shard] for shard in shards), "pairs"),
+        lambda shards, *watched: generator.pairs(
+            _requests(captions, cfg.samples_per_caption, shards, bounds), *watched
+        ),
+        cfg.max_skipped,
+    )
     if manifest.captions_cut:
         logging.warning(
             "%d of %d captions are cut: the generator reads %d tokens, end of sentence included",

@@ -4,24 +4,20 @@ Writes to the workdir: config.json, checkpoints/, metrics.jsonl and tensorboard/
 """
 
 import dataclasses
-import functools
-import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data import pipeline
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError, in_section
-from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
+from synth2_jax.errors import UserError
+from synth2_jax.evaluation.validation import ValidationConfig, Validator
 from synth2_jax.files import write_bytes, write_text
 from synth2_jax.loading.derived import fill_in
 from synth2_jax.loading.pretrained import PretrainedConfig, load_pretrained
@@ -34,25 +30,6 @@ from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
 from synth2_jax.training.train_state import Objective, TrainState
-from synth2_jax.training.train_step import check_batch, step_rngs
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationConfig:
-    """What `train.eval_every` looks at.
-
-    Attributes:
-      data: for the losses on held-out data; None for none.
-      num_batches: of it.
-      captions: for a VLM's CIDEr on images with references; None for none.
-    """
-
-    data: DataConfig | None = None
-    num_batches: int = 4
-    captions: EvaluateConfig | None = None
-
-    def __post_init__(self):
-        config_lib.check_counts(self, "num_batches")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +76,11 @@ def run(config: Any, workdir: str) -> TrainState:
     if text_encoder:
         built_on["text_encoder"] = text_encoder["fingerprint"]
     iterator = _data(cfg, objective, built_on, text_encoder, sharding.data_layout(mesh))
-    evaluate = _validation(cfg, objective, built_on, text_encoder, mesh, rules)
+    evaluate = None
+    if cfg.train.eval_every and (cfg.validation.data or cfg.validation.captions):
+        evaluate = Validator(
+            *(cfg.validation, objective, cfg.data, built_on, text_encoder, mesh, rules)
+        )
     if text_encoder and cfg.pretrained.text_encoder:
         # Later stages open it, perhaps from another folder than this one.
         resolved["pretrained"]["text_encoder"] = os.path.abspath(cfg.pretrained.text_encoder)
@@ -212,73 +193,6 @@ def _data(
         tokenizer = built_on.get("tokenizer", "")
         iterator = StreamedBatches(cfg.stream, cfg.data, tokenizer, iterator, layout)
     return iterator
-
-
-def _validation(
-    cfg: TrainConfig,
-    objective: Objective,
-    built_on: Mapping[str, str],
-    text_encoder: Mapping[str, Any] | None,
-    mesh: Mesh,
-    rules: sharding.AxisRules,
-) -> Callable[[TrainState], dict[str, float]] | None:
-    """What `eval_every` calls; a mistake in its sections comes to light here, before training."""
-    data, captions = cfg.validation.data, cfg.validation.captions
-    if not cfg.train.eval_every or (data is None and captions is None):
-        return None
-
-    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    def losses(state: TrainState, batch, number):
-        rngs = step_rngs(state.rng, number)  # each batch has its own masks, the same each time
-        with sharding.constraints(mesh, rules):
-            return objective.loss(state.params, batch, rngs, state.step, train=False)[0]
-
-    scorer = None
-    if captions:
-        tokenizer = built_on.get("tokenizer", "")
-        with in_section("validation.captions"):
-            scorer = CaptionScorer(objective, captions, cfg.data, tokenizer, mesh, rules)
-
-    def held_out() -> Iterator[dict[str, np.ndarray]]:
-        return pipeline.eval_batches(
-            data,
-            objective.batches,
-            tokenizer_fingerprint=built_on.get("tokenizer"),
-            text_encoder=text_encoder,
-            limits=objective.limits,
-            layout=sharding.data_layout(mesh),
-        )
-
-    def is_full(batch: dict[str, np.ndarray]) -> bool:
-        """Whether no process has a row that only fills the batch up; removes their marks."""
-        return bool(sharding.over_devices(jnp.all, np.bool_(batch.pop("valid").all())))
-
-    if data is not None:
-        with in_section("validation"):
-            first = next(held_out())
-        if not is_full(first):
-            raise UserError(
-                f"--config.validation.data: fewer examples than the {data.batch_size} of one batch"
-            )
-        check_batch(first, objective, mesh, where="--config.validation.data")
-
-    def validate(state: TrainState) -> dict[str, float]:
-        scalars = {}
-        if data is not None:
-            merged = {}
-            for number, batch in enumerate(
-                itertools.islice(held_out(), cfg.validation.num_batches)
-            ):
-                if not is_full(batch):
-                    break  # A last, partly filled batch would count its filling.
-                found = losses(state, sharding.put_batch(batch, mesh), np.int32(number))
-                merged = metrics_lib.merge(merged, found) if merged else found
-            scalars |= metrics_lib.to_scalars(merged)
-        if scorer:
-            scalars |= scorer.scores(state.params)
-        return {f"validation/{name}": value for name, value in scalars.items()}
-
-    return validate
 
 
 def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:

@@ -20,7 +20,7 @@ from synth2_jax.loading.run import Trained
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
-from synth2_jax.sampling.device_stream import BusyClock, in_background, on_device
+from synth2_jax.sampling.device_stream import BusyClock, in_background, in_rows, on_device
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
@@ -130,24 +130,19 @@ class TokenGenerator:
 
     def _batches(self, requests):
         """(items, (text_tokens i32[B,T], numbers u32[B])); pairs among the items have no tokens."""
-        items, texts, numbers = [], [], []
-        for tag, request in requests:
-            item = None
-            if request is not None:
-                number, caption = request
-                key = f"synthetic-{number:09d}-0"
-                item = Skipped(key, "caption without tokens", f"{caption!r:.60}")
-                if ids := self._vocabulary.encode(caption):
-                    cut = len(ids) > self._length - 1  # the last token is the end of sentence
-                    item = Pair(key, None, caption, "synthetic", caption_cut=cut)
-                    texts.append(caption)
-                    numbers.append(number)
-            items.append((tag, item))
-            if len(texts) == self._batch_size or len(items) > 16 * self._batch_size:
-                yield items, self._filled(texts, numbers)
-                items, texts, numbers = [], [], []
-        if items:
-            yield items, self._filled(texts, numbers)
+        items = ((tag, request and self._item(*request)) for tag, request in requests)
+        for part in in_rows(items, self._batch_size, lambda item: isinstance(item[1], Pair)):
+            pairs = [item for _, item in part if isinstance(item, Pair)]
+            numbers = [int(pair.key.split("-")[1]) for pair in pairs]  # see `_item`
+            yield part, self._filled([pair.caption for pair in pairs], numbers)
+
+    def _item(self, number: int, caption: str) -> Pair | Skipped:
+        key = f"synthetic-{number:09d}-0"
+        ids = self._vocabulary.encode(caption)
+        if not ids:
+            return Skipped(key, "caption without tokens", f"{caption!r:.60}")
+        cut = len(ids) > self._length - 1  # the last token is the end of sentence
+        return Pair(key, None, caption, "synthetic", caption_cut=cut)
 
     def _filled(
         self, captions: Sequence[str], numbers: Sequence[int]

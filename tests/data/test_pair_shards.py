@@ -19,7 +19,7 @@ def test_results_of_several_shards_in_one_stream(tmp_path):
     stream = [(0, PAIRS[0]), (0, Skipped("x", "corrupt image")), (0, PAIRS[1]), (0, None)]
     stream += [(1, None), (2, PAIRS[2]), (2, None)]
     write_shards(writer, stream)
-    manifest = finish(str(tmp_path), writer)
+    manifest = finish(writer)
     assert [shard.num_pairs for shard in manifest.shards] == [2, 0, 1]
     assert manifest.skipped == {"corrupt image": 1}
     assert [found.key for found in read_pairs(tmp_path)] == ["real-0", "real-1", "real-2"]

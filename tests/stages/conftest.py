@@ -1,8 +1,10 @@
 """One small chain through all stages, made once: every test of a stage starts from its folders."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,33 +12,67 @@ import sys
 import pytest
 
 from synth2_jax import main
+from synth2_jax.testing.untrained_runs import write_untrained_run
+from synth2_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "scenes"
 
-NUM_TOKENS = 4
+NUM_IMAGES, NUM_TOKENS = 24, 4
+# Words that nearly every caption holds: a language model of 60 steps names no shapes.
+CLASSES = ("a", "the")
 _WIDTH = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 32}
 _TOKENIZER = {
-    "patch_size": 16,
-    "filters": 16,
-    "embedding_dim": 8,
-    "codebook_size": 32,
+    **{"patch_size": 16, "filters": 16, "embedding_dim": 8, "codebook_size": 32},
     "norm_groups": 4,
 }
-_LANGUAGE_MODEL = {f"language_model.{name}": value for name, value in _WIDTH.items()}
 MODELS = {
-    "tokenizer": {f"tokenizer.{name}": value for name, value in _TOKENIZER.items()},
-    "language_model": _LANGUAGE_MODEL,
-    "generator": {
-        **{f"generator.text_encoder.{name}": value for name, value in _WIDTH.items()},
-        **{f"generator.maskgit.{name}": value for name, value in _WIDTH.items()},
-    },
-    "vlm": {
-        **{f"vlm.resampler.{name}": value for name, value in _WIDTH.items()},
-        "vlm.resampler.num_latents": 2,
-    },
+    "tokenizer": {"tokenizer": _TOKENIZER},
+    "language_model": {"language_model": _WIDTH},
+    "generator": {"generator": {"text_encoder": _WIDTH, "maskgit": _WIDTH}},
+    "vlm": {"vlm": {"resampler": {**_WIDTH, "num_latents": 2}}},
 }
 STEPS = {"tokenizer": 20, "language_model": 60, "generator": 4, "vlm": 6}
+_PAIRS = {"pretrained__tokenizer": "CHAIN/tokenizer", "data__folders__real": "CHAIN/pairs/real"}
+BUILT_ON = {
+    "generator": _PAIRS,
+    "vlm": {**_PAIRS, "pretrained__language_model": "CHAIN/language_model"},
+}
+TRAINING = {
+    **{"optimizer__schedule": "constant", "train__log_every": 1},  # whatever the number of steps
+    **{"data__batch_size": 16, "data__shuffle_buffer": 16},
+}
+KEYS = {
+    "tokenize": {
+        **{"tokenizer": "CHAIN/tokenizer", "splits": "real,test", "max_images": NUM_IMAGES},
+        **{"batch_size": 16, "num_shards": 2},
+    },
+    "encode_captions": {
+        **{"pairs": "CHAIN/pairs/real", "text_encoder": "CHAIN/generator", "batch_size": 16}
+    },
+    "captions": {
+        **{"language_model": "CHAIN/language_model", "classes": CLASSES, "captions_per_class": 10},
+        **{"max_rounds": 40, "decode__top_p": 0.95, "batch_size": 16},
+    },
+    "synthesize": {
+        **{"generator": "CHAIN/generator", "captions": "CHAIN/captions", "batch_size": 8},
+        **{"sampler__num_steps": 2, "sampler__sample_temperature": 1.0, "guidance__scale": 1.5},
+        "num_shards": 3,
+    },
+    "evaluate": {
+        **{"vlm": "CHAIN/vlm_real", "folder": "CHAIN/pairs/test", "max_images": 10},
+        **{"batch_size": 8, "decode__max_length": 8},
+    },
+}
+
+
+def flat(section: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a__b": 1}."""
+    found = {}
+    for name, value in section.items():
+        inside = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{name}__") if inside else {f"{prefix}{name}": value}
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +80,9 @@ class Chain:
     """Folders that one run of every stage has left in `root`, and how to run stages on them."""
 
     root: pathlib.Path
-    # Words that nearly every caption holds: a language model of 60 steps names no shapes.
-    classes: tuple[str, ...] = ("a", "the")
-    captions_per_class: int = 10
-    num_images: int = 24
+    classes: tuple[str, ...] = CLASSES
+    captions_per_class: int = KEYS["captions"]["captions_per_class"]
+    num_images: int = NUM_IMAGES
     num_tokens: int = NUM_TOKENS
     steps: dict[str, int] = dataclasses.field(default_factory=lambda: dict(STEPS))
 
@@ -62,108 +97,38 @@ class Chain:
         return self.root.joinpath(*names)
 
     def arguments(self, stage: str, config: str, workdir, overrides: dict) -> list[str]:
-        """argv of `synth2`; `overrides` are config keys, with "__" for "."."""
-        given = {key.replace("__", "."): value for key, value in overrides.items()}
-        return [
-            "synth2",
-            stage,
-            f"--config={CONFIGS / config}",
-            f"--workdir={workdir}",
-            *(f"--config.{key}={value}" for key, value in given.items()),
-        ]
+        """argv of `synth2`; in config keys "__" is for ".", in values "CHAIN" for the root."""
+        argv = ["synth2", stage, f"--config={CONFIGS / config}", f"--workdir={workdir}"]
+        for key, value in overrides.items():
+            value = str(value).replace("CHAIN/", f"{self.root}/")
+            argv.append(f"--config.{key.replace('__', '.')}={value}")
+        return argv
 
     def training(self, name: str, workdir, config: str | None = None, **overrides) -> list[str]:
         """argv of a short `synth2 train` of a small model on the chain's folders."""
-        steps = overrides.pop("train__steps", self.steps[name])
-        built_on = {
-            "tokenizer": {},
-            "language_model": {},
-            "generator": {"pretrained__tokenizer": self.path("tokenizer")},
-            "vlm": {
-                "pretrained__tokenizer": self.path("tokenizer"),
-                "pretrained__language_model": self.path("language_model"),
-            },
-        }[name]
-        if built_on:
-            built_on["data__folders__real"] = self.path("pairs", "real")
-        return self.arguments(
-            "train",
-            config or f"{name}.py:tiny",
-            workdir,
-            {
-                **{f"model__{key}": value for key, value in MODELS[name].items()},
-                **built_on,
-                "train__steps": steps,
-                "optimizer__schedule": "constant",  # whatever the number of steps
-                "train__log_every": 1,
-                "data__batch_size": 16,
-                "data__shuffle_buffer": 16,
-                **overrides,
-            },
-        )
+        keys = {**flat({"model": MODELS[name]}), **BUILT_ON.get(name, {}), **TRAINING}
+        keys |= {"train__steps": self.steps[name], **overrides}
+        return self.arguments("train", config or f"{name}.py:tiny", workdir, keys)
 
-    def tokenization(self, workdir, **overrides) -> list[str]:
-        return self.arguments(
-            "tokenize",
-            "tokenize.py",
-            workdir,
-            {
-                "tokenizer": self.path("tokenizer"),
-                "splits": "real,test",
-                "max_images": self.num_images,
-                "batch_size": 16,
-                "num_shards": 2,
-                **overrides,
-            },
-        )
+    def _stage(self, stage: str, workdir, **overrides) -> list[str]:
+        """argv of a stage on the chain's folders."""
+        return self.arguments(stage, f"{stage}.py", workdir, {**KEYS[stage], **overrides})
 
-    def writing(self, workdir, **overrides) -> list[str]:
-        return self.arguments(
-            "captions",
-            "captions.py",
-            workdir,
-            {
-                "language_model": self.path("language_model"),
-                "classes": self.classes,
-                "captions_per_class": self.captions_per_class,
-                "max_rounds": 40,
-                "decode__top_p": 0.95,
-                "batch_size": 16,
-                **overrides,
-            },
-        )
+    tokenization = functools.partialmethod(_stage, "tokenize")
+    encoding = functools.partialmethod(_stage, "encode_captions")
+    writing = functools.partialmethod(_stage, "captions")
+    synthesis = functools.partialmethod(_stage, "synthesize")
+    evaluation = functools.partialmethod(_stage, "evaluate")
 
-    def synthesis(self, workdir, **overrides) -> list[str]:
-        return self.arguments(
-            "synthesize",
-            "synthesize.py",
-            workdir,
-            {
-                "generator": self.path("generator"),
-                "captions": self.path("captions"),
-                "sampler__num_steps": 2,
-                "sampler__sample_temperature": 1.0,
-                "guidance__scale": 1.5,
-                "batch_size": 8,
-                "num_shards": 3,
-                **overrides,
-            },
-        )
+    def losses(self, *names) -> dict[int, float]:
+        """{step: loss} of the run in a folder."""
+        rows = read_metrics(self.path(*names) / "metrics.jsonl")
+        return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
-    def evaluation(self, workdir, **overrides) -> list[str]:
-        return self.arguments(
-            "evaluate",
-            "evaluate.py",
-            workdir,
-            {
-                "vlm": self.path("vlm_real"),
-                "folder": self.path("pairs", "test"),
-                "max_images": 10,
-                "batch_size": 8,
-                "decode__max_length": 8,
-                **overrides,
-            },
-        )
+    def shards(self, *names) -> dict[str, bytes]:
+        """{name: contents} of the shards in a folder."""
+        files = sorted(self.path(*names).glob("*.tfrecord"))
+        return {path.name: path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -183,17 +148,28 @@ def chain(tmp_path_factory, compilation_cache) -> Chain:
     chain.run(chain.training("language_model", chain.path("language_model")))
     chain.run(chain.writing(chain.path("captions")))
     chain.run(chain.training("generator", chain.path("generator")))
-    chain.run(chain.synthesis(chain.path("pairs", "synthetic")))
+    synthetic = chain.path("pairs", "synthetic")
+    chain.run(chain.synthesis(synthetic))
     chain.run(chain.training("vlm", chain.path("vlm_real")))
-    chain.run(
-        chain.training(
-            "vlm",
-            chain.path("vlm_mixture"),
-            "vlm.py:mixture,tiny",
-            data__folders__synthetic=chain.path("pairs", "synthetic"),
-        )
-    )
+    mixture = {"config": "vlm.py:mixture,tiny", "data__folders__synthetic": synthetic}
+    chain.run(chain.training("vlm", chain.path("vlm_mixture"), **mixture))
     return chain
+
+
+@pytest.fixture(scope="package")
+def exported_vlm(tmp_path_factory) -> pathlib.Path:
+    """The export of an untrained VLM."""
+    folder = tmp_path_factory.mktemp("exported")
+    write_untrained_run(folder / "vlm", "vlm")
+    argv = ["synth2", "export", str(folder / "vlm"), f"--output={folder / 'out'}"]
+    assert main.main(argv) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def vlm(exported_vlm, tmp_path) -> pathlib.Path:
+    """A copy, for those who damage it."""
+    return shutil.copytree(exported_vlm, tmp_path / "out")
 
 
 @pytest.fixture
@@ -221,16 +197,12 @@ def run_in_processes():
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        env = {**os.environ, "XLA_FLAGS": flags, "SYNTH2_COORDINATOR": f"127.0.0.1:{port}"}
+        env["SYNTH2_NUM_PROCESSES"] = str(num_processes)
         processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "synth2_jax.main", *argv[1:]],
-                env={
-                    **os.environ,
-                    "XLA_FLAGS": flags,
-                    "SYNTH2_COORDINATOR": f"127.0.0.1:{port}",
-                    "SYNTH2_NUM_PROCESSES": str(num_processes),
-                    "SYNTH2_PROCESS_ID": str(index),
-                },
+                env={**env, "SYNTH2_PROCESS_ID": str(index)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -12,10 +12,11 @@ from synth2_jax import config as config_lib
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.domains.scenes.scores import has_unseen
 from synth2_jax.evaluation.scorer import EvaluateConfig
-from synth2_jax.experiments import demo
+from synth2_jax.experiments import demo, image_space
 from synth2_jax.experiments.demo import curve, measured, steps_to_baseline, summary
 from synth2_jax.experiments.experiment import ExperimentConfig
 from synth2_jax.scoring.captions import Pairs, cider_d
+from synth2_jax.stages import train
 from synth2_jax.training.metrics import JsonlWriter
 
 
@@ -139,3 +140,26 @@ def test_the_tiny_demo_makes_a_report_and_goes_on_where_it_was(tmp_path):
     repeated = json.loads((tmp_path / "report" / "results.json").read_text())
     assert repeated["peak_memory_gib"] >= found["peak_memory_gib"]
     assert repeated["arms"] == found["arms"] and repeated["generator"] == found["generator"]
+
+
+def test_the_two_objectives_differ_in_their_image_space_alone(monkeypatch):
+    """Both spaces are measured on one model and on one batch."""
+    calls = []
+
+    def steps_per_second(objectives, tx, batch, *, rounds):
+        calls.append((objectives, batch, rounds))
+        return {"embedding": 3.0, "pixel": 2.0}
+
+    monkeypatch.setattr(image_space, "steps_per_second", steps_per_second)
+    cfg, _ = train.build(config_lib.load_config("configs/scenes/vlm.py"))
+    assert image_space.speed_by_space(cfg.model, 3, rounds=7) == {"embedding": 3.0, "pixel": 2.0}
+    ((objectives, batch, rounds),) = calls
+    tasks = {name: vars(objective.task).copy() for name, objective in objectives.items()}
+    assert {name: task.pop("image_space") for name, task in tasks.items()} == {
+        "embedding": "embedding",
+        "pixel": "pixel",
+    }
+    assert tasks["embedding"] == tasks["pixel"] and rounds == 7
+    assert batch["image_tokens"].shape == (3, 16)
+    # Rare codes too: their embeddings are looked up all over the codebook.
+    assert batch["image_tokens"].max() > 16

@@ -19,7 +19,6 @@ from synth2_jax import config as config_lib
 from synth2_jax import sharding
 from synth2_jax.data import records, views
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import UserError
 from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop.lazy_array import of_array
 from synth2_jax.loading import text_encoders
@@ -33,12 +32,13 @@ from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.stages import encode_captions
 from synth2_jax.stages.encode_captions import EncodeCaptionsConfig
+from synth2_jax.synthesis import caption_encoder
 from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
 from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator
+from synth2_jax.testing.user_errors import raises_line
 from synth2_jax.text.caption_ids import text_ids
 from synth2_jax.text.vocabulary import load_vocabulary, vocabulary_path
 from synth2_jax.training.checkpoint_reader import read_description, saved_arrays
-from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.objectives import make_objective
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
@@ -52,34 +52,14 @@ T5X_SIZES = {
 }
 
 
-def encoding(chain, workdir, **overrides):
-    """argv; the pairs are 24 images of five captions, in two shards of 60 pairs."""
-    return chain.arguments(
-        "encode_captions",
-        "encode_captions.py",
-        workdir,
-        {
-            "pairs": chain.path("pairs", "real"),
-            "text_encoder": chain.path("generator"),
-            "batch_size": 16,
-            **overrides,
-        },
-    )
-
-
 def training(chain, workdir, encoded, **overrides):
-    return chain.training(
-        "generator",
-        workdir,
-        model__freeze_text_encoder=True,
-        model__stored_text_features=True,
-        data__folders__real=encoded,
-        **{"pretrained__text_encoder": chain.path("generator"), **overrides},
-    )
-
-
-def shards(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tfrecord"))}
+    keys = {
+        "model__freeze_text_encoder": True,
+        "model__stored_text_features": True,
+        "data__folders__real": encoded,
+        "pretrained__text_encoder": "CHAIN/generator",
+    }
+    return chain.training("generator", workdir, **{**keys, **overrides})
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +70,7 @@ def encoder(chain):
 @pytest.fixture(scope="module")
 def encoded(chain, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoded")
-    chain.run(encoding(chain, folder))
+    chain.run(chain.encoding(folder))
     return folder
 
 
@@ -154,24 +134,24 @@ def test_killed_and_resumed_equals_a_straight_run(chain, encoded, tmp_path, monk
             raise SystemExit(137)
         return text_ids(*args)
 
-    monkeypatch.setattr(encode_captions, "text_ids", stops_in_the_second_shard)
+    monkeypatch.setattr(caption_encoder, "text_ids", stops_in_the_second_shard)
     with pytest.raises(SystemExit):
-        chain.run(encoding(chain, tmp_path))
+        chain.run(chain.encoding(tmp_path))
     monkeypatch.undo()
-    (first,) = shards(tmp_path)
+    (first,) = chain.shards(tmp_path)
     time = (tmp_path / first).stat().st_mtime_ns
-    chain.run(encoding(chain, tmp_path))
-    assert shards(tmp_path) == shards(encoded)
+    chain.run(chain.encoding(tmp_path))
+    assert chain.shards(tmp_path) == chain.shards(encoded)
     assert (tmp_path / first).stat().st_mtime_ns == time
     # And a shard that is lost later comes out as it was.
     (tmp_path / first).unlink()
-    chain.run(encoding(chain, tmp_path))
-    assert shards(tmp_path) == shards(encoded)
+    chain.run(chain.encoding(tmp_path))
+    assert chain.shards(tmp_path) == chain.shards(encoded)
 
 
 def test_processes_share_the_shards(chain, encoded, tmp_path, run_in_processes):
-    run_in_processes(encoding(chain, tmp_path), devices=1)
-    assert shards(tmp_path) == shards(encoded)
+    run_in_processes(chain.encoding(tmp_path), devices=1)
+    assert chain.shards(tmp_path) == chain.shards(encoded)
     assert records.verify(tmp_path).fingerprint == records.verify(encoded).fingerprint
 
 
@@ -180,7 +160,7 @@ def test_of_a_view_its_rows_alone_are_encoded(chain, encoded, tmp_path):
     view = views.write_view(
         tmp_path / "view", chain.path("pairs", "real"), rows, block=4, chosen={}
     )
-    chain.run(encoding(chain, tmp_path / "out", pairs=view.folder))
+    chain.run(chain.encoding(tmp_path / "out", pairs=view.folder))
     whole = list(records.read_pairs(encoded, text_features=True))
     found = list(records.read_pairs(tmp_path / "out", text_features=True))
     assert [pair.key for pair in found] == [f"{whole[0].key}+{whole[2].key}", whole[3].key]
@@ -190,9 +170,9 @@ def test_of_a_view_its_rows_alone_are_encoded(chain, encoded, tmp_path):
 
 
 def test_encoded_again_by_another_encoder(chain, encoded, other_generator, tmp_path, mistake):
-    again = encoding(chain, encoded, text_encoder=other_generator)
+    again = chain.encoding(encoded, text_encoder=other_generator)
     assert "found pairs of text_encoder" in mistake(again)
-    chain.run(encoding(chain, tmp_path, text_encoder=other_generator, pairs=encoded))
+    chain.run(chain.encoding(tmp_path, text_encoder=other_generator, pairs=encoded))
     one, other = (
         next(iter(records.read_pairs(folder, text_features=True))) for folder in (encoded, tmp_path)
     )
@@ -200,26 +180,13 @@ def test_encoded_again_by_another_encoder(chain, encoded, other_generator, tmp_p
     assert (one.text_features != other.text_features).any()
 
 
-def test_mistakes(chain, encoded, stored, tmp_path, mistake):
+def test_mistakes(chain, stored, tmp_path, mistake):
     pairs = chain.path("pairs", "real")
-    line = mistake(encoding(chain, pairs))
+    line = mistake(chain.encoding(pairs))
     assert line == f"--workdir={pairs}: the pairs lie there, expected another folder"
-    line = mistake(encoding(chain, tmp_path, text_encoder=stored))
-    assert line.startswith(
-        f"--config.text_encoder: the generator in {stored} reads stored features and has no text "
-        "encoder, expected text encoder "
-    )
-    line = mistake(encoding(chain, tmp_path, text_encoder=chain.path("vlm_real")))
-    assert line.endswith("holds a vlm, expected a generator")
-    line = mistake(encoding(chain, tmp_path, text_length=0))
-    assert line.endswith("--config.text_length: found 0, expected at least 1")
-    sizes = {"vocab_size": 512, "num_layers": 1, "embed_dim": 32, "num_heads": 4}
-    model = {f"model__{k}": v for k, v in {**sizes, "head_dim": 16, "mlp_dim": 32}.items()}
-    line = mistake(encoding(chain, tmp_path, **model))
-    assert line.endswith("has a text encoder of num_heads 2, expected 4")
-    line = mistake(encoding(chain, tmp_path, text_encoder=T5X))
-    assert line.startswith(f"--config.text_encoder: {T5X} is a t5x checkpoint, which does not say")
-    assert list(tmp_path.iterdir()) == []
+    line = mistake(chain.encoding(tmp_path, text_encoder=stored))
+    told = f"--config.text_encoder: the generator in {stored} reads stored features and has no text"
+    assert line.startswith(told) and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -235,9 +202,8 @@ def test_text_that_does_not_fit_an_encoder(change, line):
     sizes = {"num_layers": 1, "embed_dim": 4, "num_heads": 1, "head_dim": 4, "mlp_dim": 4}
     loaded = LoadedTextEncoder(TextEncoderConfig(vocab_size=8, **sizes), {})
     given = {"vocabulary": "scenes", "text_length": 8, **change}
-    with pytest.raises(UserError) as error:
+    with raises_line(line):
         encode_captions._text_of(EncodeCaptionsConfig("pairs", "T5", **given), loaded)
-    assert str(error.value).startswith(line)
 
 
 def test_captions_are_encoded_by_a_t5_of_others(chain, tmp_path):
@@ -249,7 +215,7 @@ def test_captions_are_encoded_by_a_t5_of_others(chain, tmp_path):
         )
     folder, text = tmp_path / "encoded", {"vocabulary": tmp_path / "t5.model", "text_length": 12}
     model = {f"model__{name}": size for name, size in T5X_SIZES.items()}
-    chain.run(encoding(chain, folder, text_encoder=T5X, **text, **model))
+    chain.run(chain.encoding(folder, text_encoder=T5X, **text, **model))
     found = next(records.read_pairs(folder, text_features=True)).text_features
     t5 = load_text_encoder(T5X, TextEncoderConfig(**T5X_SIZES))
     told = records.read_manifest(folder).provenance.text_encoder
@@ -283,37 +249,31 @@ def test_a_fingerprint_does_not_depend_on_how_an_encoder_is_stored_or_placed(mon
 
 
 def test_the_checkpoint_holds_no_encoder_and_tells_which_it_was(stored, encoder):
-    names = saved_arrays(stored, 4)
-    assert not [name for name in names if "text_encoder" in name]
+    assert not [name for name in saved_arrays(stored, 4) if "text_encoder" in name]
     _, built_on = read_description(stored, 4)
     assert built_on["text_encoder"] == fingerprint(encoder.params)
 
 
-def losses(workdir):
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
-
-
 def test_losses_are_those_of_the_encoder_in_the_step(chain, stored, tmp_path):
     """Up to the rounding of features: the encoder of this chain is in float32."""
-    chain.run(
-        chain.training(
-            "generator",
-            tmp_path,
-            model__freeze_text_encoder=True,
-            pretrained__text_encoder=chain.path("generator"),
-        )
-    )
-    found, expected = losses(stored), losses(tmp_path)
+    frozen = {"model__freeze_text_encoder": True, "pretrained__text_encoder": "CHAIN/generator"}
+    chain.run(chain.training("generator", tmp_path, **frozen))
+    found, expected = chain.losses(stored), chain.losses(tmp_path)
     assert found.keys() == expected.keys() == {1, 2, 3, 4}
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=2e-4)
 
 
-def test_training_resumed_equals_a_straight_run(chain, encoded, stored, tmp_path):
+def test_training_resumed_equals_a_straight_run_wherever_the_encoder_was_named(
+    chain, encoded, stored, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(chain.root)
     for steps in (2, 4):
-        chain.run(training(chain, tmp_path, encoded, train__steps=steps))
-    assert losses(stored) == losses(tmp_path) and len(losses(stored)) == 4
+        named = {"pretrained__text_encoder": "generator", "train__steps": steps}
+        chain.run(training(chain, tmp_path, encoded, **named))
+    assert chain.losses(stored) == chain.losses(tmp_path) and len(chain.losses(stored)) == 4
+    config, _ = read_description(tmp_path, 4)
+    assert config["pretrained"]["text_encoder"] == str(chain.path("generator"))
 
 
 def test_training_on_unfit_features_is_refused(chain, encoded, other_generator, tmp_path, mistake):
@@ -321,7 +281,7 @@ def test_training_on_unfit_features_is_refused(chain, encoded, other_generator, 
     line = mistake(training(chain, tmp_path / "a", plain))
     assert "found captions without features" in line and "synth2 encode_captions" in line
     others = tmp_path / "encoded"
-    chain.run(encoding(chain, others, text_encoder=other_generator))
+    chain.run(chain.encoding(others, text_encoder=other_generator))
     both = {"data__folders__z": others, "data__mixture": "both"}
     both |= {"data__rates__real": 1.0, "data__rates__z": 1.0}
     line = mistake(training(chain, tmp_path / "a", encoded, **both))
@@ -350,16 +310,6 @@ def whole(chain, stored):
     return dataclasses.replace(trained, objective=objective, params=params)
 
 
-def test_the_path_of_an_encoder_is_kept_for_stages_that_run_elsewhere(
-    chain, encoded, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(chain.root)
-    argv = training(chain, tmp_path, encoded, pretrained__text_encoder="generator", train__steps=1)
-    chain.run(argv)
-    config, _ = read_description(tmp_path, 1)
-    assert config["pretrained"]["text_encoder"] == str(chain.path("generator"))
-
-
 def test_synthesis_takes_the_encoder_that_training_named(chain, stored, tmp_path):
     chain.run(chain.synthesis(tmp_path, generator=stored))
     pairs = list(records.read_pairs(tmp_path))
@@ -375,30 +325,18 @@ def test_synthesis_takes_the_encoder_that_training_named(chain, stored, tmp_path
 def test_another_encoder_is_refused_by_both_fingerprints(chain, stored, other_generator):
     trained = load_trained(stored, "generator")
     found = fingerprint(load_text_encoder(other_generator).params)
-    with pytest.raises(UserError) as error:
+    expected = trained.built_on["text_encoder"]
+    with raises_line(f"{other_generator} is text encoder {found}, expected {expected}, whose"):
         with_text_encoder(trained, other_generator)
-    assert str(error.value) == (
-        f"--config.text_encoder: {other_generator} is text encoder {found}, expected "
-        f"{trained.built_on['text_encoder']}, whose features the generator in {stored} was "
-        "trained on"
-    )
 
 
-def test_without_a_path_it_says_what_is_missing(stored):
-    trained = load_trained(stored, "generator")
-    unnamed = dataclasses.replace(trained, config={**trained.config, "pretrained": {}})
-    with pytest.raises(
-        UserError, match="--config.text_encoder: empty, expected the folder of text"
-    ):
-        with_text_encoder(unnamed)
-
-
-def test_a_generator_with_its_encoder_needs_none(chain, mistake, tmp_path):
+def test_with_no_path_and_none_needed(chain, stored):
     trained = load_trained(chain.path("generator"), "generator")
     assert with_text_encoder(trained) is trained
-    line = mistake(chain.synthesis(tmp_path, text_encoder=chain.path("generator")))
-    assert line.endswith(f"the generator in {chain.path('generator')} holds its text encoder")
-    assert line.startswith("--config.text_encoder: found ")
+    trained = load_trained(stored, "generator")
+    unnamed = dataclasses.replace(trained, config={**trained.config, "pretrained": {}})
+    with raises_line("--config.text_encoder: empty, expected the folder of text"):
+        with_text_encoder(unnamed)
 
 
 def test_a_stream_of_such_a_generator(chain, stored):

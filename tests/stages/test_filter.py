@@ -18,6 +18,7 @@ from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages import filter as stage
 from synth2_jax.stages.filter import choose
 from synth2_jax.testing.untrained_runs import write_untrained_run
+from synth2_jax.testing.user_errors import raises_line
 from synth2_jax.text.vocabulary import BUILT_IN
 
 ALL_SCORES = "likelihood_ratio,caption,cycle"
@@ -96,15 +97,9 @@ def test_a_vocabulary_is_known_by_its_contents(tmp_path):
 def test_where_scores_cannot_be_written_is_known_before_the_work(tmp_path):
     # As read-only pairs, which the tests' user may be allowed to write.
     (tmp_path / "pairs").touch()
-    cfg = filter_config(folder=str(tmp_path / "pairs"))
-    with pytest.raises(UserError) as error:
-        stage._place_of_scores(cfg)
-    assert str(error.value) == (
-        f"--config.scores_folder: cannot write to {tmp_path}/pairs/scores (Not a directory). Give "
-        "another folder."
-    )
-    cfg = filter_config(folder=str(tmp_path / "pairs"), scores_folder=str(tmp_path / "scores"))
-    assert stage._place_of_scores(cfg) == tmp_path / "scores"
+    with raises_line(f"--config.scores_folder: cannot write to {tmp_path}/pairs/scores (Not a dir"):
+        stage._check_writable(tmp_path / "pairs" / "scores")
+    stage._check_writable(tmp_path / "scores")
     assert list((tmp_path / "scores").iterdir()) == []
 
 

@@ -15,11 +15,12 @@ from synth2_jax import main
 from synth2_jax.data import records
 from synth2_jax.domains.scenes.dataset import REFERENCES
 from synth2_jax.errors import UserError
+from synth2_jax.files import write_json_lines
 from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop import hugging_face, maskgit_weights
 from synth2_jax.loading.trained import load_tokenizer, load_trained
 from synth2_jax.models.text_encoder import TextEncoderConfig
-from synth2_jax.training.checkpoint_reader import latest_step, read_description, restore_params
+from synth2_jax.training.checkpoint_reader import read_description, restore_params
 
 VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"
 IMAGE_SIZE = 16
@@ -49,17 +50,10 @@ def write_t5(folder, seed=0):
     folder.mkdir()
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     held = {
-        "model_type": "t5",
-        "architectures": ["T5EncoderModel"],
-        "vocab_size": cfg.vocab_size,
-        "num_layers": cfg.num_layers,
-        "d_model": cfg.embed_dim,
-        "num_heads": cfg.num_heads,
-        "d_kv": cfg.head_dim,
-        "d_ff": cfg.mlp_dim,
-        "feed_forward_proj": "gated-gelu",
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
+        **{"model_type": "t5", "architectures": ["T5EncoderModel"], "vocab_size": cfg.vocab_size},
+        **{"num_layers": cfg.num_layers, "d_model": cfg.embed_dim, "num_heads": cfg.num_heads},
+        **{"d_kv": cfg.head_dim, "d_ff": cfg.mlp_dim, "feed_forward_proj": "gated-gelu"},
+        **{"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
         "layer_norm_epsilon": 1e-6,
     }
     (folder / "config.json").write_text(json.dumps(held))
@@ -69,6 +63,16 @@ def write_t5(folder, seed=0):
 @pytest.fixture(scope="module")
 def tokenizer():
     return maskgit_weights.tokenizer_config(VQ_GAN, image_size=IMAGE_SIZE)
+
+
+def run(stage, config, workdir, **keys):
+    """Exit code; "__" in keys is for "."."""
+    given = [f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items()]
+    path = f"--config=configs/scenes/{config}"
+    return main.main(["synth2", stage, path, f"--workdir={workdir}", *given])
+
+
+VQ_GAN_OF = {"tokenizer": VQ_GAN, "image_size": IMAGE_SIZE, "num_shards": 1}
 
 
 @pytest.fixture(scope="module")
@@ -81,31 +85,17 @@ def pairs(tmp_path_factory):
         pixels = rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
         rows.append({"image": f"{i}.png", "caption": f"picture number {i}", "key": str(i)})
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = [
-        f"--workdir={folder}/pairs",
-        f"--config.tokenizer={VQ_GAN}",
-        f"--config.image_size={IMAGE_SIZE}",
-        "--config.source.format=json_lines",
-        f"--config.source.path={folder}/rows.jsonl",
-        "--config.splits=train",
-        "--config.num_shards=1",
-    ]
-    argv = ["synth2", "tokenize", "--config=configs/scenes/tokenize.py", *arguments]
-    assert main.main(argv) == 0
+    write_json_lines(folder / "rows.jsonl", rows)
+    source = {"source__format": "json_lines", "source__path": folder / "rows.jsonl"}
+    keys = {**VQ_GAN_OF, **source, "splits": "train"}
+    assert run("tokenize", "tokenize.py", folder / "pairs", **keys) == 0
     return folder / "pairs" / "train"
 
 
 @pytest.mark.slow
 def test_the_built_in_pictures_take_the_size_that_the_tokenizer_wants(tmp_path):
-    arguments = [
-        f"--workdir={tmp_path}",
-        f"--config.tokenizer={VQ_GAN}",
-        f"--config.image_size={IMAGE_SIZE}",
-        *("--config.splits=test", "--config.max_images=2", "--config.num_shards=1"),
-    ]
-    argv = ["synth2", "tokenize", "--config=configs/scenes/tokenize.py", *arguments]
-    assert main.main(argv) == 0
+    keys = {**VQ_GAN_OF, "splits": "test", "max_images": 2}
+    assert run("tokenize", "tokenize.py", tmp_path, **keys) == 0
     assert records.verify(tmp_path / "test").num_pairs == 2 * REFERENCES
 
 
@@ -116,33 +106,26 @@ def t5(tmp_path_factory):
 
 def train(workdir, pairs, tokenizer, t5, **overrides):
     """Exit code of a generator's training on another's VQ-GAN and T5."""
+    text_encoder = dataclasses.asdict(TEXT_ENCODER)
+    maskgit = {
+        "num_tokens": tokenizer.num_tokens,
+        "codebook_size": tokenizer.codebook_size,
+        "token_embedding": "learned",
+        "codebook_noise": 0.0,
+    }
     model = {
-        **{f"tokenizer.{k}": v for k, v in dataclasses.asdict(tokenizer).items()},
-        **{f"generator.text_encoder.{k}": v for k, v in dataclasses.asdict(TEXT_ENCODER).items()},
-        "generator.maskgit.num_tokens": tokenizer.num_tokens,
-        "generator.maskgit.codebook_size": tokenizer.codebook_size,
-        "generator.maskgit.token_embedding": "learned",
-        "generator.maskgit.codebook_noise": 0.0,
+        **{f"tokenizer__{k}": v for k, v in dataclasses.asdict(tokenizer).items()},
+        **{f"generator__text_encoder__{k}": v for k, v in text_encoder.items()},
+        **{f"generator__maskgit__{k}": v for k, v in maskgit.items()},
         "freeze_text_encoder": True,
     }
     given = {
-        **{f"model.{k}": v for k, v in model.items() if v not in ("none", None)},
-        "pretrained.tokenizer": VQ_GAN,
-        "pretrained.text_encoder": t5,
-        "data.folders.real": pairs,
-        "data.split": "train",
-        "data.batch_size": 2,
-        "train.steps": 2,
-        "optimizer.warmup_steps": 1,
-        **overrides,
+        **{f"model__{k}": v for k, v in model.items() if v not in ("none", None)},
+        **{"pretrained__tokenizer": VQ_GAN, "pretrained__text_encoder": t5},
+        **{"data__folders__real": pairs, "data__split": "train", "data__batch_size": 2},
+        **{"train__steps": 2, "optimizer__warmup_steps": 1, **overrides},
     }
-    return main.main(
-        [
-            *("synth2", "train", "--config=configs/scenes/generator.py:tiny"),
-            f"--workdir={workdir}",
-            *(f"--config.{key}={value}" for key, value in given.items()),
-        ]
-    )
+    return run("train", "generator.py:tiny", workdir, **given)
 
 
 @pytest.mark.slow
@@ -156,33 +139,22 @@ def test_pairs_are_tokenized_by_anothers_vq_gan(pairs, tokenizer):
 
 
 @pytest.mark.slow
-def test_a_generator_is_trained_on_a_t5_and_anothers_vq_gan(tmp_path, pairs, tokenizer, t5, capsys):
-    run = tmp_path / "generator"
-    assert train(run, pairs, tokenizer, t5) == 0
-    params = restore_params(run)
-    _, built_on = read_description(run, latest_step(run))
+def test_a_generator_is_trained_on_a_t5_and_anothers_vq_gan(tmp_path, pairs, tokenizer, t5):
+    generator = tmp_path / "generator"
+    assert train(generator, pairs, tokenizer, t5) == 0
+    params = restore_params(generator)
+    _, built_on = read_description(generator, 2)
     held = jax.tree.map(np.asarray, hugging_face.load_text_encoder(t5, TEXT_ENCODER))
     jax.tree.map(np.testing.assert_array_equal, params["generator"]["text_encoder"], held)
     assert built_on["text_encoder"] == fingerprint(held)
     assert built_on["tokenizer"] == records.read_manifest(pairs).provenance.tokenizer
 
     captions = tmp_path / "captions"
-    captions.mkdir()
-    (captions / "captions.jsonl").write_text('{"caption": "picture number 3"}\n' * 4)
+    write_json_lines(captions / "captions.jsonl", [{"caption": "picture number 3"}] * 4)
     (captions / "manifest.json").write_text("{}")
-    assert (
-        main.main(
-            [
-                *("synth2", "synthesize", "--config=configs/scenes/synthesize.py"),
-                f"--workdir={tmp_path}/synthetic",
-                f"--config.generator={run}",
-                f"--config.captions={captions}",
-                "--config.sampler.num_steps=2",
-                "--config.num_shards=1",
-            ]
-        )
-        == 0
-    )
+    keys = {"generator": generator, "captions": captions}
+    keys |= {"sampler__num_steps": 2, "num_shards": 1}
+    assert run("synthesize", "synthesize.py", tmp_path / "synthetic", **keys) == 0
     manifest = records.read_manifest(tmp_path / "synthetic")
     assert manifest.num_pairs == 4
     assert manifest.provenance.tokenizer == built_on["tokenizer"]
@@ -190,20 +162,20 @@ def test_a_generator_is_trained_on_a_t5_and_anothers_vq_gan(tmp_path, pairs, tok
 
 @pytest.mark.slow
 def test_what_is_no_such_part_is_told_with_what_it_looks_like(
-    tmp_path, pairs, tokenizer, t5, capsys
+    tmp_path, pairs, tokenizer, t5, capfd
 ):
-    for overrides, told in (
-        ({"pretrained.tokenizer": t5}, "looks like a Hugging Face T5EncoderModel; expected a tok"),
-        ({"pretrained.text_encoder": VQ_GAN}, "looks like a VQ-GAN of google-research/maskgit"),
-        ({"pretrained.text_encoder": tmp_path / "no"}, "no such file or folder"),
-        ({"model.generator.text_encoder.mlp_dim": 32}, "mlp_dim"),
-        ({"model.tokenizer.norm_groups": 16}, "norm_groups is 16, there 32"),
-        ({"model.generator.text_encoder.vocab_size": 1024}, "found 512 pieces, but --config.model"),
-        ({"pretrained.language_model": t5}, "this generator has no such part"),
-        ({"model.freeze_text_encoder": False}, "pretrained.text_encoder"),
+    for key, value, told in (
+        ("pretrained__tokenizer", t5, "looks like a Hugging Face T5EncoderModel; expected a tok"),
+        ("pretrained__text_encoder", VQ_GAN, "looks like a VQ-GAN of google-research/maskgit"),
+        ("pretrained__text_encoder", tmp_path / "no", "no such file or folder"),
+        ("model__generator__text_encoder__mlp_dim", 32, "mlp_dim"),
+        ("model__tokenizer__norm_groups", 16, "norm_groups is 16, there 32"),
+        ("model__generator__text_encoder__vocab_size", 1024, "found 512 pieces, but --config.mod"),
+        ("pretrained__language_model", t5, "this generator has no such part"),
+        ("model__freeze_text_encoder", False, "pretrained.text_encoder"),
     ):
-        assert train(tmp_path / "run", pairs, tokenizer, t5, **overrides) == 2
-        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("synth2: ")]
+        assert train(tmp_path / "run", pairs, tokenizer, t5, **{key: value}) == 2
+        (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("synth2: ")]
         assert told in line
 
 

@@ -9,15 +9,16 @@ from synth2_jax.caption_writing.folder import CAPTIONS
 from synth2_jax.data import records
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.errors import DamagedError
 from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sharding import ALL_ROWS, DataLayout
 from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
+from synth2_jax.testing.batches import assert_same
+from synth2_jax.testing.user_errors import user_error
 from synth2_jax.text.caption_ids import vlm_text
 from synth2_jax.text.vocabulary import load_vocabulary
-from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.metrics import read_metrics
 
 
@@ -36,23 +37,13 @@ def stream(chain):
     sampler = ParallelDecodeConfig(num_steps=2)
 
     def make(layout=ALL_ROWS, real=None, fingerprint=None, captions=None, **data):
-        config = StreamConfig(
-            str(chain.path("generator")),
-            str(captions or chain.path("captions")),
-            sampler=sampler,
-            seed=3,
-        )
+        folders = str(chain.path("generator")), str(captions or chain.path("captions"))
+        config = StreamConfig(*folders, sampler=sampler, seed=3)
         data = DataConfig(batch_size=16, **{"text_length": 26, **data})
         fingerprint = fingerprint or tokenizer.fingerprint("tokenizer")
         return StreamedBatches(config, data, fingerprint, real, layout)
 
     return make
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 @pytest.mark.slow
@@ -63,21 +54,16 @@ def test_rows_are_the_same_on_any_number_of_processes_and_after_any_stop(chain, 
     halves = [stream(DataLayout((index, index + 2), 4, index, 2)) for index in (0, 1)]
     for batch in batches[:3]:
         for index, half in enumerate(halves):
-            rows = next(half)
-            assert_same(
-                rows,
-                {
-                    n: a.reshape(2, 2, 2, *a.shape[1:])[:, index].reshape(rows[n].shape)
-                    for n, a in batch.items()
-                },
-            )
+            cut = {n: a.reshape(2, 2, 2, *a.shape[1:])[:, index] for n, a in batch.items()}
+            rows = {n: a.reshape(4, *a.shape[2:]) for n, a in cut.items()}
+            assert_same([next(half)], [rows])
     state = halves[0].get_state()
     again = stream()
     assert again.restart(state, 3) == "resuming the data exactly"
-    assert_same(next(again), batches[3])
+    assert_same([next(again)], [batches[3]])
     resumed = stream()
     resumed.set_state(again.get_state())
-    assert_same(next(resumed), batches[4])
+    assert_same([next(resumed)], [batches[4]])
     assert resumed.last_keys[0] == "stream-000000032"
     assert resumed.totals == {"data/stream_examples": 40}
     with pytest.raises(DamagedError, match="not one of a stream"):
@@ -86,7 +72,7 @@ def test_rows_are_the_same_on_any_number_of_processes_and_after_any_stop(chain, 
         other = json.loads(state)
         assert other["identity"][name]
         other["identity"][name] = value
-        with pytest.raises(UserError, match=f"stream.{name} {value!r}, this run has"):
+        with user_error(f"stream.{name} {value!r}, this run has"):
             stream().set_state(json.dumps(other).encode())
 
 
@@ -107,15 +93,15 @@ def test_real_and_synthetic_rows_take_turns_on_any_mesh(chain, stream):
     mixed = stream(real=FakeBatches(spec, seed=1))
     batch = next(mixed)
     real, synthetic = next(FakeBatches(spec, seed=1)), next(stream())
-    assert_same({name: rows[0::2] for name, rows in batch.items()}, real)
-    assert_same({name: rows[1::2] for name, rows in batch.items()}, synthetic)
+    assert_same([{name: rows[0::2] for name, rows in batch.items()}], [real])
+    assert_same([{name: rows[1::2] for name, rows in batch.items()}], [synthetic])
     layout = DataLayout((1,), 2, 1, 2)
     half = next(stream(layout, FakeBatches(spec, seed=1, layout=layout)))
-    assert_same(half, {name: rows[8:] for name, rows in batch.items()})
+    assert_same([half], [{name: rows[8:] for name, rows in batch.items()}])
     state, expected = mixed.get_state(), next(mixed)
     again = stream(real=FakeBatches(spec, seed=1))
     again.set_state(state)
-    assert_same(next(again), expected)
+    assert_same([next(again)], [expected])
 
 
 @pytest.mark.slow
@@ -125,9 +111,9 @@ def test_other_captions_of_the_same_number_are_refused(chain, stream, tmp_path):
     rows = [json.loads(line) for line in lines]
     rows[7]["caption"] += " and a star"
     (tmp_path / CAPTIONS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"stream.captions \[20, '\w{16}'\], this run has \[20"):
+    with user_error(r"stream.captions \[20, '\w{16}'\], this run has \[20"):
         stream(captions=tmp_path).set_state(state)
-    with pytest.raises(UserError, match="stream.prompt 'Output:', this run has 'Say:'"):
+    with user_error("stream.prompt 'Output:', this run has 'Say:'"):
         stream(prompt="Say:").set_state(state)
     older = json.loads(state)
     older["identity"]["captions"] = 20
@@ -136,25 +122,22 @@ def test_other_captions_of_the_same_number_are_refused(chain, stream, tmp_path):
     stream().set_state(json.dumps(older).encode())
 
 
+STREAM = {
+    "stream__generator": "CHAIN/generator",
+    "stream__captions": "CHAIN/captions",
+    "stream__sampler__num_steps": 2,
+}
+
+
 @pytest.mark.slow
 def test_a_stream_beside_a_folder_of_images(chain, tmp_path):
     """Trains as it does beside the tokens of the same images."""
     chain.run(chain.tokenization(tmp_path, splits="real", on_the_fly="true"))
     losses = []
     for name, folder in (("a", chain.path("pairs", "real")), ("b", tmp_path / "real")):
-        chain.run(
-            chain.training(
-                "vlm",
-                tmp_path / name,
-                data__folders__real=folder,
-                stream__generator=chain.path("generator"),
-                stream__captions=chain.path("captions"),
-                stream__sampler__num_steps=2,
-                train__steps=3,
-            )
-        )
-        rows = read_metrics(tmp_path / name / "metrics.jsonl")
-        losses.append([row["loss"] for row in rows if "loss" in row])
+        keys = {"data__folders__real": folder, "train__steps": 3, **STREAM}
+        chain.run(chain.training("vlm", tmp_path / name, **keys))
+        losses.append(chain.losses(tmp_path, name))
     assert len(losses[0]) == 3 and losses[0] == losses[1]
 
 
@@ -162,46 +145,28 @@ def test_a_stream_beside_a_folder_of_images(chain, tmp_path):
 def test_images_of_another_size_are_one_line(chain, stream):
     spec = {name: rows for name, rows in next(stream()).items() if name != "image_tokens"}
     spec["image"] = np.zeros((8, 16, 16, 3), np.uint8)
-    with pytest.raises(UserError, match=r"images of shape \(16, 16, 3\), expected .*\(32, 32, 3\)"):
+    with user_error(r"images of shape \(16, 16, 3\), expected .*\(32, 32, 3\)"):
         next(stream(real=FakeBatches(spec)))
 
 
 @pytest.mark.slow
 def test_a_generator_of_another_tokenizer_is_refused(chain, stream):
-    with pytest.raises(UserError, match="makes image tokens of tokenizer .* expected tokenizer ab"):
+    with user_error("makes image tokens of tokenizer .* expected tokenizer ab"):
         stream(fingerprint="ab")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_vlm_trains_on_a_stream(chain, tmp_path, share):
-    def command(steps):
-        return chain.training(
-            "vlm",
-            tmp_path / "vlm",
-            stream__generator=chain.path("generator"),
-            stream__captions=chain.path("captions"),
-            stream__share=share,
-            stream__sampler__num_steps=2,
-            train__steps=steps,
-        )
-
-    chain.run(command(2))
-    chain.run(command(4))
-    stopped = load_trained(str(tmp_path / "vlm"), "vlm")
-    (tmp_path / "vlm").rename(tmp_path / "stopped")
-    chain.run(command(4))
-    straight = load_trained(str(tmp_path / "vlm"), "vlm")
-    assert fingerprint(stopped.params) == fingerprint(straight.params)
-    assert latest_step(str(tmp_path / "vlm")) == 4
-    rows = [row for row in read_metrics(tmp_path / "vlm" / "metrics.jsonl") if "loss" in row]
-    assert rows[-1]["data/stream_examples"] == 4 * 16 * share
-    assert rows[-1].get("data/real_examples", 0) == 4 * 16 * (1 - share)
-
-
-@pytest.mark.slow
-def test_only_vlms_take_a_stream(chain, tmp_path, mistake):
-    command = chain.training("generator", tmp_path, stream__generator="g", stream__captions="c")
-    assert mistake(command) == (
-        "--config.stream: only works for model_name=vlm (this config trains a generator)"
+    for steps, folder in ((2, "stopped"), (4, "stopped"), (4, "straight")):
+        keys = {**STREAM, "stream__share": share, "train__steps": steps}
+        chain.run(chain.training("vlm", tmp_path / folder, **keys))
+    found, expected = (
+        load_trained(str(tmp_path / folder), "vlm") for folder in ("stopped", "straight")
     )
+    assert fingerprint(found.params) == fingerprint(expected.params)
+    assert found.step == expected.step == 4
+    rows = read_metrics(tmp_path / "straight" / "metrics.jsonl")
+    last = [row for row in rows if "loss" in row][-1]
+    assert last["data/stream_examples"] == 4 * 16 * share
+    assert last.get("data/real_examples", 0) == 4 * 16 * (1 - share)

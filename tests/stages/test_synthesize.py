@@ -10,16 +10,12 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax.caption_writing.folder import read_manifest
 from synth2_jax.data import records
-from synth2_jax.errors import UserError
 from synth2_jax.files import JsonLinesFile, read_json_lines, write_json, write_json_lines
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator
+from synth2_jax.testing.user_errors import raises_line, user_error
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
-
-
-def shards(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tfrecord"))}
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +30,19 @@ def config(chain):
     return config_lib.build(SynthesizeConfig, manifest.provenance.config)
 
 
+@pytest.fixture(scope="module")
+def pairs(chain):
+    return list(records.read_pairs(chain.path("pairs", "synthetic")))
+
+
 def test_the_manifest_tells_where_the_pairs_come_from(chain, generator):
     manifest = records.verify(chain.path("pairs", "synthetic"))
     assert dict(manifest.counts) == {"real": 0, "synthetic": chain.num_captions}
     assert [shard.num_pairs for shard in manifest.shards] == [6, 7, 7]
     found = manifest.provenance
     assert found.tokenizer == generator.fingerprint("tokenizer")
-    assert found.generator == {
-        "checkpoint": "generator",
-        "step": chain.steps["generator"],
-        "fingerprint": generator.fingerprint("generator"),
-    }
+    assert found.generator == generator.provenance("generator")
+    assert found.generator["step"] == chain.steps["generator"]
     assert found.sampler["num_steps"] == 2 and found.sampler["seed"] == 0
     assert found.sampler["guidance"]["scale"] == 1.5
     rows = chain.path("captions", "captions.jsonl").read_bytes()
@@ -55,8 +53,7 @@ def test_the_manifest_tells_where_the_pairs_come_from(chain, generator):
     }
 
 
-def test_every_caption_has_its_pair_in_order(chain):
-    pairs = list(records.read_pairs(chain.path("pairs", "synthetic")))
+def test_every_caption_has_its_pair_in_order(chain, pairs):
     rows = read_json_lines(chain.path("captions", "captions.jsonl"))
     assert [pair.caption for pair in pairs] == [row["caption"] for row in rows]
     assert [pair.key for pair in pairs[:2]] == ["synthetic-000000000-0", "synthetic-000000001-0"]
@@ -66,32 +63,30 @@ def test_every_caption_has_its_pair_in_order(chain):
     assert len(np.unique(tokens, axis=0)) > 1  # a mask id would have been refused by the writer
 
 
-def test_only_missing_shards_are_made_again_and_come_out_the_same(chain, tmp_path):
+def test_only_missing_shards_are_made_again_and_come_out_the_same(chain, tmp_path, mistake):
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
+
     chain.run(chain.synthesis(tmp_path))
-    whole = shards(tmp_path)
-    assert whole == shards(chain.path("pairs", "synthetic"))
-    first, second, third = whole
+    whole, before = chain.shards(tmp_path), times()
+    assert whole == chain.shards("pairs", "synthetic")
+    _, second, _ = whole
     manifest = (tmp_path / "manifest.json").read_text()
     (tmp_path / second).unlink()
-    kept = {name: (tmp_path / name).stat().st_mtime_ns for name in (first, third)}
     chain.run(chain.synthesis(tmp_path))
-    assert shards(tmp_path) == whole
-    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
+    assert chain.shards(tmp_path) == whole
+    after = times()
+    assert {name for name in whole if after[name] != before[name]} == {second}
     assert (tmp_path / "manifest.json").read_text() == manifest
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
     chain.run(chain.synthesis(tmp_path))
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-
-
-def test_another_seed_or_sampler_needs_another_folder(chain, mistake):
-    folder = chain.path("pairs", "synthetic")
+    assert times() == after
     for change in ({"seed": 1}, {"guidance__scale": 2.0}, {"num_shards": 2}):
-        assert "delete the folder or choose another" in mistake(chain.synthesis(folder, **change))
+        line = mistake(chain.synthesis(tmp_path, **change))
+        assert "delete the folder or choose another" in line
 
 
-def test_a_row_depends_on_its_caption_and_number_alone(chain, generator, config):
-    captions = [row["caption"] for row in read_json_lines(chain.path("captions/captions.jsonl"))]
-    pairs = list(records.read_pairs(chain.path("pairs", "synthetic")))
+def test_a_row_depends_on_its_caption_and_number_alone(generator, config, pairs):
+    captions = [pair.caption for pair in pairs]
     expected = np.stack([pair.image_tokens for pair in pairs])
     generate = TokenGenerator(generator, dataclasses.replace(config, batch_size=5))
     # In other batches than the stage's, in another order, and with the batch half filled.
@@ -111,31 +106,43 @@ def test_several_samples_of_a_caption_differ(chain, tmp_path):
     assert any(len({tuple(pair.image_tokens) for pair in group}) == 3 for group in groups)
 
 
-def test_captions_are_tokenized_as_in_the_generators_training(chain, generator, config):
+def test_captions_are_tokenized_as_in_the_generators_training(generator, config):
     data = {**generator.config["data"], "vocabulary": "no such file"}
     elsewhere = dataclasses.replace(generator, config={**generator.config, "data": data})
-    with pytest.raises(UserError, match="vocabulary 'no such file': no such file"):
+    with raises_line("vocabulary 'no such file': no such file"):
         TokenGenerator(elsewhere, config)
 
 
-def write_captions(folder, *captions):
-    write_json_lines(folder / "captions.jsonl", [{"caption": caption} for caption in captions])
-    write_json(folder / "manifest.json", {"source": "file"})
+# --- captions of others ---
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(caption, ...) -> a folder of captions."""
+
+    def folder(*captions):
+        rows = [{"caption": caption} for caption in captions]
+        write_json_lines(tmp_path / "captions" / "captions.jsonl", rows)
+        write_json(tmp_path / "captions" / "manifest.json", {"source": "file"})
+        return tmp_path / "captions"
+
     return folder
 
 
-def test_captions_that_are_cut_are_counted(chain, tmp_path, caplog):
-    captions = write_captions(tmp_path / "captions", "a red circle", "a blue ring " * 20)
+def test_captions_that_are_cut_are_counted(chain, tmp_path, caplog, mistake, write):
+    captions = {"captions": write("a red circle", "a blue ring " * 20), "samples_per_caption": 2}
     with caplog.at_level("WARNING", logger="absl"):
-        chain.run(chain.synthesis(tmp_path / "pairs", captions=captions, samples_per_caption=2))
+        chain.run(chain.synthesis(tmp_path / "pairs", **captions))
     assert "2 of 4 captions are cut: the generator reads 26 tokens" in caplog.text
     assert records.read_manifest(tmp_path / "pairs").captions_cut == 2
+    write("a red circle", "a green ring")  # other captions never mix
+    line = mistake(chain.synthesis(tmp_path / "pairs", **captions))
+    assert "sha256" in line and "delete the folder" in line
 
 
 @pytest.mark.parametrize("caption", ["", "  "])
-def test_a_caption_without_a_token_is_skipped_and_counted(chain, tmp_path, mistake, caption):
-    captions = write_captions(tmp_path / "captions", "a red circle", caption)
-    run = {"captions": captions, "num_shards": 1}
+def test_a_caption_without_a_token_is_skipped_and_counted(chain, tmp_path, mistake, write, caption):
+    run = {"captions": write("a red circle", caption), "num_shards": 1}
     line = mistake(chain.synthesis(tmp_path / "pairs", **run))
     assert line.startswith(
         "synthesize: 1 of 2 pairs are skipped (caption without tokens 1), expected at most 1%"
@@ -147,57 +154,28 @@ def test_a_caption_without_a_token_is_skipped_and_counted(chain, tmp_path, mista
     assert (pair.key, pair.caption) == ("synthetic-000000000-0", "a red circle")
 
 
-def test_other_captions_never_mix(chain, tmp_path, mistake):
-    captions = write_captions(tmp_path / "captions", "a red circle", "a blue ring")
-    chain.run(chain.synthesis(tmp_path / "pairs", captions=captions))
-    write_captions(tmp_path / "captions", "a red circle", "a green ring")
-    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
-    assert "sha256" in line and "delete the folder" in line
+def test_captions_that_cannot_be_read_are_named(chain, tmp_path, mistake, write):
+    def line():
+        return mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
 
-
-@pytest.mark.parametrize(
-    "line, text",
-    [
+    captions = write("a red circle")
+    file, manifest = captions / "captions.jsonl", captions / "manifest.json"
+    held = file.read_text()
+    for row, told in (
         ('{"text": "a ring"}', "line 2 is {'text': 'a ring'}, expected a text as its caption"),
         ('{"caption": 3}', "line 2 is {'caption': 3}, expected a text as its caption"),
         ('{"caption": "a ri', "line 2 is not JSON"),
-    ],
-)
-def test_a_row_without_a_caption_is_named(chain, tmp_path, mistake, line, text):
-    captions = write_captions(tmp_path / "captions", "a red circle")
-    path = captions / "captions.jsonl"
-    path.write_text(path.read_text() + line)
-    found = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
-    assert f"{path}: {text}" in found
-
-
-def test_captions_without_their_manifest_are_refused(chain, tmp_path, mistake):
-    captions = write_captions(tmp_path / "captions", "a red circle")
-    manifest = captions / "manifest.json"
+    ):
+        file.write_text(held + row)
+        assert f"{file}: {told}" in line()
     manifest.write_text('{"source": "fi')
-    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
-    assert line.startswith(f"--config.captions={captions}: {manifest}: not JSON")
+    assert line().startswith(f"--config.captions={captions}: {manifest}: not JSON")
     manifest.unlink()
-    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
-    assert line.endswith(f"{manifest}: no such file; expected what `synth2 captions` leaves there")
-    (captions / "captions.jsonl").write_text("")
-    line = mistake(chain.synthesis(tmp_path / "pairs", captions=captions))
-    assert line.endswith(f"{captions}/captions.jsonl: found no captions, expected one a line")
-
-
-def test_mistakes(chain, mistake, tmp_path):
-    line = mistake(chain.synthesis(tmp_path, captions=tmp_path))
-    where = f"--config.captions={tmp_path}: {tmp_path}/captions.jsonl"
-    assert line == f"{where}: no such file, expected one JSON object a line"
-    line = mistake(chain.synthesis(tmp_path, sampler__order="halto"))
-    assert "did you mean 'halton'?" in line
-    line = mistake(chain.synthesis(tmp_path, guidance__ramp="linaer"))
-    assert "did you mean 'linear'?" in line
-    line = mistake(chain.synthesis(tmp_path, generator=chain.path("captions")))
-    assert "expected checkpoint steps" in line
-    for key in ("samples_per_caption", "batch_size", "num_shards"):
-        line = mistake(chain.synthesis(tmp_path, **{key: 0}))
-        assert line.endswith(f"--config.{key}: found 0, expected at least 1")
+    assert line().endswith(
+        f"{manifest}: no such file; expected what `synth2 captions` leaves there"
+    )
+    file.write_text("")
+    assert line().endswith(f"{file}: found no captions, expected one a line")
 
 
 def test_a_manifest_of_other_captions_is_refused(tmp_path):
@@ -208,11 +186,9 @@ def test_a_manifest_of_other_captions_is_refused(tmp_path):
         *(("sha256", value) for value in ("0" * 64, 3, None)),
     ):
         write_json(tmp_path / "manifest.json", {key: value})
-        with pytest.raises(UserError, match=rf"captions.jsonl: found {key} .*, expected .*again"):
+        with user_error(rf"captions.jsonl: found {key} .*, expected .*again"):
             read_manifest(tmp_path, captions)
-    for manifest in (
-        {"num_captions": 1, "sha256": captions.sha256},
-        {"source": "another tool"},
-    ):
+    right = {"num_captions": 1, "sha256": captions.sha256}
+    for manifest in (right, {"source": "another tool"}):
         write_json(tmp_path / "manifest.json", manifest)
         assert read_manifest(tmp_path, captions) == manifest

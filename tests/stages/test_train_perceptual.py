@@ -16,39 +16,28 @@ from synth2_jax.training.checkpoint_reader import latest_step, read_description,
 from synth2_jax.training.metrics import read_metrics
 
 VGG = VGGConfig(widths=(4, 6), convs=(1, 1))
-MODEL = {
-    "model.tokenizer.patch_size": 16,
-    "model.tokenizer.filters": 8,
-    "model.tokenizer.num_res_blocks": 0,
-    "model.tokenizer.embedding_dim": 4,
-    "model.tokenizer.codebook_size": 16,
-    "model.tokenizer.norm_groups": 2,
+TOKENIZER = {
+    **{"patch_size": 16, "filters": 8, "num_res_blocks": 0, "embedding_dim": 4},
+    **{"codebook_size": 16, "norm_groups": 2},
 }
+MODEL = {f"model__tokenizer__{name}": value for name, value in TOKENIZER.items()}
 PERCEPTUAL = {
-    "model.loss.perceptual_weight": 0.1,
-    "model.perceptual.widths": "4,6",
-    "model.perceptual.convs": "1,1",
+    "model__loss__perceptual_weight": 0.1,
+    "model__perceptual__widths": "4,6",
+    "model__perceptual__convs": "1,1",
+}
+FAKE = {
+    **{"data__source": "fake", "data__batch_size": 4, "train__steps": 1, "train__log_every": 1},
+    "optimizer__schedule": "constant",
 }
 
 
 def training(name, workdir, **overrides):
     """argv of a short `synth2 train` on random batches; "__" is for ".", None for leaving out."""
-    given = {
-        **(MODEL | PERCEPTUAL if name == "tokenizer" else {}),
-        "data.source": "fake",
-        "data.batch_size": 4,
-        "train.steps": 1,
-        "optimizer.schedule": "constant",
-        "train.log_every": 1,
-        **{key.replace("__", "."): value for key, value in overrides.items()},
-    }
-    return [
-        "synth2",
-        "train",
-        f"--config=configs/scenes/{name}.py:tiny",
-        f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in given.items() if value is not None),
-    ]
+    given = {**MODEL, **(PERCEPTUAL if name == "tokenizer" else {}), **FAKE, **overrides}
+    argv = ["synth2", "train", f"--config=configs/scenes/{name}.py:tiny", f"--workdir={workdir}"]
+    keys = {key.replace("__", "."): value for key, value in given.items() if value is not None}
+    return [*argv, *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
 def tensors(seed):
@@ -93,14 +82,10 @@ def test_a_step_trains_the_tokenizer_and_leaves_the_network_as_its_file(trained)
 
 
 @pytest.mark.slow
-def test_more_steps_with_another_network_are_refused(trained, files, mistake):
+def test_more_steps_go_on_with_the_same_network_alone(trained, files, tmp_path, mistake):
     first, other = (fingerprint(from_torchvision(tensors(i), VGG, "tensors")) for i in (0, 1))
     line = mistake(training("tokenizer", trained, pretrained__perceptual=files[1], train__steps=2))
     assert f"trained with perceptual {first}, this run has {other}" in line
-
-
-@pytest.mark.slow
-def test_more_steps_go_on_with_the_same_network(trained, files, tmp_path):
     before = load_trained(str(trained), "tokenizer")
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     more = training("tokenizer", tmp_path, pretrained__perceptual=files[0], train__steps=2)
@@ -124,14 +109,9 @@ def test_who_uses_the_tokenizer_sees_nothing_of_it(trained):
 
 @pytest.mark.slow
 def test_a_generator_is_built_on_it(trained, tmp_path):
-    built = training(
-        "generator",
-        tmp_path,
-        **{key.replace(".", "__"): value for key, value in MODEL.items()},
-        model__generator__maskgit__num_tokens=4,
-        model__generator__maskgit__codebook_size=16,
-        pretrained__tokenizer=trained,
-    )
+    maskgit = {"num_tokens": 4, "codebook_size": 16}
+    keys = {f"model__generator__maskgit__{name}": value for name, value in maskgit.items()}
+    built = training("generator", tmp_path, **keys, pretrained__tokenizer=trained)
     assert main.main(built) == 0
     tokenizer = load_trained(str(trained), "tokenizer")
     generator = load_trained(str(tmp_path), "generator")
@@ -142,51 +122,26 @@ def test_a_generator_is_built_on_it(trained, tmp_path):
 # --- mistakes ---
 
 
+GIVEN = {"pretrained__perceptual": "FILE"}
+NO_LOSS = {"model__loss__perceptual_weight": 0}
+NO_NETWORK = {"model__perceptual__widths": None, "model__perceptual__convs": None}
+PRETRAINED = "--config.pretrained"
+LACKS = "FILE: found no 'features.5.weight', expected shape (6, 6, 3, 3); did you mean 'features.3"
+SHAPE = "FILE: 'features.3.weight' has shape (6, 4, 3, 3), expected (8, 4, 3, 3)"
+TOO_MUCH = "--config.model.perceptual: found a section, expected none with --config.model.loss.per"
+
+
 @pytest.mark.parametrize(
     "overrides, text",
     [
-        (
-            {"data__source": "seqio"},
-            "--config.pretrained.perceptual: empty, expected a .safetensors file of torchvision's "
-            "vgg16",
-        ),
-        (
-            {"pretrained__perceptual": "/no/where.safetensors"},
-            "/no/where.safetensors: no such file, expected a .safetensors file",
-        ),
-        (
-            {"pretrained__perceptual": "setup.py"},
-            "expected a .safetensors file; was its download cut short?",
-        ),
-        (
-            {"pretrained__perceptual": "FILE", "model__perceptual__convs": "1,2"},
-            "FILE: found no 'features.5.weight', expected shape (6, 6, 3, 3); did you mean "
-            "'features.3.weight'?",
-        ),
-        (
-            {"pretrained__perceptual": "FILE", "model__perceptual__widths": "4,8"},
-            "FILE: 'features.3.weight' has shape (6, 4, 3, 3), expected (8, 4, 3, 3)",
-        ),
-        (
-            {"model__loss__perceptual_weight": 0},
-            "--config.model.perceptual: found a section, expected none with "
-            "--config.model.loss.perceptual_weight=0",
-        ),
-        (
-            {"pretrained__tokenizer": "w"},
-            "--config.pretrained.tokenizer: found 'w', expected nothing: this tokenizer has no "
-            "such part",
-        ),
-        (
-            {
-                "pretrained__perceptual": "FILE",
-                "model__loss__perceptual_weight": 0,
-                "model__perceptual__widths": None,
-                "model__perceptual__convs": None,
-            },
-            "--config.pretrained.perceptual: found 'FILE', expected nothing: this tokenizer has no "
-            "such part",
-        ),
+        ({"data__source": "seqio"}, f"{PRETRAINED}.perceptual: empty, expected a .saf"),
+        ({"pretrained__perceptual": "/no/where.safetensors"}, "/no/where.safetensors: no such"),
+        ({"pretrained__perceptual": "setup.py"}, "expected a .safetensors file; was its"),
+        ({**GIVEN, "model__perceptual__convs": "1,2"}, LACKS),
+        ({**GIVEN, "model__perceptual__widths": "4,8"}, SHAPE),
+        (NO_LOSS, TOO_MUCH),
+        ({"pretrained__tokenizer": "w"}, f"{PRETRAINED}.tokenizer: found 'w', expected no"),
+        ({**GIVEN, **NO_LOSS, **NO_NETWORK}, f"{PRETRAINED}.perceptual: found 'FILE', expec"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_written(

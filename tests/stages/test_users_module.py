@@ -1,17 +1,16 @@
 """The file of tasks in docs/your_data.md, run as a user would: outside of the repository."""
 
-import io
 import os
 import pathlib
 import re
 import subprocess
 import sys
-import tarfile
 
 import pytest
 from PIL import Image
 
 from synth2_jax.domains.scenes import dataset
+from synth2_jax.testing.image_files import picture, write_tar
 from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.metrics import read_metrics
 
@@ -26,23 +25,14 @@ def my_tasks():
 @pytest.fixture
 def outside(chain, tmp_path):
     """A folder with my_tasks.py, and pairs that were made of a tar file beside the chain's."""
-    with tarfile.open(tmp_path / "web.tar", "w") as tar:
-        for index, example in enumerate(dataset.examples("real", 30)):
-            file = io.BytesIO()
-            Image.fromarray(example.image).save(file, "PNG")
-            for ending, data in (("png", file.getvalue()), ("txt", example.captions[0].encode())):
-                info = tarfile.TarInfo(f"{index:04d}.{ending}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    chain.run(
-        chain.tokenization(
-            tmp_path / "pairs",
-            source__format="webdataset",
-            source__path=tmp_path / "web.tar",
-            splits="real",
-            max_images=None,
-        )
-    )
+    members = []
+    for index, example in enumerate(dataset.examples("real", 30)):
+        members.append((f"{index:04d}.png", picture(example.image)))
+        members.append((f"{index:04d}.txt", example.captions[0].encode()))
+    write_tar(tmp_path / "web.tar", members)
+    source = {"source__format": "webdataset", "source__path": tmp_path / "web.tar"}
+    source |= {"splits": "real", "max_images": None}
+    chain.run(chain.tokenization(tmp_path / "pairs", **source))
     (tmp_path / "pairs" / "synthetic").symlink_to(chain.path("pairs", "synthetic"))
     folder = tmp_path / "outside"
     folder.mkdir()
@@ -63,21 +53,15 @@ def synth2(folder, arguments):
 
 @pytest.mark.slow
 def test_a_vlm_trains_on_a_users_mixture_of_web_data_and_synthetic_pairs(chain, outside):
-    command = chain.training(
-        "vlm",
-        outside / "vlm",
-        config="vlm.py:modules",
-        data__modules="my_tasks",
-        data__mixture="my_mixture",
-        data__batch_size=8,
-        train__log_every=1,
-    )
+    mixture = {"data__modules": "my_tasks", "data__mixture": "my_mixture", "data__batch_size": 8}
+    command = chain.training("vlm", outside / "vlm", "vlm.py:modules", **mixture)
     run = synth2(outside, [part for part in command[1:] if "data.folders" not in part])
     assert run.returncode == 0, run.stderr
-    assert latest_step(str(outside / "vlm")) == chain.steps["vlm"]
+    steps = chain.steps["vlm"]
+    assert latest_step(str(outside / "vlm")) == steps
     last = [row for row in read_metrics(outside / "vlm" / "metrics.jsonl") if "loss" in row][-1]
     counts = [last["data/real_examples"], last["data/synthetic_examples"]]
-    assert sum(counts) == 8 * chain.steps["vlm"] and min(counts) > 0
+    assert sum(counts) == 8 * steps and min(counts) > 0
     assert last["data/real_tokens"] > 3 * counts[0]
 
 
