@@ -222,6 +222,21 @@ def to_json(config: Any) -> str:
     return json.dumps(_plain(config, "--config"), indent=2, sort_keys=True) + "\n"
 
 
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Returns the ConfigDict that `to_json` wrote, as model cards of exports do.
+
+    ConfigDict refuses to change a list's type, so lists become tuples, as `build` makes of them.
+    """
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    def section(held: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuples(value) for key, value in held.items()}
+
+    return ml_collections.ConfigDict(json.loads(text, object_hook=section))
+
+
 def _typed(text: str, current: Any) -> Any:
     """Returns the value that `text` means in the place of `current`."""
     if isinstance(current, str):
