@@ -26,12 +26,17 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise UserError(
+                    f"--config.data.modules: module {module!r}: imports {error.name!r}, not found"
+                ) from error
+            raise UserError(
+                f"--config.data.modules: module {module!r}: not found in the Python path or in "
+                f"{os.getcwd()}"
+            ) from error
         except Exception as error:  # the user's code, which fails in any way
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if isinstance(error, ModuleNotFoundError):
-                reason = f"imports {error.name!r}, not found"
-                if error.name == module:
-                    reason = f"not found in the Python path or in {os.getcwd()}"
             raise UserError(f"--config.data.modules: module {module!r}: {reason}") from error
 
 
