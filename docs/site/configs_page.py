@@ -56,7 +56,8 @@ COMMON = {
 HEAD = """# Configs: every key and its default
 
 Generated from the code. Under each heading are the paths where its keys are used: with the path
-`config.data`, the key `batch_size` is typed `--config.data.batch_size=64`.
+`config.data`, the key `batch_size` is typed `--config.data.batch_size=64`. A key that is "derived"
+may be left out: a training takes it from the part that it loads, the vocabulary or `config.data`.
 """
 
 
@@ -119,6 +120,24 @@ def all_sections() -> dict[type, list[str]]:
     return found
 
 
+def derived() -> set[tuple[type, str]]:
+    """Returns each (dataclass, field) that `loading.derived` fills in."""
+    from synth2_jax.training import objectives
+
+    found = set()
+    for objective in objectives.OBJECTIVES.values():
+        keys = [path.replace("/", ".") for path in objective.part_paths.values()]
+        keys += [*objective.same, "text_length", f"{objective.text_part}.vocab_size"]
+        for key in keys:
+            *path, name = key.split(".")
+            classes = [objective.task_class]
+            for part in path:
+                hints = [typing.get_type_hints(cls).get(part) for cls in classes]
+                classes = [section for hint in hints for section in sections(hint)]
+            found |= {(cls, name) for cls in classes}
+    return found
+
+
 def page() -> str:
     """Returns the whole page as Markdown."""
     return "\n".join([HEAD, *(_section(cls, paths) for cls, paths in all_sections().items())])
@@ -126,9 +145,10 @@ def page() -> str:
 
 def _section(cls: type, paths: list[str]) -> str:
     text, meanings = described(cls)
+    filled_in = {name for owner, name in derived() if owner is cls}
     hints = typing.get_type_hints(cls)
     rows = [
-        f"| `{field.name}` | {_type(hints[field.name])} | {_default(field)} "
+        f"| `{field.name}` | {_type(hints[field.name])} | {_default(field, filled_in)} "
         f"| {_cell(meanings.get(field.name, COMMON.get(field.name, '')))} |"
         for field in dataclasses.fields(cls)
         if field.init
@@ -163,12 +183,12 @@ def _type(hint: Any) -> str:
     return f"{names.get(origin.__name__, origin.__name__)} of ({inner})"
 
 
-def _default(field: dataclasses.Field) -> str:
+def _default(field: dataclasses.Field, filled_in: set[str]) -> str:
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
     if value is dataclasses.MISSING:
-        return "required"
+        return "derived" if field.name in filled_in else "required"
     if dataclasses.is_dataclass(value):
         given = {
             inner.name: getattr(value, inner.name)
