@@ -111,7 +111,7 @@ def _run(argv: Sequence[str], folders: list[str]) -> None:
     The processes of a pod join before they read their command lines, so that a mistake that one of
     them was given ends all. A process that is alone reads its own before it imports JAX.
     """
-    joins = "SYNTH2_COORDINATOR" in os.environ
+    joins = "SYNTH2_COORDINATOR" in os.environ and not {"-h", "--help", "help"} & {*argv}
     command = None if joins else command_line.parse(argv)
     from absl import logging
 
