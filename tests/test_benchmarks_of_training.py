@@ -13,16 +13,14 @@ import pytest
 
 from benchmarks import checkpointing, start_up, train_loop
 from benchmarks.kills import check_environment, commands, contents
-from synth2_jax import sharding
 from synth2_jax.config import load_config
 from synth2_jax.data import records
 from synth2_jax.data.fake_batches import FakeBatches
 from synth2_jax.errors import UserError
 from synth2_jax.stages import train
-from synth2_jax.testing.toy_objective import ToyObjective
+from synth2_jax.testing.toy_objective import ToyObjective, one_device_mesh, toy_state
 from synth2_jax.training.checkpoints import Checkpoints
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
-from synth2_jax.training.train_state import create_train_state, state_layout
 
 PARTS = ["import", "build", "open", "initialize", "compile", "first step"]
 
@@ -30,13 +28,7 @@ PARTS = ["import", "build", "open", "initialize", "compile", "first step"]
 @pytest.fixture(scope="module")
 def toy():
     """Objective, optimizer and mesh."""
-    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-    return ToyObjective(), make_optimizer(OptimizerConfig()), mesh
-
-
-@pytest.fixture
-def state(toy):
-    return create_train_state(*toy[:2], state_layout(*toy), seed=1)
+    return ToyObjective(), make_optimizer(OptimizerConfig()), one_device_mesh()
 
 
 # --- the loop ---
@@ -167,9 +159,10 @@ def test_the_loop_saves_in_the_middle_of_every_second_window(toy, tmp_path, monk
     assert saved_at == [8, 16, 23]  # the last is that of the end
 
 
-def test_saves_and_restores_are_timed_beside_the_same_bytes(toy, state, tmp_path):
+def test_saves_and_restores_are_timed_beside_the_same_bytes(toy, tmp_path):
+    layout, state = toy_state()
     batches = FakeBatches(toy[0].batch_spec(8))
-    found = checkpointing.measure_disk(state, state_layout(*toy), batches, tmp_path, repeats=2)
+    found = checkpointing.measure_disk(state, layout, batches, tmp_path, repeats=2)
     assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert 0 < found["blocked_seconds"] <= found["save_seconds"]
     assert min(found[f"{name}_seconds"] for name in ("write", "read", "restore")) > 0
@@ -279,7 +272,8 @@ def run_folder(folder, state, loss=0.5):
     return folder
 
 
-def test_what_differs_is_named_and_nothing_else(tmp_path, state):
+def test_what_differs_is_named_and_nothing_else(tmp_path):
+    _, state = toy_state()
     expected = contents(run_folder(tmp_path / "a", state))
     assert contents(run_folder(tmp_path / "b", state)) == expected
     moments = jax.tree.map(lambda x: x + jnp.ones_like(x), state.opt_state)
