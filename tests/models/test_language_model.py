@@ -13,7 +13,6 @@ from synth2_jax.models.language_model import (
     init_cache,
     shift_right,
 )
-from synth2_jax.sampling.text_decode import TextDecodeConfig, decode
 
 TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 0, 11)
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles fastest
@@ -100,22 +99,3 @@ def test_cached_steps_equal_the_full_pass(variables, scan_layers, prompt_length)
         parts.append(logits)
     found, expected = jnp.concatenate(parts, axis=1), apply(cfg, variables)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_greedy_decoding_equals_decoding_without_a_cache(variables):
-    prompt = jnp.array([[0, 5], [0, 7]])
-    logits, cache = step(config(), variables, prompt, init_cache(config(), 2, 6))
-
-    def step_fn(tokens, cache):
-        logits, cache = step(config(), variables, tokens[:, None], cache)
-        return logits[:, 0], cache
-
-    greedy = TextDecodeConfig("greedy", max_length=5)
-    ids, _ = jax.jit(lambda: decode(step_fn, logits[:, -1], cache, greedy))()
-    tokens = np.array(jnp.pad(prompt, ((0, 0), (0, 5))))
-    for t in range(2, 7):  # right padding is invisible, so one shape serves all
-        logits = np.array(apply(config(), variables, jnp.asarray(tokens)))[:, t - 1]
-        tokens[:, t] = 1 + logits[:, 1:].argmax(-1)
-    for row in range(2):
-        ended = np.cumsum(tokens[row, 2:] == 1) - (tokens[row, 2:] == 1)
-        np.testing.assert_array_equal(ids[row], np.where(ended, 0, tokens[row, 2:]))

@@ -87,21 +87,6 @@ def test_the_maps_are_those_of_numpy(size):
         np.testing.assert_allclose(x, expected[name], atol=1e-5)
 
 
-def test_pixels_are_shifted_and_scaled_to_imagenets_statistics():
-    config = VGGConfig(widths=(3,), convs=(1,))
-    kernel_HWIO = np.zeros((3, 3, 3, 3), np.float32)
-    kernel_HWIO[1, 1] = np.eye(3)
-    params = {"conv1_1": {"kernel": kernel_HWIO, "bias": np.full(3, 10.0, np.float32)}}
-    image = np.stack([np.full((2, 2, 3), value, np.float32) for value in (-1, 0, 1)])
-    found = features(params, image, config)["relu1_1"][:, 0, 0] - 10
-    expected = [
-        [-2.1179, -2.0357, -1.8044],  # (0 - mean) / std of each channel
-        [0.0655, 0.1964, 0.4178],
-        [2.2489, 2.4286, 2.6400],
-    ]
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
 # --- shapes ---
 
 

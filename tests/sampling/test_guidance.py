@@ -5,7 +5,6 @@ import pytest
 
 from synth2_jax.errors import UserError
 from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales, guided
-from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig, parallel_decode, row_keys
 
 B, N, V = 2, 4, 5
 BIAS = jax.random.normal(jax.random.key(1), (2 * B, 1, V))
@@ -69,29 +68,6 @@ def test_outside_the_interval_is_conditional():
         np.testing.assert_allclose(logits_fn_S[step](IDS, step), expected, atol=1e-5)
 
 
-def test_a_step_outside_the_interval_runs_the_conditional_rows_alone():
-    rows = []
-
-    def counted(fn):
-        def logits_fn(ids):
-            jax.debug.callback(lambda ids: rows.append(len(ids)), ids, ordered=True)
-            return fn(ids)
-
-        return logits_fn
-
-    @jax.jit
-    def sample():
-        config = GuidanceConfig(2.0, "linear", (0.25, 0.75))
-        logits_fn_S = guided(counted(both), counted(conditional), config, num_steps=4)
-        keys = row_keys(jax.random.key(0), B)
-        sampler = ParallelDecodeConfig(num_steps=4)
-        return parallel_decode(logits_fn_S, keys, num_tokens=N, mask_id=V, config=sampler)
-
-    jax.block_until_ready(sample())
-    jax.effects_barrier()
-    assert rows == [B, 2 * B, 2 * B, B]
-
-
 def test_bfloat16_logits_are_combined_in_float32():
     def rounded(fn):
         return lambda ids: fn(ids).astype(jnp.bfloat16)
@@ -99,27 +75,6 @@ def test_bfloat16_logits_are_combined_in_float32():
     config = GuidanceConfig(interval=(0.0, 0.5))
     logits_fn_S = guided(rounded(both), rounded(conditional), config, num_steps=2)
     assert {fn(IDS, step).dtype for step, fn in enumerate(logits_fn_S)} == {jnp.dtype("float32")}
-
-
-def test_guidance_steers_the_sampler():
-    """Conditional prefers code 1, unconditional code 2: a strong scale leaves only code 1."""
-    preference = jnp.stack([jnp.eye(V)[1] + jnp.eye(V)[2], 2 * jnp.eye(V)[2]])
-
-    def both(ids):
-        batch = ids.shape[0] // 2
-        return jnp.broadcast_to(jnp.repeat(preference, batch, 0)[:, None], (*ids.shape, V))
-
-    def conditional(ids):
-        return jnp.broadcast_to(preference[0], (*ids.shape, V))
-
-    def sample(scale):
-        fn = guided(both, conditional, GuidanceConfig(scale, "constant"), num_steps=2)
-        keys = row_keys(jax.random.key(0), 64)
-        config = ParallelDecodeConfig(num_steps=2)
-        return parallel_decode(fn, keys, num_tokens=N, mask_id=V, config=config)
-
-    assert (sample(30.0) == 1).all()
-    assert 0.1 < (sample(0.0) == 1).mean() < 0.6
 
 
 def test_mistakes_are_named():

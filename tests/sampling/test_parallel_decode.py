@@ -144,13 +144,6 @@ def test_counts_are_exact_and_revealed_ids_never_change(order, schedule):
     assert (ids >= 0).all() and (ids < V).all()
 
 
-def test_counts_are_exact_when_every_score_ties():
-    config = ParallelDecodeConfig(num_steps=8, choice_temperature=0.0)
-    _, history = run(lambda ids, step: jnp.zeros((*ids.shape, V)), config, return_history=True)
-    counts = masked_counts("cosine", 8, N)
-    np.testing.assert_array_equal((history == MASK).sum(-1), np.tile(counts[:, None], (1, 3)))
-
-
 @pytest.mark.parametrize(
     ("order", "schedule", "num_steps"),
     [(*v, 7) for v in VARIANTS] + [("confidence", "cosine", 1), ("halton", "linear", 16)],
