@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import struct
 import tracemalloc
 import zlib
@@ -120,7 +121,9 @@ def test_a_png_is_turned_as_its_camera_says_although_its_text_is_damaged():
         assert_pixels(contents, np.asarray(gradient(32, 32))[::-1, ::-1])
 
 
-@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"optimize": True}, {"restart_marker_rows": 1}, {"progressive": True}]
+)
 def test_a_jpeg_may_lack_its_end_but_no_pixels(options):
     """However it is cut, what is accepted has the pixels of the whole file."""
     for blur in (0, 8):
@@ -128,9 +131,10 @@ def test_a_jpeg_may_lack_its_end_but_no_pixels(options):
         image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur))
         jpeg = encoded(image, "JPEG", quality=75, **options)
         expected = decode_image(jpeg, 64)
-        for lost in (1, 2) if "restart_marker_rows" not in options else ():
+        for lost in (1, 2) if options in ({}, {"optimize": True}) else ():
             np.testing.assert_array_equal(decode_image(jpeg[:-lost], 64), expected)
-        for end in [*range(700, len(jpeg) - 40, 53), *range(len(jpeg) - 40, len(jpeg))]:
+        scans = [marker.start() for marker in re.finditer(b"\xff[\xc4\xda]", jpeg)]
+        for end in [*scans, *range(700, len(jpeg) - 40, 53), *range(len(jpeg) - 40, len(jpeg))]:
             with contextlib.suppress(SkipError):
                 np.testing.assert_array_equal(decode_image(jpeg[:end], 64), expected)
 
