@@ -13,7 +13,7 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.testing.batches import assert_same, take
 from synth2_jax.testing.user_errors import user_error
-from synth2_jax.text.vocabulary import train_vocabulary, vocabulary_path
+from synth2_jax.text.vocabulary import load_vocabulary, train_vocabulary, vocabulary_path
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
@@ -197,9 +197,11 @@ def test_unfit_tasks(both, write_folder, user_module, tmp_path):
 
 
 def test_a_caption_without_targets_is_named_in_evaluation(both):
-    config = dataclasses.replace(both, text_length=2, mixture="real", rates={})
-    with user_error("example 'real-000'"):
-        next(pipeline.eval_batches(config, "vlm"))
+    """Also where the end token alone has room after the prompt."""
+    for length in (2, len(load_vocabulary("scenes").encode(both.prompt)) + 1):
+        config = dataclasses.replace(both, text_length=length, mixture="real", rates={})
+        with user_error("example 'real-000'"):
+            next(pipeline.eval_batches(config, "vlm"))
 
 
 def test_a_damaged_shard_is_one_line(both):
