@@ -123,8 +123,7 @@ def write_results(
     """
     made_with = environment.describe() | {"commit": ", ".join(commits)}
     write_json(
-        folder / RESULTS,
-        {"runs": dict(study), "made_with": made_with, "config": config.to_dict()},
+        folder / RESULTS, {"runs": dict(study), "made_with": made_with, "config": config.to_dict()}
     )
     shared = " One generator for all seeds." if cfg.share_generator else ""
     cells, notes = table(study, cfg), f"{footnote(study, made_with)}{shared}\n"

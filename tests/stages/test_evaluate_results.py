@@ -119,9 +119,7 @@ def test_a_score_that_fails_leaves_all_others(folder, tmp_path, monkeypatch):
         "def features(inputs):\n    raise RuntimeError('no weights')\n"
     )
     config = config_of(
-        folder,
-        more_scores=("meteor", "cider_plain"),
-        feature_model=f"{tmp_path}/clip.py:features",
+        folder, more_scores=("meteor", "cider_plain"), feature_model=f"{tmp_path}/clip.py:features"
     )
     with pytest.raises(UserError) as error:
         evaluate.run(config, str(tmp_path / "out"))
