@@ -38,14 +38,10 @@ def compare(
     embedding: str | None = None,
     clusters: int | None = None,
 ) -> dict[str, Any]:
-    """Compares the sets; returns the contents of captions.json.
+    """Compares the sets of "NAME=PATH,NAME=PATH"; returns the contents of captions.json.
 
-    Args:
-      captions: "NAME=PATH,NAME=PATH".
-      classes: as `caption_writing.classes.load_classes` takes them: "scenes", "common_objects", a
-        text file of one class a line, or names.
-      embedding: name or folder of a Sentence-Transformers model; the built-in n-grams if None.
-      clusters: their number.
+    `classes` is as `load_classes` takes them, `embedding` the name or folder of a
+    Sentence-Transformers model (the built-in n-grams if None), `clusters` their number.
 
     Raises:
       UserError: a file, name or number that is not what it should be.

@@ -95,8 +95,8 @@ class Prompt:
     """What one image's text begins with.
 
     Attributes:
-      inputs: the model's inputs: for each example start token, prompt, caption, end;
-        then start token and prompt of the image itself.
+      inputs: ids: for each example start token, prompt, caption, end; then start token and prompt
+        of the image itself.
       image_of_text: which image each of them reads, 1 to len(images), or 0 for none.
       images: tokens i32[N] of each; the image itself is the last.
     """

@@ -97,8 +97,7 @@ class CaptionScorer:
     """Captions the same images with one VLM after another, or with one as it is trained.
 
     Args:
-      objective: the VLM's; its models and configs are used, not its loss.
-      config: see EvaluateConfig.
+      objective: the VLM's, for its models and configs.
       data: what the VLM is trained on; its vocabulary and prompt are used.
       tokenizer: fingerprint of the tokenizer that must have made the images.
       mesh: where the parameters lie; each process reads the images of its own devices.

@@ -37,10 +37,9 @@ Points = Sequence[tuple[float, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a chart.
+    """A line through points.
 
     Attributes:
-      points: (x, y) each.
       colour: its index in COLOURS; None for a thin line without markers.
       spreads: of each point, what the band around the line reaches up and down.
     """
@@ -112,9 +111,8 @@ def bar_chart(
 ) -> "Figure | None":
     """Draws upright bars in groups, each with its value above it.
 
-    Args:
-      groups: by the group's name, by the bar's colour: its value and what its error bar reaches up
-        and down. Either may be None.
+    `groups` has by the group's name, by the bar's colour: its value and what its error bar reaches
+    up and down. Either may be None.
     """
     colours = list(dict.fromkeys(colour for bars in groups.values() for colour in bars))
     if not any(value is not None for bars in groups.values() for value, _ in bars.values()):

@@ -47,8 +47,7 @@ def _environment(kind: str):
 def picture(image: np.ndarray, scale: int = 4) -> str:
     """Makes an image u8[H, W, 3] into a PNG data URI, each pixel drawn as scale x scale.
 
-    Raises:
-      ValueError: another dtype or shape, or a scale below 1.
+    ValueError on another dtype or shape, or a scale below 1.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or scale < 1:
         raise ValueError(

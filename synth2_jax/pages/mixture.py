@@ -37,8 +37,7 @@ def show(
 
     Args:
       config: of a training, or None; `data` and `pretrained.tokenizer` are read.
-      mixture: the name of a task or mixture.
-      modules: Python modules that register it, separated by commas.
+      mixture: the name of a task or mixture, which `modules`, separated by commas, register.
       tokenizer: path of the tokenizer that made the image tokens: a training run, an export or a
         third-party checkpoint.
       output: the PNG file; "" for MIXTURE.png in the current folder.

@@ -32,11 +32,8 @@ def read_results(
 ) -> dict[str, dict[str, Any]]:
     """Returns results by file name: those given, separated by commas, and those of the run.
 
-    Args:
-      given: paths; "" for none.
-      run_folder: RUN/results.json and RUN/*/results.json are looked at.
-      model_name: "vlm" for what `synth2 evaluate` writes.
-      fingerprints: of the model's parts; results of another model are left out.
+    Of a run, RUN/results.json and RUN/*/results.json are looked at; those of another model, by the
+    fingerprints of the parts, are left out.
 
     Raises:
       UserError: a file that was given is none of results, or tells of another model.

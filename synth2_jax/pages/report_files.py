@@ -12,80 +12,61 @@ from synth2_jax.files import read_json
 from synth2_jax.side_files import parse_as
 
 Number = float | None
-Text = str | None
+Numbers = Mapping[str, Number]
 Curve = tuple[tuple[Number, Number], ...] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    picture: Text = None
-    captions: tuple[str, ...] | None = None
-    combinations: Text = None
+def _record(name: str, **hints: Any) -> type:
+    """A dataclass whose fields may be absent or None."""
+    fields = [(field, hint | None, None) for field, hint in hints.items()]
+    return dataclasses.make_dataclass(name, fields, frozen=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
-    original: Text = None
-    reconstruction: Text = None
-    right: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Synthetic:
-    """`verdict` has (right, claimed) of each kind of claim."""
-
-    caption: Text = None
-    picture: Text = None
-    verdict: Mapping[str, tuple[Number, Number] | None] | None = None
-    read_back: Text = None
-    unseen: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-    text: Text = None
-    objects_right: Number = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Tested:
-    picture: Text = None
-    references: tuple[str, ...] | None = None
-    unseen: bool | None = None
-    captions: Mapping[str, Said | None] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Material:
-    """See `report_page.render_page`."""
-
-    scenes: tuple[Scene, ...] | None = None
-    reconstructions: tuple[Reconstruction, ...] | None = None
-    synthetic: tuple[Synthetic, ...] | None = None
-    test: tuple[Tested, ...] | None = None
-    curves: Mapping[str, Curve] | None = None
-    losses: Mapping[str, Curve] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """See `report_page.render_page`. What is missing here is not shown."""
-
-    arms: Mapping[str, Mapping[str, Number] | None] | None = None
-    standard_errors: Mapping[str, Mapping[str, Number] | None] | None = None
-    tokenizer: Mapping[str, Number] | None = None
-    generator: Mapping[str, Number] | None = None
-    steps_per_second: Mapping[str, Number] | None = None
-    balance: Mapping[str, Mapping[str, Number] | None] | None = None
-    steps_to_baseline: Mapping[str, Number] | None = None
-    seconds: Number = None
-    seconds_by_stage: Mapping[str, Number] | None = None
-    peak_memory_gib: Number = None
-    measured: Mapping[str, Mapping[str, Any] | None] | None = None
-    tiny: bool | None = None
-    config: Mapping[str, Any] | None = None
-    versions: Mapping[str, Text] | None = None
-    commit: Text = None
+Scene = _record("Scene", picture=str, captions=tuple[str, ...], combinations=str)
+Reconstruction = _record("Reconstruction", original=str, reconstruction=str, right=bool)
+Synthetic = _record(
+    "Synthetic",
+    caption=str,
+    picture=str,
+    verdict=Mapping[str, tuple[Number, Number] | None],  # (right, claimed) of each kind of claim
+    read_back=str,
+    unseen=bool,
+)
+Said = _record("Said", text=str, objects_right=float)
+Tested = _record(
+    "Tested",
+    picture=str,
+    references=tuple[str, ...],
+    unseen=bool,
+    captions=Mapping[str, Said | None],
+)
+Material = _record(
+    "Material",
+    scenes=tuple[Scene, ...],
+    reconstructions=tuple[Reconstruction, ...],
+    synthetic=tuple[Synthetic, ...],
+    test=tuple[Tested, ...],
+    curves=Mapping[str, Curve],
+    losses=Mapping[str, Curve],
+)
+Results = _record(  # what is missing here is not shown
+    "Results",
+    arms=Mapping[str, Numbers | None],
+    standard_errors=Mapping[str, Numbers | None],
+    tokenizer=Numbers,
+    generator=Numbers,
+    steps_per_second=Numbers,
+    balance=Mapping[str, Numbers | None],
+    steps_to_baseline=Numbers,
+    seconds=float,
+    seconds_by_stage=Numbers,
+    peak_memory_gib=float,
+    measured=Mapping[str, Mapping[str, Any] | None],
+    tiny=bool,
+    config=Mapping[str, Any],
+    versions=Mapping[str, str | None],
+    commit=str,
+)
 
 
 def read_report(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:

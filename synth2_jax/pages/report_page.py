@@ -37,12 +37,9 @@ _GROUPS = (("all", "cider"), ("seen", "cider_seen"), ("never seen", "cider_unsee
 def render_page(results: Mapping, material: Mapping) -> str:
     """Writes the whole page, one HTML document; a section without data is left out.
 
-    Args:
-      results: what results.json holds, see `report_files.Results`. CIDEr, BLEU and ROUGE-L are on
-        the scale papers print (times 100), shares and `objects_right` are in [0, 1], times are in
-        seconds. Any key may be absent or None.
-      material: what is shown next to the numbers, see `report_files.Material`; pictures are data
-        URIs (see `document.picture`). Any key may be absent or empty.
+    `results` and `material` are what files of these names hold, see `report_files`; any key may be
+    absent or None. CIDEr, BLEU and ROUGE-L are on the scale papers print (times 100), shares and
+    `objects_right` are in [0, 1], times are in seconds, pictures are data URIs.
 
     Raises:
       ValueError: a picture that is not a data URI of an image.

@@ -14,10 +14,8 @@ _GROUPS = (("all pictures", "cider"), ("seen", "cider_seen"), ("never seen", "ci
 def render_study(runs: Mapping[str, Mapping], table: Sequence[Sequence[str]], footnote: str) -> str:
     """Writes the whole page, one HTML document.
 
-    Args:
-      runs: "runs" of study.json: {"arm/seed": {score: value, "curve": [[step, CIDEr], ...]}}.
-      table: cells of the study's table, its head first.
-      footnote: the lines below it.
+    `runs` is that of study.json, {"arm/seed": {score: value, "curve": [[step, CIDEr], ...]}};
+    `table` has the cells of the study's table, its head first, and `footnote` the lines below it.
     """
     by_arm: dict[str, dict[str, Mapping]] = {}
     for name, run in runs.items():

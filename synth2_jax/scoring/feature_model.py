@@ -24,10 +24,9 @@ FeatureModel = Callable[[np.ndarray | Sequence[str]], np.ndarray]
 def load(name: str) -> FeatureModel:
     """The function "MODULE:FUNCTION" or "FILE.py:FUNCTION", its results checked.
 
-    Returns:
-      A function of images u8[B, H, W, 3] -> f[B, D], in 0 to 255; for CLIPScore also of a list of B
-      texts -> f[B, D] of the same D. It raises UserError where the user's own returns another
-      shape, no floating numbers, or some that are not finite.
+    It maps images u8[B, H, W, 3], in 0 to 255, to f[B, D]; for CLIPScore also a list of B texts, of
+    the same D. It raises UserError where the user's own returns another shape, no floating numbers,
+    or some that are not finite.
 
     Raises:
       UserError: a name of another form, no such module, file or function, or one that fails while

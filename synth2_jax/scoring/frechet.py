@@ -58,8 +58,7 @@ class FeatureStatistics:
     def merge(self, other: "FeatureStatistics") -> None:
         """Adds all of `other`, such as what another process has seen (Chan et al., 1979).
 
-        Raises:
-          ValueError: other widths, or statistics of an unknown number of images.
+        ValueError on other widths, or statistics of an unknown number of images.
         """
         if self.num_images is None or other.num_images is None:
             raise ValueError("statistics without num_images cannot be added to")
@@ -89,11 +88,7 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FeatureStatistics":
-        """Reads what `save` wrote, or a published file of "mu" and "sigma" alone.
-
-        Raises:
-          UserError: no such file, or not one of these.
-        """
+        """Reads what `save` wrote, or a published file of "mu" and "sigma" alone; or UserError."""
         path = pathlib.Path(path)
         if not path.is_file():
             raise UserError(f"{path}: no such file, expected feature statistics (.npz)")
@@ -122,9 +117,7 @@ def frechet_distance(
 
     The trace of the root is taken of A^1/2 B A^1/2, which has the eigenvalues of A B and is
     symmetric: covariances of fewer images than D, which have no inverse, need no special case.
-
-    Raises:
-      ValueError: shapes that do not fit.
+    ValueError on shapes that do not fit.
     """
     arrays = [np.asarray(x, np.float64) for x in (mean_a, cov_a, mean_b, cov_b)]
     mean_a, cov_a, mean_b, cov_b = arrays

@@ -54,15 +54,6 @@ def ratio(logits_fn2, images=IMAGES, keys=KEYS, **config):
 # --- likelihood ratio ---
 
 
-def test_the_ratio_by_hand_where_the_masks_do_not_matter():
-    """With all tokens masked, it is the mean over tokens of two log probabilities' difference."""
-    captions = (IMAGES + jnp.arange(N) % 2) % V  # every second token is what the caption wants
-    found = ratio(toy_logits(captions), mask_ratios=(1.0,))
-    normalizer = np.log(np.exp(4.0) + V - 1)
-    expected = 0.5 * (4.0 - normalizer) + 0.5 * (0.0 - normalizer) + np.log(V)
-    np.testing.assert_allclose(found, np.full(B, expected), rtol=1e-5)
-
-
 def test_the_ratio_is_that_of_a_loop_over_draws_rows_and_tokens():
     table_CNV = np.asarray(jax.random.normal(jax.random.key(5), (2, B, N, V)))
     seen = []
@@ -211,14 +202,6 @@ def test_retrieval_by_eye():
     np.testing.assert_array_equal(found.rank_P, [0, 2, 0, 1])
     np.testing.assert_array_equal(found.best_P, [0, 2, 2, 0])
     np.testing.assert_array_equal(found.margin_P, [6.0, -2.0, 0.0, -0.5])
-
-
-def test_rows_that_fill_up_are_never_found():
-    scores = jnp.array([[1.0, 2.0, 9.0, 9.0], [0.0, 3.0, 9.0, 9.0]] + [[0.0] * 4] * 2)
-    found = retrieve(scores, POOL, jnp.array([True, True, False, False]))
-    np.testing.assert_array_equal(found.rank_P[:2], [1, 0])
-    np.testing.assert_array_equal(found.best_P[:2], [1, 1])
-    np.testing.assert_array_equal(found.margin_P[:2], [-1.0, 3.0])
 
 
 @pytest.mark.parametrize(

@@ -18,39 +18,15 @@ from synth2_jax.scoring.caption_embedding import (
     sentence_transformer,
 )
 
-ANIMALS = [
-    f"a {size} {animal} in the {place}"
-    for size in ("small", "large")
-    for animal in ("dog", "cat", "horse")
-    for place in ("grass", "snow")
+CAPTIONS = [
+    *(
+        f"a {size} {animal} in the grass"
+        for size in ("small", "large")
+        for animal in ("dog", "cat")
+    ),
+    *("A small dog, in the grass!", "", "...", "a dog, a dog and a dog", "\ud800 dog", "dogs"),
+    *("two slices of pizza on a plate", "three slices of bread on a plate"),
 ]
-FOODS = [
-    f"{n} slices of {food} on a plate"
-    for n in ("two", "three")
-    for food in ("pizza", "bread", "cake")
-]
-
-
-def test_embeddings_are_unit_rows_and_zero_without_words():
-    embeddings = embed_captions([*ANIMALS, "", "..."])
-    assert embeddings.shape == (len(ANIMALS) + 2, EmbeddingConfig().dim)
-    norms = np.linalg.norm(embeddings, axis=1)
-    np.testing.assert_allclose(norms, [1.0] * len(ANIMALS) + [0.0, 0.0], atol=1e-6)
-
-
-def test_embeddings_bring_similar_captions_together():
-    x = embed_captions([*ANIMALS, *FOODS])
-    is_food = np.arange(len(x)) >= len(ANIMALS)
-    cosines = x @ x.T - 2 * np.eye(len(x))  # a caption is not its own neighbour
-    np.testing.assert_array_equal(is_food[np.argmax(cosines, axis=1)], is_food)
-    same = is_food[:, None] == is_food
-    assert cosines[same & (cosines > -1)].mean() > cosines[~same].mean() + 0.2
-
-
-def test_embedding_ignores_case_and_punctuation_only():
-    x = embed_captions(["A red dog.", "a red dog", "a red log", "red a dog"])
-    np.testing.assert_array_equal(x[0], x[1])
-    assert x[0] @ x[2] < 0.99 and x[0] @ x[3] < 0.99
 
 
 def run_python(code, **env):
@@ -82,7 +58,10 @@ def slow_embedding(captions, config):
 
     def bags(features_of):
         return [
-            collections.Counter(zlib.crc32(f.encode()) % config.num_buckets for f in features_of(c))
+            collections.Counter(
+                zlib.crc32(f.encode("utf-8", "surrogatepass")) % config.num_buckets
+                for f in features_of(c)
+            )
             for c in captions
         ]
 
@@ -114,16 +93,16 @@ def slow_embedding(captions, config):
 @pytest.mark.parametrize("block", [5, 4096])
 def test_embedding_is_what_its_definition_gives(monkeypatch, block):
     monkeypatch.setattr(caption_embedding, "_BLOCK", block)
-    captions = [*ANIMALS, "", "a dog, a dog and a dog", *FOODS]
     config = EmbeddingConfig(dim=16, num_buckets=64)  # few buckets, so that features share them
-    found = embed_captions(captions, config)
+    found = embed_captions(CAPTIONS, config)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, slow_embedding(captions, config), atol=1e-5)
+    np.testing.assert_allclose(found, slow_embedding(CAPTIONS, config), atol=1e-5)
+    norms = np.linalg.norm(found, axis=1)
+    np.testing.assert_allclose(norms, [c not in ("", "...") for c in CAPTIONS], atol=1e-5)
 
 
-def test_captions_without_words_and_half_a_surrogate_pair_are_embedded():
+def test_no_words_at_all_is_no_error():
     np.testing.assert_array_equal(embed_captions(["", "..."]), np.zeros((2, 256)))
-    assert np.isfinite(embed_captions(["\ud800 dog", "cat"])).all()
 
 
 @pytest.mark.slow

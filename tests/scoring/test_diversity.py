@@ -75,25 +75,12 @@ def test_balance_draws_equal_samples():
         np.testing.assert_array_equal(np.bincount(one.labels, minlength=3), one.cluster_sizes)
 
 
-def test_balance_gives_equal_sets_equal_numbers():
-    result = diversity.balance({"a": ANIMALS, "b": list(ANIMALS)}, num_clusters=4, sample_size=8)
-    np.testing.assert_array_equal(result["a"].labels, result["b"].labels)
-
-
-def test_balance_repeats_and_ignores_the_order_of_sets():
-    first = diversity.balance({"a": ANIMALS, "f": FOODS}, num_clusters=4, seed=1)
-    second = diversity.balance({"f": FOODS, "a": ANIMALS}, num_clusters=4, seed=1)
-    for name in "af":
-        np.testing.assert_array_equal(first[name].cluster_sizes, second[name].cluster_sizes)
-
-
-def test_balance_sees_that_varied_captions_are_more_balanced():
-    rng, pool = np.random.default_rng(0), [*ANIMALS, *FOODS]
-    varied = [pool[i % len(pool)] for i in range(90)]
-    narrow = [pool[i] for i in rng.integers(0, 3, 90)]
-    result = diversity.balance({"varied": varied, "narrow": narrow}, num_clusters=10)
-    assert result["varied"].entropy > result["narrow"].entropy + 0.5
-    assert result["varied"].top_share < result["narrow"].top_share
+def test_balance_repeats_ignores_the_order_of_sets_and_gives_equal_sets_equal_numbers():
+    sets = {"a": ANIMALS, "b": list(ANIMALS), "f": FOODS}
+    first = diversity.balance(sets, num_clusters=4, seed=1)
+    second = diversity.balance(dict(reversed(sets.items())), num_clusters=4, seed=1)
+    for name, same in (("a", "a"), ("b", "a"), ("f", "f")):
+        np.testing.assert_array_equal(first[name].labels, second[same].labels)
 
 
 @pytest.mark.parametrize(

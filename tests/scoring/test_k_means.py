@@ -44,6 +44,12 @@ def test_k_means_leaves_clusters_empty_when_points_repeat():
     assert sorted(np.bincount(clusters.labels_N, minlength=4)) == [0, 0, 3, 3]
 
 
+def test_a_cluster_without_points_starts_again_at_the_point_worst_served(monkeypatch):
+    monkeypatch.setattr(k_means_lib, "_plus_plus", lambda points, number, rng: points[[0] * number])
+    clusters = k_means(np.array([[0.0], [0.1], [10.0], [10.1]]), 2)
+    assert clusters.inertia == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(
     "num_clusters, restarts, message",
     [

@@ -18,17 +18,6 @@ def test_captions_become_ids_of_words():
     assert found.num_captions == 5 and found.lengths_N.tolist() == [3, 0, 7, 1, 0]
 
 
-def test_no_n_gram_reaches_into_the_next_caption():
-    tokens = tokenize(CAPTIONS)
-    found = tokens.n_grams(2)
-    spelled = [tokens.spelled(ids) for ids in found.word_ids_Un]
-    assert dict(zip(spelled, found.counts_U.tolist(), strict=True)) == {
-        **{"a red": 3, "red dog": 2, "dog and": 1, "and a": 1, "red cat": 1}
-    }
-    in_order = [(spelled[i], c) for i, c in zip(found.ids_G, found.captions_G, strict=True)]
-    assert in_order[:3] == [("a red", 0), ("red dog", 0), ("a red", 2)]
-
-
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_n_grams_are_those_that_counting_finds(order, seed):

@@ -82,19 +82,6 @@ def test_the_docstrings_example():
     assert doctest.testmod(vqa).failed == 0
 
 
-@pytest.mark.parametrize(
-    "agreeing, expected",
-    # By hand: with m of ten, m people leave m - 1 others, 10 - m leave m.
-    [(0, 0.0), (1, 0.9 / 3), (2, (2 * 1 + 8 * 2) / 30), (3, (3 * 2 + 7 * 3) / 30), (4, 1), (10, 1)],
-)
-def test_three_who_agree_nearly_make_it_right(agreeing, expected):
-    people = ["cat"] * agreeing + [f"other {i}" for i in range(10 - agreeing)]
-    assert vqa.vqa_accuracy(["a cat"], [people]).corpus == pytest.approx(
-        0 if agreeing == 10 else expected  # where all agree, nothing is normalized
-    )
-    assert vqa.vqa_accuracy(["cat"], [people]).corpus == pytest.approx(expected)
-
-
 def test_accuracy_is_that_of_the_transcription(parity):
     rng = np.random.default_rng(0)
     words = "a the two Two none 3,000 3.5 dont couldn'tve isnt dog dog. cat, red/blue -5 [x] what?"
