@@ -24,7 +24,7 @@ _ROOM = 16 << 20  # bytes; more than the answers under way can take
 
 
 class Journal:
-    """File of answers, each with the key of its request. A context manager.
+    """File of answers, `answers` by the keys of their requests. A context manager.
 
     Raises:
       UserError: another process has the file open, or a line before the last is damaged.
@@ -32,7 +32,7 @@ class Journal:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._answers: dict[str, Answer] = {}
+        self.answers: dict[str, Answer] = {}
 
     def __enter__(self) -> "Journal":
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,16 +51,6 @@ class Journal:
 
     def __exit__(self, *exception_info) -> None:
         self._file.close()
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
-    def get(self, key: str) -> Answer | None:
-        return self._answers.get(key)
-
-    def answers(self) -> list[Answer]:
-        """Returns all answers, also those that this run does not use."""
-        return list(self._answers.values())
 
     def check_room(self) -> None:
         """Raises UserError when the disk may have no room for the answers under way."""
@@ -85,10 +75,11 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._file.truncate(size)
             raise UserError(
-                f"{self._path}: {error.strerror}; an answer that was paid for is lost, the "
-                f"{len(self)} before it are kept. Make room, and run the same command again."
+                f"{self._path}: {error.strerror}; an answer that was paid for is lost, "
+                f"the {len(self.answers)} before it are kept. Make room, and run the same command "
+                "again."
             ) from error
-        self._answers[key] = answer
+        self.answers[key] = answer
 
     def _write(self, line: bytes) -> None:
         while line:
@@ -126,7 +117,7 @@ class Journal:
             raise ValueError(f"no answer under a key: {error}") from error
         if not isinstance(key, str):
             raise ValueError(f"key: found {key!r:.60}, expected a text")
-        self._answers[key] = answer
+        self.answers[key] = answer
 
 
 def _checksum(row: Mapping[str, Any]) -> int:

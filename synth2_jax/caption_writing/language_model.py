@@ -32,8 +32,7 @@ class LanguageModelSource:
       seed: draw i of a class depends only on (seed, class, i), not on its batch.
       batch_size: captions that are written at once.
 
-    Raises:
-      UserError: the vocabulary is not the model's.
+    Raises UserError if the vocabulary is not the model's.
     """
 
     def __init__(

@@ -44,8 +44,7 @@ class OpenAIServerSource:
       usage: function that returns tokens and cost of all runs of the workdir, for a manifest.
       answered, retries, failed: counts of this run.
 
-    Raises:
-      UserError: as `ServerAccess`.
+    Raises as `ServerAccess`.
     """
 
     def __init__(self, config: ServerConfig, journal: Journal, *, seed: int):
@@ -59,7 +58,7 @@ class OpenAIServerSource:
         self.retries = self.failed = self.answered = 0
         self._stopping = asyncio.Event()
         self._fatal: UserError | None = None
-        self._usage = Usage(config, journal.answers())
+        self._usage = Usage(config, journal.answers.values())
         self.usage = self._usage.describe
 
     def write(self, requests: Sequence[Request]) -> Iterator[Draft | None]:
@@ -113,7 +112,7 @@ class OpenAIServerSource:
         body = self._body(request)
         asked = {**body, "class": request.class_name, "draw": request.draw}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-        answer, reason = self._journal.get(key), ""
+        answer, reason = self._journal.answers.get(key), ""
         if answer is None:
             async with semaphore:
                 try:

@@ -3,6 +3,7 @@
 A bad line becomes a draft with a reason to drop it: it is counted, and the rest is used.
 """
 
+import codecs
 import hashlib
 import json
 import pathlib
@@ -22,12 +23,8 @@ class TextFileSource:
     A JSON object has the key "caption", and may have the key "class". Without a class, it is the
     class of the list that the caption names; longer names come first.
 
-    Args:
-      path: a file of JSON lines if it ends in .jsonl, otherwise of plain text.
-      classes: names to find in captions; None if captions need no class.
-
-    Raises:
-      UserError: no such file.
+    `path` is of JSON lines if it ends in .jsonl, otherwise of plain text; `classes` is None if
+    captions need no class. Raises UserError on a missing file.
     """
 
     def __init__(self, path: str, classes: Sequence[str] | None):
@@ -50,14 +47,8 @@ class TextFileSource:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    yield Draft(None, number, "", drop_reason="not UTF-8")
-                    continue
-                class_name, caption, reason = None, text.strip(), ""
-                if is_json:
-                    class_name, caption, reason = _parse_json(text)
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                class_name, caption, reason = _parse(line, is_json)
                 if not reason and class_name is None and self._finder:
                     class_name = self._finder(caption)
                     reason = "" if class_name else "class not named"
@@ -70,10 +61,13 @@ class TextFileSource:
         return {"file": self._path.name, "file_sha256": digest.hexdigest()}
 
 
-def _parse_json(line: str) -> tuple[str | None, str, str]:
+def _parse(line: bytes, is_json: bool) -> tuple[str | None, str, str]:
     """Returns (class or None, caption, why the draft is dropped or "")."""
     try:
-        row = json.loads(line)
+        text = line.decode()
+        row = json.loads(text) if is_json else {"caption": text}
+    except UnicodeDecodeError:
+        return None, "", "not UTF-8"
     except (ValueError, RecursionError):
         return None, "", "not JSON"
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str):

@@ -119,12 +119,7 @@ def tokenizer_config(path: str | os.PathLike[str], **changes: Any) -> VQTokenize
 
 
 def load_tokenizer(path: str | os.PathLike[str], config: VQTokenizerConfig) -> dict[str, Any]:
-    """The parameters of models.vq_tokenizer.VQTokenizer, as LazyArrays: nothing is read yet.
-
-    Raises:
-      UserError: the folder is of another model, a file is missing or cut short, or as
-        `assemble_tokenizer`.
-    """
+    """The parameters of VQTokenizer, as LazyArrays; raises as `assemble_tokenizer`."""
     path = pathlib.Path(path)
     fixed = {**taming.FIXED, "norm_groups": tokenizer_config(path).norm_groups}
     if (path / f"{_FILE}.safetensors").is_file():  # there may be one of float16 too

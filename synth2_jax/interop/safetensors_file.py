@@ -36,14 +36,8 @@ def write_tensors(
 ) -> None:
     """Writes tensors under a temporary name, then renames; one array at a time is needed.
 
-    Args:
-      path: of the file.
-      shapes: shape and dtype by name, in the order of `arrays`.
-      arrays: the tensors themselves.
-      metadata: goes into the header.
-
-    Raises:
-      UserError: a dtype that the format lacks.
+    `shapes` are in the order of `arrays`, and `metadata` goes into the header. Raises UserError on
+    a dtype that the format lacks.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

@@ -54,10 +54,9 @@ _BLOCK = 8 * 2**20  # bytes of rows that are read together
 
 
 def open_weights(path: str | os.PathLike[str]) -> Tensors:
-    """Tensors of a file of safetensors or torch, or of a folder's; safetensors where it has both.
+    """Tensors of a file of safetensors or torch, or of a folder, safetensors if it has both.
 
-    Raises:
-      UserError: as `open_safetensors` and `open_torch`.
+    Raises as `open_safetensors` and `open_torch`.
     """
     path = pathlib.Path(path)
     if not path.is_dir():

@@ -30,9 +30,9 @@ def test_what_was_appended_is_there_again(tmp_path):
         assert json.loads(path.read_text().splitlines()[0])["key"] == "a"  # before it is closed
     assert path.read_bytes().isascii() and path.read_bytes().count(b"\n") == 2
     with Journal(path) as journal:
-        assert journal.get("a") == answer_of("犬 \ud83d\n\x1b[31m")
-        assert journal.get("c") is None
-        assert len(journal) == len(journal.answers()) == 2
+        assert journal.answers.get("a") == answer_of("犬 \ud83d\n\x1b[31m")
+        assert journal.answers.get("c") is None
+        assert len(journal.answers) == 2
 
 
 def test_cut_at_any_byte_it_loses_no_more_than_the_last_line(tmp_path):
@@ -46,11 +46,11 @@ def test_cut_at_any_byte_it_loses_no_more_than_the_last_line(tmp_path):
         path.write_bytes(whole[:size])
         with Journal(path) as journal:
             # A line that lacks its line break alone is whole.
-            assert len(journal) == sum(end - 1 <= size for end in ends)
+            assert len(journal.answers) == sum(end - 1 <= size for end in ends)
             journal.append("d", answer_of("new"))
         with Journal(path) as journal:
-            assert journal.get("d") == answer_of("new")
-            assert len(journal) == 1 + sum(end - 1 <= size for end in ends)
+            assert journal.answers.get("d") == answer_of("new")
+            assert len(journal.answers) == 1 + sum(end - 1 <= size for end in ends)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_damage_before_the_last_line_is_named(tmp_path, line):
     assert str(e.value).isprintable()
     path.write_bytes(good + b"\n" + line)  # as a kill leaves it
     with Journal(path) as journal:
-        assert len(journal) == 1
+        assert len(journal.answers) == 1
     assert path.read_bytes() == good + b"\n"
 
 
@@ -127,7 +127,7 @@ def test_a_killed_process_keeps_what_it_appended_and_lets_go(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], env=os.environ)
     assert done.returncode == -signal.SIGKILL
     with Journal(path) as journal:
-        assert journal.get("a") == answer_of("x")
+        assert journal.answers.get("a") == answer_of("x")
 
 
 @pytest.fixture
@@ -149,11 +149,11 @@ def test_what_finds_no_room_is_told_and_leaves_no_half(tmp_path, small_disk):
                 UserError, match="File too large; an answer .* is lost, the 1 before"
             ):
                 journal.append("b", answer_of("y"))
-            assert path.read_bytes() == whole and journal.get("b") is None
+            assert path.read_bytes() == whole and journal.answers.get("b") is None
         small_disk(1 << 20)
         journal.append("b", answer_of("y"))
     with Journal(path) as journal:
-        assert len(journal) == 2
+        assert len(journal.answers) == 2
 
 
 def test_a_full_disk_is_noticed_before_anything_is_asked(tmp_path, monkeypatch):

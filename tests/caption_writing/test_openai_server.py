@@ -203,7 +203,7 @@ def test_stopping_waits_for_what_is_under_way_and_keeps_it(server, ask, tmp_path
     num_asked = len(server.bodies)
     assert waits > 1 and 4 <= num_asked <= 12
     with Journal(tmp_path / "answers.jsonl") as journal:
-        assert len(journal) == num_asked
+        assert len(journal.answers) == num_asked
     server.act = lambda body, number: {}
     ask(requests(100))
     assert len(server.bodies) == 100

@@ -14,26 +14,17 @@ from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 
 # aMUSEd's own, of which only the widths and the number of codes are smaller here.
 AMUSED = dict(
-    act_fn="silu",
+    **dict(act_fn="silu", in_channels=3, out_channels=3, norm_num_groups=32, sample_size=32),
     block_out_channels=[128, 256, 256, 512, 768],
     down_block_types=["DownEncoderBlock2D"] * 5,
-    in_channels=3,
-    latent_channels=64,
-    layers_per_block=2,
-    norm_num_groups=32,
-    num_vq_embeddings=8192,
-    out_channels=3,
-    sample_size=32,
     up_block_types=["UpDecoderBlock2D"] * 5,
-    mid_block_add_attention=False,
-    lookup_from_codebook=True,
+    **dict(latent_channels=64, layers_per_block=2, num_vq_embeddings=8192),
+    **dict(mid_block_add_attention=False, lookup_from_codebook=True),
 )
 SMALL_AMUSED = {
     **AMUSED,
     "block_out_channels": [8, 16, 16, 32, 48],
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "num_vq_embeddings": 90,
+    **dict(latent_channels=4, norm_num_groups=4, num_vq_embeddings=90),
 }
 ATTENTION = dict(
     block_out_channels=(16, 32),

@@ -31,7 +31,6 @@ from synth2_jax.sampling.captions import make_caption
 from synth2_jax.sampling.text_decode import TextDecodeConfig
 from synth2_jax.testing.chat_vocabulary import chat_vocabulary
 from synth2_jax.text.prompts import CHAT_CLASS_PROMPT
-from synth2_jax.text.vocabulary import END_OF_TURN, START_OF_TURN, load_vocabulary, train_vocabulary
 from synth2_jax.training.objectives import VLMObjective
 from synth2_jax.training.tasks import VLMTask
 from synth2_jax.training.train_state import create_train_state, state_layout
@@ -555,23 +554,3 @@ def test_a_draft_depends_on_neither_batch_size_nor_company(writer):
     assert len({draft.caption for draft in drafts.values()}) == 4
     assert writer(requests()[::-1], batch_size=2) == drafts
     assert writer(requests()[2:3]) == {("cat", 0): drafts["cat", 0]}
-
-
-def test_a_chat_prompt_opens_the_models_turn(vocabulary):
-    ids = vocabulary.encode(requests()[0].prompt)
-    start, end = vocabulary.encode(START_OF_TURN + END_OF_TURN)
-    assert ids[0] == start and ids.count(start) == 2 and ids.count(end) == 1
-    assert vocabulary.end_id(ids) == end and vocabulary.bos_id == SMALL.bos_id
-
-
-def test_the_vocabulary_of_another_model_is_refused(vocabulary, tmp_path):
-    rows = vocabulary.size + 129
-    config = dataclasses.replace(SMALL, vocab_size=rows)
-    with pytest.raises(UserError, match=f"found {vocabulary.size} pieces, but .* has {rows} emb"):
-        LanguageModelSource(config, {}, vocabulary, TextDecodeConfig(), seed=0, batch_size=1)
-    (tmp_path / "t5.model").write_bytes(train_vocabulary(["a dog"] * 9, 265))
-    config, other = dataclasses.replace(SMALL, vocab_size=265), str(tmp_path / "t5.model")
-    with pytest.raises(UserError, match="bos_id: found 2, expected None"):
-        LanguageModelSource(
-            config, {}, load_vocabulary(other), TextDecodeConfig(), seed=0, batch_size=1
-        )
