@@ -11,6 +11,7 @@ Legend: T text tokens.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -82,11 +83,9 @@ def run(config: Any, workdir: str) -> Manifest:
     writer = PairWriter(workdir, provenance, num_shards=len(pairs.shards))
     encoding = CaptionEncoder(encoder, vocabulary, length, cfg.batch_size, mesh, rules)
 
-    def read(shard: int) -> Iterator[records.Pair]:
-        return views.read_shard(pairs, pathlib.Path(cfg.pairs), pairs.shards[shard].name)
-
     def results(shards: Sequence[int], *watched: Any) -> Iterator[Result]:
-        return encoding.pairs(((shard, read(shard)) for shard in shards), *watched)
+        read = functools.partial(views.read_shard, pairs, pathlib.Path(cfg.pairs))
+        return encoding.pairs(((n, read(pairs.shards[n].name)) for n in shards), *watched)
 
     return make_pairs(
         writer,

@@ -77,8 +77,7 @@ class TokenizeConfig:
         config_lib.check_counts(self, "max_images", "batch_size", "num_shards")
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"max_skipped: found {self.max_skipped}, expected 0 to 1")
-        if self.num_threads < 0:
-            raise ValueError(f"num_threads: found {self.num_threads}, expected at least 0")
+        config_lib.check_counts(self, "num_threads", least=0)
 
 
 def run(config: Any, workdir: str, on_the_fly: bool = False) -> dict[str, Manifest]:
@@ -88,9 +87,8 @@ def run(config: Any, workdir: str, on_the_fly: bool = False) -> dict[str, Manife
     told = {"image_size": cfg.image_size, "pixel_range": cfg.pixel_range}
     with naming("--config.tokenizer", cfg.tokenizer):
         trained = load_tokenizer(cfg.tokenizer, **told)
-    return {
-        split: _tokenize(split, trained, cfg, pathlib.Path(workdir) / split) for split in cfg.splits
-    }
+    folder = pathlib.Path(workdir)
+    return {split: _tokenize(split, trained, cfg, folder / split) for split in cfg.splits}
 
 
 def _tokenize(split: str, trained: Trained, cfg: TokenizeConfig, folder: pathlib.Path) -> Manifest:

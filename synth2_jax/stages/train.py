@@ -62,10 +62,9 @@ class TrainConfig:
 def run(config: Any, workdir: str) -> TrainState:
     """Trains what the config says, or goes on where the workdir's last checkpoint is."""
     cfg, objective = build(config)
-    resolved = config.to_dict() | {
-        "model_name": _from_anywhere(cfg.model_name),
-        "model": cfg.model,
-    }
+    resolved = config.to_dict() | {"model": cfg.model}
+    if ".py:" in cfg.model_name:  # later stages open it too, perhaps from another folder
+        resolved["model_name"] = os.path.abspath(cfg.model_name)
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     _check_rows(cfg, mesh)
@@ -78,9 +77,8 @@ def run(config: Any, workdir: str) -> TrainState:
     iterator = _data(cfg, objective, built_on, text_encoder, sharding.data_layout(mesh))
     evaluate = None
     if cfg.train.eval_every and (cfg.validation.data or cfg.validation.captions):
-        evaluate = Validator(
-            *(cfg.validation, objective, cfg.data, built_on, text_encoder, mesh, rules)
-        )
+        made_by = built_on, text_encoder
+        evaluate = Validator(cfg.validation, objective, cfg.data, *made_by, mesh, rules)
     if text_encoder and cfg.pretrained.text_encoder:
         # Later stages open it, perhaps from another folder than this one.
         resolved["pretrained"]["text_encoder"] = os.path.abspath(cfg.pretrained.text_encoder)
@@ -122,11 +120,6 @@ def build(section: Any, where: str = "--config") -> tuple[TrainConfig, Objective
         )
     _check_text(cfg, objective, where)
     return cfg, objective
-
-
-def _from_anywhere(model_name: str) -> str:
-    """Later stages open a FILE.py:CLASS too, perhaps from another folder than this one."""
-    return os.path.abspath(model_name) if ".py:" in model_name else model_name
 
 
 def _keep_vocabulary(cfg: TrainConfig, objective: Objective, workdir: pathlib.Path) -> None:
