@@ -288,7 +288,7 @@ def test_training_on_unfit_features_is_refused(chain, encoded, other_generator, 
     assert line.startswith(f"--config.data.folders.z={others}: found features") and line.endswith(
         f"as in {encoded}"
     )
-    width = {"model__generator__text_encoder__embed_dim": 16}
+    width = {"model__generator__text_encoder__embed_dim": 16, "pretrained__text_encoder": ""}
     line = mistake(training(chain, tmp_path / "a", encoded, **width))
     assert line == (
         "batch['text_features']: found ((16, 26, 32), 'bfloat16'), expected ((16, 26, 16), "
