@@ -263,9 +263,9 @@ def test_an_empty_scene_makes_every_claim_wrong():
 
 
 def test_a_caption_that_repeats_itself_is_soon_scored():
-    start = time.monotonic()
+    start = time.process_time()
     found = language.agreement(parse("three tiny red circles and " * 10), SCENE)
-    assert time.monotonic() - start < 10  # all orders of 30 claims would take for ever
+    assert time.process_time() - start < 10  # all orders of 30 claims would take for ever
     assert found == {"objects": (pytest.approx(1 / 30), 1), "sizes": (1, 30), "places": (0, 0)}
 
 
