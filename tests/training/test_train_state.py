@@ -59,9 +59,12 @@ def test_split_and_join_are_inverse_and_a_pattern_must_match_and_leave_something
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_pretrained_parameters_replace_their_part_and_take_its_dtype(dtype):
-    """They are copied: who gave them may change them."""
-    kernel = np.arange(128, dtype=dtype).reshape(8, 16)
-    expected = kernel.copy()
+    """They are copied, though JAX could share their aligned memory: who gave them may change it."""
+    expected = np.arange(128, dtype=dtype).reshape(8, 16)
+    memory = np.zeros(expected.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    kernel = memory[start : start + expected.nbytes].view(dtype).reshape(8, 16)
+    kernel[:] = expected
     layout, state = toy_state(initial_params={"encoder": {"kernel": kernel}})
     kernel[:] = 0
     found = state.params["encoder"]["kernel"]
