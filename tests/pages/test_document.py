@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from synth2_jax.pages.document import picture, render
+from synth2_jax.pages.filter_page import render_filter
 from synth2_jax.pages.numbers import duration, lookup, number, percent, signed
 
 
@@ -73,6 +74,13 @@ def test_what_is_no_number_is_a_dash(write, value):
 )
 def test_text_is_inert_in_every_template(hostile, shown):
     assert f"<h1>{shown}</h1>" in render("filter.html.j2", heading=hostile, histograms={})
+
+
+def test_the_page_of_a_filter_says_which_score_decides(read_page):
+    scores = {"caption": np.array([0.0, 1.0, np.inf]), "cycle": np.zeros(3)}
+    page = read_page(render_filter("3 pairs: 2 kept", scores, "caption"))
+    assert "Pairs by their score caption, which decides." in page.words
+    assert "Pairs by their score cycle." in page.words and page.tags.count("svg") == 2
 
 
 def test_no_template_library_is_imported_before_a_page_is_written():
