@@ -7,7 +7,7 @@
 
 Real images are cut to their middle square and scaled to the tokenizer's size. Without --reference
 they are what is compared with; --write-reference keeps their statistics. PATH is a run, an export
-or another's VQ-GAN (`--image-size`, where its files do not tell). Writes
+or a third-party VQ-GAN (`--image-size`, where its files do not tell). Writes
 benchmarks/results/DEVICE/image_fid.json. FID depends on the features, the number of images and how
 they were scaled: numbers compare only where these are the same.
 
@@ -95,7 +95,7 @@ def _jitted(make, trained: Trained):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", required=True, help="run, export or another's VQ-GAN")
+    parser.add_argument("--tokenizer", required=True, help="run, export or a third-party VQ-GAN")
     parser.add_argument("--features", required=True, help="MODULE:FUNCTION or FILE.py:FUNCTION")
     parser.add_argument("--images", default="", help="pattern of real images' files")
     parser.add_argument("--pairs", default="", help="folder of pairs, whose images are scored")

@@ -60,7 +60,7 @@ def _config(name: str, tag: str, path: str, *arguments: str) -> Run:
 
 
 DEMO = "workdir/demo/generator"
-# On a CPU each step takes its memory anew from the system: 22,000 page faults for a small VLM.
+# On a CPU each step takes its memory from the system again: 22,000 page faults for a small VLM.
 ALLOCATION = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 SUITES = {

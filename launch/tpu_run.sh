@@ -11,7 +11,7 @@ Runs synth2 on every worker of a Cloud TPU, or as several processes of this mach
 
   create NAME    asks for a TPU VM as a queued resource and waits until it is there
   attach NAME    takes a TPU VM that is there already; only looks and installs, never deletes it
-  run NAME       creates what is missing, installs, runs; preempted, it creates anew and goes on
+  run NAME       creates what is missing, installs, runs; preempted, it creates it again
   status NAME    what Cloud TPU says of it, and the last lines of each worker
   logs NAME      the logs of the last try; -f follows them
   stop NAME      SIGTERM to the program on all workers: it saves and ends with code 143
@@ -24,7 +24,7 @@ Runs synth2 on every worker of a Cloud TPU, or as several processes of this mach
   --spot | --reserved             on demand otherwise
   --network=NETWORK
   --mount=BUCKET:PATH             mounts a bucket by gcsfuse at PATH on every worker, for the workdir
-  --max-retries=10                how often a preempted TPU is created anew
+  --max-retries=10                how often a preempted TPU is created again
   --delete-on-exit                deletes the TPU in the end, whatever happened
   --devices-per-process=1         of `local`
   --logs=DIR                      where logs go; logs/NAME of this repository otherwise
@@ -257,7 +257,7 @@ run() {
       say "preempted $tries times, more than --max-retries=$retries"
       break
     fi
-    say "preempted (worker's code $code); creating it anew, retry $tries of $retries"
+    say "preempted (worker's code $code); creating it again, retry $tries of $retries"
     delete_resource
     sleep "$poll"
   done

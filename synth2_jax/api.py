@@ -144,7 +144,7 @@ class _Loaded:
 
 
 class TrainedVLM:
-    """What `load_vlm` returns.
+    """A VLM, as `load_vlm` returns it.
 
     Attributes:
       trained: the model, its parameters and where it comes from.
@@ -229,7 +229,7 @@ Captioner = TrainedVLM  # its former name
 
 
 class ImageGenerator:
-    """What `load_generator` returns.
+    """A generator, as `load_generator` returns it.
 
     Attributes:
       trained: the model, its parameters and where it comes from.

@@ -77,7 +77,7 @@ _TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage takes on its command line.
+    """The command line of a stage.
 
     Attributes:
       room: the folder of its file.

@@ -52,7 +52,7 @@ _NO_MESSAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """What the launcher said: see the file's docstring."""
+    """The launcher's settings: see the file's docstring."""
 
     host: str
     port: int
@@ -130,7 +130,7 @@ def start(processes: Processes) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is process 0 or alone; a process that is alone asks no device."""
+    """Returns whether this process is process 0 or alone; one that is alone asks no device."""
     return not jax.distributed.is_initialized() or not jax.process_index()
 
 

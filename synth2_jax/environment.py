@@ -1,4 +1,4 @@
-"""What a result was made with: versions, device and commit."""
+"""The environment of a result: versions, device and commit."""
 
 import functools
 import importlib.metadata

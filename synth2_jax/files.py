@@ -85,7 +85,7 @@ def _full(error: Exception) -> str | None:
 
 
 def _free_bytes(folder: str | os.PathLike[str]) -> float:
-    """Of the disk that holds `folder` or will hold it."""
+    """Returns the free bytes of the disk that holds `folder` or will; infinite if unknown."""
     path = pathlib.Path(folder).absolute()
     try:
         there = next(parent for parent in (path, *path.parents) if parent.exists())
@@ -190,7 +190,7 @@ def write_bytes(path: pathlib.Path, contents: bytes) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
+    """Writes a text by `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode())
 
 

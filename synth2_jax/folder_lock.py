@@ -105,7 +105,7 @@ class _Lock:
             os.close(self.descriptor)
 
     def _take(self, created: bool) -> bool:
-        """Whether the lock is ours; False when the file was removed."""
+        """Returns whether the lock is ours; False when the file was removed."""
         self.owner["machine"] = _machine(self.descriptor)
         by_kernel = _flock(self.descriptor)
         found = self.holder()
@@ -128,7 +128,7 @@ class _Lock:
         return True
 
     def _is_dead(self, found: dict[str, Any]) -> bool:
-        """Whether the count stands still; UserError if it rises, False if the file goes."""
+        """Returns whether the count stays; UserError if it rises, False if the file goes."""
         print(
             f"synth2: {self.named}: {_who(found)} held it; waiting up to {DEAD_SECONDS:.0f} s to "
             "see whether that process is alive",
@@ -154,7 +154,7 @@ class _Lock:
                 self._write()
 
     def holder(self) -> dict[str, Any]:
-        """What the file says; {} if it is gone or half-written."""
+        """Returns the file's contents; {} if it is gone or half-written."""
         try:
             with open(self.file, "rb") as opened:  # opened each time: NFS looks at the server then
                 found = json.loads(opened.read(_MAX_BYTES))
@@ -180,7 +180,7 @@ def _lost(named: str, found: dict[str, Any]) -> None:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Whether the kernel gives the lock; None where the file system has none."""
+    """Returns whether the kernel gives the lock; None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

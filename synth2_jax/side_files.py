@@ -1,4 +1,4 @@
-"""What a stage leaves in a file for itself or for the next one, checked where it is read."""
+"""Files that a stage leaves for itself or the next one, checked where they are read."""
 
 import pathlib
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ def read_as(cls: type[RecordT], path: pathlib.Path, left_by: str) -> RecordT:
 
 
 def parse_as(cls: type[RecordT], values: Any, path: pathlib.Path, left_by: str) -> RecordT:
-    """As `read_as`, of values that were read from `path`."""
+    """Does what `read_as` does with values that were read from `path`."""
     try:
         return config.build(cls, values, f"{path}: value", exact=True)
     except UserError as error:

@@ -51,11 +51,11 @@ class StopSignal:
 
     @property
     def received(self) -> bool:
-        """Whether this process was asked to stop; for work that no other process waits for."""
+        """Returns whether this process was asked to stop; for work no other process waits for."""
         return bool(self._received)
 
     def requested(self) -> bool:
-        """Whether any process was asked to stop before the last poll; all must poll alike.
+        """Returns whether any process was asked to stop before the last poll; all must poll alike.
 
         Processes receive the signal at different steps, and one that left alone would hang the
         others. The answer to a poll is read at the next, so that no process waits for it.

@@ -231,11 +231,11 @@ def test_what_is_not_preempted_is_not_tried_again(launcher, program, code):
     "what, code",
     [('echo SUSPENDED >"$CLOUD/resource"', 143), ('echo PREEMPTED >"$CLOUD/node"', 255)],
 )
-def test_preempted_it_is_created_anew_and_goes_on(launcher, what, code):
+def test_preempted_it_is_created_again_and_goes_on(launcher, what, code):
     launcher.runs(f'if [ "$TRY" = 1 ]; then {what}; exit {code}; fi; sleep 0.5; {TELL}')
     done = launcher.run("run", "pod", *CREATE, *TRAIN)
     assert done.returncode == 0, done.stderr
-    assert "creating it anew, retry 1 of 10" in done.stderr
+    assert "creating it again, retry 1 of 10" in done.stderr
     order = [line.split()[3] for line in launcher.calls("queued") if "describe" not in line]
     assert order == ["create", "delete", "create"]
     assert "0 of 2" in launcher.log(0, number=2) and launcher.log(0, number=1) == ""

@@ -1,6 +1,6 @@
 """A VLM on a Gemma 3 that is frozen, at the paper's scale in all else.
 
-Not a config of a stage; the configs beside it share these sections. Layers between two blocks of
+Not a config of a stage; the other configs share these sections. Layers between two blocks of
 gated cross-attention are few: the language model has never seen an image (chosen; Flamingo has 1, 4
 and 7 by size).
 """

@@ -1,4 +1,4 @@
-"""The visual language model at the paper's scale: 634M parameters, of which 237M are trained.
+"""The visual language model at the paper's scale: 634M parameters; 237M are trained.
 
     synth2 train --config=configs/paper/vlm.py --workdir=WORKDIR/vlm \\
         --config.pretrained.tokenizer=WORKDIR/tokenizer \\

@@ -11,7 +11,7 @@ MICROBATCHES = 2  # of a training step: what fits a CPU's cache takes a tenth to
 
 
 def is_tiny(arg: str) -> bool:
-    """Whether `--config=FILE:tiny` asks for a few steps only; UserError on another word."""
+    """Returns whether `--config=FILE:tiny` was given; UserError on another word."""
     return bool(words(arg, ("tiny",)))
 
 

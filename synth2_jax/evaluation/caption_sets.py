@@ -1,4 +1,4 @@
-"""How varied caption sets are, side by side: the figures of `synth2 report --captions`.
+"""Compares how varied caption sets are: the figures of `synth2 report --captions`.
 
 A set is a captions.jsonl, a folder that holds one, a folder of pairs, or a text file of one caption
 a line.
@@ -138,7 +138,7 @@ def _holds_pairs(folder: pathlib.Path) -> bool:
 def _figures(
     captions: Sequence[str], balanced: SetBalance, class_names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What captions.json holds of a set. Clusters and n-grams are those of its sample."""
+    """Returns a set's entry in captions.json. Clusters and n-grams are those of its sample."""
     words, sample = tokenize(captions), tokenize(balanced.sample)
     statistics, counts = n_gram_statistics(sample), np.bincount(words.lengths_N)
     return {
@@ -163,7 +163,7 @@ def _figures(
 
 
 def _classes(words: TokenizedCaptions, class_names: Sequence[str]) -> dict[str, Any]:
-    """How many captions name each class, and what that says of all classes."""
+    """Counts the captions that name each class, with a summary of all classes."""
     captions_C = class_coverage(words, [*map(_spellings, class_names)])
     return {
         "named": float(np.mean(captions_C > 0)),
@@ -175,7 +175,7 @@ def _classes(words: TokenizedCaptions, class_names: Sequence[str]) -> dict[str, 
 
 
 def _spellings(class_name: str) -> list[str]:
-    """What names a class: it or its plural. Commas divide synonyms, as in ImageNet's lists."""
+    """Returns the names of a class and their plurals; commas divide synonyms, as in ImageNet."""
     synonyms = filter(None, map(str.strip, class_name.split(",")))
     return [f"{form}{end}" for one in synonyms for form in forms(one) for end in ("", "s", "es")]
 

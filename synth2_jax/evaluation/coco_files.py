@@ -1,4 +1,4 @@
-"""What was predicted, in the file formats that the data sets' own scorers read.
+"""Writes predictions in the file formats that the data sets' own scorers read.
 
 COCO's results and annotations of captions (https://cocodataset.org/#format-results), VQA's results
 of answers (https://visualqa.org/evaluation.html).

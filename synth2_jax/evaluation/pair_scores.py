@@ -1,4 +1,4 @@
-"""How well images fit their captions, by the likelihoods of a generator or a VLM.
+"""Scores of how well images fit their captions, by likelihoods of a generator or a VLM.
 
 Legend: B batch, N image tokens, T text tokens, P pairs of a pool.
 """
@@ -40,7 +40,7 @@ _RETRIEVAL = [*_SCORE, ("rank", "<i4"), ("best", "<i4")]  # best: a row of the s
 
 @dataclasses.dataclass(frozen=True)
 class CaptionLikelihoodConfig:
-    """What the VLM's likelihood of the caption is compared with.
+    """Settings of what the VLM's likelihood of the caption is compared with.
 
     Attributes:
       minus_language_model: whether to take away what the caption is worth without the image; else
@@ -177,7 +177,7 @@ class PairScorer:
         return np.concatenate(parts)
 
     def _arrays(self, pairs: Sequence[Pair], num_valid: int, first: int) -> Sequence[np.ndarray]:
-        """What the score is computed from; rows from `num_valid` on only fill the batch up."""
+        """Returns the inputs of the score; rows from `num_valid` on only fill the batch up."""
         captions = [pair.caption for pair in pairs]
         image_tokens_BN = np.stack([pair.image_tokens for pair in pairs]).astype(np.int32)
         numbers_B = np.arange(len(pairs))

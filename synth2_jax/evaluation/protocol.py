@@ -1,4 +1,4 @@
-"""How a data set is asked: captions or answers, with no examples or a few (Flamingo, appendix B.1).
+"""Protocols of evaluation: captions or answers, zero- or few-shot (Flamingo, appendix B.1).
 
 Few-shot, the text before an image's own prompt holds examples, each with its image:
 
@@ -26,7 +26,7 @@ TASKS = ("caption", "vqa")
 
 @dataclasses.dataclass(frozen=True)
 class ProtocolConfig:
-    """What is asked for and after which examples.
+    """A protocol: what is asked for, and after which examples.
 
     Attributes:
       task: "caption"; or "vqa", where each image's prompt is a question and its references are the
@@ -82,7 +82,7 @@ class ProtocolConfig:
         return self.shots or self.text_shots
 
     def describe(self) -> str:
-        """What a text begins with, on one line, so that no few-shot result is taken for another."""
+        """Returns the beginning of a text on one line, which tells few-shot results apart."""
         if self.shots:
             return f"{self.shots}-shot: examples with their images before each image"
         if self.text_shots:
@@ -92,7 +92,7 @@ class ProtocolConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What one image's text begins with.
+    """The beginning of one image's text.
 
     Attributes:
       inputs: ids: for each example start token, prompt, caption, end; then start token and prompt
@@ -107,7 +107,7 @@ class Prompt:
 
 
 def is_plain(config: ProtocolConfig, images: Sequence[ReferencedImage]) -> bool:
-    """Whether all images have the one prompt of the model's training and nothing before it."""
+    """Returns whether all images have just the prompt of the model's training."""
     return not config.num_examples and not any(image.prompt for image in images)
 
 

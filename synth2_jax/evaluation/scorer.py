@@ -40,7 +40,7 @@ _PROMPT_STEP = 32  # prompts are padded to multiples: one compilation for all le
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """How to caption and score.
+    """Settings of captioning and scoring.
 
     Attributes:
       folder: pairs of images with references.

@@ -1,4 +1,4 @@
-"""What `train.eval_every` measures: losses on held-out data, and a VLM's scores on its captions."""
+"""Evaluation during training: losses on held-out data, and a VLM's scores on its captions."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from synth2_jax.training.train_step import check_batch, step_rngs
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-    """What `train.eval_every` looks at.
+    """Settings of the evaluation at each `train.eval_every`.
 
     Attributes:
       data: for the losses on held-out data; None for none.

@@ -183,7 +183,7 @@ def _reconstructions(tokenizer: Trained) -> tuple[list[dict[str, Any]], float]:
 
 
 def _synthetic(experiment: Experiment) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """What the oracle sees in the synthetic pairs."""
+    """Returns what the oracle sees in the synthetic pairs."""
     captions, images, scenes = experiment.read_synthetic()
     shown = []
     for caption, image, scene in list(zip(captions, images, scenes, strict=True))[:NUM_SHOWN]:

@@ -291,7 +291,7 @@ class Experiment:
         path, filled = folder / RESULTS, {"vlm": self.path(name), "folder": self.path("pairs/test")}
 
         def is_done() -> bool:
-            """Whether it is finished, with each further score that the config asks for."""
+            """Returns whether it is finished, with each further score that the config asks for."""
             more = set(self.config.evaluate.get("more_scores", ()))
             return path.exists() and read_json(path, "evaluate").keys() >= more
 

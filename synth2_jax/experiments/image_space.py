@@ -1,4 +1,4 @@
-"""How fast a VLM trains fed from embeddings, against the same step fed through pixels."""
+"""Compares a VLM's training speed fed from embeddings and fed through pixels."""
 
 from collections.abc import Mapping
 from typing import Any

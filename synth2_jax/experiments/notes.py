@@ -1,4 +1,4 @@
-"""What the steps of an experiment note in its workdir: their config, commit, seconds and memory.
+"""Notes of an experiment's steps in its workdir: config, commit, seconds and memory.
 
 WORKDIR/made_with.json holds the config and the commit that each step began with: under another
 config its result is refused, not taken for new.
@@ -114,7 +114,7 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _peak_memory_gib() -> float:
-    """Of this process and of each of its children that have finished."""
+    """Returns the peak memory of the largest of this process and its finished children."""
     usages = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return max(resource.getrusage(who).ru_maxrss for who in usages) * unit / 2**30

@@ -1,7 +1,7 @@
 """`synth2 study`: runs the demo's comparison over several seeds and more arms.
 
 Arms are those of experiments/experiment.py. Tokenizer, language model and captions are trained or
-written once; generator, synthetic pairs and VLM anew for each seed. Writes into the workdir, after
+written once; generator, synthetic pairs and VLM once for each seed. Writes into the workdir, after
 every arm, study.json, study.md (the table) and study.html (a page, with the curves). Stopped and
 started again, it goes on.
 """
@@ -38,7 +38,7 @@ TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-    """What is compared.
+    """Settings of a study: what is compared.
 
     Attributes:
       seeds: of generator, synthetic pairs and VLM.

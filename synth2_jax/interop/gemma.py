@@ -219,7 +219,7 @@ def _sizes_of_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _positions(held: Mapping[str, Any], path: pathlib.Path) -> dict[str, float]:
-    """Of transformers 5 (rope_parameters), or of those before it (rope_theta and others)."""
+    """Reads transformers 5's rope_parameters, or the keys of versions before it."""
     told = held.get("rope_parameters") or {
         "sliding_attention": {"rope_theta": held.get("rope_local_base_freq", 10_000.0)},
         "full_attention": {

@@ -50,7 +50,7 @@ class LazyArray:
         return np.asarray(self[...], dtype)
 
     def transpose(self, *axes: int) -> "LazyArray":
-        """As numpy's; without axes in reverse."""
+        """Transposes as numpy does; without axes in reverse."""
         axes = axes or tuple(reversed(range(self.ndim)))
 
         def read(box: Index) -> np.ndarray:
@@ -105,7 +105,7 @@ class LazyArray:
         return LazyArray((*self.shape[:axis], *self.shape[axis + 1 :]), self.dtype, read)
 
     def astype(self, dtype: np.dtype) -> "LazyArray":
-        """As numpy's; each box is cast when it is read."""
+        """Casts as numpy does; each box is cast when it is read."""
         if np.dtype(dtype) == self.dtype:
             return self
         return LazyArray(self.shape, dtype, lambda box: self._read(box).astype(dtype))

@@ -159,6 +159,6 @@ def load_class_conditional(
 
 
 def _count(tensors: Tensors, module: str) -> int:
-    """How many modules there are of an automatic name such as "encoder/Conv"."""
+    """Counts the modules of an automatic name such as "encoder/Conv"."""
     pattern = re.compile(rf"params/{module}_(\d+)/")
     return len({match[1] for name in tensors if (match := pattern.match(name))})

@@ -15,7 +15,7 @@ from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 
 class _VQGANModel(TamingLayout):
     def tokenizer_config(self, path: str | os.PathLike[str], **changes: Any) -> VQTokenizerConfig:
-        """As TamingLayout's; raises UserError also for what open-muse's code computes otherwise."""
+        """Returns what TamingLayout's does; UserError also where open-muse's code differs."""
         config = super().tokenizer_config(path, **changes)
         if config.num_res_blocks == 1 and config.attention_levels:
             raise UserError(

@@ -175,5 +175,5 @@ def tokenizer_recipes(
 
 
 def _kernel(weight: LazyArray) -> LazyArray:
-    """Of a convolution; an attention may have linear maps."""
+    """Converts a convolution; an attention may have linear maps."""
     return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.transpose()

@@ -96,7 +96,7 @@ def _open_by_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], Tens
         raise UserError(f"{index}: weight_map: found {names!r:.60}, expected file names by tensor")
     files = sorted(set(names.values()))
     if strange := [file for file in files if pathlib.PurePath(file).name != file]:
-        raise UserError(f"{index}: names {strange}, expected files beside it")
+        raise UserError(f"{index}: names {strange}, expected files in the same folder")
     if missing := [file for file in files if not (index.parent / file).is_file()]:
         raise UserError(
             f"{index.parent}: {len(missing)} of {len(files)} files of {index.name} are not there: "

@@ -78,7 +78,7 @@ def open_zarr_arrays(path: str | os.PathLike[str], wanted: str = "") -> Tensors:
 
 
 def _kvstore(folder: pathlib.Path) -> dict[str, Any]:
-    """Where TensorStore finds the arrays."""
+    """Returns the spec by which TensorStore finds the arrays."""
     base = f"{folder.resolve()}/"
     if (folder / "manifest.ocdbt").is_file():
         return {"driver": "ocdbt", "base": {"driver": "file", "path": base}}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 def fits(q_BTHK: jax.Array, k_BSHK: jax.Array) -> bool:
-    """Whether the kernel takes arrays of such a shape and dtype, on this process's device."""
+    """Returns whether the kernel takes such a shape and dtype on this process's device."""
     _, num_queries, _, head_dim = q_BTHK.shape
     # Of NVIDIA's alone: ROCm's devices have names there, CPUs and TPUs nothing.
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))

@@ -216,7 +216,7 @@ def take_layer(stacked: PyTree, index: int) -> PyTree:
 
 
 def is_stacked(path: str) -> bool:
-    """Whether a parameter's "/"-joined path is in a scanned stack: its first axis is layers."""
+    """Returns whether a parameter's path is in a scanned stack: its first axis is layers."""
     return "layers" in path.split("/")
 
 

@@ -1,4 +1,4 @@
-"""How a loaded VLM writes captions."""
+"""Caption settings of a loaded VLM."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -152,7 +152,7 @@ def open_exported(path: str | os.PathLike[str]) -> Exported:
     lost = [n for n in names if pathlib.PurePath(n).name != n or not (folder / n).is_file()]
     if lost:
         raise UserError(
-            f"{where}: {len(lost)} of the {len(names)} files that it names are not beside it: "
+            f"{where}: {len(lost)} of the {len(names)} files that it names are not in its folder: "
             f"{', '.join(lost)}"
         )
     exported = Exported(folder, description, open_safetensors(folder))
@@ -162,7 +162,7 @@ def open_exported(path: str | os.PathLike[str]) -> Exported:
 
 
 def _model_sha256(description: Mapping[str, Any]) -> str:
-    """Of what the parameters are good with, which no fingerprint shows."""
+    """Hashes the settings that the parameters depend on and no fingerprint shows."""
     held = [description[name] for name in ("model_name", "model", "data")]
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What the networks over pixels are made of: convolutions, and halving and doubling a grid.
+"""Layers of the networks over pixels: convolutions, and halving and doubling a grid.
 
 Legend: B batch, H W pixels (or grid cells), D channels.
 """

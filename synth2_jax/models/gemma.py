@@ -91,7 +91,7 @@ class GemmaConfig:
         return False
 
     def is_global(self, layer: int) -> bool:
-        """Whether layer `layer`, from 0, sees all tokens."""
+        """Returns whether layer `layer`, from 0, sees all tokens."""
         return layer % (self.local_layers + 1) == self.local_layers
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
@@ -196,7 +196,7 @@ class _Layer(nn.Module):
         *,
         deterministic: bool,
     ) -> tuple[jax.Array, KeysValues | None]:
-        """As `language_model.DecoderBlock`, without dropout."""
+        """A `language_model.DecoderBlock` without dropout."""
         del deterministic
         batch_size = x_BTD.shape[0]
 

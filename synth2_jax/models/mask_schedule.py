@@ -1,4 +1,4 @@
-"""How much of an image is masked: the one schedule that training and sampling share.
+"""The schedule of the masked share of an image, which training and sampling share.
 
 A schedule is a decreasing function gamma of r in [0, 1] with gamma(0) = 1 and gamma(1) = 0
 (MaskGIT, section 3.3). Training draws r and masks gamma(r) of the tokens; the sampler walks r from
@@ -40,7 +40,7 @@ def mask_ratio(name: str, r):
 
 
 def masked_counts(name: str, num_steps: int, num_tokens: int) -> np.ndarray:
-    """How many tokens are still masked after each step: int32[S], strictly decreasing to 0.
+    """Returns the tokens still masked after each step: int32[S], strictly decreasing to 0.
 
     After step t this is floor(N * gamma((t + 1) / S)), moved only as far as needed for every step
     to reveal at least one token and for every step but the last to leave at least one masked.

@@ -1,4 +1,4 @@
-"""What parameters a model has, found without computing anything."""
+"""Lists a model's parameters without computing anything."""
 
 import functools
 from typing import Any

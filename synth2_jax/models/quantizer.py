@@ -126,7 +126,7 @@ def initial_statistics(
 def seen_codes(
     quantized: dict[str, jax.Array], quantize: jax.Array | bool, reservoir_size: int
 ) -> dict[str, jax.Array]:
-    """What `update_statistics` needs of a microbatch: counts and at most R vectors.
+    """Returns a microbatch's part of `update_statistics`: counts and at most R vectors.
 
     `quantized` is what `Quantizer` returned, given this `quantize`; without, no code is counted.
     """

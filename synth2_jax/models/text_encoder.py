@@ -63,7 +63,7 @@ class TextEncoderConfig(StackConfig):
 
     @property
     def gated_mlp(self) -> bool:
-        """Whether an MLP has three matrices, not two."""
+        """Returns whether an MLP has three matrices, not two."""
         return self.mlp_activation.startswith("gated_")
 
 

@@ -189,7 +189,7 @@ class VLM(nn.Module):
         return step(cross_attention=self.cross_attention, visual=all_blocks)
 
     def _all_blocks(self, keys_values: KeysValues, image_of_text_BT: jax.Array | None) -> Visual:
-        """What each block gets; a Stack scans it, so all of it has a leading axis G."""
+        """Returns what each block gets; a Stack scans it, so all of it has a leading axis G."""
         if image_of_text_BT is None:
             if keys_values[0].shape[2] != self.config.resampler.num_latents:
                 raise ValueError("several images a text need image_of_text_BT: who reads which")

@@ -36,7 +36,7 @@ def read_results(
     fingerprints of the parts, are left out.
 
     Raises:
-      UserError: a file that was given is none of results, or tells of another model.
+      UserError: a given file holds no results, or those of another model.
     """
     results = {}
     for path in filter(None, given.split(",")):
@@ -150,7 +150,7 @@ def _source(data: DataConfig, name: str, folder: str) -> dict[str, Any]:
 
 
 def _drawn(run_folder: pathlib.Path, step: int) -> dict[str, int]:
-    """How many examples of each kind the training saw up to a step, by its own log."""
+    """Counts the examples of each kind that the training saw up to a step, by its own log."""
     path, pattern = run_folder / "metrics.jsonl", re.compile(r"data/(\w+)_examples")
     rows = read_metrics(path) if path.is_file() else []
     of_step = [row for row in rows if row["step"] <= step]

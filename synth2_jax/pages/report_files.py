@@ -1,4 +1,4 @@
-"""What the report's page shows of a demo's results.json and material.json.
+"""The parts of a demo's results.json and material.json that the report's page shows.
 
 Any value may be absent or None: an old run lacks what is written today.
 """

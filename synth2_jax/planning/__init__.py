@@ -1,4 +1,4 @@
-"""What a pod would make of a config, found out without one.
+"""Estimates of a config on a pod, made without a pod.
 
 topologies       the pods that the TPU compiler can compile for, and what their chips can do
 model_flops      FLOPs of a training step, of sampling, captions and tokenizing, by formula

@@ -89,7 +89,7 @@ def _all(flow: Flow) -> frozenset[str]:
 
 
 def _join(flows: Sequence[Flow]) -> Flow:
-    """What any of them may hold."""
+    """Returns the union of what they may hold."""
     if all(isinstance(flow, tuple) and len(flow) == len(flows[0]) for flow in flows):
         return tuple(_join(elements) for elements in zip(*flows, strict=True))
     return _all(tuple(flows))

@@ -39,7 +39,7 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run on one chip."""
+    """The cost of one run on one chip."""
 
     flops: float  # of matrix products and convolutions, 2 a multiplication
     hbm_bytes: float  # read and written by instructions, but not in the chip's fast memory

@@ -1,4 +1,4 @@
-"""What a chip sends to others in a compiled program, and whether it computes meanwhile."""
+"""Bytes that a chip sends in a compiled program, and whether it computes meanwhile."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What one chip does for one kind of collective in a run of the program.
+    """One kind of collective, as one chip takes part in it in a run of the program.
 
     It sends in rings: of n chips, (n - 1) / n of what an all-gather, reduce-scatter or all-to-all
     moves, twice that for an all-reduce.
@@ -99,7 +99,7 @@ def _role(inside: Sequence[Instruction]) -> tuple[bool, bool]:
 
 
 def handed_on(inside: Sequence[Instruction]) -> set[str]:
-    """What a step of a collective takes and gives back as it is, with the collective itself."""
+    """Returns what a step of a collective passes through unchanged, with the collective itself."""
     root = root_of(inside)
     steps = {other.name for other in inside if other.opcode in COLLECTIVES}
     if root.opcode != "tuple" or not steps & set(root.operands):
@@ -114,7 +114,7 @@ def handed_on(inside: Sequence[Instruction]) -> set[str]:
 
 
 def is_async(line: Instruction, end: str) -> bool:
-    """Whether it marks the "Start" or the "Done" of a collective that runs in steps."""
+    """Returns whether it is the "Start" or the "Done" of a collective that runs in steps."""
     return f'custom_call_target="AsyncCollective{end}"' in line.attributes
 
 
@@ -131,7 +131,7 @@ def _within(
 
 
 def _multiplies(line: Instruction, computations: Computations) -> bool:
-    """Whether a matrix product is a part of it."""
+    """Returns whether a matrix product is a part of it."""
     return line.opcode in ("dot", "convolution") or any(
         _multiplies(inner, computations)
         for other in line.called

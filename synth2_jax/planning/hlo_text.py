@@ -44,7 +44,7 @@ class Instruction:
 
     @property
     def is_control(self) -> bool:
-        """Whether what it runs are instructions of their own, not parts of this one."""
+        """Returns whether it runs instructions of their own, not parts of this one."""
         return self.opcode in CONTROL
 
 

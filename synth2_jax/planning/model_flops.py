@@ -32,7 +32,7 @@ from synth2_jax.training.tasks import GeneratorTask, LanguageModelTask, VLMTask
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Of one batch."""
+    """FLOPs of one batch."""
 
     forward: float = 0.0
     backward: float = 0.0
@@ -49,7 +49,7 @@ class Flops:
 
 
 def train_step(task: object, batch_size: int) -> Flops | None:
-    """Of one training step of a task's model; None for a tokenizer: its losses have no formula."""
+    """Counts one training step of a task's model; None for a tokenizer, which has no formula."""
     match task:
         case GeneratorTask():
             return _generator(task, batch_size)
@@ -67,7 +67,7 @@ def train_step(task: object, batch_size: int) -> Flops | None:
 def sample(
     task: GeneratorTask, batch_size: int, sampler: ParallelDecodeConfig, guidance: GuidanceConfig
 ) -> Flops:
-    """Of the tokens of `batch_size` images: captions once, the transformer at each of S steps.
+    """Counts sampling of `batch_size` images: captions once, the transformer at each of S steps.
 
     A guided step costs two rows an image.
     """
@@ -80,19 +80,19 @@ def sample(
 
 
 def encode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
-    """Of the ids of `batch_size` images: the encoder, and the distances to all codes."""
+    """Counts encoding of `batch_size` images: the encoder, and the distances to all codes."""
     return _of_tokenizer(config, "encode") * batch_size
 
 
 def decode_images(config: VQTokenizerConfig, batch_size: int) -> Flops:
-    """Of the pixels of `batch_size` images, from their ids."""
+    """Counts decoding of `batch_size` images from their ids."""
     return _of_tokenizer(config, "decode") * batch_size
 
 
 def caption(
     config: VLMConfig, batch_size: int, prompt_length: int, decode: TextDecodeConfig
 ) -> Flops:
-    """Of `batch_size` captions, none of which ends before `decode.max_length` tokens.
+    """Counts `batch_size` captions that all have `decode.max_length` tokens.
 
     What is read of the image once, the prompt in one go, then a token of every beam at a time, each
     against the whole cache; of the prompt only the last input's logits, for the first token.

@@ -18,7 +18,7 @@ _PARAMETERS, _OPTIMIZER = {"state.params", "params"}, "state.opt_state"
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is compiled: its arguments by kind of memory, and its model FLOPs for all chips."""
+    """A program to compile: its arguments by kind of memory, and its model FLOPs for all chips."""
 
     lowered: jax.stages.Lowered
     arguments: Mapping[str, float]

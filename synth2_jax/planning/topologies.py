@@ -58,7 +58,7 @@ def devices(name: str, num_slices: int = 1) -> Sequence:
     if num_slices > 1:
         options["num_slices"] = num_slices
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody holds a TPU here
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no process holds a TPU here
     try:
         with _quiet():
             found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)

@@ -71,7 +71,7 @@ def on_device(
 
 
 class BusyClock:
-    """How much of the time a device had something to do, from the end of its first batch on."""
+    """The share of time that a device was busy, from the end of its first batch on."""
 
     def __init__(self):
         self._watched: queue.Queue = queue.Queue()

@@ -22,7 +22,7 @@ RAMPS = ("constant", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceConfig:
-    """How strongly samples follow the caption.
+    """Settings of how strongly samples follow the caption.
 
     Attributes:
       scale: t in (1 + t) conditional - t unconditional; 0 is plain conditional sampling.

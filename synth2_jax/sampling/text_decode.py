@@ -29,7 +29,7 @@ _CACHE_BATCH_AXIS = 1  # a KVCache's
 
 @dataclasses.dataclass(frozen=True)
 class TextDecodeConfig:
-    """How to write text.
+    """Settings of writing text.
 
     Attributes:
       method: "greedy", "beam" or "nucleus".

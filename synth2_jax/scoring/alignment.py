@@ -99,7 +99,7 @@ def caption_log_likelihood(
 
 @flax.struct.dataclass
 class Retrieval:
-    """What `retrieve` finds for each caption of a pool.
+    """The result of `retrieve` for each caption of a pool.
 
     Attributes:
       rank_P: i32, how many images fit the caption better than its own.

@@ -84,7 +84,7 @@ def _bucket(feature: str, config: EmbeddingConfig) -> int:
 
 
 def _counts(rows, columns, shape: tuple[int, int]) -> scipy.sparse.csr_array:
-    """How often each (row, column) is listed, f32."""
+    """Counts how often each (row, column) is listed, f32."""
     ones = np.ones(len(rows), np.float32)
     counts = scipy.sparse.csr_array((ones, (rows, columns)), shape=shape)
     counts.sum_duplicates()

@@ -1,4 +1,4 @@
-"""How balanced a set of captions is.
+"""Scores of how balanced a set of captions is.
 
 Follows the paper's analysis of caption balance: captions are embedded and clustered by k-means, and
 caption sets are compared by the share of their largest clusters and their entropy over clusters.

@@ -55,7 +55,7 @@ def _spoken(tokens: Tokens) -> str:
 
 
 def _answers(lines: Sequence[str], num_answers: int) -> list[str]:
-    """What the program prints, a line each.
+    """Returns the lines that the program prints.
 
     It is run for each question: with one that stays, two programs could wait for each other.
 

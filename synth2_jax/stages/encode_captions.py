@@ -96,7 +96,7 @@ def run(config: Any, workdir: str) -> Manifest:
 
 
 def _text_of(cfg: EncodeCaptionsConfig, encoder: LoadedTextEncoder) -> tuple[Vocabulary, int]:
-    """Vocabulary and T; UserError where nobody says them, or where they do not fit the encoder."""
+    """Vocabulary and T; UserError if they are not given or do not fit the encoder."""
     name, length = cfg.vocabulary or encoder.vocabulary, cfg.text_length or encoder.text_length
     for key, found in (("vocabulary", name), ("text_length", length)):
         if not found:

@@ -166,7 +166,7 @@ def _write_folder(
 
 
 def _settings(config: Any, model_name: str, task: Any, data: DataConfig) -> dict[str, Any]:
-    """How the model samples by default, of --config where it says so."""
+    """Returns the model's default sampling settings, from --config where it has them."""
     classes = SETTINGS.get(model_name, {})
     given = {} if config is None else config.to_dict()
     if config is not None and not given.keys() & classes.keys():
@@ -208,7 +208,7 @@ def _check_free(target: pathlib.Path, replaceable: bool, overwrite: bool) -> Non
 
 
 def _is_only_an_export(folder: pathlib.Path) -> bool:
-    """Whether nothing else would be lost with a folder, which may be empty too."""
+    """Returns whether replacing a folder loses nothing but an export; true of an empty one."""
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if exported.CONFIG not in names:
         return folder.is_dir() and not names

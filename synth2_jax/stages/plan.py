@@ -168,7 +168,7 @@ def _figures(
     chip: topologies.Chip,
     num_chips: int,
 ) -> dict[str, Any]:
-    """What the compiler says of a program, and the estimate of its time."""
+    """Returns the compiler's figures of a program, and the estimate of its time."""
     text = executable.as_text()
     cost = hlo.cost(text)
     sent = sum(collective.num_bytes for collective in cost.collectives.values())

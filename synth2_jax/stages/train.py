@@ -154,7 +154,7 @@ def _check_rows(cfg: TrainConfig, mesh: Mesh) -> None:
 
 
 def _stored_text_encoder(cfg: TrainConfig, objective: Objective) -> dict[str, Any] | None:
-    """What made the stored features of the captions; None where the step makes them, or none is."""
+    """Returns the encoder of the stored caption features; None if there are no stored ones."""
     if cfg.data.source == "fake" or not getattr(objective.task, "stored_text_features", False):
         return None
     return pipeline.stored_text_encoder(cfg.data)

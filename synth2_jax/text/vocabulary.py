@@ -61,7 +61,7 @@ class Vocabulary:
         return self._model.encode(text)
 
     def end_id(self, prompt_ids: Sequence[int]) -> int:
-        """What ends a text after this prompt: the end of the turn it has opened, or of sentence."""
+        """Returns what ends a text after this prompt: the end of its open turn, or of sentence."""
         for token in reversed(prompt_ids):
             if token == self._start_of_turn:
                 return self._end_of_turn

@@ -27,10 +27,10 @@ def words(text: str) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """What spaces divide; in scripts without spaces, characters."""
+    """Splits a text at spaces; in scripts without spaces, into characters."""
     return len(words(text)) if is_unspaced(text) else len(text.split())
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether a character of it is of a script that has no spaces between words."""
+    """Returns whether a character of it is of a script without spaces between words."""
     return not text.isascii() and _UNSPACED_CHARACTER.search(text) is not None

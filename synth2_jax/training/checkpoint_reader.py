@@ -1,4 +1,4 @@
-"""What is in a checkpoint on disk, told and read without the run that saved it.
+"""Reads a checkpoint on disk without the run that saved it.
 
 WORKDIR/checkpoints/STEP/ has the items
   params        the parameter tree; opens alone, on any number of devices

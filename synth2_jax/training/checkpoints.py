@@ -116,7 +116,7 @@ def _report_failed_saves_once() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What `Checkpoints.restore` brings back.
+    """The result of `Checkpoints.restore`.
 
     `iterator` is the argument of `set_state`, or of `restart` if the data has another number of
     shards now. `sums` is {} in a checkpoint of an older version.

@@ -4,7 +4,7 @@ Parameter trees by model (a checkpoint of each can be used alone):
 
     tokenizer        tokenizer, discriminator (when there is one), perceptual (frozen; likewise)
     language_model   language_model
-    generator        generator (of which text_encoder may be frozen, or left out where its features
+    generator        generator (its text_encoder may be frozen, or left out where its features
                      are stored), tokenizer (frozen)
     vlm              vlm/{language_model (frozen), resampler, cross_attention}, tokenizer (frozen)
 
@@ -50,7 +50,7 @@ Spec = dict[str, jax.ShapeDtypeStruct]
 
 
 class BaseObjective:
-    """What objectives have in common: of `Objective`, all but the model and its loss.
+    """Base of objectives: all of `Objective` but the model and its loss.
 
     Attributes:
       task_class: dataclass of the section `config.model`.
@@ -198,7 +198,7 @@ class LanguageModelObjective(BaseObjective):
 
 
 class ImageTokenObjective(BaseObjective):
-    """What models of image tokens have in common: a frozen tokenizer, which may run in the step."""
+    """Base of models of image tokens: a frozen tokenizer, which may run in the step."""
 
     def __init__(self, task: Any):
         super().__init__(task)

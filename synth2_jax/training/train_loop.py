@@ -113,7 +113,7 @@ def train(
                 watch.write(step, measured[step])
 
         def save() -> None:
-            watch.settle()  # A step whose loss nobody has looked at may hold NaNs.
+            watch.settle()  # A step whose loss was not checked may hold NaNs.
             about = (resolved_config, built_on, measured.get(step), watch.sums())
             checkpoints.save(state, train_iterator, *about)
 

@@ -44,7 +44,7 @@ class Part:
 
 
 class Objective(Protocol):
-    """What is trained: a model, its loss, and what both need (see objectives.py)."""
+    """A model with its loss, and what both need (see objectives.py)."""
 
     frozen: Sequence[str]  # patterns of the parameters that are not trained
     batches: str  # whose batches it takes, such as "vlm"

@@ -110,7 +110,7 @@ def test_shards_that_are_not_there_are_all_named(tmp_path):
     [
         *(({"weight_map": names}, "expected file names by tensor") for names in (None, [], "a")),
         *(({"weight_map": {"a": file}}, "expected file names by tensor") for file in (3, ["b"])),
-        ({"weight_map": {"a": "../secret.safetensors"}}, "expected files beside it"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "expected files in the same folder"),
         ([], "found .., expected a JSON object"),
     ],
 )

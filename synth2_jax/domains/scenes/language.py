@@ -55,7 +55,7 @@ _BACKGROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\s+(?:background|picture|
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a caption says of one object; None where it says nothing."""
+    """A caption's claims about one object; None where it makes no claim."""
 
     colour: str
     shape: str
@@ -97,7 +97,7 @@ def _position(cell: tuple[int, int], rng: np.random.Generator) -> str:
 
 
 def _relation(first: tuple[int, int], second: tuple[int, int]) -> str | None:
-    """Where cell `first` is from `second`: "left" | "right" | "above" | "below".
+    """Returns where cell `first` is from `second`: "left" | "right" | "above" | "below".
 
     None on a diagonal: the language has corners for that.
     """
@@ -219,7 +219,7 @@ def _assignments(
 
 
 def agreement(claims: Claims, scene: Scene) -> dict[str, tuple[float, int]]:
-    """How much of a caption holds in a scene: {"objects" | "sizes" | "places": (right, claimed)}.
+    """Counts the claims that hold in a scene: {"objects" | "sizes" | "places": (right, claimed)}.
 
     Claims are matched to the scene's objects so that most of them hold. "objects" is
     `objects_right`, counted once a caption; "places" are relations and corners. A relation holds

@@ -1,4 +1,4 @@
-"""How right captions and generated pictures of Scenes are: shares of objects, sizes and places."""
+"""Scores of captions and generated pictures of Scenes: shares of objects, sizes and places."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def scene_of(key: str) -> Scene:
 
 
 def has_unseen(scene: Scene) -> bool:
-    """Whether the scene shows a combination that `real` never does."""
+    """Returns whether the scene shows a combination that `real` never does."""
     return _any_unseen(scene.objects)
 
 
@@ -57,7 +57,7 @@ def agreement_shares(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[s
 
 
 def claims_unseen(caption: str) -> bool:
-    """Whether a caption speaks of a combination that `real` never shows."""
+    """Returns whether a caption names a combination that `real` never shows."""
     return _any_unseen(language.parse(caption).objects)
 
 
