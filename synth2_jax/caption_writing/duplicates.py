@@ -46,8 +46,10 @@ class NearDuplicates:
                 "'synth2-jax[captions]', or set it to 'normalized'."
             ) from error
         self._similarity, self._seed, self._minhash = similarity, seed, rensa.RMinHash
+        # Hashes that are three standard deviations too far apart need no exact comparison.
+        self._least = similarity - 3 * (similarity * (1 - similarity) / NUM_HASHES) ** 0.5
         self._index = rensa.RMinHashLSH(similarity, NUM_HASHES, NUM_HASHES // num_rows(similarity))
-        self._kept: list[str] = []
+        self._kept: list[tuple[str, rensa.RMinHash]] = []
 
     def add(self, captions: Sequence[str]) -> list[bool]:
         """Returns which captions are near-duplicates; the others are kept."""
@@ -60,12 +62,15 @@ class NearDuplicates:
         hashes = self._minhash(NUM_HASHES, self._seed)
         hashes.update(features)
         for candidate in self._index.query(hashes):
-            other = _features(self._kept[candidate])
+            text, other_hashes = self._kept[candidate]
+            if hashes.jaccard(other_hashes) < self._least:
+                continue
+            other = _features(text)
             shared = len(features & other)
             if shared >= self._similarity * (len(features) + len(other) - shared) - 1e-9:
                 return True
         self._index.insert(len(self._kept), hashes)
-        self._kept.append(caption)
+        self._kept.append((caption, hashes))
         return False
 
 
