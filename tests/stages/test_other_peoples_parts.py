@@ -168,9 +168,6 @@ def test_what_is_no_such_part_is_told_with_what_it_looks_like(
         ("pretrained__tokenizer", t5, "looks like a Hugging Face T5EncoderModel; expected a tok"),
         ("pretrained__text_encoder", VQ_GAN, "looks like a VQ-GAN of google-research/maskgit"),
         ("pretrained__text_encoder", tmp_path / "no", "no such file or folder"),
-        ("model__generator__text_encoder__mlp_dim", 32, "mlp_dim"),
-        ("model__tokenizer__norm_groups", 16, "norm_groups is 16, there 32"),
-        ("model__generator__text_encoder__vocab_size", 1024, "found 512 pieces, but --config.mod"),
         ("pretrained__language_model", t5, "this generator has no such part"),
         ("model__freeze_text_encoder", False, "pretrained.text_encoder"),
     ):
