@@ -6,10 +6,14 @@ when the Jaccard similarity of their sets, |A and B| / |A or B|, reaches a bound
 hashes, which the package rensa computes, are split into P / r bands of r. Captions that agree in a
 whole band are then compared exactly, so each dropped caption is a near-duplicate; a pair of
 similarity s is missed with a probability of (1 - s^r)^(P / r).
+
+Legend: N captions, P hashes, Q captions that agree in a band.
 """
 
 import itertools
 from collections.abc import Sequence
+
+import numpy as np
 
 from synth2_jax.errors import UserError
 from synth2_jax.text.words import words
@@ -47,9 +51,11 @@ class NearDuplicates:
             ) from error
         self._similarity, self._seed, self._minhash = similarity, seed, rensa.RMinHash
         # Hashes that are three standard deviations too far apart need no exact comparison.
-        self._least = similarity - 3 * (similarity * (1 - similarity) / NUM_HASHES) ** 0.5
+        spread = 3 * (similarity * (1 - similarity) / NUM_HASHES) ** 0.5
+        self._least = (similarity - spread) * NUM_HASHES
         self._index = rensa.RMinHashLSH(similarity, NUM_HASHES, NUM_HASHES // num_rows(similarity))
-        self._kept: list[tuple[str, rensa.RMinHash]] = []
+        self._kept: list[str] = []
+        self._hashes_NP = np.empty((1024, NUM_HASHES), np.uint32)  # of those kept, and room
 
     def add(self, captions: Sequence[str]) -> list[bool]:
         """Returns which captions are near-duplicates; the others are kept."""
@@ -61,16 +67,20 @@ class NearDuplicates:
             return False
         hashes = self._minhash(NUM_HASHES, self._seed)
         hashes.update(features)
-        for candidate in self._index.query(hashes):
-            text, other_hashes = self._kept[candidate]
-            if hashes.jaccard(other_hashes) < self._least:
-                continue
-            other = _features(text)
+        hashes_P = np.array(hashes.digest(), np.uint32)
+        rows_Q = np.array(self._index.query(hashes), np.int64)
+        agree_Q = np.count_nonzero(self._hashes_NP[rows_Q] == hashes_P, axis=1)
+        for row in rows_Q[agree_Q >= self._least]:
+            other = _features(self._kept[row])
             shared = len(features & other)
             if shared >= self._similarity * (len(features) + len(other) - shared) - 1e-9:
                 return True
-        self._index.insert(len(self._kept), hashes)
-        self._kept.append((caption, hashes))
+        num_kept = len(self._kept)
+        if num_kept == len(self._hashes_NP):
+            self._hashes_NP = np.resize(self._hashes_NP, (2 * num_kept, NUM_HASHES))
+        self._hashes_NP[num_kept] = hashes_P
+        self._index.insert(num_kept, hashes)
+        self._kept.append(caption)
         return False
 
 
