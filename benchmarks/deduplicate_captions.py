@@ -21,7 +21,7 @@ from benchmarks.result import write_result  # noqa: E402
 from synth2_jax.caption_writing.classes import COMMON_OBJECTS, load_classes  # noqa: E402
 from synth2_jax.caption_writing.drafts import Draft  # noqa: E402
 from synth2_jax.caption_writing.duplicates import jaccard  # noqa: E402
-from synth2_jax.caption_writing.filters import FilterConfig  # noqa: E402
+from synth2_jax.caption_writing.filters import DraftFilterConfig  # noqa: E402
 from synth2_jax.caption_writing.selection import Selection  # noqa: E402
 
 SIMILARITY = 0.8
@@ -77,7 +77,7 @@ def measure(num: int) -> dict:
     captions, copies, changed = write(num, random.Random(0))
     before = peak_gib()
     start = time.monotonic()
-    selection = Selection({None: None}, FilterConfig(duplicates="near", similarity=SIMILARITY))
+    selection = Selection({None: None}, DraftFilterConfig(duplicates="near", similarity=SIMILARITY))
     for number, caption in enumerate(captions):
         selection.offer(Draft(None, number, caption))
     selection.settle()

@@ -189,7 +189,12 @@ def dead_fields(classes, sources):
 
 
 # Read by `getattr(config.pretrained, part)` in loading/pretrained.py.
-READ_BY_NAME = {f"PretrainedConfig.{part}" for part in pretrained.SOURCES}
+READ_BY_NAME = {
+    *(f"PretrainedConfig.{part}" for part in pretrained.SOURCES),
+    *(f"VQLossConfig.{term}_weight" for term in ("reconstruction", "codebook", "commitment")),
+    "FilterConfig.likelihood_ratio",
+    "SourceConfig.questions",
+}
 # Sections of the experiment, which reads them in the ConfigDict that they were built from.
 SECTIONS = ("ExperimentConfig.", "StudyExperimentConfig.")
 

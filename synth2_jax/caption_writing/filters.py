@@ -32,7 +32,7 @@ _IRREGULAR = {
 
 
 @dataclasses.dataclass(frozen=True)
-class FilterConfig:
+class DraftFilterConfig:
     """Attributes:
 
     min_words, max_words: length of a caption in words, or in characters in scripts without spaces.
@@ -80,7 +80,7 @@ class FilterConfig:
         return found
 
 
-def make_filter(config: FilterConfig = FilterConfig()) -> CaptionFilter:
+def make_filter(config: DraftFilterConfig = DraftFilterConfig()) -> CaptionFilter:
     """Returns a function that returns why a draft is dropped, or None for a good one.
 
     It remembers the captions it has kept, verbatim or normalized. Near-duplicates are found by

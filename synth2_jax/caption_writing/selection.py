@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from synth2_jax.caption_writing.drafts import Draft
 from synth2_jax.caption_writing.duplicates import NearDuplicates
-from synth2_jax.caption_writing.filters import FilterConfig, make_filter
+from synth2_jax.caption_writing.filters import DraftFilterConfig, make_filter
 from synth2_jax.errors import UserError
 
 OVER_QUOTA = "over quota"
@@ -29,7 +29,7 @@ class Selection:
     def __init__(
         self,
         quotas: Mapping[str | None, int | None],
-        filter_config: FilterConfig,
+        filter_config: DraftFilterConfig,
         max_dropped_share: float = 1.0,
     ):
         self.kept: dict[str | None, list[Draft]] = {name: [] for name in quotas}

@@ -21,7 +21,7 @@ import jax
 
 from synth2_jax import config as config_lib
 from synth2_jax.caption_writing.classes import load_classes
-from synth2_jax.caption_writing.filters import FilterConfig
+from synth2_jax.caption_writing.filters import DraftFilterConfig
 from synth2_jax.caption_writing.folder import ANSWERS, CAPTIONS, MANIFEST
 from synth2_jax.caption_writing.journal import Journal
 from synth2_jax.caption_writing.language_model import LanguageModelSource
@@ -81,7 +81,7 @@ class CaptionsConfig:
     styles: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
     quotas: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    filter: FilterConfig = FilterConfig()
+    filter: DraftFilterConfig = DraftFilterConfig()
     max_dropped_share: float = 1.0
 
     def __post_init__(self):

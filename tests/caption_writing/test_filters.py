@@ -6,7 +6,7 @@ from py3langid import langid
 
 from synth2_jax.caption_writing.classes import COMMON_OBJECTS, load_classes
 from synth2_jax.caption_writing.drafts import Draft
-from synth2_jax.caption_writing.filters import FilterConfig, forms, make_filter, names
+from synth2_jax.caption_writing.filters import DraftFilterConfig, forms, make_filter, names
 from synth2_jax.caption_writing.languages import LANGUAGES, language_check
 from synth2_jax.errors import UserError
 from synth2_jax.text.words import count_words, words
@@ -18,7 +18,7 @@ def draft(caption, class_name="red circle", finished=True, drop_reason=""):
 
 def reason(caption, **settings):
     """Why a caption without a class is dropped."""
-    return make_filter(FilterConfig(**settings))(draft(caption, None))
+    return make_filter(DraftFilterConfig(**settings))(draft(caption, None))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_it_names_why_a_draft_is_dropped(caption, class_name, finished, expected
 
 def test_a_drafts_own_reason_comes_first_and_names_may_be_left_out():
     assert make_filter()(draft("a red circle", drop_reason="not JSON")) == "not JSON"
-    why = make_filter(FilterConfig(names_class=False))
+    why = make_filter(DraftFilterConfig(names_class=False))
     assert why(draft("three happy puppies", "dog")) is None
 
 
@@ -114,7 +114,7 @@ def test_duplicates_are_dropped_and_only_of_what_was_kept():
 
 
 def test_normalized_duplicates_have_the_same_words():
-    why = make_filter(FilterConfig(duplicates="normalized"))
+    why = make_filter(DraftFilterConfig(duplicates="normalized"))
     assert why(draft("a red circle", None)) is None
     for caption in ("A red circle.", "a  red, circle", "ａ red circle!"):
         assert why(draft(caption, None)) == "duplicate"
@@ -133,7 +133,7 @@ def test_blocklist_holds_words_and_phrases_in_any_case(tmp_path):
     assert reason("a Stock-Photo of dogs", **blocked) == "blocked"
     assert reason("собака и страх там", **blocked) == "blocked"
     assert reason("a gorey photo of stock", **blocked) is None
-    found = FilterConfig(**blocked).describe()["blocklist"]
+    found = DraftFilterConfig(**blocked).describe()["blocklist"]
     assert found == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -150,7 +150,7 @@ def test_a_blocklist_that_is_none(tmp_path, contents, text):
     if contents is not None:
         path.write_bytes(contents)
     with pytest.raises(UserError, match=text):
-        make_filter(FilterConfig(blocklist=str(path)))
+        make_filter(DraftFilterConfig(blocklist=str(path)))
 
 
 SENTENCES = {
@@ -219,7 +219,7 @@ def test_languages_are_those_of_the_package(monkeypatch):
 )
 def test_mistakes(settings, text):
     with pytest.raises(UserError) as error:
-        FilterConfig(**settings)
+        DraftFilterConfig(**settings)
     assert str(error.value).startswith(text)
 
 

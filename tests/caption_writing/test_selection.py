@@ -1,7 +1,7 @@
 import pytest
 
 from synth2_jax.caption_writing.drafts import Draft
-from synth2_jax.caption_writing.filters import FilterConfig
+from synth2_jax.caption_writing.filters import DraftFilterConfig
 from synth2_jax.caption_writing.selection import Selection
 from synth2_jax.errors import UserError
 
@@ -15,7 +15,7 @@ def kept(selection):
 
 
 def test_each_class_gets_its_quota_and_no_more():
-    selection = Selection({"dog": 2, "cat": 1}, FilterConfig())
+    selection = Selection({"dog": 2, "cat": 1}, DraftFilterConfig())
     assert offer(selection, "a big dog", "a dog", "a red dog", "a wet dog") == [
         *(True, False, True),
         True,  # whether it is over the quota shows when all is settled
@@ -31,7 +31,7 @@ def test_each_class_gets_its_quota_and_no_more():
 
 
 def test_a_class_without_quota_takes_all_and_is_never_full():
-    selection = Selection({None: None}, FilterConfig())
+    selection = Selection({None: None}, DraftFilterConfig())
     offer(selection, *(f"a dog number {i}" for i in range(50)), class_name=None)
     selection.settle()
     assert len(selection.kept[None]) == 50
@@ -39,7 +39,7 @@ def test_a_class_without_quota_takes_all_and_is_never_full():
 
 
 def test_near_duplicates_go_when_it_is_settled_and_leave_room_for_others():
-    near = FilterConfig(duplicates="near", similarity=0.7)
+    near = DraftFilterConfig(duplicates="near", similarity=0.7)
     selection = Selection({"dog": 2}, near)
     long = "a dog that sits on the green grass in front of a house"
     assert offer(selection, long, f"{long} here", "another dog on a sofa") == [True] * 3
@@ -49,7 +49,7 @@ def test_near_duplicates_go_when_it_is_settled_and_leave_room_for_others():
 
 
 def test_a_draft_of_no_class_of_the_list_is_dropped():
-    selection = Selection({"dog": 2}, FilterConfig())
+    selection = Selection({"dog": 2}, DraftFilterConfig())
     assert offer(selection, "a big cat", class_name="cat") == [False]
     assert offer(selection, "a big cat", class_name=None) == [False]
     assert selection.dropped == {"unknown class": 2}
@@ -57,7 +57,7 @@ def test_a_draft_of_no_class_of_the_list_is_dropped():
 
 
 def test_too_much_that_is_bad_stops_the_run():
-    selection = Selection({"dog": 1000}, FilterConfig(), max_dropped_share=0.5)
+    selection = Selection({"dog": 1000}, DraftFilterConfig(), max_dropped_share=0.5)
     offer(selection, *(f"a dog number {i}" for i in range(50)), *["dog"] * 50)  # half is allowed
     with pytest.raises(UserError) as error:
         offer(selection, "dog", "dog")
@@ -71,12 +71,12 @@ def test_too_much_that_is_bad_stops_the_run():
 def test_near_duplicates_count_as_bad_and_what_is_over_quota_does_not():
     texts = [f"a dog that sits on the green grass in front of a house {i % 2}" for i in range(150)]
     texts = [f"{text}{'.' * i}" for i, text in enumerate(texts)]
-    near = FilterConfig(duplicates="near", similarity=0.7)
+    near = DraftFilterConfig(duplicates="near", similarity=0.7)
     selection = Selection({"dog": 1000}, near, max_dropped_share=0.9)
     with pytest.raises(UserError, match="'duplicate'"):
         offer(selection, *texts)
         selection.settle()
-    selection = Selection({"dog": 1}, FilterConfig(), max_dropped_share=0.0)
+    selection = Selection({"dog": 1}, DraftFilterConfig(), max_dropped_share=0.0)
     offer(selection, "a first dog")
     selection.settle()
     assert offer(selection, *(f"a dog number {i}" for i in range(150))) == [False] * 150

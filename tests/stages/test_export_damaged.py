@@ -30,7 +30,7 @@ LAYERS, CHANGED = "1000000000, expected at most", "model or data has changed sin
         ("version", 2, "found version 2, expected 1"),
         ("fingerprints", None, "fingerprints: found None, expected a dict"),
         ("step", "3", "step: found '3', expected a int"),
-        ("sha256", {"../secret": ""}, "not beside it: ../secret"),
+        ("sha256", {"../secret": ""}, "not in its folder: ../secret"),
         ("model", {"tokenizr": {}}, "config.json.model.tokenizr: unknown key; did you mean"),
         ("model_name", "generator", "holds a generator, expected a vlm"),
         ("model/vlm/language_model/num_layers", 10**9, f"num_layers: found {LAYERS}"),

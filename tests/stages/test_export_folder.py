@@ -196,7 +196,7 @@ def test_a_large_model_is_several_files(runs, export, monkeypatch):
     found, expected = load_trained(folder, "vlm"), load_trained(runs / "vlm", "vlm")
     assert found.fingerprint("vlm") == expected.fingerprint("vlm")
     (folder / files[1]).unlink()
-    with user_error(rf"1 of the \d+ files .* not beside it: {files[1]}"):
+    with user_error(rf"1 of the \d+ files .* not in its folder: {files[1]}"):
         load_trained(folder, "vlm")
 
 

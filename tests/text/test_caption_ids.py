@@ -23,7 +23,7 @@ CAPTIONS = [
 LENGTH = 12
 
 
-def converted(converter, **features):
+def converted(model_name, **features):
     """What a feature converter makes of examples with these features."""
     examples = {
         "image_tokens": np.zeros((len(CAPTIONS), 1), np.int32),
@@ -34,6 +34,7 @@ def converted(converter, **features):
     }
     lengths = {"image_tokens": 1, "caption": LENGTH, "source": 0, "key": 0}
     lengths |= dict.fromkeys(features, 0)
+    converter = feature_converters.converter_class(model_name, examples)
     dataset = converter(tasks.sentencepiece("scenes"))(
         tf.data.Dataset.from_tensor_slices(examples), lengths
     )
@@ -41,7 +42,7 @@ def converted(converter, **features):
 
 
 def test_text_ids_are_those_that_the_generator_is_trained_on():
-    rows = converted(feature_converters.GeneratorConverter)
+    rows = converted("generator")
     ids = text_ids(CAPTIONS, load_vocabulary("scenes"), LENGTH)
     np.testing.assert_array_equal(ids, [row["text_tokens"] for row in rows])
     np.testing.assert_array_equal(ids != 0, [row["text_mask"] for row in rows])
@@ -50,7 +51,7 @@ def test_text_ids_are_those_that_the_generator_is_trained_on():
 
 def test_vlm_text_is_what_the_vlm_is_trained_on():
     prompts = ["Output:", "Which?", *["Output:"] * (len(CAPTIONS) - 2)]
-    rows = converted(feature_converters.VLMConverter, prompt=prompts)
+    rows = converted("vlm", prompt=prompts)
     text, mask = vlm_text(CAPTIONS, prompts, load_vocabulary("scenes"), LENGTH)
     np.testing.assert_array_equal(text, [row["text_tokens"] for row in rows])
     np.testing.assert_array_equal(mask, [row["loss_mask"] for row in rows])
