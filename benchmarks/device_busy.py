@@ -31,10 +31,10 @@ from synth2_jax.data import pair_shards  # noqa: E402
 from synth2_jax.data.pair_writer import PairWriter  # noqa: E402
 from synth2_jax.data.records import Provenance  # noqa: E402
 from synth2_jax.data.sources.source import SourceConfig, open_source  # noqa: E402
+from synth2_jax.device_stream import BusyClock  # noqa: E402
 from synth2_jax.domains.scenes import dataset  # noqa: E402
 from synth2_jax.loading.run import Trained  # noqa: E402
 from synth2_jax.progress import Progress  # noqa: E402
-from synth2_jax.sampling.device_stream import BusyClock  # noqa: E402
 from synth2_jax.stages import tokenize, train  # noqa: E402
 from synth2_jax.synthesis.token_generator import SynthesizeConfig, TokenGenerator  # noqa: E402
 

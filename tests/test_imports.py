@@ -22,7 +22,7 @@ PACKAGE = pathlib.Path(synth2_jax.__file__).parent
 LEAVES = {
     *("errors", "config", "sharding", "files", "progress", "environment"),
     *("distributed", "fingerprint", "folder_lock", "side_files", "stop_signal", "inert_text"),
-    "user_code",
+    *("user_code", "device_stream"),
 }
 
 # What else a room may import. A room is a folder or a file right under synth2_jax.
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "scoring": {"layers", "models", "sampling"},
     "interop": {"layers", "models"},
     "planning": {"layers", "models", "losses", "sampling", "training"},
-    "data": {"text", "domains", "sampling.device_stream"},
+    "data": {"text", "domains"},
     "loading": {*("text", "layers", "models", "sampling", "training"), *("interop", "data")},
     "synthesis": {
         *("text", "layers", "models", "sampling", "training"),

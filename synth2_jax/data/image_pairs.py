@@ -23,7 +23,7 @@ from synth2_jax.data.records import Pair
 from synth2_jax.data.references import pair_key
 from synth2_jax.data.skipped import SkipError, Skipped
 from synth2_jax.data.sources.source import ImageText
-from synth2_jax.sampling.device_stream import in_rows
+from synth2_jax.device_stream import in_rows
 
 _MAX_HELD = 1 << 30  # bytes of files that wait to be decoded
 Found = tuple[int, ImageText | Skipped | None]

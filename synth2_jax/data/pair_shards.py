@@ -11,9 +11,9 @@ from jax.experimental import multihost_utils
 from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Pair, read_manifest
 from synth2_jax.data.skipped import Skipped, reasons
+from synth2_jax.device_stream import BusyClock
 from synth2_jax.errors import UserError
 from synth2_jax.progress import Progress
-from synth2_jax.sampling.device_stream import BusyClock
 from synth2_jax.stop_signal import StopSignal
 
 Result = tuple[int, Pair | Skipped | None]

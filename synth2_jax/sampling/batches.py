@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from synth2_jax.sampling.device_stream import on_device
+from synth2_jax.device_stream import on_device
 
 
 def in_batches(

@@ -30,12 +30,12 @@ from synth2_jax.data.pair_writer import PairWriter
 from synth2_jax.data.records import Manifest, Provenance
 from synth2_jax.data.skipped import Skipped, reasons
 from synth2_jax.data.sources.source import DataSource, SourceConfig, num_pairs, open_source
+from synth2_jax.device_stream import BusyClock, in_background, on_device
 from synth2_jax.errors import naming
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.tokenizing import make_encoder
 from synth2_jax.loading.trained import load_tokenizer
 from synth2_jax.progress import Progress
-from synth2_jax.sampling.device_stream import BusyClock, in_background, on_device
 
 _BATCHES_AHEAD = 2
 

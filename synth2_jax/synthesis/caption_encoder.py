@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.data.records import Pair
+from synth2_jax.device_stream import BusyClock, in_background, in_rows, on_device
 from synth2_jax.loading.text_encoders import LoadedTextEncoder
 from synth2_jax.models.text_encoder import TextEncoder
 from synth2_jax.progress import Progress
-from synth2_jax.sampling.device_stream import BusyClock, in_background, in_rows, on_device
 from synth2_jax.text.caption_ids import text_ids
 from synth2_jax.text.vocabulary import Vocabulary
 

@@ -16,11 +16,11 @@ from synth2_jax import sharding
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.records import Pair
 from synth2_jax.data.skipped import Skipped
+from synth2_jax.device_stream import BusyClock, in_background, in_rows, on_device
 from synth2_jax.loading.run import Trained
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.vq_tokenizer import VQTokenizer
 from synth2_jax.progress import Progress
-from synth2_jax.sampling.device_stream import BusyClock, in_background, in_rows, on_device
 from synth2_jax.sampling.guidance import GuidanceConfig
 from synth2_jax.sampling.image_tokens import make_generate
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig

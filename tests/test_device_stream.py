@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synth2_jax.sampling.device_stream import BusyClock, in_background, on_device
+from synth2_jax.device_stream import BusyClock, in_background, on_device
 
 
 def test_items_come_in_order_from_another_thread():
