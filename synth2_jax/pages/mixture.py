@@ -49,11 +49,13 @@ def show(
     data, pretrained = (dict(sections.get(name) or {}) for name in ("data", "pretrained"))
     data |= {"mixture": mixture} | ({"modules": modules} if modules else {})
     cfg = config_lib.build(pipeline.DataConfig, data, "--config.data")
-    print("\n".join(_lines(pipeline.describe(cfg))))
+    described = pipeline.describe(cfg)
     examples = pipeline.first_examples(cfg, NUM_SHOWN)
+    images = pictures(examples, tokenizer or pretrained.get("tokenizer", ""))
+    # All was read: an error is printed alone, not after half of the answer.
+    print("\n".join(_lines(described)))
     for example in examples:
         print("  " + "  ".join(_shown(name, value) for name, value in sorted(example.items())))
-    images = pictures(examples, tokenizer or pretrained.get("tokenizer", ""))
     if images is None:
         print("no picture is drawn: give --tokenizer=WORKDIR, the run that made the image tokens")
         return

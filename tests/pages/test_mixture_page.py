@@ -8,6 +8,7 @@ import pytest
 from synth2_jax.errors import UserError
 from synth2_jax.loading.tokenizing import decode_images
 from synth2_jax.loading.trained import load_tokenizer
+from synth2_jax.pages import mixture
 from synth2_jax.pages.mixture import contact_sheet, pictures
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
@@ -49,6 +50,19 @@ def test_images_need_no_tokenizer():
     images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     np.testing.assert_array_equal(pictures([{"image": image} for image in images], ""), images)
     assert pictures(examples(4), "") is None and pictures([{"caption": "a"}], str(VQ_GAN)) is None
+
+
+def test_nothing_is_printed_before_all_is_read(monkeypatch, capsys):
+    def damaged(config, count):
+        raise UserError("a shard is damaged")
+
+    task = {"name": "x", "share": 1.0, "examples": 9, "shards": 1}
+    found = {"kind": "task", "name": "x", "split": "train", "features": {"a": ""}, "tasks": [task]}
+    monkeypatch.setattr(mixture.pipeline, "describe", lambda config: found)
+    monkeypatch.setattr(mixture.pipeline, "first_examples", damaged)
+    with pytest.raises(UserError, match="damaged"):
+        mixture.show(None, "x")
+    assert not capsys.readouterr().out
 
 
 def test_a_contact_sheet_shows_what_it_is_given(tmp_path):
