@@ -5,6 +5,7 @@ import importlib.machinery
 import importlib.util
 import os
 import pathlib
+import sys
 import types
 from typing import Any
 
@@ -34,8 +35,10 @@ def load_named(name: str, where: str) -> Any:
     if is_file and not path.is_file():
         raise UserError(f"{where}: no file {module_name}")
     try:
-        if is_file:
-            module = load_file(path, f"user_{path.stem}")
+        if is_file:  # run once, as an import is: it may register tasks
+            full_path = str(path.resolve())
+            module = sys.modules.get(full_path) or load_file(path, full_path)
+            sys.modules[full_path] = module
         else:
             module = importlib.import_module(module_name)
     except UserError:

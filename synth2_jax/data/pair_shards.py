@@ -1,7 +1,6 @@
 """Writes a folder of pairs with one or several processes, for every stage that writes pairs."""
 
 import collections
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
@@ -83,11 +82,22 @@ def my_shards(writer: PairWriter) -> list[int]:
 
 
 def write_shards(writer: PairWriter, results: Iterable[Result]) -> None:
-    """Writes (shard, pair) results; those of a shard follow each other and end in (shard, None)."""
+    """Writes (shard, pair) results; those of a shard follow each other and end in (shard, None).
+
+    Raises:
+      AssertionError: the results end inside a shard, which is then not written.
+    """
     results = iter(results)
+
+    def until_none(shard: int, item: Pair | Skipped | None) -> Iterator[Pair | Skipped]:
+        while item is not None:
+            yield item
+            if (result := next(results, None)) is None:
+                raise AssertionError(f"the results end inside shard {shard}")
+            _, item = result
+
     for shard, first in results:
-        items = itertools.chain([first], (item for _, item in results))
-        writer.write_shard(shard, itertools.takewhile(lambda item: item is not None, items))
+        writer.write_shard(shard, until_none(shard, first))
 
 
 def _watched(results: Iterable[Result], stop: StopSignal, budget: SkipBudget) -> Iterator[Result]:

@@ -17,6 +17,7 @@ from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.data.records import Manifest, Pair
 from synth2_jax.errors import UserError, naming, nearest
+from synth2_jax.fingerprint import older_forms
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.text_encoders import with_text_encoder
 from synth2_jax.loading.trained import load_trained
@@ -143,7 +144,8 @@ class PairScorer:
         self.settings = {
             **dataclasses.asdict(config),
             "pairs": records.read_manifest(cfg.folder).fingerprint,
-            "tokenizer": trained.fingerprint("tokenizer"),
+            # As versions before wrote it: their scores stay good.
+            "tokenizer": older_forms(trained.fingerprint("tokenizer"))[0],
             model: trained.fingerprint(model),
             "model": trained.config["model"],
             "vocabulary": records.sha256_of(pathlib.Path(self._vocabulary.path)),

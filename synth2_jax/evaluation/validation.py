@@ -97,11 +97,13 @@ class Validator:
         """Scalars by name, "validation/loss" and others."""
         scalars, merged = {}, {}
         if self._cfg.data:
-            for number, batch in enumerate(self._full_batches()):
-                batch = sharding.put_batch(batch, self._mesh)
-                found = self._losses(state, batch, np.int32(number))
-                merged = metrics_lib.merge(merged, found) if merged else found
+            with in_section("validation"):
+                for number, batch in enumerate(self._full_batches()):
+                    batch = sharding.put_batch(batch, self._mesh)
+                    found = self._losses(state, batch, np.int32(number))
+                    merged = metrics_lib.merge(merged, found) if merged else found
             scalars |= metrics_lib.to_scalars(merged)
         if self._scorer:
-            scalars |= self._scorer.scores(state.params)
+            with in_section("validation.captions"):
+                scalars |= self._scorer.scores(state.params)
         return {f"validation/{name}": value for name, value in scalars.items()}

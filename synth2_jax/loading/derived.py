@@ -1,6 +1,6 @@
 """Settings of a training that follow from others: from pretrained parts, the vocabulary, the data.
 
-A config leaves them out, and a run saves them as they were filled in.
+A config leaves them out; the config that a run saves has the model as it was filled in.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from absl import logging
 
 from synth2_jax import config as config_lib
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import naming
+from synth2_jax.errors import UserError, naming
 from synth2_jax.interop import t5x
 from synth2_jax.loading.exported import is_exported, open_exported
 from synth2_jax.loading.trained import others_reader
@@ -26,32 +26,35 @@ from synth2_jax.training.objectives import BaseObjective, objective_class
 # No checkpoint decides these: they are the config's own.
 OF_THE_CONFIG = ("dtype", "remat", "dropout_rate")
 # Nor do third-party files these, which a config may say.
-UNTOLD = (*OF_THE_CONFIG, "scan_layers", "image_size", "activation", "pixel_range")
+UNTOLD = (*OF_THE_CONFIG, "scan_layers", "image_size", "activation")
 ROWS = 128  # a vocabulary's table has a multiple of it, which every mesh divides
 
 
-def fill_in(section: Any, where: str = "--config") -> dict[str, Any]:
-    """Returns a train section with the settings that follow from others.
+def fill_in(section: Any, where: str = "--config") -> Any:
+    """Returns a train section, as dicts, with the settings that follow from others.
 
     - `model.PART` becomes what the checkpoint at `pretrained.PART` is, but for its dtype, remat and
-      dropout; without a path it stays what the config says.
+      dropout. Without a path, or if the checkpoint does not say, it stays what the config says.
     - The rest is added where it is missing: `vocab_size` from `data.vocabulary`, the keys of the
       objective's `same`, `model.text_length` and the text of `validation.data` from `data`.
 
+    Sections of another form are left as they are, for `config.build` to say what is wrong.
+
     Raises:
-      UserError: an unknown model_name; a path with nothing to load; no such vocabulary.
+      UserError: an unknown model_name; no such vocabulary; a part that the config does not describe
+        and whose path holds nothing to load.
     """
     filled = _copy(section)
-    model, data = filled.get("model"), filled.get("data")
+    model, data = (filled.get(n) if isinstance(filled, dict) else None for n in ("model", "data"))
     if not (isinstance(model, dict) and isinstance(data, dict) and "model_name" in filled):
-        return filled  # `config.build` says what is wrong with it
+        return filled
     objective = objective_class(str(filled["model_name"]), where)
     pretrained = filled.get("pretrained")
     for name, path in objective.part_paths.items():
         source = pretrained.get(name) if isinstance(pretrained, dict) else None
         if source and isinstance(source, str):
             with naming(f"{where}.pretrained.{name}", source):
-                _fill_part(model, name, path.split("/"), source)
+                _fill_part(objective.task_class, model, name, path.split("/"), source)
     _fill_vocab_size(objective, model, data, where)
     _fill_same(objective, model, f"{where}.model")
     text = {name: getattr(DataConfig, name) for name in ("text_length", "vocabulary", "prompt")}
@@ -80,32 +83,50 @@ def part_config(name: str, source: str, told: Mapping[str, Any]) -> dict[str, An
     if reader := others_reader(source, name):
         if reader is t5x:
             return None
-        config = getattr(reader, f"{name}_config")
-        known = _fields(typing.get_type_hints(config)["return"])
-        untold = {key: told[key] for key in UNTOLD if key in told and key in known}
-        return dataclasses.asdict(config(source, **untold))
+        read = getattr(reader, f"{name}_config")
+        known = _fields(typing.get_type_hints(read)["return"])
+        config = read(source, **{key: told[key] for key in UNTOLD if key in told and key in known})
+        values = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
+        return {field.name: value for field, value in values.items() if value != field.default}
     if is_exported(source):
         config = open_exported(source).config()
     else:
         config, _ = read_description(source, latest_step(source))
     # A text encoder is in a generator; the others are in runs of their own.
-    model = config["model"]
-    held = (model.get("generator") or {}) if name == "text_encoder" else model
-    return held.get(name) and held[name] | {key: told[key] for key in OF_THE_CONFIG if key in told}
+    expected = "generator" if name == "text_encoder" else name
+    if config["model_name"] != expected:
+        raise UserError(f"{source}: holds a {config['model_name']}, expected a {expected}")
+    held = config["model"]["generator"] if name == "text_encoder" else config["model"]
+    decided = {key: value for key, value in held[name].items() if key not in OF_THE_CONFIG}
+    return decided | {key: told[key] for key in OF_THE_CONFIG if key in told}
 
 
-def _fill_part(model: dict[str, Any], name: str, path: list[str], source: str) -> None:
+def _fill_part(
+    task_class: type, model: dict[str, Any], name: str, path: list[str], source: str
+) -> None:
     *outer, last = path
     for key in outer:
-        model = model.setdefault(key, {})
-    told = model.get(last) or {}
-    found = part_config(name, source, told)
+        model = model.get(key)
+        if not isinstance(model, dict):
+            return
+    told, classes = model.get(last), _classes(task_class, path)
+    known = set().union(*map(_fields, classes))
+    if not isinstance(told, dict | None) or not known.issuperset(told or {}):
+        return
+    try:
+        found = part_config(name, source, told or {})
+    except UserError:
+        if told:  # enough to plan with, or to train on stored features; who loads it complains
+            return
+        raise
     if found is None:
         return
     model[last] = found
-    for key, value in told.items():
-        used = found.get(key, value)
-        if json.dumps(used) != json.dumps(value):  # a saved config has lists for tuples
+    cls = max(classes, key=lambda cls: len(_fields(cls) & found.keys()))
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    for key, value in (told or {}).items():
+        used = found.get(key, defaults.get(key))
+        if key in defaults and json.dumps(used, default=repr) != json.dumps(value, default=repr):
             logging.warning(
                 "model.%s.%s: %s as in %s, not %s", ".".join(path), key, used, source, value
             )
@@ -114,13 +135,19 @@ def _fill_part(model: dict[str, Any], name: str, path: list[str], source: str) -
 def _fill_vocab_size(
     objective: type[BaseObjective], model: dict[str, Any], data: dict[str, Any], where: str
 ) -> None:
+    path = [*filter(None, objective.text_part.split("."))]
     reader = model
-    for key in filter(None, objective.text_part.split(".")):
+    for key in path:
         reader = reader.get(key) if isinstance(reader, dict) else None
+    needed = any(
+        field.name == "vocab_size" and field.default is dataclasses.MISSING
+        for cls in _classes(objective.task_class, path)
+        for field in dataclasses.fields(cls)
+    )
     vocabulary = data.get("vocabulary", DataConfig.vocabulary)
-    if not objective.text_part or not isinstance(reader, dict) or "vocab_size" in reader:
+    if not (path and needed and isinstance(reader, dict) and isinstance(vocabulary, str)):
         return
-    if vocabulary:
+    if vocabulary and "vocab_size" not in reader:
         with naming(f"{where}.data.vocabulary", vocabulary):
             reader["vocab_size"] = -(-load_vocabulary(vocabulary).size // ROWS) * ROWS
 
@@ -136,6 +163,16 @@ def _fill_same(objective: type[BaseObjective], model: dict[str, Any], where: str
             hint = typing.get_type_hints(objective.task_class)[part]
             config = config_lib.build(hint, model[part], f"{where}.{part}")
             section[name] = operator.attrgetter(attribute)(config)
+
+
+def _classes(task_class: type, path: list[str]) -> list[type]:
+    """Returns the dataclasses that the annotations of a task allow at a path."""
+    classes = [task_class]
+    for name in path:
+        hints = [typing.get_type_hints(cls).get(name) for cls in classes]
+        options = [option for hint in hints for option in typing.get_args(hint) or (hint,)]
+        classes = [option for option in options if dataclasses.is_dataclass(option)]
+    return classes
 
 
 def _copy(value: Any) -> Any:

@@ -46,7 +46,7 @@ def run(config: Any, workdir: str, fingerprints: bool = False, **mixture_options
             here = [path.name for path in folder.parent.iterdir() if path.is_dir()]
             raise UserError(
                 f"{folder.name}: no such folder in {folder.parent}; {nearest(folder.name, here)}; "
-                f"nor is it a mixture: {error}"
+                f"nor is it a mixture: {str(error).removeprefix('--config.data.mixture: ')}"
             ) from error
         return
     if not folder.is_dir():

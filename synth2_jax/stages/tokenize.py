@@ -138,21 +138,22 @@ def tokenized(
     Raises:
       AssertionError: at the end of a shard, pairs were found that are neither kept nor skipped.
     """
-    num_lost = collections.Counter()
+    # A counter for each thread: `found` runs in the one that reads.
+    num_found, num_accounted = collections.Counter(), collections.Counter()
 
     def found() -> Iterator[Found]:
         for shard in shards:
             for item in source.read(shard):
-                num_lost[shard] += num_pairs(item)
+                num_found[shard] += num_pairs(item)
                 yield shard, item
             yield shard, None
 
     for shard, item, ids_N in _with_ids(found(), trained, cfg, clock):
         for pair in image_pairs.pairs(item, ids_N):
             if pair is not None:
-                num_lost[shard] -= pair.num_pairs if isinstance(pair, Skipped) else 1
-            elif num_lost[shard]:
-                raise AssertionError(f"shard {shard}: lost {num_lost[shard]:,} pairs")
+                num_accounted[shard] += pair.num_pairs if isinstance(pair, Skipped) else 1
+            elif num_lost := num_found[shard] - num_accounted[shard]:
+                raise AssertionError(f"shard {shard}: lost {num_lost:,} pairs")
             yield shard, pair
         # Images if their number is known, else shards; None ends a shard.
         progress.add((item is None) == (source.num_images is None))

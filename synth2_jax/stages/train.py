@@ -110,7 +110,7 @@ def build(section: Any, where: str = "--config") -> tuple[TrainConfig, Objective
     """Returns the config, filled in (`loading.derived`), and the objective.
 
     Raises:
-      UserError: what can be checked before the data is read.
+      UserError: what the config, the pretrained parts' files and the vocabulary show.
     """
     cfg = config_lib.build(TrainConfig, fill_in(section, where), where)
     objective = make_objective(cfg.model_name, cfg.model, where)

@@ -68,11 +68,14 @@ class BaseObjective:
     text_part: str = ""
     part_paths: Mapping[str, str] = {}
     same: Mapping[str, str] = {}
+    parts: Mapping[str, Part] = {}
 
     def __init__(self, task: Any):
         self.task = task
-        of = {name: operator.attrgetter(_key(path))(task) for name, path in self.part_paths.items()}
-        self.parts = {name: Part(self.part_paths[name], part) for name, part in of.items() if part}
+        if self.part_paths:
+            get = lambda path: operator.attrgetter(_key(path))(task)  # noqa: E731
+            paths = {name: path for name, path in self.part_paths.items() if get(path)}
+            self.parts = {name: Part(path, get(path)) for name, path in paths.items()}
 
     @property
     def frozen(self) -> tuple[str, ...]:

@@ -25,13 +25,15 @@ def test_results_of_several_shards_in_one_stream(tmp_path):
     assert [found.key for found in read_pairs(tmp_path)] == ["real-0", "real-1", "real-2"]
 
 
-def test_a_stream_that_fails_leaves_the_shards_before(tmp_path):
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, AssertionError])
+def test_a_stream_that_fails_or_ends_early_leaves_the_shards_before(tmp_path, raised):
     def stream():
         yield from [(0, PAIRS[0]), (0, None), (1, PAIRS[1])]
-        raise KeyboardInterrupt
+        if raised is KeyboardInterrupt:
+            raise KeyboardInterrupt
 
     writer = PairWriter(tmp_path, PROVENANCE, num_shards=2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised):
         write_shards(writer, stream())
     assert my_shards(PairWriter(tmp_path, PROVENANCE, num_shards=2)) == [1]
 

@@ -7,7 +7,6 @@ those that are stored themselves.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import pathlib
@@ -27,6 +26,7 @@ from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
 from synth2_jax.interop.taming import TAMING
 from synth2_jax.loading.derived import part_config
 from synth2_jax.loading.trained import load_tokenizer, load_trained, others_reader
+from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 
 STORED = pathlib.Path(__file__).parents[1] / "data" / "tokenizers"
 # By file: the prefix that its path needs, and what its own code takes black and white to be.
@@ -168,14 +168,11 @@ def test_pairs_of_one_reading_of_a_file_are_refused_by_another(files):
 
 def test_a_training_takes_the_tokenizer_as_its_file_says_it_is(files):
     path = f"open_muse:{files['open_muse_vqganmodel']}"
-    found = part_config(
-        "tokenizer", path, {"image_size": 16, "codebook_size": 3, "dtype": "bfloat16"}
-    )
-    expected = VQGAN.tokenizer_config(path, image_size=16, dtype="bfloat16")
-    assert found == dataclasses.asdict(expected) and found["pixel_range"] == (0.0, 1.0)
-    # No tensor shows how it was trained: what the config says of that goes first.
-    told = part_config("tokenizer", path, {"pixel_range": (-1.0, 1.0)})
-    assert told["pixel_range"] == (-1.0, 1.0)
+    told = {"image_size": 16, "codebook_size": 3, "dtype": "bfloat16", "pixel_range": (-1.0, 1.0)}
+    found = VQTokenizerConfig(**part_config("tokenizer", path, told))
+    assert found == VQGAN.tokenizer_config(path, image_size=16, dtype="bfloat16")
+    # No tensor shows it: by another range all ids would be wrong.
+    assert found.pixel_range == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["open_muse_vqganmodel", "open_muse_maskgitvqgan"])

@@ -4,7 +4,8 @@ import pytest
 
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
-from synth2_jax.loading.derived import fill_in
+from synth2_jax.loading import derived
+from synth2_jax.loading.derived import fill_in, part_config
 from synth2_jax.stages import train
 from synth2_jax.testing.untrained_runs import MODELS, write_untrained_run
 
@@ -77,6 +78,36 @@ def test_a_part_is_what_its_run_says(runs):
     assert (task.vlm.num_image_tokens, task.vlm.image_embedding_dim) == (4, 4)
 
 
+def test_what_no_checkpoint_decides_is_the_configs(runs, tmp_path):
+    """A language model that was trained with dropout has none where it is frozen."""
+    section = {**MODELS["language_model"]["language_model"], "dropout_rate": 0.1, "remat": "full"}
+    model = {**MODELS["language_model"], "language_model": section}
+    write_untrained_run(tmp_path, "language_model", config={"model": model})
+    found = part_config("language_model", str(tmp_path), {"dtype": "bfloat16"})
+    assert found == {**MODELS["language_model"]["language_model"], "dtype": "bfloat16"}
+    with pytest.raises(UserError, match="holds a language_model, expected a tokenizer"):
+        part_config("tokenizer", str(tmp_path), {})
+
+
+@pytest.mark.parametrize("source", ["lost", "other"])
+def test_a_config_that_describes_the_part_needs_no_files(tmp_path, source):
+    """To plan, or to train on the stored features of an encoder that is elsewhere."""
+    (tmp_path / "other").mkdir()
+    found = filled("vlm", pretrained__tokenizer=tmp_path / source)["model"]["tokenizer"]
+    assert found == scenes("vlm").model.tokenizer.to_dict()
+
+
+def test_a_different_setting_of_the_config_is_said(runs, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        derived.logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    changes = {"model__tokenizer__codebook_size": 5, "model__tokenizer__code_choice": "dot_product"}
+    filled("vlm", pretrained__tokenizer=runs / "tokenizer", **changes)
+    for text in ("codebook_size: 64 as in", "code_choice: distance as in"):
+        assert any(line.startswith(f"model.tokenizer.{text}") for line in lines)
+
+
 def test_a_text_encoder_is_the_generators(runs):
     source = {"pretrained__text_encoder": runs / "generator", "model__freeze_text_encoder": True}
     found = filled("generator", **source)["model"]["generator"]["text_encoder"]
@@ -98,7 +129,11 @@ def test_a_text_encoder_is_the_generators(runs):
             "--config.model.generator.maskgit.codebook_size: found 9, expected 512 as in "
             "--config.model.tokenizer.codebook_size",
         ),
-        ("vlm", {"pretrained__tokenizer": "lost"}, "--config.pretrained.tokenizer=lost: "),
+        (
+            "vlm",
+            {"pretrained__tokenizer": "lost", "model__tokenizer__filtres": 8},
+            "--config.model.tokenizer.filtres: unknown key; did you mean 'filters'?",
+        ),
         ("vlm", {"model_name": "vml"}, "--config.model_name: 'vml' unknown; did you mean 'vlm'?"),
     ],
 )
@@ -106,3 +141,32 @@ def test_what_is_typed_must_agree(name, changes, text):
     with pytest.raises(UserError) as caught:
         train.build(scenes(name, **changes))
     assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"tokenizer": None}, "--config.pretrained.tokenizer=lost: "),
+        ({"tokenizer": "abc"}, "--config.model.tokenizer: found 'abc', expected a section"),
+        ({"tokenizer": 3}, "--config.model.tokenizer: found 3, expected a section"),
+        ({"vlm": "abc"}, "--config.model.vlm: found 'abc', expected a section"),
+    ],
+)
+def test_sections_of_another_form_are_one_line(changes, text):
+    config = scenes("vlm", pretrained__tokenizer="lost").to_dict()
+    with pytest.raises(UserError) as caught:
+        train.build({**config, "model": {**config["model"], **changes}})
+    assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize("section", [None, "x", 3, {}, {"model_name": "vlm", "model": 3}])
+def test_what_is_no_section_is_one_line(section):
+    with pytest.raises(UserError, match=r"^--config"):
+        train.build(section)
+
+
+@pytest.mark.parametrize("vocabulary", [3, ("a",)])
+def test_a_vocabulary_is_a_text(vocabulary):
+    config = scenes("language_model").to_dict()
+    with pytest.raises(UserError, match=r"^--config\.(data\.vocabulary|model)"):
+        train.build({**config, "data": {**config["data"], "vocabulary": vocabulary}})
