@@ -136,14 +136,16 @@ def is_first() -> bool:
 
 def agree(problem: str) -> None:
     """Raises UserError on every process where any has a problem; "" is none. All must call it."""
-    line = problem.encode()[:_MAX_ERROR_BYTES]
     if jax.distributed.is_initialized():
+        line = problem.encode("utf-8", "backslashreplace")  # a path may be no UTF-8
+        if len(line) > _MAX_ERROR_BYTES:  # the end says what to do
+            line = line[: _MAX_ERROR_BYTES // 2 - 5] + b" ... " + line[-_MAX_ERROR_BYTES // 2 :]
         padded = np.frombuffer(line.ljust(_MAX_ERROR_BYTES, b"\0"), np.uint8)
         lines = [row.tobytes().rstrip(b"\0") for row in multihost_utils.process_allgather(padded)]
         others = [b"process %d: %b" % (i, found) for i, found in enumerate(lines) if found]
-        line = line or b"".join(others[:1])
-    if line:
-        raise UserError(line.decode(errors="replace"))
+        problem = problem or b"".join(others[:1]).decode(errors="replace")
+    if problem:
+        raise UserError(problem)
 
 
 def roll_call(processes: Processes) -> None:

@@ -108,11 +108,15 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str], folders: list[str]) -> None:
     """Runs the stage; puts the folders that it writes to in front of `folders`.
 
-    The processes of a pod join before they read their command lines, so that a mistake that one of
-    them was given ends all. A process that is alone reads its own before it imports JAX.
+    A process of a pod joins the others also with a mistake on its command line, which ends all.
     """
-    joins = "SYNTH2_COORDINATOR" in os.environ and not {"-h", "--help", "help"} & {*argv}
-    command = None if joins else command_line.parse(argv)
+    joins, command, problem = "SYNTH2_COORDINATOR" in os.environ, None, ""
+    try:
+        command = command_line.parse(argv)  # help leaves here, before JAX is imported
+    except UserError as error:
+        if not joins:
+            raise
+        problem = str(error)
     from absl import logging
 
     from synth2_jax import distributed
@@ -120,17 +124,19 @@ def _run(argv: Sequence[str], folders: list[str]) -> None:
     if joins:
         distributed.start(distributed.from_environment())
     with contextlib.ExitStack() as stack:
-        problem = ""
-        try:
-            command = command or command_line.parse(argv)
+        if command:
             output = command.options.get("output")
             folders[:0] = [command.workdir, *([output] if output else [])]
             logging.set_verbosity(logging.INFO if command.verbose else logging.WARNING)
-            config = read_config(command)
-            if distributed.is_first():
-                stack.enter_context(_lock(command))
-        except UserError as error:
-            problem = str(error)
+            try:
+                config = read_config(command)
+                if distributed.is_first():
+                    stack.enter_context(_lock(command))
+            except Exception as error:
+                found = isinstance(error, UserError) and str(error)
+                problem = found or files.system_problem(error, folders)
+                if not problem:
+                    raise
         distributed.agree(problem)
         room = STAGES[command.stage].room
         run = importlib.import_module(f"synth2_jax.{room}.{command.stage}").run

@@ -32,9 +32,9 @@ def load_named(name: str, where: str) -> Any:
         raise UserError(f"{where}: found {name!r}, expected MODULE:NAME or FILE.py:NAME")
     path = pathlib.Path(os.path.expanduser(module_name))
     is_file = module_name.endswith(".py")
-    if is_file and not path.is_file():
-        raise UserError(f"{where}: no file {module_name}")
     try:
+        if is_file and not path.is_file():
+            raise UserError(f"{where}: no file {module_name}")
         if is_file:  # run once, as an import is: it may register tasks
             full_path = str(path.resolve())
             module = sys.modules.get(full_path) or load_file(path, full_path)

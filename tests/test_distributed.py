@@ -162,6 +162,14 @@ def test_a_process_of_another_launch_hears_why_it_is_sent_away():
     ]
 
 
+@pytest.mark.parametrize("problem", ["--config=\udcff.py: no such file", "x" * 9000 + " do this"])
+def test_one_that_is_alone_hears_its_own_problem_whole(problem):
+    distributed.agree("")
+    with pytest.raises(UserError) as caught:
+        distributed.agree(problem)
+    assert str(caught.value) == problem
+
+
 def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]

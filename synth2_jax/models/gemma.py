@@ -2,8 +2,9 @@
 
 The layers are those of the package `gemma` (google-deepmind/gemma), so that what is fixed there
 comes along; ours are the residual stream around them, the names of their parameters' axes and the
-cache. As in the package, and as released, all is bfloat16, norms and softmax too. The package needs
-TensorFlow, through its own dependencies: it is imported where a model is first made or run.
+cache. As in the package, parameters and activations have one dtype, norms and softmax too; what
+was released is bfloat16. The package needs TensorFlow, through its own dependencies: it is imported
+where a model is first made or run.
 
 B batch, T text tokens, D width, V vocabulary, S cache length.
 """

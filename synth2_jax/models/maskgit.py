@@ -76,7 +76,7 @@ class MaskGITConfig(StackConfig):
 
 @flax.struct.dataclass
 class TextKeysValues:
-    """Returns the captions for the layers: k_LBTHK, v_LBTHK, and which text tokens are seen."""
+    """The captions for the layers: k_LBTHK, v_LBTHK, and which text tokens are seen."""
 
     keys_values: KeysValues
     mask_BT: jax.Array

@@ -80,7 +80,7 @@ class TokenizedCaptions:
 
 @dataclasses.dataclass(frozen=True)
 class NGramStatistics:
-    """Scores how much a caption set repeats itself.
+    """Figures of how much a caption set repeats itself.
 
     Attributes:
       distinct: {n: distinct n-grams over all n-grams} (Li et al., arXiv 1510.03055); 0 when there
