@@ -96,7 +96,7 @@ def test_a_misspelled_folder_is_not_taken_for_a_mixture_alone(mistake, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert mistake(["synth2", "inspect", "my_pairz"]).startswith(
         f"my_pairz: no such folder in {tmp_path}; did you mean 'my_pairs'? one of: my_pairs; nor "
-        "is it a mixture: --config.data.mixture: no task or mixture 'my_pairz'; "
+        "is it a mixture: no task or mixture 'my_pairz'; "
     )
 
 
