@@ -133,9 +133,9 @@ def _run(argv: Sequence[str], folders: list[str]) -> None:
                 if distributed.is_first():
                     stack.enter_context(_lock(command))
             except Exception as error:
-                found = isinstance(error, UserError) and str(error)
-                problem = found or files.system_problem(error, folders)
-                if not problem:
+                is_ours = isinstance(error, UserError)
+                problem = str(error) if is_ours else files.system_problem(error, folders)
+                if not (joins and problem):
                     raise
         distributed.agree(problem)
         room = STAGES[command.stage].room

@@ -1,4 +1,4 @@
-"""Recognises a checkpoint from its files alone: who wrote it, and of which model."""
+"""Recognises a checkpoint from its files alone: its author and its model."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.interop.json_file import read_object
 from synth2_jax.interop.tensor_files import open_flax_msgpack, open_torch, safetensors_header
 
-# The models that are told apart: their names in the code and for a user.
+# The models that it knows: their names in the code and for a user.
 KINDS = {
     "run": "a training run",
     "export": "what `synth2 export` writes",

@@ -115,10 +115,12 @@ def _fill_part(
         return
     try:
         found = part_config(name, source, told or {})
-    except UserError:
-        if told:  # enough to plan with, or to train on stored features; who loads it complains
-            return
-        raise
+    except UserError as error:
+        if not told:
+            raise
+        # Enough to plan with, or to train on stored features; a training that loads it complains.
+        logging.warning("model.%s: as in the config; %s", ".".join(path), error)
+        return
     if found is None:
         return
     model[last] = found

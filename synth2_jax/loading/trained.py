@@ -113,7 +113,7 @@ def load_part(
     mesh: Mesh,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
 ) -> Params:
-    """Loads a pretrained part of another model to its mesh: each device reads what it is to hold.
+    """Loads a pretrained part of another model to its mesh: each device reads only its share.
 
     Args:
       path: a run or an export of the part, or a third-party checkpoint of it.

@@ -29,6 +29,15 @@ def filled(name, **changes):
     return fill_in(scenes(name, **changes))
 
 
+def warnings_of(monkeypatch):
+    """The list that warnings will be added to."""
+    lines = []
+    monkeypatch.setattr(
+        derived.logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    return lines
+
+
 def test_sizes_come_from_the_tokenizer_of_the_config():
     vlm, maskgit = (
         filled("vlm")["model"]["vlm"],
@@ -90,18 +99,17 @@ def test_what_no_checkpoint_decides_is_the_configs(runs, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["lost", "other"])
-def test_a_config_that_describes_the_part_needs_no_files(tmp_path, source):
+def test_a_config_that_describes_the_part_needs_no_files(tmp_path, monkeypatch, source):
     """To plan, or to train on the stored features of an encoder that is elsewhere."""
     (tmp_path / "other").mkdir()
+    lines = warnings_of(monkeypatch)
     found = filled("vlm", pretrained__tokenizer=tmp_path / source)["model"]["tokenizer"]
     assert found == scenes("vlm").model.tokenizer.to_dict()
+    assert lines[0].startswith(f"model.tokenizer: as in the config; {tmp_path / source}: ")
 
 
 def test_a_different_setting_of_the_config_is_said(runs, monkeypatch):
-    lines = []
-    monkeypatch.setattr(
-        derived.logging, "warning", lambda text, *values: lines.append(text % values)
-    )
+    lines = warnings_of(monkeypatch)
     changes = {"model__tokenizer__codebook_size": 5, "model__tokenizer__code_choice": "dot_product"}
     filled("vlm", pretrained__tokenizer=runs / "tokenizer", **changes)
     for text in ("codebook_size: 64 as in", "code_choice: distance as in"):
