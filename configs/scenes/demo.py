@@ -42,6 +42,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             "tiny": arg == "tiny",
+            "seed": 0,
+            "real_pairs": 0,  # all 1,500 pictures of the split
             "tokenizer": tokenizer.get_config(arg),
             "language_model": language_model.get_config(arg),
             "tokenize": tokenize_config,

@@ -17,11 +17,13 @@ import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax import environment
+from synth2_jax.data.records import read_pairs
 from synth2_jax.domains.scenes import dataset, language, oracle
 from synth2_jax.domains.scenes import scores as scenes_scores
 from synth2_jax.evaluation.document_frequencies import read_document_frequencies
 from synth2_jax.evaluation.scorer import EvaluateConfig
-from synth2_jax.experiments.experiment import SCORES, Experiment, ExperimentConfig
+from synth2_jax.experiments.experiment import SCORES, Experiment
+from synth2_jax.experiments.experiment_config import ExperimentConfig
 from synth2_jax.experiments.image_space import speed_by_space
 from synth2_jax.files import read_json_lines, write_json
 from synth2_jax.loading.run import Trained
@@ -87,7 +89,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         "captions_scored_by": arms["real"]["provenance"],
     }
     material = {
-        "scenes": _real_scenes(),
+        "scenes": _real_scenes(cfg.real_pairs or NUM_SHOWN),
         "reconstructions": reconstructions,
         "synthetic": synthetic,
         "test": _test_captions(captioned),
@@ -156,7 +158,7 @@ def steps_to_baseline(
     return None
 
 
-def _real_scenes() -> list[dict[str, Any]]:
+def _real_scenes(number: int) -> list[dict[str, Any]]:
     return [
         {
             "picture": picture(example.image),
@@ -165,7 +167,7 @@ def _real_scenes() -> list[dict[str, Any]]:
                 language.class_name(item.combination) for item in example.scene.objects
             ),
         }
-        for example in dataset.examples("real", NUM_SHOWN)
+        for example in dataset.examples("real", min(number, NUM_SHOWN))
     ]
 
 
@@ -260,10 +262,10 @@ def _test_captions(captioned: Mapping[str, Sequence[Captioned]]) -> list[dict[st
 
 def _balance(experiment: Experiment) -> dict[str, dict[str, float]]:
     sets = {
-        split: [caption for example in dataset.examples(split) for caption in example.captions]
-        for split in ("real", "test")
+        "real": [pair.caption for pair in read_pairs(experiment.real())],
+        "synthetic": experiment.written_captions(),
+        "test": [caption for example in dataset.examples("test") for caption in example.captions],
     }
-    sets = {"real": sets["real"], "synthetic": experiment.written_captions(), "test": sets["test"]}
     sample = min(1000, *map(len, sets.values()))
     found = balance(sets, sample_size=sample, num_clusters=min(20, sample), seed=0)
     return {

@@ -4,6 +4,7 @@ Every step leaves its result in a folder of the workdir and does nothing when it
 so an interrupted run goes on where it stopped; `notes` keeps apart results of different configs.
 """
 
+import copy
 import dataclasses
 import functools
 import operator
@@ -18,85 +19,26 @@ import numpy as np
 from synth2_jax import config as config_lib
 from synth2_jax import folder_lock
 from synth2_jax.caption_writing.folder import CAPTIONS, MANIFEST
-from synth2_jax.data import pair_writer, records
-from synth2_jax.data.records import Pair, Provenance
-from synth2_jax.domains.scenes import language, oracle, renderer
+from synth2_jax.data import records
+from synth2_jax.domains.scenes import oracle, renderer
 from synth2_jax.errors import UserError, in_section
 from synth2_jax.evaluation.caption_sets import read_captions
-from synth2_jax.evaluation.scorer import EvaluateConfig
+from synth2_jax.experiments import pictures
+from synth2_jax.experiments.arms import ARMS
+from synth2_jax.experiments.experiment_config import Case, ExperimentConfig, check_left_open
 from synth2_jax.experiments.notes import Notes
 from synth2_jax.files import read_json
 from synth2_jax.loading import tokenizing
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.trained import load_trained
-from synth2_jax.pages.numbers import flat
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
-from synth2_jax.stages.captions import CaptionsConfig
 from synth2_jax.stages.evaluate import RESULTS
-from synth2_jax.stages.tokenize import TokenizeConfig
-from synth2_jax.stages.train import TrainConfig
-from synth2_jax.synthesis.token_generator import SynthesizeConfig
 from synth2_jax.training import checkpoint_reader
 from synth2_jax.training.optimizer import make_optimizer
 
 NUM_READ = 1024  # synthetic pictures that the oracle reads
-
-# What each arm of a comparison draws its batches from: {folder of pairs: rate}. `real` is in all
-# but one; the other half is the same synthetic captions, with different pictures.
-ARMS = {
-    "real": {"real": 1.0},
-    "real_synthetic": {"real": 0.5, "synthetic": 0.5},
-    "synthetic": {"synthetic": 1.0},
-    "captions_only": {"real": 0.5, "blank": 0.5},
-    "shuffled": {"real": 0.5, "shuffled": 0.5},
-    "rendered": {"real": 0.5, "rendered": 0.5},
-}
-
-# What the steps fill in, and what it comes from. A value of the user's there would be overwritten
-# without a word, so it is refused.
-_WORKDIR, _SEEDS = "--workdir", "--config.study.seeds of `synth2 study`"
-_ARM = "the arm, of --config.study.arms of `synth2 study`"
-FILLED_IN = {
-    "tokenize.tokenizer": _WORKDIR,
-    "captions.language_model": _WORKDIR,
-    "generator.pretrained.tokenizer": _WORKDIR,
-    "generator.data.folders": _WORKDIR,
-    "generator.data.seed": _SEEDS,
-    "generator.train.seed": _SEEDS,
-    "synthesize.generator": _WORKDIR,
-    "synthesize.captions": _WORKDIR,
-    "synthesize.seed": _SEEDS,
-    "vlm.pretrained.tokenizer": _WORKDIR,
-    "vlm.pretrained.language_model": _WORKDIR,
-    "vlm.data.folders": _ARM,
-    "vlm.data.rates": _ARM,
-    "vlm.data.mixture": _ARM,
-    "vlm.data.seed": _SEEDS,
-    "vlm.train.seed": _SEEDS,
-    "vlm.validation.captions.folder": _WORKDIR,
-    "evaluate.vlm": _WORKDIR,
-    "evaluate.folder": _WORKDIR,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
-    """A section for each step; paths in them are filled in by the steps.
-
-    Attributes:
-      tiny: whether everything is so short that its numbers mean nothing.
-    """
-
-    tokenizer: TrainConfig
-    language_model: TrainConfig
-    tokenize: TokenizeConfig
-    captions: CaptionsConfig
-    generator: TrainConfig
-    synthesize: SynthesizeConfig
-    vlm: TrainConfig
-    evaluate: EvaluateConfig
-    tiny: bool = False
+_SEE_REAL = ("tokenize", "generator", "synthesize", "vlm", "evaluate")  # sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +65,10 @@ class Experiment:
       config: what `config_class` holds.
       workdir: every step has a folder in it.
       config_class: ExperimentConfig, or one with sections more.
-      share_generator: all seeds sample from the generator of seed 0, each with noise of its own.
+      share_generator: all seeds sample from one generator, each with noise of its own.
 
     Attributes:
+      case: seed and number of real pictures of the steps; `at` chooses others than the config's.
       notes: what its steps note in the workdir.
     """
 
@@ -137,156 +80,156 @@ class Experiment:
         *,
         share_generator: bool = False,
     ):
-        config_lib.build(config_class, config)
-        _check_left_open(config)
+        cfg = config_lib.build(config_class, config)
+        check_left_open(config)
         for name in ("tokenizer", "language_model", "generator", "vlm"):
-            cfg, _ = train.build(config[name], f"--config.{name}")
-            make_optimizer(cfg.optimizer, cfg.train.steps, f"--config.{name}")
+            of_step, _ = train.build(config[name], f"--config.{name}")
+            make_optimizer(of_step.optimizer, of_step.train.steps, f"--config.{name}")
         self.config, self.workdir = config, pathlib.Path(workdir)
         self.notes = Notes(self.workdir)
+        self.case = self._configured = Case(cfg.seed, cfg.real_pairs)
         self._share_generator = share_generator
-        self._synthesized: set[int] = set()
+        self._made: set[str] = set()  # folders of pairs that this process has checked
+
+    def at(self, **case: int) -> "Experiment":
+        """The same experiment with another `seed`, another `real_pairs`, or both."""
+        other = copy.copy(self)
+        other.case = dataclasses.replace(self.case, **case)
+        return other
 
     def path(self, *names: str) -> str:
         return str(self.workdir.joinpath(*names))
 
+    def named(self, name: str) -> str:
+        """The name of a step or folder of this case: "vlm_real" or "vlm_real_n94_seed1"."""
+        if self.case.real_pairs != self._configured.real_pairs:
+            name += f"_n{self.case.real_pairs}"
+        return name if self.case.seed == self._configured.seed else f"{name}_seed{self.case.seed}"
+
     def tokenizer(self) -> Trained:
-        return self._train("tokenizer", "tokenizer", {})
+        return self._train("tokenizer", "tokenizer", _seeds(self._configured.seed))
 
     def language_model(self) -> Trained:
-        return self._train("language_model", "language_model", {})
+        return self._train("language_model", "language_model", _seeds(self._configured.seed))
 
     def pairs(self) -> None:
         """Tokenizes the real pairs and the test pictures."""
-        filled = {"tokenizer": self.path("tokenizer")}
-        self._run(tokenize, "tokenize", self.path("pairs"), "tokenize", filled)
+        splits = tuple(self.config.tokenize.splits)
+        if self._configured.real_pairs:  # the other splits have a number of their own
+            splits = tuple(split for split in splits if split != "real")
+        self._tokenize("tokenize", self.path("pairs"), {"splits": splits})
+        self.real()
+
+    def real(self) -> str:
+        """The real pairs of this case; returns their folder."""
+        number, step, folder = self.case.real_pairs, "tokenize", self.path("pairs")
+        if number != self._configured.real_pairs:
+            step, folder = f"tokenize_n{number}", self.path("pairs", f"n{number}")
+        if step != "tokenize" or number:
+            limit = {"max_images": number} if number else {}
+            self._tokenize(step, folder, {"splits": ("real",), **limit})
+        return str(pathlib.Path(folder, "real"))
+
+    def _tokenize(self, step: str, folder: str, filled: Mapping[str, Any]) -> None:
+        """Tokenizes splits, and what is there is checked: once a process."""
+        if (made := f"{folder} {filled['splits']}") in self._made or not filled["splits"]:
+            return
+        filled = {"tokenizer": self.path("tokenizer"), **filled}
+        self._run(tokenize, step, folder, "tokenize", filled)
+        self._made.add(made)
 
     def captions(self) -> None:
         """The language model writes captions, class by class."""
-        folder, filled = self.path("captions"), {"language_model": self.path("language_model")}
+        filled = {
+            "language_model": self.path("language_model"),
+            "seed": self._configured.seed,
+        }
+        folder = self.path("captions")
         is_done = pathlib.Path(folder, MANIFEST).exists
         self._run(captions, "captions", folder, "captions", filled, is_done)
 
     def written_captions(self) -> list[str]:
         return read_captions(pathlib.Path(self.path("captions", CAPTIONS)))
 
-    def generator(self, seed: int = 0) -> Trained:
+    def generator(self) -> Trained:
         """Trained on the real pairs that the VLM has too."""
-        seed = self._generator_seed(seed)
         filled = {
             "pretrained.tokenizer": self.path("tokenizer"),
-            "data.folders": {"real": self.path("pairs", "real")},
-            "train.seed": seed,
-            "data.seed": seed,
+            "data.folders": {"real": self.real()},
+            **_seeds(self._of_generator().case.seed),
         }
-        return self._train(_seeded("generator", seed), "generator", filled)
+        return self._train(self._of_generator().named("generator"), "generator", filled)
 
-    def _generator_seed(self, seed: int) -> int:
-        return 0 if self._share_generator else seed
+    def _of_generator(self) -> "Experiment":
+        """The case whose generator this one samples from."""
+        return self.at(seed=self._configured.seed) if self._share_generator else self
 
-    def synthesize(self, seed: int = 0) -> str:
+    def synthesize(self) -> str:
         """The generator's pictures of the captions, as tokens; returns the folder.
 
         What is there is checked against generator and captions, once a process.
         """
-        folder = self.path("pairs", _seeded("synthetic", seed))
-        if seed in self._synthesized:
+        folder = self.path("pairs", self.named("synthetic"))
+        if folder in self._made:
             return folder
-        self.generator(seed)
+        self.generator()
         filled = {
-            "generator": self.path(_seeded("generator", self._generator_seed(seed))),
+            "generator": self.path(self._of_generator().named("generator")),
             "captions": self.path("captions"),
-            "seed": seed,
+            "seed": self.case.seed,
         }
-        self._run(synthesize, _seeded("synthesize", seed), folder, "synthesize", filled)
-        self._synthesized.add(seed)
+        self._run(synthesize, self.named("synthesize"), folder, "synthesize", filled)
+        self._made.add(folder)
         return folder
 
-    def read_synthetic(self, seed: int = 0) -> tuple[list[str], np.ndarray, list[renderer.Scene]]:
+    def read_synthetic(self) -> tuple[list[str], np.ndarray, list[renderer.Scene]]:
         """Captions of a sample of the synthetic pairs, their pictures, and what the oracle sees.
 
         Only here are these tokens decoded to pixels u8[num, H, W, 3].
         """
-        pairs = list(records.read_pairs(self.synthesize(seed)))
+        pairs = list(records.read_pairs(self.synthesize()))
         chosen = np.random.default_rng(0).permutation(len(pairs))[:NUM_READ]
         tokens = np.stack([pairs[i].image_tokens for i in chosen])
         images = tokenizing.decode_images(self.tokenizer(), tokens)
         return [pairs[i].caption for i in chosen], images, oracle.read(images)
 
-    def repaired(self, name: str, seed: int = 0) -> str:
-        """The synthetic captions with other pictures; returns the folder of pairs.
-
-        Args:
-          name: "shuffled", the same pictures in another order; "blank", an empty picture to each;
-            "rendered", a true picture of each caption, which bounds what a generator can reach.
-          seed: of the synthetic pairs, the order and the rendering.
-        """
-        folder = self.path("pairs", _seeded(name, seed))
-        synthetic = self.synthesize(seed)  # before all: under another config it refuses
-        if pathlib.Path(folder, records.MANIFEST).exists():
-            return folder
-        pairs = list(records.read_pairs(synthetic))
-        rng = np.random.default_rng(seed)
-        if name == "shuffled":
-            tokens = [pairs[i].image_tokens for i in rng.permutation(len(pairs))]
-        elif name == "blank":
-            blank = renderer.render(renderer.Scene((), "white"))
-            tokens = [self._encode(blank[None])[0]] * len(pairs)
-        else:
-            scenes = [language.imagine(language.parse(pair.caption), rng) for pair in pairs]
-            kept = [i for i, scene in enumerate(scenes) if scene]  # others contradict themselves
-            pairs = [pairs[i] for i in kept]
-            tokens = self._encode(np.stack([renderer.render(scenes[i]) for i in kept]))
-        provenance = records.read_manifest(synthetic).provenance
-        pair_writer.write_pairs(
-            folder,
-            [
-                Pair(f"{name}-{i:09d}-0", ids, pair.caption, "synthetic")
-                for i, (pair, ids) in enumerate(zip(pairs, tokens, strict=True))
-            ],
-            Provenance(
-                tokenizer=provenance.tokenizer,
-                num_image_tokens=provenance.num_image_tokens,
-                codebook_size=provenance.codebook_size,
-                captions={**dict(provenance.captions or {}), "pictures": name},
-            ),
-            num_shards=4,
-        )
+    def repaired(self, name: str) -> str:
+        """The synthetic captions with other pictures, see `pictures`; returns the folder."""
+        folder = self.path("pairs", self.named(name))
+        synthetic = self.synthesize()  # before all: under another config it refuses
+        if not pathlib.Path(folder, records.MANIFEST).exists():
+            pictures.repair(name, synthetic, folder, self.tokenizer(), self.case.seed)
         return folder
 
-    def _encode(self, images: np.ndarray) -> np.ndarray:
-        return tokenizing.encode_images(self.tokenizer(), images, 256, "tokenize")
-
-    def vlm(self, arm: str, seed: int = 0) -> Trained:
+    def vlm(self, arm: str) -> Trained:
         """Trains one arm; all arms have the same tokenizer, language model and steps."""
         rates, folders = ARMS[arm], {}
         for source in rates:
             if source == "real":
-                folders[source] = self.path("pairs", "real")
+                folders[source] = self.real()
             elif source == "synthetic":
-                folders[source] = self.synthesize(seed)
+                folders[source] = self.synthesize()
             else:
-                folders[source] = self.repaired(source, seed)
+                folders[source] = self.repaired(source)
         filled = {
             "pretrained.tokenizer": self.path("tokenizer"),
             "pretrained.language_model": self.path("language_model"),
             "data.folders": folders,
-            "train.seed": seed,
-            "data.seed": seed,
+            **_seeds(self.case.seed),
         }
         if len(rates) > 1:  # a folder may have the name of its arm
             filled |= {"data.rates": rates, "data.mixture": f"mixture_{arm}"}
         if "captions" in self.config.vlm.get("validation", {}):
             filled["validation.captions.folder"] = self.path("pairs", "test")
-        return self._train(self.vlm_name(arm, seed), "vlm", filled)
+        return self._train(self.vlm_name(arm), "vlm", filled)
 
-    def vlm_name(self, arm: str, seed: int = 0) -> str:
+    def vlm_name(self, arm: str) -> str:
         """The folder of one arm's run."""
-        return _seeded(f"vlm_{arm}", seed)
+        return self.named(f"vlm_{arm}")
 
-    def evaluate(self, arm: str, seed: int = 0) -> dict[str, Any]:
+    def evaluate(self, arm: str) -> dict[str, Any]:
         """Captions the test pictures and scores the captions."""
-        name = self.vlm_name(arm, seed)
+        name = self.vlm_name(arm)
         folder = self.workdir / "evaluation" / name
         path, filled = folder / RESULTS, {"vlm": self.path(name), "folder": self.path("pairs/test")}
 
@@ -320,7 +263,7 @@ class Experiment:
         Raises:
           UserError: the step was begun under another config.
         """
-        self.notes.check_same(step, self.config[section].to_dict())
+        self.notes.check_same(step, self._noted(section))
         if is_done():
             return
         config = self.config[section].to_dict()
@@ -332,7 +275,7 @@ class Experiment:
     def _step(self, name: str, section: str, folder: str, function: Callable[[], Any]) -> None:
         """Runs a function that writes to `folder`; no other command may write there meanwhile."""
         print(f"== {name}", flush=True)
-        self.notes.begin(name, self.config[section].to_dict())
+        self.notes.begin(name, self._noted(section))
         lock = pathlib.Path(folder, folder_lock.LOCK)
         with (
             self.notes.timed(name),
@@ -341,22 +284,24 @@ class Experiment:
         ):
             function()
 
+    def _noted(self, section: str) -> dict[str, Any]:
+        """The config that a step's result depends on; names show what differs from `_configured`.
+
+        A seed or a number of 0 is left out, as it is in the notes of older versions.
+        """
+        of_all = {"seed": self._configured.seed}
+        if section in _SEE_REAL and self.case.real_pairs == self._configured.real_pairs:
+            of_all["real_pairs"] = self.case.real_pairs
+        return self.config[section].to_dict() | {k: v for k, v in of_all.items() if v}
+
 
 def _unlocked(config: dict[str, Any]) -> ml_collections.ConfigDict:
     """A section that takes paths and folders that the config file could not know."""
     return ml_collections.ConfigDict(config, type_safe=False).unlock()
 
 
-def _check_left_open(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError when a key of FILLED_IN holds more than 0 or ""."""
-    for key, value in flat(config.to_dict()):
-        for filled, source in FILLED_IN.items():
-            if value and f"{key}.".startswith(f"{filled}."):
-                raise UserError(f"--config.{key}: found {value!r}, expected none: {source} decides")
-
-
-def _seeded(name: str, seed: int) -> str:
-    return f"{name}_seed{seed}" if seed else name
+def _seeds(seed: int) -> dict[str, int]:
+    return {"train.seed": seed, "data.seed": seed}
 
 
 def _is_trained(folder: str, config: ml_collections.ConfigDict) -> bool:

@@ -1,12 +1,13 @@
 """`synth2 study`: runs the demo's comparison over several seeds and more arms.
 
-Arms are those of experiments/experiment.py. Tokenizer, language model and captions are trained or
+Arms are those of experiments/arms.py. Tokenizer, language model and captions are trained or
 written once; generator, synthetic pairs and VLM once for each seed. Writes into the workdir, after
 every arm, study.json, study.md (the table) and study.html (a page, with the curves). Stopped and
 started again, it goes on.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import re
 import statistics
@@ -17,8 +18,10 @@ from synth2_jax import config as config_lib
 from synth2_jax import environment
 from synth2_jax.domains.scenes import scores as scenes_scores
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.experiments.arms import ARMS
 from synth2_jax.experiments.demo import curve, steps_to_baseline
-from synth2_jax.experiments.experiment import ARMS, SCORES, Experiment, ExperimentConfig
+from synth2_jax.experiments.experiment import SCORES, Experiment
+from synth2_jax.experiments.experiment_config import ExperimentConfig, check_real_pairs
 from synth2_jax.files import read_json, write_json, write_text
 from synth2_jax.pages.numbers import DASH, finite, lookup
 from synth2_jax.pages.report_files import Curve
@@ -42,16 +45,20 @@ class StudyConfig:
 
     Attributes:
       seeds: of generator, synthetic pairs and VLM.
-      arms: of `experiment.ARMS`, trained in this order for each seed.
+      arms: of `arms.ARMS`, trained in this order for each seed.
+      real_pairs: numbers of real pictures, each with a generator and arms of its own: the
+        data-efficiency curve. Empty for the one of `--config.real_pairs`.
       share_generator: train one generator for all seeds; their synthetic pairs still differ.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    real_pairs: tuple[int, ...] = ()
     arms: tuple[str, ...] = tuple(ARMS)
     share_generator: bool = False
 
     def __post_init__(self):
         config_lib.check_seeds(self, "seeds")
+        check_real_pairs(self)
         for arm in self.arms:
             if arm not in ARMS:
                 raise UserError(f"arms: unknown {arm!r}; {nearest(arm, ARMS)}")
@@ -72,8 +79,8 @@ class _StudyFile:
 
     def __post_init__(self):
         for name in self.runs:
-            if not re.fullmatch(r"\w+/\d+", name, re.ASCII):
-                raise ValueError(f"runs: found {name!r:.40}, expected ARM/SEED")
+            if not re.fullmatch(r"\w+/\d+(/n\d+)?", name, re.ASCII):
+                raise ValueError(f"runs: found {name!r:.40}, expected ARM/SEED or ARM/SEED/nNUMBER")
 
 
 def _known_runs(path: pathlib.Path) -> dict[str, Any]:
@@ -94,16 +101,18 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     experiment.captions()
     known = pathlib.Path(workdir) / RESULTS
     study = _known_runs(known) if known.exists() else {}
-    for seed in cfg.seeds:
+    cases = itertools.product(cfg.real_pairs or (experiment.case.real_pairs,), cfg.seeds)
+    for real_pairs, seed in cases:
+        here = experiment.at(seed=seed, real_pairs=real_pairs)
+        at = f"{seed}" if real_pairs == experiment.case.real_pairs else f"{seed}/n{real_pairs}"
         for arm in cfg.arms:
-            if arm != "real" and f"generator/{seed}" not in study:
-                captions, _, scenes = experiment.read_synthetic(seed)
-                study[f"generator/{seed}"] = scenes_scores.agreement_shares(captions, scenes)
-            name = experiment.vlm_name(arm, seed)
-            experiment.vlm(arm, seed)
-            study[f"{arm}/{seed}"] = {
-                **{score: experiment.evaluate(arm, seed)[score] for score in SCORES},
-                "curve": curve(experiment.path(name), "validation/cider"),
+            if arm != "real" and f"generator/{at}" not in study:
+                captions, _, scenes = here.read_synthetic()
+                study[f"generator/{at}"] = scenes_scores.agreement_shares(captions, scenes)
+            here.vlm(arm)
+            study[f"{arm}/{at}"] = {
+                **{score: here.evaluate(arm)[score] for score in SCORES},
+                "curve": curve(here.path(here.vlm_name(arm)), "validation/cider"),
             }
             write_results(pathlib.Path(workdir), study, cfg, config, experiment.notes.commits())
     print((pathlib.Path(workdir) / "study.md").read_text("utf-8"))
@@ -137,19 +146,21 @@ def table(study: Mapping[str, Any], cfg: StudyConfig) -> list[list[str]]:
     """Cells, the head first: mean and standard deviation over the seeds that are there."""
     titles = ["arm", "seeds", "CIDEr", "gain", "CIDEr seen", "CIDEr unseen", "BLEU-4"]
     rows = [[*titles, "objects right"]]
-    real = _values(study, "real", "cider", cfg.seeds)
-    for arm in cfg.arms:
-        cider = _values(study, arm, "cider", cfg.seeds)
+    numbers = sorted({int(name.partition("/n")[2]) for name in study if "/n" in name})
+    for arm, at in itertools.product(cfg.arms, ["", *(f"/n{number}" for number in numbers)]):
+        real = _values(study, "real", "cider", cfg.seeds, at)
+        cider = _values(study, arm, "cider", cfg.seeds, at)
         if not cider:
             continue
         gains = [cider[seed] / real[seed] - 1 for seed in cider if real.get(seed)]
         gain = f"{statistics.mean(gains):+.1%}" if gains and arm != "real" else ""
         seen, unseen, bleu4, right = (
-            _values(study, arm, score, cfg.seeds).values()
+            _values(study, arm, score, cfg.seeds, at).values()
             for score in ("cider_seen", "cider_unseen", "bleu4", "objects_right")
         )
         means = [_mean_and_spread(values) for values in (seen, unseen, bleu4)]
-        first = [TITLES[arm], str(len(cider)), _mean_and_spread(cider.values()), gain]
+        title = TITLES[arm] + (f", {at.removeprefix('/n')} real pictures" if at else "")
+        first = [title, str(len(cider)), _mean_and_spread(cider.values()), gain]
         rows.append([*first, *means, f"{_mean_and_spread(right, scale=100)} %"])
     return rows
 
@@ -184,10 +195,13 @@ def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
 
 
 def _values(
-    study: Mapping[str, Any], arm: str, score: str, seeds: Sequence[int]
+    study: Mapping[str, Any], arm: str, score: str, seeds: Sequence[int], at: str = ""
 ) -> dict[int, float]:
-    """{seed: score}, without those that counted nothing: NaN, or None once they were in a file."""
-    found = {s: finite(lookup(study, f"{arm}/{s}", score)) for s in seeds}
+    """{seed: score} of one number of real pictures, `at`.
+
+    Without those that counted nothing: NaN, or None once they were in a file.
+    """
+    found = {s: finite(lookup(study, f"{arm}/{s}{at}", score)) for s in seeds}
     return {seed: value for seed, value in found.items() if value is not None}
 
 

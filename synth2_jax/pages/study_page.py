@@ -19,7 +19,7 @@ def render_study(runs: Mapping[str, Mapping], table: Sequence[Sequence[str]], fo
     """
     by_arm: dict[str, dict[str, Mapping]] = {}
     for name, run in runs.items():
-        if "cider" in run:  # not the generator's scores
+        if "cider" in run and "/n" not in name:  # not the generator's scores
             arm, seed = name.split("/")
             by_arm.setdefault(arm, {})[seed] = run
     arms = named_arms(ordered_arms(by_arm))

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from synth2_jax.experiments.experiment import ARMS
+from synth2_jax.experiments.arms import ARMS
 from synth2_jax.pages.arms import named_arms, ordered_arms
 from synth2_jax.pages.charts import (
     COLOURS,

@@ -13,11 +13,13 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax import environment, folder_lock
 from synth2_jax.data import records
-from synth2_jax.domains.scenes import language, oracle, renderer
+from synth2_jax.domains.scenes import dataset, language, oracle, renderer
 from synth2_jax.errors import UserError
 from synth2_jax.experiments import experiment as steps
 from synth2_jax.experiments import notes
-from synth2_jax.experiments.experiment import ARMS, FILLED_IN, Experiment
+from synth2_jax.experiments.arms import ARMS
+from synth2_jax.experiments.experiment import Experiment
+from synth2_jax.experiments.experiment_config import FILLED_IN, Case
 from synth2_jax.files import write_json
 from synth2_jax.loading import tokenizing
 from synth2_jax.loading.trained import load_trained
@@ -81,7 +83,7 @@ def test_what_is_there_is_not_made_again(chain, experiment, monkeypatch):
     assert len(experiment.written_captions()) == chain.num_captions
     assert experiment.notes.seconds == {}
     with pytest.raises(AssertionError, match="ran again"):
-        experiment.generator(seed=1)
+        experiment.at(seed=1).generator()
 
 
 def test_folders_of_pairs_are_checked_once_a_process_and_kept(chain, experiment, monkeypatch):
@@ -196,14 +198,15 @@ def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
     monkeypatch.setattr(
         experiment, "_train", lambda name, section, filled: seen.append((name, filled))
     )
-    monkeypatch.setattr(experiment, "synthesize", lambda seed: f"synthetic of seed {seed}")
-    monkeypatch.setattr(experiment, "repaired", lambda name, seed: f"{name} of seed {seed}")
-    experiment.vlm("real", seed=2)
-    experiment.vlm(arm, seed=2)
+    monkeypatch.setattr(Experiment, "synthesize", lambda self: f"synthetic {self.case}")
+    monkeypatch.setattr(Experiment, "repaired", lambda self, name: f"{name} {self.case}")
+    here = experiment.at(seed=2)
+    here.vlm("real")
+    here.vlm(arm)
     (_, real), (name, section) = seen
     assert name == f"vlm_{arm}_seed2"
     folders = {
-        source: str(chain.path("pairs", "real")) if source == "real" else f"{source} of seed 2"
+        source: str(chain.path("pairs", "real")) if source == "real" else f"{source} {Case(2, 0)}"
         for source in ARMS[arm]
     }
     assert section.pop("data.folders") == folders
@@ -245,11 +248,12 @@ def test_a_value_that_a_step_would_overwrite_is_refused(tmp_path, key):
         Experiment(config, str(tmp_path))
     message = str(error.value)
     assert message.startswith(f"--config.{given}: found ") and message.endswith(" decides")
-    assert ("--config.study.seeds" in message) == key.endswith("seed")
+    assert ("--config.seed" in message) == key.endswith("seed")
 
 
 def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
     config = config_lib.load_config("configs/scenes/demo.py:tiny")
+    config.seed = 3
     changed = set()
 
     def record(stage, section, folder):
@@ -268,8 +272,8 @@ def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
     experiment.language_model()
     experiment.pairs()
     experiment.captions()
-    experiment.vlm("real_synthetic", seed=1)
-    experiment.evaluate("real_synthetic", seed=1)
+    experiment.vlm("real_synthetic")
+    experiment.evaluate("real_synthetic")
     assert {key: filled_in(key) for key in changed if not filled_in(key)} == {}
     assert {filled_in(key) for key in changed} == set(FILLED_IN)
 
@@ -304,10 +308,14 @@ def test_another_config_is_refused_by_every_step_that_was_begun_under_one(chain,
     steps = {
         "tokenizer": ("tokenizer", "train.log_every", experiment.tokenizer),
         "captions": ("captions", "captions_per_class", experiment.captions),
-        "synthesize_seed1": ("synthesize", "guidance.scale", lambda: experiment.synthesize(1)),
+        "synthesize_seed1": (
+            "synthesize",
+            "guidance.scale",
+            lambda: experiment.at(seed=1).synthesize(),
+        ),
         "evaluate vlm_real": ("evaluate", "batch_size", lambda: experiment.evaluate("real")),
     }
-    experiment.generator = lambda seed: None
+    experiment.generator = lambda: None
     for step, (section, key, run) in steps.items():
         experiment.notes.begin(step, config[section].to_dict())
         with config.unlocked():
@@ -322,7 +330,7 @@ def test_another_config_is_refused_by_every_step_that_was_begun_under_one(chain,
 def test_other_pictures_of_synthetic_pairs_are_refused_under_another_config_too(chain, tmp_path):
     config = demo_config(chain)
     experiment = Experiment(config, str(tmp_path))
-    experiment.generator = lambda seed: None
+    experiment.generator = lambda: None
     write_json(tmp_path / "pairs" / "shuffled" / records.MANIFEST, {})  # made before
     experiment.notes.begin("synthesize", config.synthesize.to_dict())
     config.synthesize.guidance.scale = 77.0
@@ -367,5 +375,23 @@ def test_seeds_may_share_a_generator_but_not_its_samples(chain, monkeypatch):
         experiment = Experiment(demo_config(chain), str(chain.root), share_generator=shared)
         monkeypatch.setattr(experiment, "_train", lambda name, *sections: folders.append(name))
         monkeypatch.setattr(experiment, "_step", lambda *arguments: None)
-        assert experiment.synthesize(seed=2) == str(chain.path("pairs", "synthetic_seed2"))
+        assert experiment.at(seed=2).synthesize() == str(chain.path("pairs", "synthetic_seed2"))
     assert folders == ["generator_seed2", "generator"]
+
+
+def test_the_numbers_of_real_pictures_are_nested_subsets(chain, experiment, tmp_path):
+    """In a workdir that has all of them, and in one whose config asks for that number."""
+    config = demo_config(chain)
+    config.real_pairs = 20
+    shutil.copytree(chain.path("tokenizer"), tmp_path / "tokenizer")
+    alone = Experiment(config, str(tmp_path))
+    alone.pairs()
+    folders = [alone.real(), experiment.at(real_pairs=20).real(), experiment.real()]
+    assert folders[0] == str(tmp_path / "pairs" / "real")
+    assert (tmp_path / "pairs" / "test" / records.MANIFEST).exists()
+    fewer, apart, all_pairs = (
+        {pair.key: (pair.caption, tuple(pair.image_tokens)) for pair in pairs_of(folder)}
+        for folder in folders
+    )
+    assert len(fewer) == 20 * dataset.REFERENCES and fewer == apart
+    assert fewer.items() < all_pairs.items()

@@ -8,6 +8,7 @@ import pytest
 from synth2_jax.errors import UserError
 from synth2_jax.experiments import demo, study
 from synth2_jax.experiments.experiment import SCORES, Experiment
+from synth2_jax.experiments.experiment_config import Case
 from synth2_jax.experiments.notes import Notes
 from synth2_jax.files import write_json_lines
 
@@ -20,6 +21,7 @@ def experiment(tmp_path):
     made = Experiment.__new__(Experiment)
     made.config = ml_collections.ConfigDict({"evaluate": {}})
     made.workdir, made.notes = tmp_path, Notes(tmp_path)
+    made.case = made._configured = Case()
     return made
 
 

@@ -136,3 +136,20 @@ def test_table_and_footnote_are_written_with_what_they_were_made_from(tmp_path, 
 def test_an_unknown_arm_is_named():
     with pytest.raises(UserError, match="unknown 'sufled'; did you mean 'shuffled'?"):
         StudyConfig(arms=("real", "sufled"))
+
+
+def test_each_number_of_real_pictures_has_rows_and_gains_of_its_own():
+    fewer = {"real/0/n94": run(10.0), "real_synthetic/0/n94": run(30.0)}
+    found = rows({**STUDY, **fewer}, arms=("real", "real_synthetic"))
+    assert list(found)[1:] == [
+        *("real only", "real only, 94 real pictures"),
+        *("real + synthetic", "real + synthetic, 94 real pictures"),
+    ]
+    assert found["real + synthetic, 94 real pictures"][:3] == ["1", "30.0", "+200.0%"]
+    assert found["real only"] == rows(STUDY)["real only"]
+
+
+@pytest.mark.parametrize("number", [-1, 7000])
+def test_a_number_of_real_pictures_that_there_are_not_is_named(number):
+    with pytest.raises(UserError, match=f"real_pairs: found {number}, expected 0 .* to 6000"):
+        StudyConfig(real_pairs=(94, number))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from synth2_jax import main
-from synth2_jax.experiments.experiment import ARMS
+from synth2_jax.experiments.arms import ARMS
 from synth2_jax.experiments.study import TITLES
 
 pytestmark = pytest.mark.slow

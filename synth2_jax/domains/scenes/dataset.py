@@ -27,6 +27,7 @@ from synth2_jax.domains.scenes.renderer import (
 from synth2_jax.errors import UserError, nearest
 
 SPLITS = {"images": 8192, "real": 1500, "validation": 256, "test": 512, "text": 24000}  # sizes
+MOST_REAL = 6000  # pictures of `real`, where a number of them is asked for
 REFERENCES = 5  # captions an image, as COCO has
 OBJECT_COUNTS = (0.35, 0.4, 0.25)  # shares of pictures with one, two and three objects
 ZIPF_EXPONENT = 1.0
