@@ -6,8 +6,9 @@
         --config.data.folders.real=WORKDIR/pairs/real
 
 `vlm.py:mixture` takes `--config.data.folders.synthetic=WORKDIR/pairs/synthetic` besides, and draws
-half of each batch from either. `vlm.py:modules` reads no folders but a mixture of yours:
-`--config.data.modules=my_tasks --config.data.mixture=my_mixture`.
+half of each batch from either. `vlm.py:interleaved` puts three pairs into one text, which prepares
+the VLM for few-shot evaluation; `vlm.py:mixture,interleaved` does both. `vlm.py:modules` reads no
+folders but a mixture of yours: `--config.data.modules=my_tasks --config.data.mixture=my_mixture`.
 
 Hardware: 2 CPU cores.
 Time: 1 to 1.5 minutes, curve included.
@@ -21,12 +22,13 @@ from configs.scenes import models
 
 STEPS = 800
 SYNTHETIC_SHARE = 0.5
+IMAGES_PER_TEXT = 3  # when interleaved: the last caption follows two examples
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`:mixture` for real and synthetic pairs, `:modules` for a mixture of your own; `:tiny` trains
-    a few steps only; both as `:mixture,tiny`."""
-    given = words(arg, ("mixture", "modules", "tiny"))
+    """`:mixture` for real and synthetic pairs, `:modules` for a mixture of your own; `:interleaved`
+    for several images a text; `:tiny` trains a few steps only; several as `:mixture,tiny`."""
+    given = words(arg, ("mixture", "modules", "interleaved", "tiny"))
     steps = 20 if "tiny" in given else STEPS
     data = models.pairs_data()
     if "modules" in given:
@@ -35,6 +37,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         data["folders"]["synthetic"] = ""
         data["mixture"] = "real_synthetic"
         data["rates"] = {"real": 1 - SYNTHETIC_SHARE, "synthetic": SYNTHETIC_SHARE}
+    if "interleaved" in given:  # about as many pairs a step
+        data["images_per_text"] = IMAGES_PER_TEXT
+        data["batch_size"] = 22
     return ml_collections.ConfigDict(
         {
             "model_name": "vlm",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from synth2_jax.data import mixtures
+from synth2_jax.data.packing import pack
 from synth2_jax.data.stream import PREFETCH, Batch, Stream, one_line_errors, read
 from synth2_jax.data.tensorflow_cpu import tf
 
@@ -21,8 +22,8 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
     its last example, whose `loss_mask` is false.
 
     Yields:
-      the model's batch and `valid` bool[B], false on the rows that fill up; `with_keys` adds `key`,
-      an array of str, for data that has keys.
+      the model's batch and `valid` bool[B], false on the rows that have a copy; `with_keys` adds
+      `key`, an array of str with a key for each example, for data that has keys.
     """
     lengths = stream.task_lengths()
     with one_line_errors(stream.label):
@@ -31,7 +32,8 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
             for task in mixtures.tasks_of(stream.provider)
         ]
         examples = functools.reduce(tf.data.Dataset.concatenate, parts)
-        iterator = iter(examples.batch(stream.config.batch_size).prefetch(PREFETCH))
+        batch_size, per_row = stream.config.batch_size, stream.config.images_per_text
+        iterator = iter(examples.batch(batch_size * per_row).prefetch(PREFETCH))
     while True:
         with one_line_errors(stream.label):
             tensors = next(iterator, None)
@@ -39,11 +41,12 @@ def evaluation_batches(stream: Stream, *, with_keys: bool = False) -> Iterator[B
             return
         batch, companions = stream.to_numpy(tensors)
         num_valid = len(next(iter(batch.values())))
-        rows, valid = np.minimum(stream.rows, num_valid - 1), stream.rows < num_valid
-        batch = {name: array[rows] for name, array in batch.items()}
-        batch["valid"] = valid
+        own, valid = np.minimum(stream.examples, num_valid - 1), stream.examples < num_valid
+        batch = {name: array[own] for name, array in batch.items()}
         if "loss_mask" in batch:
             batch["loss_mask"] &= valid[:, None]
+        batch = pack(batch, per_row)
+        batch["valid"] = valid.reshape(-1, per_row).all(axis=1)
         if with_keys:
-            batch["key"] = np.array([companions["key"][row].decode() for row in rows])
+            batch["key"] = np.array([companions["key"][example].decode() for example in own])
         yield batch

@@ -58,6 +58,9 @@ class DataConfig:
         "shards": each data shard of the mesh reads files of its own, for pods whose input would
         not keep up (see input_wait_share).
       text_length: T: prompt, caption and eos; longer captions are cut.
+      images_per_text: I: of a VLM's training, how many pairs, one after the other, make one text,
+        which prepares it for few-shot prompts (see data/packing.py). A row then has I images and
+        I * (T + 1) - 1 tokens.
     """
 
     source: str = "seqio"
@@ -73,12 +76,14 @@ class DataConfig:
     vocabulary: str = "scenes"
     prompt: str = CAPTION_PROMPT
     text_length: int = 48
+    images_per_text: int = 1
     deal: Literal["examples", "shards"] = "examples"
 
     def __post_init__(self):
         if self.source not in _SOURCES:
             raise ValueError(f"source: unknown {self.source!r}; {nearest(self.source, _SOURCES)}")
-        check_counts(self, "batch_size", "shuffle_buffer", "text_length", "num_epochs")
+        counts = ("batch_size", "shuffle_buffer", "text_length", "images_per_text", "num_epochs")
+        check_counts(self, *counts)
         if self.shuffle_buffer > _MAX_SHUFFLE_BUFFER:  # TensorFlow allocates it at once
             raise ValueError(
                 f"shuffle_buffer: found {self.shuffle_buffer}, expected at most "

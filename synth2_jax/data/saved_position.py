@@ -70,13 +70,15 @@ def restore(state: bytes, iterator: Iterator) -> None:
 
 
 def _fill_in(saved: dict[str, Any], now: Identity) -> None:
-    """Adds what older versions left out: `deal`, `schedule`, `vocabulary`, and `reads`.
+    """Adds what older versions left out: `deal`, `schedule`, `vocabulary`, `images_per_text`,
+    and `reads`.
 
     They had `processes` in place of `reads`: the number of processes decided who reads what.
     """
     index, count = saved.pop("processes", (0, 1))
     deal = saved.setdefault("deal", "examples" if count == 1 else "shards")
     saved.setdefault("schedule", {})
+    saved.setdefault("images_per_text", 1)
     if "vocabulary" in now:
         saved.setdefault("vocabulary", now["vocabulary"])
     rows = saved["batch_size"] // count

@@ -1,6 +1,6 @@
 """A stream: which examples to read, for which model, and which rows of a batch are this process's.
 
-Legend: B batch rows of this process, T text tokens, E width of stored features.
+Legend: B batch rows of this process, I images a text, T text tokens, E width of stored features.
 """
 
 import contextlib
@@ -72,6 +72,12 @@ class Stream:
         return self.layout.rows(self.config.batch_size)
 
     @property
+    def examples(self) -> np.ndarray:
+        """Numbers i64[B * I] of the examples in these rows, I of them a row."""
+        images_per_text = self.config.images_per_text
+        return (self.rows[:, None] * images_per_text + np.arange(images_per_text)).reshape(-1)
+
+    @property
     def deals_shards(self) -> bool:
         """Says whether each data shard reads files of its own."""
         return self.config.deal == "shards" and self.layout.num_shards > 1
@@ -134,7 +140,7 @@ class Stream:
         return dataset.map(lambda example: {name: example[name] for name in names})
 
     def to_numpy(self, tensors: Mapping[str, tf.Tensor]) -> tuple[Batch, Batch]:
-        """Returns a batch and its companions.
+        """Returns a batch, not yet packed, and its companions.
 
         Raises:
           UserError: a token beyond its limit, or a text without a token to learn.

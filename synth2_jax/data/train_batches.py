@@ -16,13 +16,14 @@ import seqio
 from absl import logging
 
 from synth2_jax.data import mixtures, saved_position
+from synth2_jax.data.packing import pack
 from synth2_jax.data.stream import PREFETCH, Batch, Stream, one_line_errors, read, text_mask
 from synth2_jax.data.tensorflow_cpu import tf
 from synth2_jax.errors import UserError
 
 # Fields of a config that decide which data is read, and how.
 _IDENTITY = ("split", "text_length", "batch_size", "deal", "schedule", "seed")
-_IDENTITY += ("num_epochs", "shuffle_buffer", "prompt")
+_IDENTITY += ("num_epochs", "shuffle_buffer", "prompt", "images_per_text")
 
 
 class TrainIterator:
@@ -63,12 +64,15 @@ class TrainIterator:
     def _start(self) -> Iterator[Mapping[str, tf.Tensor]]:
         stream, config = self._stream, self._config
         with one_line_errors(stream.label):
-            provider, shard_info, rows = stream.provider, None, config.batch_size
+            provider, shard_info = stream.provider, None
+            examples_per_batch = config.batch_size * config.images_per_text
             if stream.deals_shards:
                 shard_info = seqio.ShardInfo(stream.layout.shard, stream.layout.num_shards)
-                rows = len(stream.rows)
+                examples_per_batch = len(stream.examples)
             if config.schedule:
-                provider = mixtures.scheduled(provider, config.schedule, rows, self._restarted_at)
+                provider = mixtures.scheduled(
+                    provider, config.schedule, examples_per_batch, self._restarted_at
+                )
             examples = read(
                 provider,
                 config.split,
@@ -78,11 +82,11 @@ class TrainIterator:
                 shard_info=shard_info,
             )
             if self._skipped:
-                examples = examples.skip(self._skipped * rows)
-            if len(stream.rows) < rows:
-                examples = _own_rows(examples, stream)
+                examples = examples.skip(self._skipped * examples_per_batch)
+            if len(stream.examples) < examples_per_batch:
+                examples = _own_examples(examples, stream, examples_per_batch)
             batches = stream.convert(examples, self._lengths)
-            batches = batches.batch(len(stream.rows), drop_remainder=True).prefetch(PREFETCH)
+            batches = batches.batch(len(stream.examples), drop_remainder=True).prefetch(PREFETCH)
             options = tf.data.Options()
             options.deterministic = True
             return iter(batches.with_options(options))
@@ -111,9 +115,9 @@ class TrainIterator:
             except StopIteration:
                 if self._num_batches:
                     raise
-                num_rows = len(self._stream.rows)
+                needed = len(self._stream.examples)
                 raise UserError(
-                    f"{self._stream.label}: fewer examples than the {num_rows} of one batch"
+                    f"{self._stream.label}: fewer examples than the {needed} of one batch"
                 ) from None
         batch, companions = self._stream.to_numpy(tensors)
         self._num_batches += 1
@@ -123,7 +127,7 @@ class TrainIterator:
             for source, count in zip(sources, mask_BT.sum(axis=-1).tolist(), strict=False):
                 self._tokens[source] += count
         self.last_keys = [key.decode() for key in companions.get("key", ())]
-        return batch
+        return pack(batch, self._config.images_per_text)
 
     def get_state(self) -> bytes:
         """The position after the last batch delivered; see `saved_position`."""
@@ -182,7 +186,7 @@ class TrainIterator:
         self._restarted_at = header["restarted_at"]
         self._num_batches = self._skipped = header["num_batches"]
         self._iterator = self._start()
-        examples = self._skipped * self._config.batch_size
+        examples = self._skipped * self._config.batch_size * self._config.images_per_text
         return f"resuming the data exactly: skipping {examples:,} examples"
 
     def _take_counts(self, header: Mapping[str, Any]) -> None:
@@ -190,8 +194,10 @@ class TrainIterator:
         self._tokens = collections.Counter(header["source_tokens"])
 
 
-def _own_rows(examples: tf.data.Dataset, stream: Stream) -> tf.data.Dataset:
-    """Takes this process's rows of each batch; all processes leave out an incomplete last batch."""
-    batches = stream.needed(examples).batch(stream.config.batch_size, drop_remainder=True)
-    rows = stream.rows
-    return batches.map(lambda batch: {k: tf.gather(v, rows) for k, v in batch.items()}).unbatch()
+def _own_examples(
+    examples: tf.data.Dataset, stream: Stream, examples_per_batch: int
+) -> tf.data.Dataset:
+    """Takes this process's part of each batch; all processes leave out an incomplete last batch."""
+    batches = stream.needed(examples).batch(examples_per_batch, drop_remainder=True)
+    own = stream.examples
+    return batches.map(lambda batch: {k: tf.gather(v, own) for k, v in batch.items()}).unbatch()

@@ -147,10 +147,7 @@ class CaptionScorer:
         def tokens(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
             image_tokens = batch["image_tokens"]  # [B, N], or [B, I, N] for prompts
             with sharding.constraints(mesh, rules):
-                embeddings = objective.image_embeddings(
-                    params, image_tokens.reshape((-1, image_tokens.shape[-1]))
-                )
-                embeddings = embeddings.reshape((*image_tokens.shape, -1))
+                embeddings = objective.image_embeddings(params, image_tokens)
                 if self._prompts is None:
                     return caption(params["vlm"], embeddings)[0]
                 of_text = batch["inputs"], batch["image_of_text"], batch["length"]

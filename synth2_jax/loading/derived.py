@@ -27,6 +27,8 @@ from synth2_jax.training.objectives import BaseObjective, objective_class
 OF_THE_CONFIG = ("dtype", "remat", "dropout_rate")
 # Nor do third-party files these, which a config may say.
 UNTOLD = (*OF_THE_CONFIG, "scan_layers", "image_size", "activation")
+# What held-out data must have as the training data has it.
+TEXT_KEYS = ("text_length", "vocabulary", "prompt", "images_per_text")
 ROWS = 128  # a vocabulary's table has a multiple of it, which every mesh divides
 
 
@@ -36,7 +38,8 @@ def fill_in(section: Any, where: str = "--config") -> Any:
     - `model.PART` becomes what the checkpoint at `pretrained.PART` is, but for its dtype, remat and
       dropout. Without a path, or if the checkpoint does not say, it stays what the config says.
     - The rest is added where it is missing: `vocab_size` from `data.vocabulary`, the keys of the
-      objective's `same`, `model.text_length` and the text of `validation.data` from `data`.
+      objective's `same`, `model.text_length`, `model.images_per_text` and the text of
+      `validation.data` from `data`.
 
     Sections of another form are left as they are, for `config.build` to say what is wrong.
 
@@ -57,10 +60,10 @@ def fill_in(section: Any, where: str = "--config") -> Any:
                 _fill_part(objective.task_class, model, name, path.split("/"), source)
     _fill_vocab_size(objective, model, data, where)
     _fill_same(objective, model, f"{where}.model")
-    text = {name: getattr(DataConfig, name) for name in ("text_length", "vocabulary", "prompt")}
-    text |= {name: data[name] for name in text if name in data}
-    if "text_length" in _fields(objective.task_class):
-        model.setdefault("text_length", text["text_length"])
+    text = {name: data.get(name, getattr(DataConfig, name)) for name in TEXT_KEYS}
+    for name in ("text_length", "images_per_text"):
+        if name in _fields(objective.task_class):
+            model.setdefault(name, text[name])
     validation = filled.get("validation")
     if isinstance(validation, dict) and isinstance(held_out := validation.get("data"), dict):
         validation["data"] = text | held_out

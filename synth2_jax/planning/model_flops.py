@@ -56,8 +56,9 @@ def train_step(task: object, batch_size: int) -> Flops | None:
         case VLMTask():
             total = _vlm(task, batch_size)
             if task.image_space == "pixel":
-                total += decode_images(task.tokenizer, batch_size)
-                total += encode_images(task.tokenizer, batch_size)
+                num_images = batch_size * task.images_per_text
+                total += decode_images(task.tokenizer, num_images)
+                total += encode_images(task.tokenizer, num_images)
             return total
         case LanguageModelTask():
             return _language_model(task.language_model, batch_size, task.text_length, trained=True)
@@ -163,9 +164,9 @@ def _code_features(task: GeneratorTask) -> Flops:
 
 
 def _vlm(task: VLMTask, batch: int) -> Flops:
-    config, length = task.vlm, task.text_length
-    total = _resampler(config, batch) + _image_keys_values(config, batch)
-    total += _gated_cross_attention(config, batch, length)
+    config, length, num_images = task.vlm, task.row_length, batch * task.images_per_text
+    total = _resampler(config, num_images) + _image_keys_values(config, num_images)
+    total += _gated_cross_attention(config, batch, length, task.images_per_text)
     return total + _language_model(config.language_model, batch, length, trained=False)
 
 
@@ -177,12 +178,14 @@ def _image_keys_values(config: VLMConfig, batch: int) -> Flops:
     return _matrix(batch * resampler.num_latents, weights) * num_blocks
 
 
-def _gated_cross_attention(config: VLMConfig, batch: int, length: int) -> Flops:
+def _gated_cross_attention(
+    config: VLMConfig, batch: int, length: int, images_per_text: int = 1
+) -> Flops:
     """All blocks, without the image's keys and values."""
     lm = config.language_model
     inner, width = lm.num_heads * lm.head_dim, lm.embed_dim
     block = _matrix(batch * length, 2 * width * inner + 2 * width * lm.mlp_dim)
-    block += _attention(batch, length, config.resampler.num_latents, inner)
+    block += _attention(batch, length, images_per_text * config.resampler.num_latents, inner)
     return block * (lm.num_layers // config.cross_attention_every)
 
 

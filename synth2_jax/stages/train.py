@@ -19,7 +19,7 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.evaluation.validation import ValidationConfig, Validator
 from synth2_jax.files import write_bytes, write_text
-from synth2_jax.loading.derived import fill_in
+from synth2_jax.loading.derived import TEXT_KEYS, fill_in
 from synth2_jax.loading.pretrained import PretrainedConfig, load_pretrained
 from synth2_jax.loading.run import VOCABULARY
 from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
@@ -118,6 +118,7 @@ def build(section: Any, where: str = "--config") -> tuple[TrainConfig, Objective
         raise UserError(
             f"{where}.stream: only works for model_name=vlm (this config trains a {cfg.model_name})"
         )
+    _check_images_per_text(cfg, objective, where)
     _check_text(cfg, objective, where)
     return cfg, objective
 
@@ -188,6 +189,27 @@ def _data(
     return iterator
 
 
+def _check_images_per_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
+    """Raises UserError unless the model takes as many images a text as the data has."""
+    found, key = cfg.data.images_per_text, f"{where}.data.images_per_text"
+    if found > 1 and not hasattr(objective.task, "images_per_text"):
+        raise UserError(
+            f"{key}: found {found}, expected 1: several images a text only work for model_name=vlm "
+            f"(this config trains a {cfg.model_name})"
+        )
+    expected = getattr(objective.task, "images_per_text", 1)
+    if found != expected:
+        raise UserError(
+            f"{where}.model.images_per_text: found {expected}, expected {found} as in {key}; leave "
+            "it out to take that"
+        )
+    if found > 1 and cfg.stream:
+        raise UserError(
+            f"{key}: found {found}, expected 1 with {where}.stream. Store the pairs first, by "
+            "`synth2 synthesize`."
+        )
+
+
 def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
     """The model's text length and vocabulary must be the data's, all of it validation's too."""
     if not _reads_text(objective):
@@ -201,7 +223,7 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
     if cfg.data.source != "fake" and cfg.data.vocabulary:  # without one, who reads it complains
         objective.check_vocabulary(load_vocabulary(cfg.data.vocabulary), f"{where}.model")
     if cfg.validation.data is not None:
-        for name in ("text_length", "vocabulary", "prompt"):
+        for name in TEXT_KEYS:
             held_out, trained_on = getattr(cfg.validation.data, name), getattr(cfg.data, name)
             if held_out != trained_on:
                 raise UserError(

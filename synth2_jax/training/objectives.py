@@ -88,6 +88,8 @@ class BaseObjective:
             limits["image_tokens"] = tokenizer.codebook_size
         if self.text_part:
             limits["text_tokens"] = self._reader.vocab_size
+        if hasattr(self.task, "images_per_text"):
+            limits["image_of_text"] = self.task.images_per_text + 1
         return limits
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
@@ -108,8 +110,8 @@ class BaseObjective:
         variables, dropout = {"params": params[self.batches]}, {"dropout": rngs["dropout"]}
         return self._model.apply(variables, *inputs, deterministic=not train, rngs=dropout)
 
-    def _text_spec(self, batch_size: int, mask: str) -> Spec:
-        text = (batch_size, self.task.text_length)
+    def _text_spec(self, batch_size: int, mask: str, length: int | None = None) -> Spec:
+        text = (batch_size, length or self.task.text_length)
         return {
             "text_tokens": jax.ShapeDtypeStruct(text, jnp.int32),
             mask: jax.ShapeDtypeStruct(text, jnp.bool_),
@@ -215,17 +217,19 @@ class ImageTokenObjective(BaseObjective):
         return self._tokenizer.apply({"params": params["tokenizer"]}, *arguments, method=method)
 
     def _image_tokens(self, batch: Mapping[str, jax.Array], params: Params) -> jax.Array:
-        """i32[B, N]: those of the batch, or made here of its images u8[B, H, W, 3]."""
+        """i32[..., N]: those of the batch, or made here of its images u8[..., H, W, 3]."""
         if "image" not in batch:
             return batch["image_tokens"]
-        return self._tokenize("encode", params, normalized(batch["image"]))
+        *rows, height, width, channels = batch["image"].shape
+        images = batch["image"].reshape(-1, height, width, channels)
+        return self._tokenize("encode", params, normalized(images)).reshape(*rows, -1)
 
-    def _image_spec(self, batch_size: int, from_images: bool) -> Spec:
+    def _image_spec(self, *rows: int, from_images: bool) -> Spec:
         tokenizer = self.task.tokenizer
         if from_images:
-            shape = (batch_size, tokenizer.image_size, tokenizer.image_size, 3)
+            shape = (*rows, tokenizer.image_size, tokenizer.image_size, 3)
             return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-        return {"image_tokens": jax.ShapeDtypeStruct((batch_size, tokenizer.num_tokens), jnp.int32)}
+        return {"image_tokens": jax.ShapeDtypeStruct((*rows, tokenizer.num_tokens), jnp.int32)}
 
 
 class GeneratorObjective(ImageTokenObjective):
@@ -287,7 +291,8 @@ class GeneratorObjective(ImageTokenObjective):
         return metrics, {}
 
     def batch_spec(self, batch_size: int, *, from_images: bool = False) -> Spec:
-        spec = self._image_spec(batch_size, from_images) | self._text_spec(batch_size, "text_mask")
+        spec = self._image_spec(batch_size, from_images=from_images)
+        spec |= self._text_spec(batch_size, "text_mask")
         if self.task.stored_text_features:
             width = self.task.generator.text_encoder.embed_dim
             shape = (batch_size, self.task.text_length, width)
@@ -321,24 +326,29 @@ class VLMObjective(ImageTokenObjective):
 
     def loss(self, params, batch, rngs, step, *, train: bool) -> LossResult:
         del step
-        embeddings_BNC = self.image_embeddings(params, self._image_tokens(batch, params))
-        text_BT = shift_right(batch["text_tokens"])
-        logits_BTV = self._logits(params, rngs, train, embeddings_BNC, text_BT)
-        metrics = vlm_loss(
-            logits_BTV, batch["text_tokens"], batch["loss_mask"], batch["is_synthetic"]
-        )
-        return metrics, {}
+        embeddings = self.image_embeddings(params, self._image_tokens(batch, params))
+        text_BT, image_of_text_BT = batch["text_tokens"], batch.get("image_of_text")
+        inputs = (embeddings, shift_right(text_BT), image_of_text_BT)
+        logits_BTV = self._logits(params, rngs, train, *inputs)
+        images = batch["is_synthetic"], image_of_text_BT
+        return vlm_loss(logits_BTV, text_BT, batch["loss_mask"], *images), {}
 
-    def image_embeddings(self, params: Params, image_tokens_BN: jax.Array) -> jax.Array:
-        """f32[B, N, C], the VLM's input; the codebook is frozen, so no gradient goes further."""
+    def image_embeddings(self, params: Params, image_tokens: jax.Array) -> jax.Array:
+        """f32[..., N, C] of tokens [..., N]; the codebook is frozen: no gradient goes further."""
+        image_tokens_BN = image_tokens.reshape(-1, image_tokens.shape[-1])
         if self.task.image_space == "pixel":
             pixels = self._tokenize("decode", params, image_tokens_BN)
             image_tokens_BN = self._tokenize("encode", params, jnp.clip(pixels, -1, 1))
-        return self._tokenize("embed", params, image_tokens_BN)
+        embeddings = self._tokenize("embed", params, image_tokens_BN)
+        return embeddings.reshape(*image_tokens.shape, -1)
 
     def batch_spec(self, batch_size: int, *, from_images: bool = False) -> Spec:
-        spec = self._image_spec(batch_size, from_images) | self._text_spec(batch_size, "loss_mask")
-        return {**spec, "is_synthetic": jax.ShapeDtypeStruct((batch_size,), jnp.bool_)}
+        task, rows = self.task, (batch_size,)
+        text = self._text_spec(batch_size, "loss_mask", task.row_length)
+        if task.images_per_text > 1:
+            rows, text["image_of_text"] = (*rows, task.images_per_text), text["text_tokens"]
+        text["is_synthetic"] = jax.ShapeDtypeStruct(rows, jnp.bool_)
+        return self._image_spec(*rows, from_images=from_images) | text
 
 
 OBJECTIVES = {

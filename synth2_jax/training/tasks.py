@@ -1,6 +1,6 @@
 """The section `config.model` of each model.
 
-Legend: T text tokens.
+Legend: T text tokens of a caption, I images a text.
 """
 
 import dataclasses
@@ -116,6 +116,7 @@ class VLMTask:
       tokenizer: of the image tokens; frozen.
       vlm: the language model (frozen), resampler and gated cross-attention.
       text_length: T.
+      images_per_text: I, as `data.images_per_text`.
       image_space: "embedding" looks codebook vectors up; "pixel" decodes the tokens to pixels and
         encodes these again first, which is what a generator that renders its images costs.
     """
@@ -123,7 +124,13 @@ class VLMTask:
     tokenizer: VQTokenizerConfig
     vlm: VLMConfig
     text_length: int
+    images_per_text: int = 1
     image_space: Literal["embedding", "pixel"] = "embedding"
 
     def __post_init__(self):
-        config_lib.check_counts(self, "text_length")
+        config_lib.check_counts(self, "text_length", "images_per_text")
+
+    @property
+    def row_length(self) -> int:
+        """Text tokens of a row: its captions, and a start token between them."""
+        return self.images_per_text * (self.text_length + 1) - 1

@@ -39,6 +39,7 @@ CASES = {
         "model__generator__text_encoder__scan_layers": True,
     },
     "vlm": {},
+    "vlm packed": {"data__images_per_text": 3},
     "vlm scanned": {
         "model__vlm__language_model__scan_layers": True,
         "model__vlm__resampler__scan_layers": True,

@@ -81,13 +81,16 @@ def test_a_stream_is_the_same_on_rows_of_every_process(
     assert chain.losses(tmp_path, "b") == pytest.approx(expected, rel=1e-4)
 
 
-def test_training_on_pairs_goes_on_exactly_with_fewer_processes(chain, tmp_path, run_in_processes):
+@pytest.mark.parametrize("words", ["mixture", "mixture,interleaved"])
+def test_training_on_pairs_goes_on_exactly_with_fewer_processes(
+    chain, tmp_path, run_in_processes, words
+):
     """The same batches in two processes as in one, and after the change from two to one."""
 
     def command(folder, steps):
         keys = {"train__steps": steps, "train__checkpoint_every": 3}
         keys["data__folders__synthetic"] = "CHAIN/pairs/synthetic"
-        return chain.training("vlm", tmp_path / folder, "vlm.py:mixture", **keys)
+        return chain.training("vlm", tmp_path / folder, f"vlm.py:{words}", **keys)
 
     chain.run(command("a", 6))
     outputs = run_in_processes(command("b", 3))

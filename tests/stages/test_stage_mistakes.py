@@ -34,6 +34,7 @@ PRETRAINED = "--config.pretrained.language_model: empty, expected a trained lang
 LOST = "--config.captions=TMP: TMP/captions.jsonl: no such file, expected one JSON object a line"
 HELD = "--config.text_encoder: found 'CHAIN/generator', expected nothing: the generator in CHAIN/"
 STREAM = {"stream__generator": "g", "stream__captions": "c"}
+IMAGES = "--config.data.images_per_text: found"
 DAMAGED = f"{TOKENIZER}=TMP/damaged: TMP/damaged/checkpoints/20: this checkpoint"
 NO_TASK = "--config.data.mixture: no task or mixture 'scenes_txt'; did you mean 'scenes_text'?"
 LONG = "a red circle on the left of a blue square " * 5
@@ -65,6 +66,14 @@ CASES = [
     ("vlm", {"pretrained__language_model": ""}, PRETRAINED),
     ("vlm", {"data__prompt": LONG}, "no token of its caption is left to learn"),
     ("generator", STREAM, "--config.stream: only works for model_name=vlm (this config"),
+    ("vlm", {"data__images_per_text": 0}, f"{IMAGES} 0, expected at least 1"),
+    ("vlm", {"data__images_per_text": 2, **STREAM}, f"{IMAGES} 2, expected 1 with --config.stream"),
+    (
+        "vlm",
+        {"model__images_per_text": 2},
+        "--config.model.images_per_text: found 2, expected 1 as",
+    ),
+    ("generator", {"data__images_per_text": 2}, f"{IMAGES} 2, expected 1: several images a text"),
     ("language_model", {"data__mixture": "scenes_txt"}, NO_TASK),
     ("language_model", {"data__split": "trian"}, "task 'scenes_text' has no split 'trian'"),
     (
@@ -85,6 +94,7 @@ CASES = [
     held_out("data__source", "fake", "has no end, so there is nothing to evaluate"),
     held_out("data__batch_size", 300, "--config.validation.data: fewer examples than the 300 of"),
     held_out("data__text_length", 7, "--config.validation.data.text_length: found 7, expected"),
+    held_out("data__images_per_text", 2, "validation.data.images_per_text: found 2, expected 1 as"),
     held_out("data__prompt", "Say:", "validation.data.prompt: found 'Say:', expected 'Output:'"),
     held_out("captions__folder", "/no/where", "captions: a LanguageModelObjective writes none"),
 ]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from synth2_jax.data.fake_batches import FakeBatches
+from synth2_jax.data.packing import pack
 from synth2_jax.errors import UserError
 from synth2_jax.models.text_encoder import TextEncoder
 from synth2_jax.testing.toy_objective import one_device_mesh
@@ -459,6 +460,88 @@ def test_pixel_space_is_embedding_space_where_decoding_and_encoding_undo_each_ot
     assert pixel.loss(params, image_tokens=moved_BN) != pytest.approx(
         embedding.loss(params, image_tokens=moved_BN), abs=1e-6
     )
+
+
+@pytest.fixture(scope="module")
+def two_images():
+    """A VLM of two images a text, and 2 B pairs with texts of one to five tokens."""
+    case = Case("vlm", {"images_per_text": 2})
+    rng = np.random.default_rng(3)
+    texts = rng.integers(2, 16, (2 * B, 6), dtype=np.int32)
+    texts *= np.arange(6) < rng.integers(1, 6, (2 * B, 1))
+    pairs = {
+        "image_tokens": rng.integers(0, K, (2 * B, 4), dtype=np.int32),
+        "text_tokens": texts,
+        "loss_mask": texts != 0,
+        "is_synthetic": rng.random(2 * B) < 0.5,
+    }
+    case.batch = pack(pairs, 2)
+    return case, pairs
+
+
+def test_packed_batches_are_as_the_model_takes_them(two_images):
+    case, _ = two_images
+    spec = case.objective.batch_spec(B)
+    assert {k: (v.shape, v.dtype) for k, v in case.batch.items()} == {
+        k: (v.shape, v.dtype) for k, v in spec.items()
+    }
+    images = case.objective.batch_spec(B, from_images=True)["image"]
+    assert images.shape == (B, 2, 8, 8, 3)
+    fake = next(FakeBatches(spec, limits=case.objective.limits))
+    assert np.isfinite(case.loss(**fake))
+
+
+def test_the_first_caption_of_a_text_is_learned_as_from_one_image(cases, two_images):
+    case, pairs = two_images
+    params = cases["vlm"].opened()
+    first = {name: array[::2] for name, array in pairs.items()}
+    mask = case.batch["loss_mask"] & (case.batch["image_of_text"] == 1)
+    alone = cases["vlm"].loss(params, **first)
+    assert case.loss(params, loss_mask=mask) == pytest.approx(alone, abs=1e-6)
+    # What comes later is not seen.
+    moved = case.batch["image_tokens"].copy()
+    moved[:, 1] = (moved[:, 1] + 1) % K
+    assert case.loss(params, loss_mask=mask, image_tokens=moved) == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_caption_reads_its_own_image_alone(two_images):
+    """Words before it have read theirs: so attention among words is closed."""
+    case, _ = two_images
+    params = case.opened()
+    layers = train_state.flatten(params)
+    out = next(p for p in layers if p.startswith("vlm/language_model") and p.endswith("out/kernel"))
+    params = train_state.unflatten({**layers, out: jnp.zeros_like(layers[out])})
+    mask = case.batch["loss_mask"] & (case.batch["image_of_text"] == 2)
+    losses = [case.loss(params, loss_mask=mask)]
+    for image in (0, 1):
+        moved = case.batch["image_tokens"].copy()
+        moved[:, image] = (moved[:, image] + 1) % K
+        losses.append(case.loss(params, loss_mask=mask, image_tokens=moved))
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] != pytest.approx(losses[0], abs=1e-4)
+
+
+def test_losses_of_packed_captions_are_counted_by_the_source_of_each(two_images):
+    case, pairs = two_images
+    metrics = case.metrics()
+    tokens_B = (pairs["loss_mask"]).sum(axis=1)
+    for source, flags in {
+        "synthetic": pairs["is_synthetic"],
+        "real": ~pairs["is_synthetic"],
+    }.items():
+        assert metrics[f"loss_{source}"][1] == tokens_B[flags].sum()
+    parts = np.add(metrics["loss_synthetic"], metrics["loss_real"])
+    np.testing.assert_allclose(parts, metrics["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("image_space", ["embedding", "pixel"])
+def test_images_of_a_text_are_embedded_one_by_one(cases, image_space):
+    objective = make_objective("vlm", {**SECTIONS["vlm"], "image_space": image_space})
+    params = cases["vlm"].params
+    embed = jax.jit(functools.partial(objective.image_embeddings, params))
+    ids_BIN = np.random.default_rng(0).integers(0, K, (2, 3, 4), dtype=np.int32)
+    expected = embed(ids_BIN.reshape(6, 4)).reshape(2, 3, 4, -1)
+    np.testing.assert_array_equal(embed(ids_BIN), expected)
 
 
 # --- both ---
