@@ -67,6 +67,20 @@ def check_choices(config: Any, **choices: Iterable[str]) -> None:
             raise UserError(f"{name}: unknown {value!r}; {nearest(value, known)}")
 
 
+def check_patterns(config: Any, *names: str) -> None:
+    """Raises UserError unless these fields hold regular expressions, alone or in a tuple."""
+    for name in names:
+        value = getattr(config, name)
+        for pattern in (value,) if isinstance(value, str) else value or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"{name}: {pattern!r} is not a regular expression ({error}). Put a backslash "
+                    "in front of characters that stand for themselves."
+                ) from error
+
+
 def check_seeds(config: Any, *names: str) -> None:
     """Raises UserError unless these fields of a dataclass, or their elements, have 32 bits.
 
@@ -324,6 +338,8 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str, exact: bool
 
 
 def _convert_tuple(items: tuple[Any, ...], value: Any, where: str, exact: bool) -> tuple[Any, ...]:
+    if isinstance(value, str) and items == (str, Ellipsis) and not exact:
+        value = value.split(",")  # as `override` reads it where the file lists the key
     if not isinstance(value, list | tuple):
         raise UserError(f"{where}: found {_shown(value)}, expected a list such as ('a', 'b')")
     if not items:

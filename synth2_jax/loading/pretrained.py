@@ -26,7 +26,9 @@ SOURCES: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedConfig:
-    """Paths of the pretrained parts, which training leaves as they are; "" for no such part.
+    """Paths of the pretrained parts; "" for no such part.
+
+    Training leaves them as they are, or starts from them (`config.model.freeze`).
 
     Attributes:
       tokenizer: workdir or export of a trained tokenizer; or a third-party VQ-GAN (see
@@ -57,13 +59,14 @@ def load_pretrained(
     """Loads the parts that an objective is built on, from their paths.
 
     With `may_be_random` a part without a path is left out, to start from random numbers: speed and
-    sharding do not depend on what the frozen parameters are.
+    sharding do not depend on what the frozen parameters are. So is a part that is trained.
 
     Returns:
-      The parts by their paths in the parameter tree, and their fingerprints (`built_on`) by name.
+      The parts by their paths in the parameter tree, and by name the fingerprints of those that are
+      frozen (`built_on`).
 
     Raises:
-      UserError: a path for a part that the model has not; none for one that it has; a part that
+      UserError: a path for a part that the model has not; none for one that is frozen; a part that
         does not fit.
     """
     # With stored features the model has no text encoder, but later stages want to know its path.
@@ -81,9 +84,10 @@ def load_pretrained(
         if source:
             with naming(f"--config.pretrained.{name}", source):
                 params[part.path] = _load(name, part, source, objective, mesh, rules)
-            digest = fingerprint(params[part.path])
-            built_on[name] = with_settings(name, digest, part.config)
-        elif not may_be_random:
+            if objective.is_frozen(name):  # else it is the run's own from the first step on
+                digest = fingerprint(params[part.path])
+                built_on[name] = with_settings(name, digest, part.config)
+        elif objective.is_frozen(name) and not may_be_random:
             raise UserError(f"--config.pretrained.{name}: empty, expected {SOURCES[name]}")
     return params, built_on
 

@@ -8,6 +8,8 @@ Parameter trees by model (a checkpoint of each can be used alone):
                      are stored), tokenizer (frozen)
     vlm              vlm/{language_model (frozen), resampler, cross_attention}, tokenizer (frozen)
 
+What is frozen here is so by default: `config.model.freeze` chooses.
+
 Legend: B batch, N image tokens, T text tokens, E text width.
 """
 
@@ -40,8 +42,9 @@ from synth2_jax.models.vq_tokenizer import (
     update_codebook,
 )
 from synth2_jax.text.vocabulary import Vocabulary
+from synth2_jax.training import train_state
 from synth2_jax.training.tasks import GeneratorTask, LanguageModelTask, TokenizerTask, VLMTask
-from synth2_jax.training.train_state import Objective, Params, Part
+from synth2_jax.training.train_state import FlatParams, Objective, Params, Part
 from synth2_jax.user_code import load_named
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -53,7 +56,7 @@ class BaseObjective:
     """Base of objectives: all of `Objective` but the model and its loss.
 
     Attributes:
-      task_class: dataclass of the section `config.model`.
+      task_class: dataclass of the section `config.model`, a `tasks.Task` to have its keys.
       batches: whose batches it takes, one of data's `feature_converters.MODELS`.
       text_part: field of the task that holds the part which reads text; "" where none does.
       part_paths: {name in `config.pretrained`: path among the parameters} of the parts that may be
@@ -79,7 +82,32 @@ class BaseObjective:
 
     @property
     def frozen(self) -> tuple[str, ...]:
+        if self._freeze is not None:
+            return self._freeze
         return tuple(f"^{part.path}/" for part in self.parts.values())
+
+    @functools.cached_property
+    def boxed_shapes(self) -> FlatParams:
+        """Shapes of the parameters by path, in boxes with the names of their axes."""
+        abstract = jax.eval_shape(lambda key: self.init(key)["params"], jax.random.key(0))
+        return train_state.flatten(abstract)
+
+    def is_frozen(self, name: str) -> bool:
+        """Returns whether the model has this pretrained part, and training leaves all of it."""
+        if name not in self.parts or self._freeze is None:
+            return name in self.parts
+        trained, _ = train_state.split_params(self.boxed_shapes, self.frozen)
+        return not any(path.startswith(f"{self.parts[name].path}/") for path in trained)
+
+    def check_freeze(self, where: str) -> None:
+        """Raises UserError where the `freeze` of the task, which is at `where`, will not do."""
+        if self._freeze is not None:
+            train_state.select(self._freeze, self.boxed_shapes, f"{where}.freeze")
+            train_state.split_params(self.boxed_shapes, self.frozen, f"{where}.freeze")
+
+    @property
+    def _freeze(self) -> tuple[str, ...] | None:
+        return getattr(self.task, "freeze", None)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -209,6 +237,14 @@ class ImageTokenObjective(BaseObjective):
         super().__init__(task)
         self._tokenizer = VQTokenizer(task.tokenizer)
 
+    def check_freeze(self, where: str) -> None:
+        super().check_freeze(where)
+        if not self.is_frozen("tokenizer"):
+            raise UserError(
+                f"{where}.freeze: found {self._freeze}, expected '^tokenizer/' too: pairs hold the "
+                "tokenizer's ids, and no gradient passes through these"
+            )
+
     def _init_tokenizer(self, key: jax.Array) -> Params:
         image = _blank_image(self.task.tokenizer)
         return self._tokenizer.init(key, image, deterministic=True)["params"]
@@ -246,16 +282,23 @@ class GeneratorObjective(ImageTokenObjective):
 
     def __init__(self, task: GeneratorTask):
         super().__init__(task)
-        if task.stored_text_features or not task.freeze_text_encoder:
+        starts_new = task.freeze is None and not task.freeze_text_encoder
+        if task.stored_text_features or starts_new:
             del self.parts["text_encoder"]
-        config = task.generator
-        if task.freeze_text_encoder:
-            quiet = dataclasses.replace(config.text_encoder, dropout_rate=0.0)
-            config = dataclasses.replace(config, text_encoder=quiet)
-        self._model = Generator(config)
+        self._model = Generator(task.generator)
+        if self.is_frozen("text_encoder"):
+            quiet = dataclasses.replace(task.generator.text_encoder, dropout_rate=0.0)
+            self._model = Generator(dataclasses.replace(task.generator, text_encoder=quiet))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        encoder = self.parts.get("text_encoder")
+        also = self.task.freeze is not None and self.task.freeze_text_encoder and encoder
+        return super().frozen + ((f"^{encoder.path}/",) if also else ())
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
-        check = vocabulary.check_table if self.task.freeze_text_encoder else vocabulary.check_rows
+        frozen = self.task.stored_text_features or self.is_frozen("text_encoder")
+        check = vocabulary.check_table if frozen else vocabulary.check_rows
         check(self._reader.vocab_size, f"{where}.{self.text_part}")
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -301,7 +344,7 @@ class GeneratorObjective(ImageTokenObjective):
 
 
 class VLMObjective(ImageTokenObjective):
-    """Captions from image embeddings; the language model stays as it is (Flamingo, section 2.2)."""
+    """Captions from image embeddings, by a frozen or a trained language model (Flamingo, 2.2)."""
 
     task_class = VLMTask
     batches = "vlm"
@@ -315,6 +358,10 @@ class VLMObjective(ImageTokenObjective):
     def __init__(self, task: VLMTask):
         super().__init__(task)
         self._model = VLM(task.vlm)
+        language_model = task.vlm.language_model
+        if getattr(language_model, "dropout_rate", 0.0) and self.is_frozen("language_model"):
+            quiet = dataclasses.replace(language_model, dropout_rate=0.0)
+            self._model = VLM(dataclasses.replace(task.vlm, language_model=quiet))
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key)
@@ -376,7 +423,9 @@ def make_objective(model_name: str, section: Any, where: str = "--config") -> Ob
                 f"{where}.model.{key}: found {found}, expected {expected} as in "
                 f"{where}.model.{other}; leave it out to take that"
             )
-    return objective(task)
+    made = objective(task)
+    made.check_freeze(f"{where}.model")
+    return made
 
 
 def objective_class(model_name: str, where: str = "--config") -> type[BaseObjective]:

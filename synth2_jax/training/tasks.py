@@ -18,8 +18,25 @@ from synth2_jax.models.vlm import VLMConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What config.model of every model has; the task of a model of yours inherits it.
+
+    Attributes:
+      freeze: regular expressions; training leaves each parameter as it is that has one of them in
+        its path, such as ("^tokenizer/", "^vlm/resampler/"). None freezes the pretrained parts, ()
+        nothing. A part that is frozen whole has no dropout; one that is not may still start from
+        `pretrained`.
+    """
+
+    freeze: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        config_lib.check_patterns(self, "freeze")
+
+
 @dataclasses.dataclass(frozen=True)
-class TokenizerTask:
+class TokenizerTask(Task):
     """config.model of a tokenizer.
 
     Attributes:
@@ -39,6 +56,7 @@ class TokenizerTask:
     quantize_start: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         parts = {"discriminator": "adversarial_weight", "perceptual": "perceptual_weight"}
         for part, name in parts.items():
             weight, is_given = getattr(self.loss, name), getattr(self, part) is not None
@@ -49,7 +67,7 @@ class TokenizerTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelTask:
+class LanguageModelTask(Task):
     """config.model of a language model.
 
     Attributes:
@@ -61,11 +79,12 @@ class LanguageModelTask:
     text_length: int
 
     def __post_init__(self):
+        super().__post_init__()
         config_lib.check_counts(self, "text_length")
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorTask:
+class GeneratorTask(Task):
     """config.model of a generator.
 
     Attributes:
@@ -73,7 +92,7 @@ class GeneratorTask:
       generator: the caption encoder and the image transformer.
       text_length: T.
       freeze_text_encoder: whether the caption encoder is a pretrained one that stays as it is
-        (Muse: T5-XXL); else it is trained with the rest. A frozen one has no dropout.
+        (Muse: T5-XXL), besides what `freeze` selects; else it is trained with the rest.
       stored_text_features: whether the pairs hold what the frozen caption encoder makes of their
         captions, so that neither the step nor the checkpoints hold the encoder.
       mask_schedule: see models/mask_schedule.py.
@@ -93,6 +112,7 @@ class GeneratorTask:
     absent_code_weight: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         config_lib.check_counts(self, "text_length")
         if self.mask_schedule not in SCHEDULES:
             near = nearest(self.mask_schedule, SCHEDULES)
@@ -109,12 +129,12 @@ class GeneratorTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class VLMTask:
+class VLMTask(Task):
     """config.model of a VLM.
 
     Attributes:
       tokenizer: of the image tokens; frozen.
-      vlm: the language model (frozen), resampler and gated cross-attention.
+      vlm: the language model (frozen by default), resampler and gated cross-attention.
       text_length: T.
       images_per_text: I, as `data.images_per_text`.
       image_space: "embedding" looks codebook vectors up; "pixel" decodes the tokens to pixels and
@@ -128,6 +148,7 @@ class VLMTask:
     image_space: Literal["embedding", "pixel"] = "embedding"
 
     def __post_init__(self):
+        super().__post_init__()
         config_lib.check_counts(self, "text_length", "images_per_text")
 
     @property

@@ -37,7 +37,7 @@ class TrainState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A pretrained part of a model; training leaves it as it is."""
+    """A part of a model that may be pretrained; training leaves it as it is by default."""
 
     path: str  # of its parameters in the model's tree, such as "vlm/language_model"
     config: Any  # what the part must be
@@ -50,6 +50,9 @@ class Objective(Protocol):
     batches: str  # whose batches it takes, such as "vlm"
     parts: Mapping[str, Part]  # pretrained parts by their names in `config.pretrained`
     limits: Mapping[str, int]  # what numbers of a batch stay below; "text_tokens" if it reads text
+
+    def is_frozen(self, name: str) -> bool:
+        """Returns whether the model has this pretrained part, and training leaves all of it."""
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
         """Raises UserError where a vocabulary does not fit the model, which is at `where`."""
@@ -109,12 +112,14 @@ def select(patterns: Iterable[str], names: Iterable[str], where: str) -> set[str
     return selected
 
 
-def split_params(params: Params, frozen: Sequence[str]) -> tuple[FlatParams, FlatParams]:
+def split_params(
+    params: Mapping[str, Any], frozen: Sequence[str], where: str = "--config.model.freeze"
+) -> tuple[FlatParams, FlatParams]:
     """Returns (trainable, frozen) parameters by path; UserError when nothing is left to train."""
     flat = flatten(params)
-    fixed = select(frozen, flat, "frozen")
+    fixed = select(frozen, flat, where)
     if len(fixed) == len(flat):
-        raise UserError(f"frozen: {list(frozen)} leave none of {len(flat)} parameters to train")
+        raise UserError(f"{where}: {list(frozen)} leave none of {len(flat)} parameters to train")
     trainable = {path: leaf for path, leaf in flat.items() if path not in fixed}
     return trainable, {path: leaf for path, leaf in flat.items() if path in fixed}
 

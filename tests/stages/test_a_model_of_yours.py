@@ -7,6 +7,7 @@ import pytest
 from synth2_jax import main
 from synth2_jax.fingerprint import fingerprint
 from synth2_jax.loading.trained import load_trained
+from synth2_jax.training import train_state
 from synth2_jax.training.checkpoint_reader import latest_step, restore_params
 
 MODEL = '''
@@ -20,6 +21,7 @@ from synth2_jax.losses.vlm_loss import vlm_loss
 from synth2_jax.models.language_model import shift_right
 from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 from synth2_jax.training.objectives import BaseObjective
+from synth2_jax.training.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class WordsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class NextWordTask:
+class NextWordTask(Task):
     tokenizer: VQTokenizerConfig
     words: WordsConfig
     text_length: int
@@ -136,6 +138,16 @@ def test_it_is_trained_resumed_and_exported(folder, monkeypatch):
     assert run.objective.frozen == ("^tokenizer/",)
 
 
+@pytest.mark.slow
+def test_what_is_frozen_of_it_is_a_choice(folder):
+    """The default is the pretrained part; a part that is trained may start without a path."""
+    flags = ("--config.model.freeze=image$", "--config.train.checkpoint_every=1")
+    assert main.main(command(*flags, "--workdir=run")) == 0
+    first, last = (train_state.flatten(restore_params("run", step)) for step in (1, 2))
+    moved = {path for path in first if (first[path] != last[path]).any()}
+    assert {"words/words", "tokenizer/quantizer/codebook"} <= moved and "words/image" not in moved
+
+
 @pytest.mark.parametrize(
     "flag, message",
     [
@@ -148,6 +160,9 @@ def test_it_is_trained_resumed_and_exported(folder, monkeypatch):
         ("model_name=no.py:X", "--config.model_name: no file no.py"),
         ("model_name=my_model.py:NextWord", "is no subclass of BaseObjective"),
         ("model_name=my_model.py:Z", "--config.model_name: my_model.py holds no 'Z'"),
+        ("model.freeze=^word/", "--config.model.freeze: '^word/' matches no parameter, such as"),
+        ("model.freeze=(", "--config.model.freeze: '(' is not a regular expression"),
+        ("model.freeze=.", "--config.model.freeze: ['.'] leave none of"),
     ],
 )
 def test_mistakes_are_one_line(folder, flag, message, mistake):

@@ -51,7 +51,7 @@ def test_split_and_join_are_inverse_and_a_pattern_must_match_and_leave_something
     trainable, frozen = train_state.split_params(params, ["^a/b$"])
     assert trainable == {"a/c": 2, "d": 3} and frozen == {"a/b": 1}
     assert train_state.join_params(trainable, frozen) == params
-    with pytest.raises(UserError, match=r"frozen: '\^langage' matches no parameter, such as \['a'"):
+    with pytest.raises(UserError, match=r"freeze: '\^langage' matches no parameter, such as \['a'"):
         train_state.split_params({"a": 1}, ["^langage"])
     with pytest.raises(UserError, match="leave none of 1 parameters to train"):
         train_state.split_params({"a": 1}, ["a"])
