@@ -47,6 +47,7 @@ AXIS_RULES: AxisRules = (
     ("codebook", ("tensor",)),
     ("conv_in", ("fsdp",)),
     ("conv_out", ("tensor",)),
+    ("lora_rank", ()),
 )
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
+from synth2_jax.layers import lora
 from synth2_jax.layers.attention import KeysValues
 from synth2_jax.layers.stack import Stack, check_stack
 from synth2_jax.models import parameter_shapes as shapes
@@ -42,6 +43,16 @@ _AXES = {
     "mlp/linear": ("mlp", "embed"),
     "scale": ("embed",),
 }
+# The axes of a matrix that are its inputs.
+_INPUTS = {
+    "attn/q_einsum/w": ("embed",),
+    "attn/kv_einsum/w": ("embed",),
+    "attn/qkv_einsum/w": ("embed",),
+    "attn/attn_vec_einsum/w": ("heads", "kv"),
+    "mlp/gating_einsum": ("embed",),
+    "mlp/linear": ("mlp",),
+}
+_AXES |= lora.axes_of_adapters(_AXES, _INPUTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +258,9 @@ def _named(
         axes = [names for end, names in _AXES.items() if f"/{path}".endswith(f"/{end}")]
         if not axes or len(axes[0]) != leaf.ndim:
             raise UserError(f"gemma: its parameter {path} {list(leaf.shape)} is not known here")
-        return nn.LogicallyPartitioned(leaf.astype(dtype), axes[0])
+        # Adapters are trained by steps that bfloat16 would lose.
+        leaf = leaf if lora.is_adapter(path) else leaf.astype(dtype)
+        return nn.LogicallyPartitioned(leaf, axes[0])
 
     return nn.map_variables(
         module,

@@ -14,6 +14,7 @@ H heads, K head dim.
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues, KVCache, MultiHeadAttention
+from synth2_jax.layers.lora import LoRAConfig, adapted
 from synth2_jax.layers.mlp import MLP, squared_relu
 from synth2_jax.layers.norms import RMSNorm
 from synth2_jax.layers.stack import Stack
@@ -38,12 +40,14 @@ class VLMConfig:
     """Cross-attention has the heads, widths, dtype, scan and remat of the language model.
 
     Attributes:
-      language_model: ours or a Gemma; frozen.
+      language_model: ours or a Gemma; frozen by default.
       resampler: turns the image embedding into latents.
       image_embedding_dim: C, as the tokenizer's.
       num_image_tokens: N, as the tokenizer's.
       cross_attention_every: one block of cross-attention before so many layers.
       dropout_rate: dropout of the cross-attention blocks.
+      lora: adapters of the frozen language model, which are trained; None for none. An export has
+        them merged into the language model.
     """
 
     language_model: LanguageModelConfig | GemmaConfig
@@ -52,6 +56,7 @@ class VLMConfig:
     num_image_tokens: int
     cross_attention_every: int = 1
     dropout_rate: float = 0.0
+    lora: LoRAConfig | None = None
 
     def __post_init__(self):
         config_lib.check_counts(self, "image_embedding_dim", "num_image_tokens")
@@ -174,9 +179,13 @@ class VLM(nn.Module):
         `cache` is `language_model.init_cache`'s, `visual` the result of `self.visual`. There may be
         several rows of text for a row of images, one after the other, as in a beam search.
         """
-        step = functools.partial(
-            self.language_model.step, input_tokens_BT, cache, deterministic=deterministic
-        )
+
+        def step(**hook: Any) -> tuple[jax.Array, KVCache | None]:
+            with adapted(self.config.lora, self.language_model):
+                return self.language_model.step(
+                    input_tokens_BT, cache, **hook, deterministic=deterministic
+                )
+
         if visual is None:
             return step()
         if cache is not None:

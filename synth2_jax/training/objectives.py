@@ -29,6 +29,7 @@ from synth2_jax.losses.generator_loss import generator_loss, sample_mask
 from synth2_jax.losses.vlm_loss import vlm_loss
 from synth2_jax.losses.vq_loss import vq_loss
 from synth2_jax.models.discriminator import Discriminator
+from synth2_jax.models.gemma import GemmaConfig
 from synth2_jax.models.language_model import LanguageModel, shift_right
 from synth2_jax.models.maskgit import Generator
 from synth2_jax.models.quantizer import seen_codes
@@ -362,6 +363,25 @@ class VLMObjective(ImageTokenObjective):
         if getattr(language_model, "dropout_rate", 0.0) and self.is_frozen("language_model"):
             quiet = dataclasses.replace(language_model, dropout_rate=0.0)
             self._model = VLM(dataclasses.replace(task.vlm, language_model=quiet))
+
+    def check_freeze(self, where: str) -> None:
+        super().check_freeze(where)
+        cfg, start = self.task.vlm, f"{self.part_paths['language_model']}/"
+        frozen = self.is_frozen("language_model")
+        if cfg.lora is not None:
+            if not frozen:
+                raise UserError(
+                    f"{where}.vlm.lora: found adapters, expected none where {where}.freeze leaves "
+                    f"the language model to train; '^{start}' freezes it"
+                )
+            inside = (path for path in self.boxed_shapes if path.startswith(start))
+            cfg.lora.check_targets([p.removeprefix(start) for p in inside], f"{where}.vlm.lora")
+        dtype = cfg.language_model.dtype
+        if isinstance(cfg.language_model, GemmaConfig) and not frozen and dtype != "float32":
+            raise UserError(
+                f"{where}.vlm.language_model.dtype: found {dtype}, expected float32 to train a "
+                "Gemma: its parameters have this dtype, and small steps are lost in it"
+            )
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from synth2_jax import sharding
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.layers.lora import is_adapter
 from synth2_jax.text.vocabulary import Vocabulary
 
 Params = dict[str, Any]
@@ -117,7 +118,8 @@ def split_params(
 ) -> tuple[FlatParams, FlatParams]:
     """Returns (trainable, frozen) parameters by path; UserError when nothing is left to train."""
     flat = flatten(params)
-    fixed = select(frozen, flat, where)
+    # The adapters of a frozen layer are what is trained of it.
+    fixed = select(frozen, [path for path in flat if not is_adapter(path)], where)
     if len(fixed) == len(flat):
         raise UserError(f"{where}: {list(frozen)} leave none of {len(flat)} parameters to train")
     trainable = {path: leaf for path, leaf in flat.items() if path not in fixed}
@@ -182,7 +184,8 @@ def create_train_state(
       layout: from `state_layout` with the same objective and optimizer.
       seed: of the parameters and of every stream of the training steps.
       initial_params: pretrained parameters, {path prefix: tree}: {"language_model": tree} replaces
-        params["language_model"], {"": tree} everything. Cast to the model's dtypes.
+        params["language_model"], {"": tree} everything. Cast to the model's dtypes. Adapters that
+        a tree lacks (`layers.lora`) start as new ones.
 
     Raises:
       UserError: a pretrained tree differs from the model's in a name or a shape.
@@ -222,6 +225,8 @@ def _pretrained(initial_params: Mapping[str, Params], expected: FlatParams) -> F
         start = f"{prefix}/" if prefix else ""
         found = {start + path: leaf for path, leaf in flatten(tree).items()}
         wanted = {path: leaf for path, leaf in expected.items() if path.startswith(start)}
+        # What was trained without adapters starts with new ones.
+        wanted = {path: wanted[path] for path in wanted if path in found or not is_adapter(path)}
         if not wanted:
             tops = {path.split("/")[0] for path in expected}
             raise UserError(f"{where}: the model has no such part; {nearest(prefix, tops)}")
