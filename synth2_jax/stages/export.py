@@ -10,8 +10,9 @@ DIR is a training run, its checkpoints or one of them. FOLDER is what `loading.e
 with a model card (README.md), the run's config (training.json), and for a VLM or a generator an
 example (load_example.py); everything that takes a run's workdir takes it too. A config says how the
 model samples by default: the sections `sampler` and `guidance` of a generator, `decode` of a VLM.
-With a dtype the parameters are rounded; a VLM's and a generator's tokenizer stays as it is, since
-the last bits decide between two tokens.
+LoRA adapters are merged into the language model, so that an export has none. With a dtype the
+parameters are rounded; a VLM's and a generator's tokenizer stays as it is, since the last bits
+decide between two tokens.
 
 FILE.safetensors holds the parameters alone, all or a part; its metadata holds model, step,
 fingerprints and config. One parameter at a time is in memory, so a laptop can export any model.
@@ -106,9 +107,10 @@ def _write_folder(
 ) -> str:
     """Writes all files; returns the model's name and step."""
     parameters = ExportParameters(workdir, "", dtype, kept_as_is="tokenizer")
-    resolved, built_on = checkpoint_reader.read_description(workdir, parameters.step)
+    resolved, _ = checkpoint_reader.read_description(workdir, parameters.step)
+    described, built_on = parameters.description()
     model_name = str(resolved.get("model_name"))
-    task = make_objective(model_name, resolved["model"]).task
+    task = make_objective(model_name, described["model"]).task
     data = config_lib.build(DataConfig, with_own_vocabulary(resolved, workdir)["data"])
     settings = _settings(config, model_name, task, data)
     if dtype is not None and model_name == "tokenizer":
@@ -117,13 +119,15 @@ def _write_folder(
     trained = by_part(parameters.as_saved(), tokenizer)
     run_folder = checkpoint_reader.run_folder(workdir)
     scores = read_results(results, run_folder, model_name, trained)
+    if parameters.adapters:
+        trained = by_part(parameters.merged(), tokenizer)
     with folder_written_whole(target) as folder:
         files = write_folder(folder, parameters.by_tensor(), parameters.arrays(), file_mib * MIB)
         # Of what is on the disk now, in the dtypes that a model has when it is loaded.
         tensors = open_safetensors(folder)
         arrays = (
             (name, np.asarray(tensors[exported.tensor_name(name)].astype(leaf.dtype)))
-            for name, leaf in sorted(parameters.saved.items())
+            for name, leaf in ((name, parameters.saved[name]) for name in parameters.names)
         )
         found = by_part(arrays, tokenizer)
         if dtype is None and found != trained:
