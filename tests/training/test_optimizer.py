@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from synth2_jax.testing.untrained_runs import MODELS
 from synth2_jax.training import train_state
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import (
+    NOT_DECAYED,
     OptimizerConfig,
     learning_rate_schedule,
     make_optimizer,
@@ -78,6 +80,95 @@ def test_skipped_parameters_do_not_decay(name):
     np.testing.assert_array_equal(updates["a/bias"], np.zeros(3))
     with pytest.raises(UserError, match=r"weight_decay_skip: 'bias\$' matches no parameter"):
         tx.init({"a/kernel": jnp.ones(3)})
+    with pytest.raises(UserError, match=r"groups\[1\].pattern: 'a' matches no parameter"):
+        groups({"pattern": "a/"}, {"pattern": "a"}).init({"a/kernel": jnp.ones(3)})
+
+
+def test_by_default_matrices_and_tables_decay_and_nothing_else():
+    """Of all models; what does not decay has few numbers, and a decay would move it to nowhere."""
+    decayed, skipped = set(), set()
+    for name, section in MODELS.items():
+        for path in make_objective(name, section).boxed_shapes:
+            is_skipped = any(re.search(pattern, path) for pattern in NOT_DECAYED)
+            (skipped if is_skipped else decayed).add(path.split("/")[-1])
+            assert is_skipped or "norm" not in path.split("/")[-2]
+    assert decayed == {"kernel", "embedding"}
+    vectors = {"scale", "bias", "attention_gate", "mlp_gate", "logits_bias", "embedding"}
+    assert skipped == vectors | {"latents", "mask_embedding", "null_caption", "codebook"}
+    paths = [
+        *("vlm/resampler/positions/embedding", "generator/text_encoder/relpos_bias/embedding"),
+        *("vlm/language_model/decoder/layers_0/block/attn/_query_norm/scale",),
+    ]
+    assert all(any(re.search(one, path) for one in NOT_DECAYED) for path in paths)
+    tx = make_optimizer(OptimizerConfig(weight_decay=0.5))
+    params = {"net/kernel": jnp.ones(3), "net/norm/scale": jnp.ones(3)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert updates["net/kernel"].any() and not updates["net/norm/scale"].any()
+    tx = make_optimizer(OptimizerConfig(weight_decay=0.5, weight_decay_skip=()))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert updates["net/norm/scale"].any()
+
+
+def groups(*sections, **options):
+    section = {"learning_rate": 0.1, "groups": sections, **options}
+    return make_optimizer(build(OptimizerConfig, section, "--config.optimizer"))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_a_group_has_its_own_rate_and_decay(name):
+    """The first group that matches holds; the others' steps are what they were without groups."""
+    params = {f"net/{one}": jnp.array([2.0, -1.0]) for one in ("still", "fast", "plain")}
+    grads = {path: jnp.array([0.3, -0.7]) for path in params}
+    sections = [
+        {"pattern": "still", "learning_rate_factor": 0.0},
+        {"pattern": "still|fast", "learning_rate_factor": 3.0, "weight_decay": 0.0},
+    ]
+    plain, tx = (
+        groups(*given, name=name, weight_decay=0.5, clip_norm=0.0) for given in ([], sections)
+    )
+    expected, _ = plain.update(grads, plain.init(params), params)
+    found, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_array_equal(params["net/still"] + found["net/still"], params["net/still"])
+    without_decay = expected["net/fast"] + 0.1 * 0.5 * params["net/fast"]
+    np.testing.assert_allclose(found["net/fast"], 3 * without_decay, rtol=1e-5)
+    np.testing.assert_array_equal(found["net/plain"], expected["net/plain"])
+
+
+def test_a_group_is_clipped_by_its_own_norm_and_does_not_count_for_its_network():
+    rng = np.random.default_rng(0)
+    grads = {path: rng.normal(size=4) for path in ("net/a", "net/b", "net/c", "other/a")}
+    sections = [{"pattern": "net/c", "clip_norm": 0.3}, {"pattern": "other", "clip_norm": 0.0}]
+    tx = groups(*sections, clip_norm=0.5, beta1=0.0, beta2=0.5)
+    as_jax = {path: jnp.asarray(leaf) for path, leaf in grads.items()}
+    _, state = tx.update(as_jax, tx.init(as_jax), as_jax)
+    adam = next(part for part in state if part and hasattr(part.get("net"), "nu"))
+    norm = np.sqrt(np.sum(grads["net/a"] ** 2) + np.sum(grads["net/b"] ** 2))
+    scales = {"net/a": 0.5 / norm, "net/b": 0.5 / norm, "other/a": 1.0}
+    scales["net/c"] = 0.3 / np.linalg.norm(grads["net/c"])
+    for path, scale in scales.items():
+        nu = adam[path.split("/")[0]].nu[path]
+        np.testing.assert_allclose(nu, 0.5 * (scale * grads[path]) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_without_groups_the_state_has_the_tree_that_older_runs_saved(name):
+    def paths(*parts):
+        tx = make_optimizer(OptimizerConfig(name=name, weight_decay=0.1))
+        state = jax.eval_shape(tx.init, {f"{part}/kernel": jnp.ones((2, 3)) for part in parts})
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+    of = {
+        "adamw": ["1/{}count", "1/{}mu/{}/kernel", "1/{}nu/{}/kernel", "3/count"],
+        "adafactor": [
+            *(f"1/{{}}{{}}/kernel/0/{one}" for one in ("count", "v_row", "v_col", "v")),
+            "3/count",
+        ],
+    }[name]
+    last = of.pop()
+    assert paths("net") == [*(path.replace("{}", "", 1).format("net") for path in of), last]
+    several = [p.replace("{}", f"{net}/", 1).format(net) for net in ("judge", "net") for p in of]
+    assert paths("net", "judge") == [*several, last]
 
 
 def test_adafactor_with_momentum_averages_its_updates():
@@ -265,6 +356,17 @@ def test_a_network_that_starts_late_starts_as_if_alone():
         (
             {"weight_decay_skip": ["bias"]},
             "weight_decay_skip: found ('bias',), expected () with --config.optimizer.weight_decay",
+        ),
+        ({"weight_decay_skip": ["("]}, "weight_decay_skip: '(' is not a regular expression"),
+        ({"groups": [{"pattern": "["}]}, "groups[0].pattern: '[' is not a regular expression"),
+        ({"groups": [{"patern": "a"}]}, "groups[0].patern: unknown key; did you mean 'pattern'?"),
+        (
+            {"groups": [{"pattern": "a", "learning_rate_factor": -1}]},
+            "groups[0].learning_rate_factor: found -1.0, expected at least 0",
+        ),
+        (
+            {"name": "adam", "groups": [{"pattern": "a", "weight_decay": 0.1}]},
+            "groups[0].weight_decay: found 0.1, expected 0 with --config.optimizer.name=adam",
         ),
     ],
 )
