@@ -23,11 +23,14 @@ from synth2_jax.training.optimizer import make_optimizer
 from synth2_jax.training.train_step import compile_train_step
 
 ROWS = 40  # no width of the models is 40, nor 40 / 8
-name = sys.argv[1]
+name, *adapted = sys.argv[1].split()
 config = load_config(f"configs/scenes/{name}.py:tiny")
 for part in {"generator": ("generator.text_encoder", "generator.maskgit"),
              "vlm": ("vlm.language_model", "vlm.resampler")}[name]:
     override(config, f"model.{part}.scan_layers", "true")
+if adapted:
+    override(config, "model.vlm.lora.rank", "8")
+    override(config, "optimizer.groups", "({'pattern': '_lora_', 'clip_norm': 0.1},)")
 cfg, objective = train.build(config)
 tx = make_optimizer(cfg.optimizer, cfg.train.steps)
 found = {"losses": {}, "gathered": {}, "whole": []}
@@ -62,7 +65,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module", params=["generator", "vlm"])
+@pytest.fixture(scope="module", params=["generator", "vlm", "vlm lora"])
 def found(request):
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(

@@ -20,13 +20,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.layers.lora import is_adapter
 from synth2_jax.models.language_model import LanguageModelConfig
-from synth2_jax.models.vlm import VLMConfig
+from synth2_jax.models.parameter_shapes import parameter_shapes
+from synth2_jax.models.vlm import VLM, VLMConfig
 from synth2_jax.models.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 from synth2_jax.planning.hlo import products_along
 from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
+from synth2_jax.training.objectives import GeneratorObjective, VLMObjective
 from synth2_jax.training.tasks import GeneratorTask, LanguageModelTask, VLMTask
 
 
@@ -117,11 +120,8 @@ def _generator(task: GeneratorTask, batch: int) -> Flops:
 
 
 def _text_encoder(task: GeneratorTask, batch: int) -> Flops:
-    config, length, trained = (
-        task.generator.text_encoder,
-        task.text_length,
-        not task.freeze_text_encoder,
-    )
+    config, length = task.generator.text_encoder, task.text_length
+    trained = _trains_text_encoder(task)
     inner = config.num_heads * config.head_dim
     mlp = (3 if config.gated_mlp else 2) * config.embed_dim * config.mlp_dim
     weights = 4 * config.embed_dim * inner + mlp
@@ -130,12 +130,17 @@ def _text_encoder(task: GeneratorTask, batch: int) -> Flops:
     return layer * config.num_layers
 
 
+def _trains_text_encoder(task: GeneratorTask) -> bool:
+    frozen = GeneratorObjective(task).is_frozen("text_encoder")
+    return not (task.stored_text_features or frozen)
+
+
 def _caption_keys_values(task: GeneratorTask, batch: int) -> Flops:
     """The projection of the caption's features, and every layer's keys and values of them."""
     config, text_width = task.generator.maskgit, task.generator.text_encoder.embed_dim
     inner = config.num_heads * config.head_dim
     tokens = batch * task.text_length
-    trained = not task.freeze_text_encoder
+    trained = _trains_text_encoder(task)
     projection = _matrix(tokens, text_width * config.embed_dim, input_grad=trained)
     return projection + _matrix(tokens, 2 * config.embed_dim * inner) * config.num_layers
 
@@ -167,7 +172,19 @@ def _vlm(task: VLMTask, batch: int) -> Flops:
     config, length, num_images = task.vlm, task.row_length, batch * task.images_per_text
     total = _resampler(config, num_images) + _image_keys_values(config, num_images)
     total += _gated_cross_attention(config, batch, length, task.images_per_text)
-    return total + _language_model(config.language_model, batch, length, trained=False)
+    trained = not VLMObjective(task).is_frozen("language_model")
+    total += _language_model(config.language_model, batch, length, trained=trained)
+    return total + _adapters(config, batch * length)
+
+
+def _adapters(config: VLMConfig, tokens: int) -> Flops:
+    """The products with A and B of LoRA; those with the frozen matrices are counted before."""
+    if config.lora is None:
+        return Flops()
+    image = (1, config.num_image_tokens, config.image_embedding_dim), jnp.float32
+    shapes = parameter_shapes(VLM(config), image, ((1, 1), jnp.int32), deterministic=True)
+    weights = (math.prod(leaf.shape) for path, leaf in shapes.items() if is_adapter(path))
+    return _matrix(tokens, sum(weights))
 
 
 def _image_keys_values(config: VLMConfig, batch: int) -> Flops:

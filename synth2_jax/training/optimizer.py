@@ -143,11 +143,15 @@ class OptimizerConfig:
 
 
 class Optimizer(NamedTuple):
-    """An optax.GradientTransformation that also tells its learning rate: i32[] step -> f32[]."""
+    """An optax.GradientTransformation with its learning rate, i32[] step -> f32[], and its groups.
+
+    `groups(paths)` returns words for the group of each trained parameter that is in one.
+    """
 
     init: Callable[..., optax.OptState]
     update: Callable[..., tuple[Any, optax.OptState]]
     learning_rate: Callable[[jax.Array], jax.Array]
+    groups: Callable[[Iterable[str]], Mapping[str, str]] = lambda paths: {}
 
 
 def make_optimizer(
@@ -203,7 +207,12 @@ def make_optimizer(
         by_group(params)  # a group that selects nothing is an error, whatever it changes
         return chain.init(params)
 
-    return Optimizer(init, chain.update, rate)
+    words = [f"{one.pattern!r} at {one.learning_rate_factor:g} x the rate" for one in config.groups]
+
+    def groups(paths: Iterable[str]) -> dict[str, str]:
+        return {path: words[i] for path, i in by_group(paths).items()}
+
+    return Optimizer(init, chain.update, rate, groups)
 
 
 def _clip(config: OptimizerConfig, by_group: Callable[..., Any]) -> optax.GradientTransformation:

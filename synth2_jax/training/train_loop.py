@@ -1,11 +1,14 @@
 """The training loop. Order is load-bearing in it: see the comments."""
 
+import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 
@@ -21,6 +24,7 @@ from synth2_jax.training.train_state import Objective, Params, TrainState, creat
 from synth2_jax.training.train_step import check_batch, compile_train_step
 from synth2_jax.training.watch import Watch
 from synth2_jax.training.watchdog import Watchdog
+from synth2_jax.training.what_is_trained import what_is_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,11 @@ def train(
     or a checkpoint does not fit, SystemExit (143 after SIGTERM) after a signal and a save.
     """
     layout = train_state.state_layout(objective, tx, mesh, rules)
+    if jax.process_index() == 0:
+        trained, _ = train_state.split_params(layout.params, objective.frozen)
+        line = what_is_trained(layout.params, objective.frozen, tx.groups(trained))
+        with contextlib.suppress(OSError):  # nothing reads it any more; the first metrics say so
+            print(line, file=sys.stderr, flush=True)
     kept = (config.keep, config.keep_best, config.best_metric)
     with (
         StopSignal() as stop,

@@ -40,6 +40,8 @@ CASES = {
     },
     "vlm": {},
     "vlm packed": {"data__images_per_text": 3},
+    "vlm lora": {"model__vlm__lora__rank": 8},
+    "vlm whole": {"model__freeze": "^tokenizer/"},
     "vlm scanned": {
         "model__vlm__language_model__scan_layers": True,
         "model__vlm__resampler__scan_layers": True,
@@ -105,4 +107,9 @@ def test_what_is_frozen_costs_less_and_all_grows_with_the_rows():
     one, two = (model_flops.train_step(tasks["vlm"], rows) for rows in (1, 2))
     assert one.forward < one.backward < 2 * one.forward
     assert two.total == 2 * one.total
+    changes = {"lora": CASES["vlm lora"], "whole": CASES["vlm whole"]}
+    adapted, whole = (
+        model_flops.train_step(built("vlm", **change)[1].task, 1) for change in changes.values()
+    )
+    assert one.total < adapted.total < whole.total
     assert model_flops.train_step(tasks["tokenizer"], 1) is None  # its losses have no formula
