@@ -145,6 +145,8 @@ def page() -> str:
 
 def _section(cls: type, paths: list[str]) -> str:
     text, meanings = described(cls)
+    for base in filter(dataclasses.is_dataclass, cls.__mro__[1:]):
+        meanings = described(base)[1] | meanings
     filled_in = {name for owner, name in derived() if owner is cls}
     hints = typing.get_type_hints(cls)
     rows = [

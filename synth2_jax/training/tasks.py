@@ -20,7 +20,7 @@ from synth2_jax.models.vq_tokenizer import VQTokenizerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What config.model of every model has; the task of a model of yours inherits it.
+    """Keys that config.model of every model has; the task of a model of yours inherits them.
 
     Attributes:
       freeze: regular expressions; training leaves each parameter as it is that has one of them in
