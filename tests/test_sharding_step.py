@@ -39,15 +39,17 @@ runs += [(sizes, 5) for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1))]
 for sizes, microbatches in runs:
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
-    layout = train_state.state_layout(objective, tx, mesh)
+    layout = train_state.state_layout(objective, tx, mesh, with_average=True)
     state = train_state.create_train_state(objective, tx, layout, seed=0)
     expected = train_state.flatten(layout.params)
-    for path, leaf in train_state.flatten(state.params).items():
+    averages = train_state.flatten(state.average)
+    for path, leaf in [*train_state.flatten(state.params).items(), *averages.items()]:
         where = expected[path].sharding
         held = [shard.data.shape for shard in leaf.addressable_shards]
         if leaf.sharding != where or set(held) != {where.shard_shape(leaf.shape)}:
             found["whole"].append(f"{sizes} {path}")
-    step = compile_train_step(objective, tx, layout, mesh, microbatches=microbatches)
+    settings = {"microbatches": microbatches, "ema_decay": 0.9}
+    step = compile_train_step(objective, tx, layout, mesh, **settings)
     batches = FakeBatches(objective.batch_spec(ROWS), seed=1)
     batch = sharding.put_batch(next(batches), mesh)
     step = step.lower(state, batch).compile()
@@ -85,7 +87,7 @@ def test_every_mesh_gives_the_losses_of_one_device_and_gathers_weights_only(foun
         assert len(set(one)) == len(one) and len(runs) == meshes
         for run, losses in runs.items():
             assert losses == pytest.approx(one, rel=1e-4), run
-    assert found["whole"] == []  # every parameter is created in parts
+    assert found["whole"] == []  # every parameter, and its average, is created in parts
     # An array that has the whole batch as a dimension was gathered from its rows.
     assert found["gathered"]["(1, 8, 1) 1"], "weights are gathered over fsdp"
     for run in ("(8, 1, 1) 1", "(1, 8, 1) 1", "(8, 1, 1) 5", "(1, 8, 1) 5"):

@@ -22,6 +22,7 @@ Left open by the paper, and chosen:
 - layers and width of the 632M model (2nd): 24 and 1280, counted without T5 and tokenizer
 - self- and cross-attention in every layer, 16 heads
 - captions of up to 64 tokens
+- a moving average of the parameters of 0.9999, as other masked generators evaluate with
 - Adafactor with optax's rising decay of second moments, and a momentum of 0.9 (Muse's beta1)
 - mesh: fsdp over 16 chips, which leaves 1.2 GB of T5's float32 parameters on each
 """
@@ -75,7 +76,7 @@ def with_size(num_layers: int, embed_dim: int, arg: str) -> ml_collections.Confi
                 "momentum": 0.9,
                 "multiply_by_parameter_scale": False,
             },
-            "train": models.train(1_000_000),
+            "train": {**models.train(1_000_000), "ema_decay": 0.9999},
             "mesh": models.MESH,
         }
     )

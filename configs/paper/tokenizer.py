@@ -13,14 +13,14 @@ Score: not run at this size.
 
 From MaskGIT's code: 128 filters times 1-1-2-2-4, 2 residual blocks a level, codes of 256 values,
 commitment 0.25, entropy 0.1 at temperature 0.01, perceptual 0.1, adversarial 0.1 (non-saturating),
-R1 10, betas 0 and 0.99. From Muse: 8192 codes, f=16. MaskGIT's pixels are in [0, 1], ours in
-[-1, 1]: its weights of reconstruction and R1, 1 and 10, are 0.25 and 40 here.
+R1 10, betas 0 and 0.99, and the moving average of 0.999 that it evaluates with. From Muse: 8192
+codes, f=16. MaskGIT's pixels are in [0, 1], ours in [-1, 1]: its weights of reconstruction and R1,
+1 and 10, are 0.25 and 40 here.
 
 Left open by the paper, and chosen:
 - learning rate 1e-4, batch 256, 500,000 steps
 - the discriminator joins at step 50,000
 - gradients of tokenizer and discriminator are clipped to a norm of 1, each alone
-- no moving average of the parameters, which MaskGIT evaluates with (0.999)
 - VGG-16's features for the perceptual loss
 """
 
@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "beta1": 0.0,
                 "beta2": 0.99,
             },
-            "train": models.train(500_000),
+            "train": {**models.train(500_000), "ema_decay": 0.999},
             "mesh": {"data": -1, "fsdp": 1},
         }
     )

@@ -1,4 +1,8 @@
-"""Evaluation during training: losses on held-out data, and a VLM's scores on its captions."""
+"""Evaluation during training: losses on held-out data, and a VLM's scores on its captions.
+
+With `train.ema_decay` it is the moving average of the parameters that is measured: what later
+stages take.
+"""
 
 import dataclasses
 import functools
@@ -70,7 +74,8 @@ class Validator:
         def losses(state: TrainState, batch, number):
             rngs = step_rngs(state.rng, number)  # each batch has its own masks, the same each time
             with sharding.constraints(mesh, rules):
-                return objective.loss(state.params, batch, rngs, state.step, train=False)[0]
+                params = state.averaged_params()
+                return objective.loss(params, batch, rngs, state.step, train=False)[0]
 
         self._losses, self._scorer = losses, None
         if cfg.captions:
@@ -105,5 +110,5 @@ class Validator:
             scalars |= metrics_lib.to_scalars(merged)
         if self._scorer:
             with in_section("validation.captions"):
-                scalars |= self._scorer.scores(state.params)
+                scalars |= self._scorer.scores(state.averaged_params())
         return {f"validation/{name}": value for name, value in scalars.items()}

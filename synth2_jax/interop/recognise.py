@@ -87,7 +87,9 @@ def recognise(path: str | os.PathLike[str]) -> Found:
         than the path's prefix says.
     """
     prefix, path = split_prefix(path)
-    if path.is_dir():
+    if is_run(path):
+        found = _known("run")
+    elif path.is_dir():
         found = _folder(path)
     elif path.is_file():
         found = _of_names(_names_in_file(path))
@@ -103,10 +105,12 @@ def recognise(path: str | os.PathLike[str]) -> Found:
 
 
 def is_run(path: pathlib.Path) -> bool:
-    """Tells a training run's folder, also one without a checkpoint."""
+    """Tells a training run's folder, also one without a checkpoint, and an item of a checkpoint."""
+    if path.name in ("params", "average") and path.parent.name.isdecimal():
+        path = path.parent
     if (path / "checkpoints").is_dir():
         return True
-    return any(
+    return path.is_dir() and any(
         one.name.isdecimal() and (one / "params").is_dir() for one in (path, *path.iterdir())
     )
 
@@ -122,8 +126,6 @@ def _shown(names: Iterable[str]) -> str:
 
 def _folder(path: pathlib.Path) -> Found:
     entries = sorted(entry.name for entry in path.iterdir())
-    if is_run(path):
-        return _known("run")
     if "config.json" in entries:
         return _by_config(path / "config.json")
     if numbered := [name for name in entries if re.fullmatch(r"checkpoint_\d+", name)]:

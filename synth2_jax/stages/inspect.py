@@ -94,13 +94,18 @@ def describe_run(folder: pathlib.Path, *, with_fingerprints: bool = False) -> st
         fingerprints = by_part(arrays, tokenizer)
     state = checkpoint_reader.saved_arrays(folder, step, "train")
     optimizer = [path for path in state if path.startswith("opt_state")]
+    average = checkpoint_reader.saved_average(folder, step)
+    width, decay = max(map(len, params)), config.get("train", {}).get("ema_decay")
+    averaged = f"{'moving average':<{width}}  {len(average):>15,} arrays      "
+    averaged += f"{_size(_total(average, [*average])):>9}  (decay {decay}; later stages take it)"
     saved_by = len(checkpoint_reader.position_files(folder, step))
     return _model(
         f"{config.get('model_name', 'model')} at step {step} in {folder}",
         f"steps saved: {', '.join(map(str, steps))}",
         (params, fingerprints, built_on, config),
-        f"{'optimizer state':<{max(map(len, params))}}  {len(optimizer):>15,} arrays      "
+        f"{'optimizer state':<{width}}  {len(optimizer):>15,} arrays      "
         f"{_size(_total(state, optimizer)):>9}",
+        *[averaged] * bool(average),
         f"position of the data saved by {saved_by} data shard{'s' * (saved_by != 1)}",
     )
 

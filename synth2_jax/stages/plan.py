@@ -119,7 +119,8 @@ def compiler(
     """
     microbatches = _microbatches(cfg, sampling)
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
-    layout = train_state.state_layout(objective, tx, mesh, rules)
+    has_average = cfg.train.ema_decay > 0
+    layout = train_state.state_layout(objective, tx, mesh, rules, with_average=has_average)
     parameters = {"parameters": bytes_per_chip(layout.params)}
     where = sharding.batch_sharding(mesh)
 
@@ -128,9 +129,12 @@ def compiler(
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
             for name, leaf in objective.batch_spec(batch_size).items()
         }
-        step = compile_train_step(objective, tx, layout, mesh, rules, microbatches)
+        settings = (microbatches, cfg.train.ema_decay)
+        step = compile_train_step(objective, tx, layout, mesh, rules, *settings)
         flops = model_flops.train_step(objective.task, batch_size)
         arguments = {**parameters, "optimizer": bytes_per_chip(layout.opt_state)}
+        if has_average:
+            arguments["moving average"] = bytes_per_chip(layout.average)
         return Program(step.lower(layout, batch), arguments, flops and flops.total)
 
     def sampler(batch_size: int) -> Program:

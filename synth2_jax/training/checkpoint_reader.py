@@ -3,6 +3,7 @@
 WORKDIR/checkpoints/STEP/ has the items
   params        the parameter tree; opens alone, on any number of devices
   train         step, optimizer state, model state, key
+  average       the moving average of the trained parameters, of runs with `train.ema_decay`
   iterator      SHARD-of-SHARDS.bin, the position of each data shard (`sharding.DataLayout`)
   config        the resolved config, JSON
   fingerprints  of what the model depends on (`built_on` in the code), JSON
@@ -11,13 +12,15 @@ and checksums.json, of the files of all items (see checksums.py).
 A step folder gets its name only when it is complete: a killed save leaves none that looks whole.
 
 A `path` is a workdir, its checkpoints folder or the folder of one step, which is then the only one.
+Parameters are read with their moving average where there is one. The path of an item of a step,
+STEP/params or STEP/average, asks for the one or the other.
 Whatever reads one raises UserError if nothing is there or it cannot be read.
 """
 
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,8 +32,8 @@ from synth2_jax.training import checksums, train_state
 from synth2_jax.training.train_state import Params
 
 FOLDER = "checkpoints"
+PARAMS, AVERAGE = "params", "average"
 _METADATA_BYTES = 1 << 20  # files with arrays are larger
-_AS_NUMPY = ocp.RestoreArgs(restore_type=np.ndarray)
 Path = str | os.PathLike[str]
 
 
@@ -50,7 +53,7 @@ def run_folder(path: Path) -> pathlib.Path:
     return folder.parent if folder.name == FOLDER else folder
 
 
-def saved_arrays(path: Path, step: int, item: str = "params") -> dict[str, jax.ShapeDtypeStruct]:
+def saved_arrays(path: Path, step: int, item: str = PARAMS) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes and dtypes by path of one item, "params" or "train"; reads no array."""
     with _readable(path, step) as folder:
         # TensorStore reports damaged metadata by tracebacks of its own.
@@ -61,20 +64,21 @@ def saved_arrays(path: Path, step: int, item: str = "params") -> dict[str, jax.S
         }
 
 
+def saved_average(path: Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes by path of the moving average; {} without one."""
+    has_one = (_step_folder(path, step) / AVERAGE).is_dir()
+    return saved_arrays(path, step, AVERAGE) if has_one else {}
+
+
 def read_arrays(path: Path, step: int, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (path, array) of the parameters named, one at a time."""
     with _readable(path, step) as folder:
-        checksums.check(folder, ["params"])
+        averaged = _averaged(path, folder)
+        checksums.check(folder, [PARAMS, *[AVERAGE] * bool(averaged)])
         shapes = saved_arrays(path, step)
-        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         for name in names:
-            one = train_state.unflatten({name: shapes[name]})
-            as_numpy = jax.tree.map(lambda _: _AS_NUMPY, one)
-            args = ocp.args.PyTreeRestore(one, restore_args=as_numpy, partial_restore=True)
-            yield (
-                name,
-                train_state.flatten(checkpointer.restore(folder / "params", args=args))[name],
-            )
+            one = {name: shapes[name]}
+            yield name, _restore_some(folder, AVERAGE if name in averaged else PARAMS, one)[name]
 
 
 def position_files(path: Path, step: int) -> list[str]:
@@ -95,6 +99,7 @@ def restore_params(path: Path, step: int | None = None, abstract: Params | None 
     """Reads the parameters of a checkpoint and nothing of its optimizer; any device count will do.
 
     Args:
+      path: see the top; where there is a moving average it takes the place of the parameters.
       step: which one; None takes the newest.
       abstract: tree of ShapeDtypeStructs with shardings, to get jax.Arrays placed by it; None gets
         numpy arrays, whole on every process.
@@ -103,15 +108,18 @@ def restore_params(path: Path, step: int | None = None, abstract: Params | None 
       UserError: also if the shapes are not `abstract`'s.
     """
     with _readable(path, step) as folder:
-        checksums.check(folder, ["params"], shared=True)
+        averaged = _averaged(path, folder)
+        checksums.check(folder, [PARAMS, *[AVERAGE] * bool(averaged)], shared=True)
         if abstract is None:
-            saved = _saved_tree(folder / "params")
-            as_numpy = jax.tree.map(lambda _: _AS_NUMPY, saved)
-            args = ocp.args.PyTreeRestore(saved, restore_args=as_numpy)
+            wanted = saved_arrays(path, int(folder.name))
         else:
-            check_shapes(folder / "params", abstract)
-            args = restore_like(abstract)
-        return _restore(folder, {"params": args}).params
+            check_shapes(folder / PARAMS, abstract)
+            wanted = train_state.flatten(abstract)
+        found: dict[str, Any] = {}
+        for item, names in ((PARAMS, wanted.keys() - averaged), (AVERAGE, averaged)):
+            some = {name: wanted[name] for name in sorted(names)}
+            found |= _restore_some(folder, item, some) if some else {}
+        return train_state.unflatten({name: found[name] for name in wanted})
 
 
 def is_intact(path: Path, step: int) -> bool:
@@ -127,7 +135,7 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
     """Returns the steps in a folder of checkpoints, rising; [] without any."""
     # Others may name a folder by digits too; a step has parameters.
     entries = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
-    return sorted(int(entry.name) for entry in entries if (entry / "params").is_dir())
+    return sorted(int(entry.name) for entry in entries if (entry / PARAMS).is_dir())
 
 
 def check_shapes(item_folder: pathlib.Path, expected: Any) -> None:
@@ -152,6 +160,44 @@ def restore_like(abstract: Any) -> ocp.args.PyTreeRestore:
     )
 
 
+def _averaged(path: Path, step_folder: pathlib.Path) -> set[str]:
+    """Returns the parameters whose moving average is to be read in their place."""
+    has_one, asked = (step_folder / AVERAGE).is_dir(), _split_item(path)[1]
+    if asked == AVERAGE and not has_one:
+        raise UserError(
+            f"{path}: found a checkpoint without a moving average, expected one of a run with "
+            f"--config.train.ema_decay. Give {step_folder} for the parameters themselves"
+        )
+    return (
+        set(_by_path(_saved_tree(step_folder / AVERAGE))) if has_one and asked != PARAMS else set()
+    )
+
+
+def _restore_some(
+    step_folder: pathlib.Path, item: str, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, Any]:
+    """Restores some arrays of an item, by path: to their shardings, or as numpy without any."""
+    tree = train_state.unflatten(dict(wanted))
+    as_wanted = jax.tree.map(
+        lambda leaf: (
+            ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+            if leaf.sharding is None
+            else ocp.checkpoint_utils.construct_restore_args(leaf)
+        ),
+        tree,
+    )
+    args = ocp.args.PyTreeRestore(tree, restore_args=as_wanted, partial_restore=True)
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    return train_state.flatten(checkpointer.restore(step_folder / item, args=args))
+
+
+def _split_item(path: Path) -> tuple[pathlib.Path, str]:
+    """Returns (STEP, "params") of STEP/params, likewise of STEP/average; else (path, "")."""
+    path = pathlib.Path(path).absolute()
+    is_item = path.name in (PARAMS, AVERAGE) and path.parent.name.isdecimal()
+    return (path.parent, path.name) if is_item else (path, "")
+
+
 def _restore(step_folder: pathlib.Path, items: dict[str, Any]) -> Any:
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     return checkpointer.restore(step_folder, args=ocp.args.Composite(**items))
@@ -172,9 +218,9 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 def _steps(path: Path) -> tuple[pathlib.Path, list[int]]:
     """Returns the folder of the steps and the complete steps in it, rising."""
-    path = pathlib.Path(path).absolute()
+    path, _ = _split_item(path)
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    if path.name.isdecimal() and (path / "params").is_dir():
+    if path.name.isdecimal() and (path / PARAMS).is_dir():
         return path.parent, [int(path.name)]
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder, expected the workdir of a training run")

@@ -24,15 +24,10 @@ from orbax.checkpoint import checkpoint_managers as managers
 from synth2_jax.errors import UserError, nearest
 from synth2_jax.files import FULL_DISK, sync_folder
 from synth2_jax.sharding import ALL_ROWS, DataLayout
+from synth2_jax.training import checkpoint_reader as reader
 from synth2_jax.training import checksums
-from synth2_jax.training.checkpoint_reader import (
-    FOLDER,
-    check_shapes,
-    complete_steps,
-    restore_like,
-)
 from synth2_jax.training.metrics import Sums
-from synth2_jax.training.train_state import TrainState
+from synth2_jax.training.train_state import TrainState, start_average
 
 _READ_BACK_BYTES = 2**30  # of arrays that are read back at a time, and at most one array more
 
@@ -119,7 +114,8 @@ class Restored:
     """The result of `Checkpoints.restore`.
 
     `iterator` is the argument of `set_state`, or of `restart` if the data has another number of
-    shards now. `sums` is {} in a checkpoint of an older version.
+    shards now. `sums` is {} in a checkpoint of an older version. `had_average` says whether the
+    checkpoint holds a moving average; if the layout has one and it does not, a new one begins.
     """
 
     state: TrainState
@@ -128,6 +124,7 @@ class Restored:
     config: dict[str, Any]
     built_on: dict[str, str]
     sums: dict[str, list[float]]
+    had_average: bool
 
 
 class Checkpoints:
@@ -147,7 +144,7 @@ class Checkpoints:
         best_metric: str = "",
         data_layout: DataLayout = ALL_ROWS,
     ):
-        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        self.folder = pathlib.Path(workdir).absolute() / reader.FOLDER
         if glob.escape(str(self.folder)) != str(self.folder):
             raise UserError(
                 f"--workdir={workdir}: found '*', '?' or '[' in {str(self.folder.parent)!r}, which "
@@ -215,8 +212,7 @@ class Checkpoints:
         is_first, self._started = self._started is None, step
         with self._saving(step):
             items = ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state.params),
-                train=ocp.args.PyTreeSave(_train_item(state)),
+                **{name: ocp.args.PyTreeSave(tree) for name, tree in _trees(state).items()},
                 iterator=ShardBytes(self.data_layout, iterator.get_state()),
                 config=ocp.args.JsonSave(dict(config)),
                 fingerprints=ocp.args.JsonSave(dict(built_on)),
@@ -235,10 +231,9 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         sync_folder(self.folder)  # the step's name
-        saved = {"params": state.params, "train": _train_item(state)}
         with self._saving(step):
-            for group in _groups(saved):
-                args = {name: restore_like(item) for name, item in group.items()}
+            for group in _groups(_trees(state)):
+                args = {name: reader.restore_like(item) for name, item in group.items()}
                 found = self._manager.restore(step, args=ocp.args.Composite(**args))
                 same = jax.tree.map(_equal_on_this_process, group, dict(found.items()))
                 for path, is_same in jax.tree_util.tree_leaves_with_path(same):
@@ -312,7 +307,7 @@ class Checkpoints:
             full = next((text for text in FULL_DISK if text in reason), None)
             if isinstance(error, UserError):  # it says itself what is full, such as TMPDIR
                 full = str(error)
-            good = [saved for saved in complete_steps(self.folder) if saved != step]
+            good = [saved for saved in reader.complete_steps(self.folder) if saved != step]
             line = (
                 f"{self.folder}: step {step} could not be saved: {(full or reason)[:300]}; "
                 f"last good checkpoint: {f'step {good[-1]}' if good else 'none'}"
@@ -322,18 +317,22 @@ class Checkpoints:
             raise RuntimeError(line) from error
 
     def _restore_step(self, step: int, layout: TrainState) -> Restored:
-        trees = {"params": layout.params, "train": _train_item(layout)}
+        folder, trees = self.folder / str(step), _trees(layout)
+        has_average = (folder / reader.AVERAGE).is_dir()
+        if not has_average:
+            trees.pop(reader.AVERAGE, None)
         for name, tree in trees.items():
-            check_shapes(self.folder / str(step) / name, tree)
-        items = {name: restore_like(tree) for name, tree in trees.items()}
+            reader.check_shapes(folder / name, tree)
+        items = {name: reader.restore_like(tree) for name, tree in trees.items()}
         items["iterator"] = ShardBytes(self.data_layout)
         for name in ("config", "fingerprints", "sums"):
-            if name != "sums" or (self.folder / str(step) / name).is_dir():  # older ones have none
+            if name != "sums" or (folder / name).is_dir():  # older ones have none
                 items[name] = ocp.args.JsonRestore()
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        state = layout.replace(params=found.params, **found.train)
-        sums = found.get("sums") or {}
-        return Restored(state, *found.iterator, found.config, found.fingerprints, sums)
+        average = found.get(reader.AVERAGE) or start_average(found.params, layout)
+        state = layout.replace(params=found.params, average=average, **found.train)
+        rest = (found.config, found.fingerprints, found.get("sums") or {}, has_average)
+        return Restored(state, *found.iterator, *rest)
 
     def _write_checksums(self) -> None:
         """Orbax calls this on the first process, in its background thread."""
@@ -351,7 +350,7 @@ class Checkpoints:
             return manager
         metadata = ocp.Checkpointer(ocp.CompositeCheckpointHandler()).metadata
         damaged = []
-        for step in complete_steps(self.folder):
+        for step in reader.complete_steps(self.folder):
             try:
                 metadata(self.folder / str(step))
             except Exception as caught:
@@ -370,8 +369,11 @@ class Checkpoints:
         checksums.on_all_processes(True)
 
 
-def _train_item(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in ("step", "opt_state", "model_state", "rng")}
+def _trees(state: TrainState) -> dict[str, Any]:
+    """Returns the state, or its layout, by the items that hold it."""
+    rest = {name: getattr(state, name) for name in ("step", "opt_state", "model_state", "rng")}
+    items = {reader.PARAMS: state.params, "train": rest, reader.AVERAGE: state.average}
+    return {name: tree for name, tree in items.items() if tree}
 
 
 def _groups(tree: Any) -> Iterator[Any]:

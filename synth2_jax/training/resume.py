@@ -51,6 +51,14 @@ def resume(
                 *(checkpoints.folder, restored.num_shards, checkpoints.data_layout.num_shards),
                 iterator.restart(restored.iterator, int(restored.state.step)),
             )
+        if restored.had_average != bool(restored.state.average):
+            logging.warning(
+                "%s: --config.train.ema_decay: %s",
+                checkpoints.folder,
+                "the moving average ends here: later stages take the parameters of the next steps"
+                if restored.had_average
+                else f"a moving average begins at the parameters of step {restored.state.step}",
+            )
         if changed := changed_settings(restored.config, resolved_config):
             logging.warning("%s: resumes with other settings: %s", checkpoints.folder, changed)
         logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
@@ -66,7 +74,7 @@ def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     default" in the other. `train.steps` counts only where the learning rate depends on it.
     """
     before, after = _flat(saved), _flat(now)
-    names = ["train/seed"]
+    names = ["train/seed", "train/ema_decay"]
     if any(flat.get("optimizer/schedule", "constant") != "constant" for flat in (before, after)):
         names.append("train/steps")
     keys = [

@@ -37,6 +37,10 @@ class TrainLoopConfig:
       log_every: steps between two lines of metrics.
       eval_every: steps between two evaluations on `validation`; 0 for none.
       checkpoint_every: steps between two checkpoints; the last step always saves.
+      ema_decay: d of a moving average of the trained parameters, from update t on (the first is 0)
+        `a = e * a + (1 - e) * parameters` with e = min(d, (1 + t) / (10 + t)), as TensorFlow's
+        ExponentialMovingAverage has it, so that the random start is soon forgotten. Later stages
+        and `validation` take the average. 0 keeps none.
       microbatches: a batch's rows go through the model in so many parts, one after the other, for
         one update: less memory for activations (see train_step.py).
       keep: the newest so many checkpoints are kept.
@@ -51,6 +55,7 @@ class TrainLoopConfig:
     log_every: int = 100
     eval_every: int = 0
     checkpoint_every: int = 1000
+    ema_decay: float = 0.0
     microbatches: int = 1
     keep: int = 2
     keep_best: int = 0
@@ -63,6 +68,8 @@ class TrainLoopConfig:
         for name in ("keep_best", "watchdog_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: found {self.ema_decay}, expected 0 to below 1")
         found = f"keep_best: found {self.keep_best}"
         if bool(self.keep_best) != bool(self.best_metric):
             raise ValueError(
@@ -94,7 +101,8 @@ def train(
     that resumes must be `built_on` the same. Raises UserError if the loss is not finite or a batch
     or a checkpoint does not fit, SystemExit (143 after SIGTERM) after a signal and a save.
     """
-    layout = train_state.state_layout(objective, tx, mesh, rules)
+    has_average = config.ema_decay > 0
+    layout = train_state.state_layout(objective, tx, mesh, rules, with_average=has_average)
     if jax.process_index() == 0:
         trained, _ = train_state.split_params(layout.params, objective.frozen)
         line = what_is_trained(layout.params, objective.frozen, tx.groups(trained))
@@ -110,7 +118,8 @@ def train(
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
         watch = Watch(writers, checkpoints, stop, config.log_every, sums)
-        train_step = compile_train_step(objective, tx, layout, mesh, rules, config.microbatches)
+        settings = (config.microbatches, config.ema_decay)
+        train_step = compile_train_step(objective, tx, layout, mesh, rules, *settings)
         first = step = int(state.step)
         measured: dict[int, Mapping[str, float]] = {}  # by step
         evaluate_every = config.eval_every if evaluate else 0

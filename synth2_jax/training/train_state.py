@@ -34,6 +34,21 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState  # of the trainable parameters only
     model_state: dict[str, Any]  # what a step changes besides parameters; {} for most models
     rng: jax.Array  # u32[2], data of the key that every step's streams are folded from; constant
+    # f32, the moving average of the trainable parameters, a tree of them alone; {} without one.
+    average: Params = struct.field(default_factory=dict)
+
+    def averaged_params(self) -> Params:
+        """Returns the parameters that a run gives to others: with the average where there is one.
+
+        In the parameters' dtypes; frozen parameters are as they are.
+        """
+        average = flatten(self.average)
+        return unflatten(
+            {
+                path: average[path].astype(leaf.dtype) if path in average else leaf
+                for path, leaf in flatten(self.params).items()
+            }
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +95,8 @@ class Objective(Protocol):
     ) -> tuple[Params, dict[str, Any]]:
         """Returns parameters and model_state as they leave the step; mostly unchanged.
 
-        It is called once a batch: `seen` has a leading axis, the batch's microbatches.
+        It is called once a batch: `seen` has a leading axis, the batch's microbatches. The moving
+        average of each number that it changes begins again, from what it returns.
         """
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -136,8 +152,12 @@ def state_layout(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
+    *,
+    with_average: bool = False,
 ) -> TrainState:
     """Returns the state as ShapeDtypeStructs that carry their shardings; allocates nothing.
+
+    `with_average` is for a run that keeps the moving average of its parameters.
 
     Raises:
       ValueError: a parameter without logical axis names, or with an unknown one.
@@ -148,8 +168,11 @@ def state_layout(
     def boxed_state(key: jax.Array) -> TrainState:
         model_state = dict(objective.init(key))
         params = unflatten(flatten(model_state.pop("params")))
-        opt_state = tx.init(split_params(params, objective.frozen)[0])
-        return TrainState(jnp.int32(0), params, opt_state, model_state, jax.random.key_data(key))
+        trainable, _ = split_params(params, objective.frozen)
+        opt_state = tx.init(trainable)
+        average = _float32_copies(unflatten(trainable)) if with_average else {}
+        rng = jax.random.key_data(key)
+        return TrainState(jnp.int32(0), params, opt_state, model_state, rng, average)
 
     boxed = jax.eval_shape(boxed_state, jax.random.key(0))
     _check_places(boxed.params, mesh, rules)
@@ -209,7 +232,24 @@ def create_train_state(
     step, rng = jax.device_put(
         (np.int32(0), np.asarray(jax.random.key_data(step_key))), (places.step, places.rng)
     )
-    return TrainState(step, params, opt_state, model_state, rng)
+    return TrainState(step, params, opt_state, model_state, rng, start_average(params, layout))
+
+
+def start_average(params: Params, layout: TrainState) -> Params:
+    """Returns a moving average that begins at `params`; {} if the layout has none.
+
+    It is float32 whatever the parameters are: bfloat16 has 8 bits, so an average of decay 0.999,
+    which moves by a thousandth of the difference, would stand still.
+    """
+    chosen = {
+        path: leaf for path, leaf in flatten(params).items() if path in flatten(layout.average)
+    }
+    return jax.jit(_float32_copies, out_shardings=shardings(layout).average)(unflatten(chosen))
+
+
+def _float32_copies(tree: Any) -> Any:
+    """Copies also what is float32: a step gives away the memory of parameters and average alike."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), tree)
 
 
 def shardings(layout: TrainState) -> TrainState:

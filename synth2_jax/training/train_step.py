@@ -18,7 +18,7 @@ from synth2_jax.errors import UserError
 from synth2_jax.training import train_state
 from synth2_jax.training.metrics import Metrics, mean
 from synth2_jax.training.optimizer import Optimizer
-from synth2_jax.training.train_state import FlatParams, Objective, TrainState
+from synth2_jax.training.train_state import FlatParams, Objective, Params, TrainState
 
 # Named streams of randomness. A stream's place is part of what a checkpoint resumes: append only.
 RNG_STREAMS = ("dropout", "mask", "drop", "noise", "after_update")
@@ -35,7 +35,9 @@ def step_rngs(rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(RNG_STREAMS)}
 
 
-def make_train_step(objective: Objective, tx: Optimizer, microbatches: int = 1) -> StepFn:
+def make_train_step(
+    objective: Objective, tx: Optimizer, microbatches: int = 1, ema_decay: float = 0.0
+) -> StepFn:
     """Returns `(state, batch) -> (state, {name: (sum, count)})`, to be jitted by the caller.
 
     The metrics are the objective's, of the parameters before the update, with "grad_norm" (before
@@ -44,6 +46,9 @@ def make_train_step(objective: Objective, tx: Optimizer, microbatches: int = 1) 
     tokenizer's entropy and a generator's `absent_code_weight` look at a microbatch each, and so do
     the metrics `perplexity` and `codes_used`); their random numbers differ. `after_update` changes
     the model's state once a batch.
+
+    The state's moving average, where it has one, follows the trainable parameters by `ema_decay`:
+    see `_next_average`.
     """
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -74,20 +79,49 @@ def make_train_step(objective: Objective, tx: Optimizer, microbatches: int = 1) 
         count = metrics["loss"][1]
         grads = jax.tree.map(lambda total: mean((total, count)), grads)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
-        params = train_state.join_params(optax.apply_updates(trainable, updates), frozen)
+        learned = train_state.join_params(optax.apply_updates(trainable, updates), frozen)
         params, model_state = objective.after_update(
-            params, state.model_state, seen, rngs["after_update"]
+            learned, state.model_state, seen, rngs["after_update"]
         )
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         metrics = metrics | {
             "grad_norm": (optax.tree.norm(grads), jnp.float32(1)),
             "learning_rate": (tx.learning_rate(state.step), jnp.float32(1)),
         }
         state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            model_state=model_state,
+            average=_next_average(state, learned, params, decay),
         )
         return state, metrics
 
     return train_step
+
+
+def _next_average(state: TrainState, learned: Params, params: Params, decay: jax.Array) -> Params:
+    """Returns the moving average after an update: d * average + (1 - d) * params, in float32.
+
+    What `after_update` changed (from `learned` to `params`) is no step of learning: a dead code
+    became one of the encoder's vectors. A mixture of both would be a code of neither, so there the
+    average begins again, from the new value.
+    """
+    before, learned, params = map(train_state.flatten, (state.params, learned, params))
+
+    def follow(path: str, mean: jax.Array) -> jax.Array:
+        now = params[path].astype(jnp.float32)
+        # Written so that what does not move stays as it is, to the last bit.
+        followed = mean + (1 - decay) * (now - mean)
+        if params[path] is learned[path]:
+            return followed
+        # A compiler may compute `learned` twice, with other roundings: they are no change.
+        size = jnp.abs(before[path]) + jnp.abs(learned[path])
+        rounding = 8 * jnp.finfo(learned[path].dtype).eps * size
+        return jnp.where(jnp.abs(params[path] - learned[path]) > rounding, now, followed)
+
+    flat = train_state.flatten(state.average)
+    return train_state.unflatten({path: follow(path, mean) for path, mean in flat.items()})
 
 
 def _split_rows(batch: Mapping[str, jax.Array], parts: int) -> dict[str, jax.Array]:
@@ -105,12 +139,13 @@ def compile_train_step(
     mesh: Mesh,
     rules: sharding.AxisRules = sharding.AXIS_RULES,
     microbatches: int = 1,
+    ema_decay: float = 0.0,
 ) -> StepFn:
     """Returns the jitted step, which takes the state's memory; `synth2 plan` lowers the very same.
 
     `layout` is of `state_layout` with the same objective, optimizer, mesh and rules.
     """
-    step = make_train_step(objective, tx, microbatches)
+    step = make_train_step(objective, tx, microbatches, ema_decay)
     places = train_state.shardings(layout)
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:

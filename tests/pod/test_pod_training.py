@@ -22,6 +22,7 @@ TRAIN = (
     f"--config.train.steps={STEPS}",
     "--config.train.checkpoint_every=10",
     "--config.train.log_every=1",
+    "--config.train.ema_decay=0.9",
     "--config.train.watchdog_seconds=60",
     "--config.optimizer.learning_rate=1e-3",  # Adam's larger steps on noise grow every rounding
 )

@@ -40,7 +40,7 @@ BUILT_ON = {
 }
 TRAINING = {
     **{"optimizer__schedule": "constant", "train__log_every": 1},  # whatever the number of steps
-    **{"data__batch_size": 16, "data__shuffle_buffer": 16},
+    **{"data__batch_size": 16, "data__shuffle_buffer": 16, "train__ema_decay": 0.5},
 }
 KEYS = {
     "tokenize": {

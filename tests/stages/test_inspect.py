@@ -27,7 +27,8 @@ def test_a_run_shows_its_tree_and_fingerprints(chain, capfd):
     assert f"vlm at step {chain.steps['vlm']} in {chain.path('vlm_real')}" in text
     (row,) = [line for line in text.splitlines() if "tokenizer/quantizer/codebook" in line]
     assert row.split() == ["tokenizer/quantizer/codebook", "float32", "32x8", "1", "KiB"]
-    assert "position of the data saved by 1 data shard\n" in text and "steps saved: 6\n" in text
+    assert "(decay 0.5; later stages take it)\nposition of the data saved by 1 data shard\n" in text
+    assert "steps saved: 6\n" in text
     assert vlm.fingerprint("tokenizer") in text and vlm.fingerprint("vlm") in text
     assert f"trained on top of tokenizer {vlm.fingerprint('tokenizer')}" in text
     assert '"model_name": "vlm"' in text

@@ -114,7 +114,10 @@ def test_what_is_gathered(old, new, changed):
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_a_training_step_for_every_chip(tmp_path, capsys, topology):
     options = {"topology": topology, "mesh": "data=2,fsdp=2", "batch": 64, "name": "vlm-tiny"}
-    found = planned(tmp_path, **options)
+    config = load_config(VLM)
+    with config.unlocked():
+        config.train.ema_decay = 0.999
+    found = plan.run(config, str(tmp_path), **options)
     (file,) = tmp_path.iterdir()
     assert file.name == f"vlm-tiny-{topology.replace(':', '-')}-train.json"
     assert json.loads(file.read_text()) == found
@@ -122,6 +125,7 @@ def test_a_training_step_for_every_chip(tmp_path, capsys, topology):
     assert 0.98 < found["flops_ratio"] < 1.1
     memory = found["memory_bytes_per_chip"]
     assert 0 < memory["parameters"] < memory["total"] < found["hbm_bytes_per_chip"]
+    assert memory["moving average"] == pytest.approx(memory["optimizer"] / 2, rel=1e-3)  # of Adam
     assert found["collectives_per_chip"]["all-gather"]["num_bytes"] > 0
     gathered = found["gathered_bytes_per_chip"]
     assert gathered["parameters"] > 0 and gathered["activations"] == 0
