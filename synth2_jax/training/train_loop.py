@@ -146,7 +146,9 @@ def train(
             with watch.input():
                 batch = next(train_iterator, None)
             if batch is None:
-                logging.warning("the data ends after step %d of %d", step, config.steps)
+                over = ", and none was left. To train on, give --config.init.from and a new workdir"
+                news = "" if step > first else over
+                logging.warning("the data ends after step %d of %d%s", step, config.steps, news)
                 break
             if step == first:
                 check_batch(batch, objective, mesh, config.microbatches)
@@ -158,10 +160,11 @@ def train(
             watchdog.beat()
             if evaluate_every and step % evaluate_every == 0:
                 measure()
-        if step > first:
+        # Data that ended early may have ended before: what a kill then prevented is done now.
+        if step > first or step < config.steps:
             watch.finish(step)
             if evaluate_every and step not in measured:
-                measure()  # also where the data ended early
+                measure()
             save()
             checkpoints.read_back(state)
     return state

@@ -243,6 +243,28 @@ def test_data_that_ends_early_is_logged_evaluated_and_kept_as_any_last_step(tmp_
     logged = [(row["step"], row["data/real_examples"]) for row in rows_of(tmp_path)]
     assert logged == [(3, 8), (5, 8)]
     assert [row["step"] for row in rows_of(tmp_path, "cider")] == [4, 5]
+    # The same command again has nothing to train, says so, and changes nothing.
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="absl"):
+        again, given = run(tmp_path, 20, batches=RecordedBatches(end=0), log_every=3)
+    assert "the data ends after step 5 of 20, and none was left. To train on, give" in caplog.text
+    assert given == [] and int(again.step) == 5 == latest_step(tmp_path)
+    assert_bitwise_equal(again, state)
+
+
+def test_data_that_ends_at_a_checkpoint_is_evaluated_after_a_kill(tmp_path):
+    """The kill came after the checkpoint of the last batch, before the evaluation."""
+
+    class Killed(Evaluation):
+        def __call__(self, state):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 20, batches=RecordedBatches(end=3), log_every=9, evaluate=Killed())
+    assert latest_step(tmp_path) == 3 and losses(tmp_path) == {3: losses(tmp_path).get(3)}
+    evaluate = Evaluation()
+    run(tmp_path, 20, batches=RecordedBatches(end=0), log_every=9, evaluate=evaluate)
+    assert evaluate.steps == [3] and [row["step"] for row in rows_of(tmp_path, "cider")] == [3]
 
 
 def test_a_damaged_position_is_passed_over_for_the_step_before(tmp_path):
