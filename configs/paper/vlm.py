@@ -7,7 +7,8 @@
         --config.data.folders.synthetic=WORKDIR/pairs/synthetic --config.data.vocabulary=FILE
 
 FILE is T5's SentencePiece model. `--config.data.source=fake` runs without data, vocabulary and
-pretrained parts, and `synth2 plan` says what a pod makes of it.
+pretrained parts, and `synth2 plan` says what a pod makes of it. `:two_stages` trains on real pairs
+alone for the first half of the steps and then on the mixture, as the paper does (2nd).
 
 Hardware: 256 TPU v5e chips or more.
 Time: not run at this size; `synth2 plan` estimates it.
@@ -22,33 +23,44 @@ Left open by the paper, and chosen:
 - the language model: a decoder of 24 layers and width 1024
 - gated cross-attention before every fourth layer
 - one mixture from the start, half real, half synthetic (the paper trains on real pairs first (2nd))
+- of `:two_stages`: their lengths, and a warm-up for each
 - captions of up to 64 tokens, a batch of 1024
 - mesh: fsdp over 16 chips
 """
 
 import ml_collections
 
+from configs.arguments import words
 from configs.paper import models
+
+STEPS = 500_000
+REAL_STEPS = 250_000  # of the first of two stages
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`:remat` computes activations again in the backward pass."""
+    """`:two_stages` for real pairs, then both; `:remat` computes activations again in the backward
+    pass."""
+    given = words(arg, ("two_stages", "remat"))
+    rates, optimizer = {"real": 0.5, "synthetic": 0.5}, models.adamw()
+    if "two_stages" in given:
+        rates["synthetic"] = ((REAL_STEPS, 0.0), (REAL_STEPS, 0.5))
+        optimizer |= {"restarts": (REAL_STEPS,)}
     return ml_collections.ConfigDict(
         {
             "model_name": "vlm",
             "model": {
                 "tokenizer": models.tokenizer(),
-                "vlm": models.vlm(models.remat(arg)),
+                "vlm": models.vlm("full" if "remat" in given else "none"),
             },
             "pretrained": {"tokenizer": "", "language_model": ""},
             "data": {
                 **models.pairs_data(1024),
                 "folders": {"real": "", "synthetic": ""},
                 "mixture": "real_synthetic",
-                "rates": {"real": 0.5, "synthetic": 0.5},
+                "rates": rates,
             },
-            "optimizer": {**models.adamw(), "weight_decay_skip": ("^vlm/resampler/",)},
-            "train": models.train(500_000),
+            "optimizer": {**optimizer, "weight_decay_skip": ("^vlm/resampler/",)},
+            "train": models.train(STEPS),
             "mesh": models.MESH,
         }
     )

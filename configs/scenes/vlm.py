@@ -7,8 +7,10 @@
 
 `vlm.py:mixture` takes `--config.data.folders.synthetic=WORKDIR/pairs/synthetic` besides, and draws
 half of each batch from either. `vlm.py:interleaved` puts three pairs into one text, which prepares
-the VLM for few-shot evaluation; `vlm.py:mixture,interleaved` does both. `vlm.py:modules` reads no
-folders but a mixture of yours: `--config.data.modules=my_tasks --config.data.mixture=my_mixture`.
+the VLM for few-shot evaluation; `vlm.py:mixture,interleaved` does both. `vlm.py:two_stages` takes
+the folders of `vlm.py:mixture`, and trains on real pairs alone for the first half of the steps,
+then on the mixture; the learning rate warms up for both. `vlm.py:modules` reads no folders but a
+mixture of yours: `--config.data.modules=my_tasks --config.data.mixture=my_mixture`.
 
 Hardware: 2 CPU cores.
 Time: 1 to 1.5 minutes, curve included.
@@ -22,21 +24,26 @@ from configs.scenes import models
 
 STEPS = 800
 SYNTHETIC_SHARE = 0.5
+REAL_STEPS = 400  # of the first of two stages
 IMAGES_PER_TEXT = 3  # when interleaved: the last caption follows two examples
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`:mixture` for real and synthetic pairs, `:modules` for a mixture of your own; `:interleaved`
-    for several images a text; `:tiny` trains a few steps only; several as `:mixture,tiny`."""
-    given = words(arg, ("mixture", "modules", "interleaved", "tiny"))
-    steps = 20 if "tiny" in given else STEPS
-    data = models.pairs_data()
+    """`:mixture` for real and synthetic pairs, `:two_stages` for real pairs, then both; `:modules`
+    for a mixture of your own; `:interleaved` for several images a text; `:tiny` trains a few steps
+    only; several as `:mixture,tiny`."""
+    given = words(arg, ("mixture", "two_stages", "modules", "interleaved", "tiny"))
+    steps, real_steps = (20, 10) if "tiny" in given else (STEPS, REAL_STEPS)
+    data, optimizer = models.pairs_data(), models.optimizer(1e-3, steps, weight_decay=0.03)
     if "modules" in given:
         data |= {"folders": {}, "modules": "", "mixture": ""}
-    elif "mixture" in given:
+    elif "mixture" in given or "two_stages" in given:
         data["folders"]["synthetic"] = ""
         data["mixture"] = "real_synthetic"
         data["rates"] = {"real": 1 - SYNTHETIC_SHARE, "synthetic": SYNTHETIC_SHARE}
+    if "two_stages" in given:
+        data["rates"]["synthetic"] = ((real_steps, 0.0), (real_steps, SYNTHETIC_SHARE))
+        optimizer |= {"restarts": (real_steps,), "warmup_steps": min(50, real_steps // 2)}
     if "interleaved" in given:  # about as many pairs a step
         data["images_per_text"] = IMAGES_PER_TEXT
         data["batch_size"] = 22
@@ -49,7 +56,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             },
             "pretrained": {"tokenizer": "", "language_model": ""},
             "data": data,
-            "optimizer": models.optimizer(1e-3, steps, weight_decay=0.03),
+            "optimizer": optimizer,
             "train": models.train(steps),
         }
     )

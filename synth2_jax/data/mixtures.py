@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import seqio
 
 from synth2_jax.data.tensorflow_cpu import tf
@@ -74,9 +73,10 @@ def scheduled(
 ) -> seqio.Mixture:
     """Returns the mixture with rates that change with the training step; does not register it.
 
-    Between two points of a task its rate changes linearly. Before the first point and after the
-    last it is constant. Tasks without a schedule keep their rate. A step has `rows` examples;
-    `first_step` is that of the first example.
+    Between two points of a task its rate changes linearly; at two points of one step it jumps from
+    the first to the second. Before the first point and after the last it is constant. Tasks without
+    a schedule keep their rate. A step has `rows` examples; `first_step` is that of the first
+    example.
 
     Raises:
       UserError: not a mixture, or a scheduled task is not in it, or all rates are 0 at a step.
@@ -92,8 +92,8 @@ def scheduled(
                 f"--config.data.rates.{name}: no such task in the mixture; {nearest(name, names)}"
             )
     if all(name in schedule for name in names):
-        for step in {step for points in schedule.values() for step, _ in points}:
-            if not any(np.interp(step, *zip(*schedule[name], strict=True)) for name in names):
+        for step in sorted({0, *(step for points in schedule.values() for step, _ in points)}):
+            if not any(_interpolate(schedule[name], tf.constant([step])) for name in names):
                 raise UserError(
                     f"--config.data.rates: found a rate of 0 for every task at step {step}"
                 )
@@ -102,7 +102,7 @@ def scheduled(
         points = [schedule.get(n, ((0, rate),)) for n, rate in zip(names, rates, strict=True)]
 
         def rates_of(numbers_D: tf.Tensor) -> tf.Tensor:
-            steps_D = tf.cast(first_step + numbers_D // rows, tf.float32)
+            steps_D = first_step + numbers_D // rows
             return tf.stack([_interpolate(p, steps_D) for p in points], axis=-1)
 
         return sample_in_blocks(datasets, rates_of, seed)
@@ -112,7 +112,10 @@ def scheduled(
 
 
 def check_schedule(task: str, points: Sequence[Sequence[float]]) -> None:
-    """Raises UserError unless steps rise from point to point and rates are 0 or more."""
+    """Raises UserError unless steps rise from point to point and rates are 0 or more.
+
+    Two points, but no more, may be of one step.
+    """
     key = f"--config.data.rates.{task}"
     try:
         steps, rates = zip(*((int(step), float(rate)) for step, rate in points), strict=True)
@@ -120,18 +123,24 @@ def check_schedule(task: str, points: Sequence[Sequence[float]]) -> None:
         raise UserError(
             f"{key}: found {points!r}, expected a rate or ((step, rate), ...)"
         ) from None
-    if list(steps) != sorted(set(steps)) or steps[0] < 0:
-        raise UserError(f"{key}: found steps {steps}, expected rising ones from 0 on")
+    if list(steps) != sorted(steps) or steps[0] < 0 or max(map(steps.count, steps)) > 2:
+        raise UserError(
+            f"{key}: found steps {steps}, expected rising ones from 0 on, or twice the same for a "
+            "jump"
+        )
     if not all(0 <= rate < math.inf for rate in rates):
         raise UserError(f"{key}: found rates {rates}, expected numbers of 0 or more")
 
 
 def _interpolate(points: Sequence[tuple[int, float]], steps_D: tf.Tensor) -> tf.Tensor:
+    """Returns the rate of a task at each step, i64[D] -> f32[D]."""
     (_, rate), *_ = points
     rates_D = tf.fill(tf.shape(steps_D), tf.constant(rate, tf.float32))
     for (start, before), (stop, after) in zip(points, points[1:], strict=False):
-        share_D = tf.clip_by_value((steps_D - start) / (stop - start), 0.0, 1.0)
-        rates_D += share_D * (after - before)
+        # The end of the line itself, not a sum that is off it by a rounding: a rate of 0 is 0.
+        share_D = tf.cast(steps_D - start, tf.float32) / max(stop - start, 1)
+        rates_D = tf.where(steps_D >= start, before + share_D * (after - before), rates_D)
+        rates_D = tf.where(steps_D >= stop, float(after), rates_D)
     return rates_D
 
 

@@ -41,7 +41,8 @@ class DataConfig:
       split: of each task in it.
       folders: {task name: folder of pairs, or of a view of pairs}; each becomes a task.
       rates: {task or mixture name: rate}; when given, they become the mixture `mixture`. In the
-        place of a task's rate, ((step, rate), ...) changes it linearly from step to step.
+        place of a task's rate, ((step, rate), ...) changes it linearly from step to step, and
+        jumps where two points have one step: ((400, 0), (400, 0.5)).
       modules: Python modules to import first, which register tasks and mixtures of their own.
       batch_size: rows of all processes together.
       seed: of shuffling and mixing.

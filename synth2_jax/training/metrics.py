@@ -156,7 +156,7 @@ class ProgressWriter:
       BrokenPipeError: in `write`; nothing reads the stream any more.
     """
 
-    SHOWN = ("loss", "learning_rate", "cider", "objects_right")
+    SHOWN = ("training_stage", "loss", "learning_rate", "cider", "objects_right")
 
     def __init__(self, total_steps: int, label: str = "train", stream: TextIO | None = None):
         self._total_steps, self._label = total_steps, label

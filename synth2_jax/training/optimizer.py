@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from synth2_jax.config import check_counts, check_patterns
-from synth2_jax.errors import UserError, nearest
+from synth2_jax.errors import nearest
 from synth2_jax.layers.stack import is_stacked
 from synth2_jax.training import train_state
+from synth2_jax.training.learning_rate import check_restarts, learning_rate_schedule, stages
 
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = ("adafactor", "adam", "adamw")
@@ -73,6 +74,9 @@ class OptimizerConfig:
     learning_rate: the highest of the schedule, reached by a linear climb of `warmup_steps`.
     schedule: "constant", or a "cosine" or "linear" fall to `final_fraction * learning_rate` at the
       end of the run, which warm-up is part of.
+    restarts: rising steps at which the schedule begins again, with its warm-up; the fall before it
+      ends there. In the place of a step, (step, factor) multiplies `learning_rate` from there on,
+      as in (400, (600, 0.5)). Adam's moments go on.
     beta1, beta2, epsilon: Adam's and AdamW's; adafactor has none of them.
     momentum: adafactor's, a moving average of its updates (Muse: 0.9); 0 keeps none.
     multiply_by_parameter_scale: adafactor's: the learning rate is relative to a parameter's RMS, as
@@ -97,6 +101,7 @@ class OptimizerConfig:
     weight_decay_skip: tuple[str, ...] = NOT_DECAYED
     clip_norm: float = 1.0
     groups: tuple[GroupConfig, ...] = ()
+    restarts: tuple[int | tuple[int, float], ...] = ()
 
     def __post_init__(self):
         check_patterns(self, "weight_decay_skip")
@@ -104,6 +109,7 @@ class OptimizerConfig:
             value = getattr(self, field)
             if value not in known:
                 raise ValueError(f"{field}: unknown {value!r}; {nearest(value, known)}")
+        check_restarts(self.restarts)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: found {self.momentum}, expected 0 to below 1")
         other, here = self.name != "adafactor", f"with `name`={self.name}"
@@ -146,12 +152,14 @@ class Optimizer(NamedTuple):
     """An optax.GradientTransformation with its learning rate, i32[] step -> f32[], and its groups.
 
     `groups(paths)` returns words for the group of each trained parameter that is in one.
+    `restarts` are the steps at which a training stage begins, but for the first.
     """
 
     init: Callable[..., optax.OptState]
     update: Callable[..., tuple[Any, optax.OptState]]
     learning_rate: Callable[[jax.Array], jax.Array]
     groups: Callable[[Iterable[str]], Mapping[str, str]] = lambda paths: {}
+    restarts: tuple[int, ...] = ()
 
 
 def make_optimizer(
@@ -212,7 +220,8 @@ def make_optimizer(
     def groups(paths: Iterable[str]) -> dict[str, str]:
         return {path: words[i] for path, i in by_group(paths).items()}
 
-    return Optimizer(init, chain.update, rate, groups)
+    restarts = tuple(start for start, _ in stages(config.restarts)[1:])
+    return Optimizer(init, chain.update, rate, groups, restarts)
 
 
 def _clip(config: OptimizerConfig, by_group: Callable[..., Any]) -> optax.GradientTransformation:
@@ -321,38 +330,3 @@ def _each(
         return joined, states
 
     return optax.GradientTransformation(init, update)
-
-
-def learning_rate_schedule(
-    config: OptimizerConfig, num_steps: int | None = None, where: str = "--config"
-) -> Callable[[jax.Array], jax.Array]:
-    """Returns the learning rate as a function of the number of updates made before.
-
-    `num_steps` are those of the whole run (a constant schedule needs none), `where` is the section
-    with `optimizer` and `train` in it.
-
-    Raises:
-      UserError: the warm-up leaves no step for the fall.
-    """
-    peak, warmup = config.learning_rate, config.warmup_steps
-    final = peak * config.final_fraction
-    if config.schedule == "constant":
-        after = optax.constant_schedule(peak)
-    elif num_steps is None:
-        raise ValueError(f"schedule {config.schedule!r} without num_steps")
-    elif num_steps <= warmup:
-        raise UserError(
-            f"{where}.optimizer.warmup_steps: found {warmup}, expected fewer than the {num_steps} "
-            f"of {where}.train.steps, for the schedule is {config.schedule!r}"
-        )
-    elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, num_steps - warmup, alpha=config.final_fraction)
-    else:
-        after = optax.linear_schedule(peak, final, num_steps - warmup)
-
-    def rate(step: jax.Array) -> jax.Array:
-        # The first update is already of size peak / warmup: one at rate 0 would be a wasted batch.
-        climb = peak * (step + 1) / max(warmup, 1)
-        return jnp.where(step < warmup, climb, after(step - warmup)).astype(jnp.float32)
-
-    return rate

@@ -117,7 +117,7 @@ def train(
         state, sums = resume(checkpoints, layout, train_iterator, built_on, resolved_config)
         if state is None:
             state = create_train_state(objective, tx, layout, config.seed, initial_params)
-        watch = Watch(writers, checkpoints, stop, config.log_every, sums)
+        watch = Watch(writers, checkpoints, stop, config.log_every, sums, tx.restarts)
         settings = (config.microbatches, config.ema_decay)
         train_step = compile_train_step(objective, tx, layout, mesh, rules, *settings)
         first = step = int(state.step)
@@ -146,9 +146,10 @@ def train(
             with watch.input():
                 batch = next(train_iterator, None)
             if batch is None:
-                over = ", and none was left. To train on, give --config.init.from and a new workdir"
-                news = "" if step > first else over
-                logging.warning("the data ends after step %d of %d%s", step, config.steps, news)
+                news = f"the data ends after step {step} of {config.steps}"
+                if step == first:
+                    news += ", and none was left. To train further, start another run from it."
+                logging.warning("%s", news)
                 break
             if step == first:
                 check_batch(batch, objective, mesh, config.microbatches)

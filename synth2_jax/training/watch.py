@@ -1,5 +1,6 @@
 """The loop's eyes: is the loss finite, how fast does it go, and what goes to the writers."""
 
+import bisect
 import contextlib
 import math
 import signal
@@ -33,6 +34,7 @@ class Watch:
       stop: asked to stop when nothing reads what a writer writes any more.
       log_every: in steps.
       sums: of the steps since the last that was logged, from the checkpoint this run goes on from.
+      restarts: the steps at which a training stage begins, but for the first: `Optimizer.restarts`.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Watch:
         stop: StopSignal,
         log_every: int,
         sums: Sums,
+        restarts: Sequence[int] = (),
     ):
         self._writers, self._checkpoints, self._stop = list(writers), checkpoints, stop
-        self._log_every = log_every
+        self._log_every, self._restarts = log_every, restarts
         self._created = time.monotonic()
         self._is_first = True
         self._pending: tuple[int, Metrics, Sequence[str]] | None = None
@@ -128,6 +131,9 @@ class Watch:
             "steps_per_second": self._steps / seconds,
             "input_wait_share": self._waited_seconds / seconds,
         }
+        # The update before step N is number N - 1.
+        stage = {"training_stage": 1 + bisect.bisect_left(self._restarts, step)}
+        speed |= stage if self._restarts else {}
         self.write(step, metrics_lib.to_scalars(self._merged) | speed | self._totals)
         self._merged = {}
         self._restart_clock()

@@ -143,6 +143,13 @@ def test_no_example_of_an_epoch_is_lost_or_seen_twice_when_processes_change(both
     for part in parts:  # all of them end together
         assert list(part) == []
     assert len(found) == 48 and len(set(found)) == 48  # two of 50 are no batch of 6
+    # A run that goes on from there finds the end again, in whatever way it goes on.
+    assert [list(part) for part in restored(config, 6, [part.get_state() for part in parts])] == (
+        [[]] * 6
+    )
+    for part in processes(config, 2):
+        part.restart(parts[0].get_state(), 8)
+        assert list(part) == []
 
 
 @pytest.mark.slow
@@ -163,6 +170,42 @@ def test_rates_follow_a_schedule(both):
     assert_same(together(two, 20), expected[:20])
     states = [part.get_state() for part in two]
     assert_same(together(restored(config, 2, states), 20), expected[20:])
+
+
+def test_rates_jump_at_two_points_of_one_step(both):
+    """Real pairs alone before step 4, then both: a batch on either side of it says so."""
+    rates = {"real": 0.5, "synthetic": ((4, 0), (4, 0.5))}
+    config = dataclasses.replace(both, rates=rates)
+    expected = take(pipeline.train_iterator(config, "vlm"), 30)
+    shares = [batch["is_synthetic"].mean() for batch in expected]
+    assert max(shares[:4]) == 0 and min(shares[4:6]) > 0 and 0.35 < np.mean(shares[4:]) < 0.65
+    for stop in (3, 4, 5):  # resumed on both sides
+        first = pipeline.train_iterator(config, "vlm")
+        take(first, stop)
+        again = pipeline.train_iterator(config, "vlm")
+        again.set_state(first.get_state())
+        assert_same(take(again, 8), expected[stop : stop + 8])
+
+
+@pytest.mark.parametrize(
+    "rates, message",
+    [
+        ({"real": ((5, 1), (3, 1))}, r"real: found steps \(5, 3\), expected rising ones from 0 on"),
+        ({"real": ((3, 1), (3, 0), (3, 1))}, r"real: found steps \(3, 3, 3\), expected rising"),
+        (
+            {"real": ((2, 1), (2, 0)), "synthetic": ((3, 0), (3, 1))},
+            "rates: found a rate of 0 for every task at step 2",
+        ),
+        (
+            {"real": ((4, 0), (4, 1)), "synthetic": ((4, 0), (4, 1))},
+            "rates: found a rate of 0 for every task at step 0",
+        ),
+    ],
+)
+def test_schedules_of_rates_that_will_not_do_are_named(both, rates, message):
+    config = dataclasses.replace(both, rates={**both.rates, **rates})
+    with user_error(f"--config.data.*{message}"):
+        pipeline.train_iterator(config, "vlm")
 
 
 def test_tokens_beyond_the_models_are_named(both):

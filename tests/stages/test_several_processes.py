@@ -5,6 +5,7 @@ import json
 import pytest
 
 from synth2_jax.data import records
+from synth2_jax.training.checkpoint_reader import latest_step
 from synth2_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
@@ -65,6 +66,26 @@ def test_training_validates_on_rows_of_every_process(
         losses.append({name: row[name] for name in row if name.startswith("validation/")})
     assert {"validation/loss", "validation/cider"} <= losses[0].keys()
     assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
+
+
+@PODS
+def test_data_that_ends_early_is_evaluated_saved_and_said_again(
+    chain, tmp_path, run_in_processes, devices, mesh
+):
+    """Three batches of 24 pairs: two times all of them, or once with half of each batch made."""
+    keys = {"data__num_epochs": 2, "train__steps": 6, "train__eval_every": 100}
+    keys |= {"validation__data__folders__test": "CHAIN/pairs/test"}
+    keys |= {"validation__data__batch_size": 16, "validation__data__text_length": 26}
+    if not mesh:
+        keys |= {"stream__generator": "CHAIN/generator", "stream__captions": "CHAIN/captions"}
+        keys |= {"stream__sampler__num_steps": 2, "data__num_epochs": 1}
+    argv = chain.training("vlm", tmp_path, **keys, **mesh)
+    for ending in ("\n", ", and none was left. To train further"):
+        outputs = run_in_processes(argv, devices=devices)
+        assert f"the data ends after step 3 of 6{ending}" in outputs[0][1]
+        assert latest_step(tmp_path) == 3 and list(chain.losses(tmp_path)) == [1, 2, 3]
+        rows = read_metrics(tmp_path / "metrics.jsonl")
+        assert [row["step"] for row in rows if "validation/loss" in row] == [3]
 
 
 @PODS

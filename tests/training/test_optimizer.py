@@ -38,6 +38,32 @@ def test_schedules_are_these_curves():
     assert rates([0, 1, 2, 4, 9], 4, **cosine) == [1, 0.9268, 0.75, 0.5, 0.5]
 
 
+def test_a_restart_begins_the_schedule_again_over_the_steps_to_the_next():
+    linear = {"schedule": "linear", "warmup_steps": 2, "restarts": (4, (7, 0.5))}
+    expected = [0.5, 1, 1, 0.5] + [0.5, 1, 1] + [0.25, 0.5, 0.5, 0.25] + [0, 0]
+    assert rates(range(13), 11, **linear) == expected
+    constant = {"warmup_steps": 2, "restarts": ((3, 0.5),)}
+    assert rates(range(6), **constant) == [0.5, 1, 1, 0.25, 0.5, 0.5]
+    assert make_optimizer(OptimizerConfig(**linear), 11).restarts == (4, 7)
+
+
+@pytest.mark.parametrize(
+    "restarts, message",
+    [
+        ((0,), r"restarts: found steps \(0,\), expected rising ones from 1 on"),
+        ((5, 3), r"restarts: found steps \(5, 3\), expected rising ones from 1 on"),
+        (((5, 0.0),), r"restarts: found factors \(0.0,\), expected numbers above 0"),
+        ("ab", "restarts: found 'ab', expected a list such as"),
+        ((6,), "restarts: found a restart at step 6, expected one below the 6 of --config.train"),
+        ((2,), r"warmup_steps: found 2, expected fewer than the 2 from step 0 to 2 \(--config.opt"),
+    ],
+)
+def test_restarts_that_will_not_do_are_named(restarts, message):
+    section = {"restarts": restarts, "schedule": "cosine", "warmup_steps": 2}
+    with pytest.raises(UserError, match=f"^--config.optimizer.{message}"):
+        make_optimizer(build(OptimizerConfig, section, "--config.optimizer"), 6)
+
+
 def test_warm_up_must_leave_steps_for_the_fall():
     config = OptimizerConfig(schedule="linear", warmup_steps=6)
     make_optimizer(config, 7)

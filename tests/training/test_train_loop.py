@@ -62,6 +62,7 @@ def run(
     checkpoint_every=3,
     log_every=1,
     writers=None,
+    optimizer=None,
     **options,
 ):
     """(state, batches given) of a training in this process."""
@@ -71,7 +72,8 @@ def run(
     config = TrainLoopConfig(
         steps=steps, log_every=log_every, eval_every=4, checkpoint_every=checkpoint_every, keep=2
     )
-    tx = make_optimizer(OptimizerConfig(weight_decay=0.1, warmup_steps=3))
+    section = {"weight_decay": 0.1, "warmup_steps": 3, **(optimizer or {})}
+    tx = make_optimizer(OptimizerConfig(**section), 6)
     toy = toy or ToyObjective()
     state = train(toy, tx, one_device_mesh(), batches, config, workdir, writers, **options)
     return state, batches.given
@@ -247,7 +249,7 @@ def test_data_that_ends_early_is_logged_evaluated_and_kept_as_any_last_step(tmp_
     caplog.clear()
     with caplog.at_level("WARNING", logger="absl"):
         again, given = run(tmp_path, 20, batches=RecordedBatches(end=0), log_every=3)
-    assert "the data ends after step 5 of 20, and none was left. To train on, give" in caplog.text
+    assert "the data ends after step 5 of 20, and none was left. To train further" in caplog.text
     assert given == [] and int(again.step) == 5 == latest_step(tmp_path)
     assert_bitwise_equal(again, state)
 
@@ -265,6 +267,21 @@ def test_data_that_ends_at_a_checkpoint_is_evaluated_after_a_kill(tmp_path):
     evaluate = Evaluation()
     run(tmp_path, 20, batches=RecordedBatches(end=0), log_every=9, evaluate=evaluate)
     assert evaluate.steps == [3] and [row["step"] for row in rows_of(tmp_path, "cider")] == [3]
+
+
+def test_metrics_say_the_training_stage_and_a_run_resumes_across_its_start(tmp_path):
+    two = {"schedule": "linear", "restarts": ((4, 0.5),), "warmup_steps": 0}
+    straight, _ = run(tmp_path / "straight", 6, optimizer=two)
+    for step in (3, 4, 5, 6):
+        resumed, _ = run(tmp_path / "resumed", step, optimizer=two)
+    assert_bitwise_equal(straight, resumed)
+    for name in ("straight", "resumed"):
+        rows = rows_of(tmp_path / name, "learning_rate")
+        assert [row["training_stage"] for row in rows] == [1, 1, 1, 1, 2, 2]
+        shown = [round(1e3 * row["learning_rate"], 4) for row in rows]
+        assert shown == [1, 0.75, 0.5, 0.25, 0.5, 0.25]
+    run(tmp_path / "one", 1)
+    assert "training_stage" not in rows_of(tmp_path / "one")[0]
 
 
 def test_a_damaged_position_is_passed_over_for_the_step_before(tmp_path):
