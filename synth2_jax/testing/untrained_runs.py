@@ -10,7 +10,7 @@ import numpy as np
 
 from synth2_jax.training.checkpoints import Checkpoints
 from synth2_jax.training.objectives import make_objective
-from synth2_jax.training.train_state import TrainState, flatten, unflatten
+from synth2_jax.training.train_state import TrainState, flatten, split_params, unflatten
 
 STEP = 3
 _WIDTH = {
@@ -58,6 +58,7 @@ def write_untrained_run(
     model_name: str,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
+    with_average: bool = False,
 ) -> None:
     """Writes a workdir whose one checkpoint, of step STEP, holds random parameters.
 
@@ -68,6 +69,7 @@ def write_untrained_run(
       model_name: a key of MODELS.
       seed: of the parameters.
       config: sections that take the place of the run's own.
+      with_average: whether the checkpoint has a moving average: half of each trainable parameter.
     """
     objective = make_objective(model_name, MODELS[model_name])
     rng = np.random.default_rng(seed)
@@ -87,12 +89,15 @@ def write_untrained_run(
         "train": {"steps": STEP},
         **(config or {}),
     }
+    trainable, _ = split_params(unflatten(params), objective.frozen)
+    halves = unflatten({path: leaf / 2 for path, leaf in trainable.items()})
     state = TrainState(
         np.int32(STEP),
         unflatten(params),
         (),
         model_state,
         jax.random.key_data(jax.random.key(seed)),
+        halves if with_average else {},
     )
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(jax.device_put(state), _NoData(), resolved, {"tokenizer": "0" * 16})
