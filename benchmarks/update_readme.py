@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, number  # noqa: E402
 from synth2_jax.files import write_text  # noqa: E402
+from synth2_jax.pages.intervals import gain_text  # noqa: E402
 
 
 def keep_study(workdir: pathlib.Path) -> None:
@@ -51,10 +52,10 @@ def study_table() -> str:
 
 
 def result_table() -> str:
-    """The study's arms with their CIDEr alone, from the first device that has a study."""
-    wanted = ("arm", "CIDEr", "gain", "CIDEr unseen")
+    """The study's arms with their CIDEr, zero-shot first, from the first device with a study."""
+    wanted = ("arm", "zero-shot CIDEr", "zero-shot gain", "CIDEr", "gain")
     for path in sorted(RESULTS.glob("*/study.md")):
-        lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+        lines = path.read_text().partition("\n\n")[0].splitlines()  # the first table
         heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         columns = [heads.index(name) for name in wanted]
         return table(wanted, ([row[i] for i in columns] for row in rows))
@@ -64,22 +65,25 @@ def result_table() -> str:
 def demo_table() -> str:
     """A row for each device that the demo was run on."""
     heads = (
-        *("device", "minutes", "memory", "CIDEr real", "CIDEr real + synthetic", "unseen: real"),
-        *("unseen: real + synthetic", "tokenizer", "generator", "embedding / pixel", "commit"),
+        *("device", "minutes", "memory", "zero-shot: real", "zero-shot: real + synthetic"),
+        *("CIDEr: real", "CIDEr: real + synthetic", "tokenizer", "generator"),
+        *("embedding / pixel", "commit"),
     )
 
     def cells(found: dict) -> tuple[str, ...]:
         real, both = found["arms"]["real"], found["arms"]["real_synthetic"]
-        speed = found["steps_per_second"]
+        speed, gains = found["steps_per_second"], found.get("gains") or {}
+
+        def scores(name: str) -> tuple[str, str]:
+            gain = gains.get(name) or {"value": both[name] / real[name] - 1}
+            return f"{real[name]:.1f}", f"{both[name]:.1f} ({gain_text(gain)})"
+
         return (
             found["versions"]["device"],
             f"{found['seconds'] / 60:.1f}",
             # Results from before it was measured have none.
             f"{found['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in found else "–",
-            f"{real['cider']:.1f}",
-            f"{both['cider']:.1f} ({both['cider'] / real['cider'] - 1:+.0%})",
-            f"{real['cider_unseen']:.1f}",
-            f"{both['cider_unseen']:.1f}",
+            *(*scores("cider_unseen"), *scores("cider")),
             f"{found['tokenizer']['objects_right']:.1%}",
             f"{found['generator']['objects_right']:.1%}",
             f"{speed['embedding'] / speed['pixel']:.2f}x",

@@ -36,8 +36,8 @@ def test_the_tables_of_every_page_are_those_of_the_results():
 
 def test_the_result_table_has_the_columns_that_a_newcomer_needs():
     head, _, first, *_ = update_readme.result_table().splitlines()
-    assert head == "| arm | CIDEr | gain | CIDEr unseen |"
-    assert first.startswith("| real only | 2") and first.count("±") == 2
+    assert head == "| arm | zero-shot CIDEr | zero-shot gain | CIDEr | gain |"
+    assert first.startswith("| real only | 1") and first.count("±") == 2
 
 
 def test_plans_are_kept_and_make_a_row_each(tmp_path, monkeypatch):
@@ -81,12 +81,19 @@ def test_demo_results_are_kept_under_their_device(tmp_path, monkeypatch):
     (report / "results.json").write_text(json.dumps(results))
     update_readme.keep_demo(tmp_path / "run")
     row = update_readme.demo_table().splitlines()[-1]
-    scores = "100.0 | 125.0 (+25%) | 50.0 | 75.0 | 99.0% | 60.0% | 1.50x | abc |"
-    assert row == f"| 1 x cpu | 10.0 | 2.3 GiB | {scores}"
+    percent = "\N{NO-BREAK SPACE}%"
+    scores = f"50.0 | 75.0 (+50.0{percent}) | 100.0 | 125.0 (+25.0{percent}) | 99.0% | 60.0%"
+    assert row == f"| 1 x cpu | 10.0 | 2.3 GiB | {scores} | 1.50x | abc |"
     del results["peak_memory_gib"]
     (report / "results.json").write_text(json.dumps(results))
     update_readme.keep_demo(tmp_path / "run")
-    assert update_readme.demo_table().splitlines()[-1] == f"| 1 x cpu | 10.0 | – | {scores}"
+    row = update_readme.demo_table().splitlines()[-1]
+    assert row == f"| 1 x cpu | 10.0 | – | {scores} | 1.50x | abc |"
+    results["gains"] = {"cider_unseen": {"value": 0.5, "low": 0.25, "high": 0.75}, "cider": None}
+    (report / "results.json").write_text(json.dumps(results))
+    update_readme.keep_demo(tmp_path / "run")
+    row = update_readme.demo_table().splitlines()[-1]
+    assert f"| 75.0 (+50.0{percent} [+25.0, +75.0]) | 100.0 | 125.0 (+25.0{percent}) |" in row
 
 
 def test_no_benchmark_imports_tensorflow():

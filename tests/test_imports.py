@@ -63,7 +63,7 @@ MAY_IMPORT = {
     },
     "experiments": {
         *("text", "models", "sampling", "training", "domains", "caption_writing", "data"),
-        *("scoring", "loading", "synthesis", "evaluation", "pages", "stages"),
+        *("scoring", "planning", "loading", "synthesis", "evaluation", "pages", "stages"),
     },
     "command_line": set(),
     "main": {"command_line"},

@@ -1,9 +1,19 @@
-"""The demo's comparison over three seeds and six arms, with a generator trained for longer.
+"""The demo's comparison over three seeds and more arms, with a generator trained for longer.
 
     synth2 study --config=configs/scenes/study.py --workdir=workdir/study
 
-`--config.study.share_generator=True` trains one generator for all seeds; `--config.study.arms` and
-`--config.study.seeds` choose, and what is there already is kept.
+Without a word it is the main comparison and its controls. Words behind the file's name choose what
+is compared, as `--config=configs/scenes/study.py:curve`, or several with commas:
+
+    curve     real pairs alone, and real + synthetic, over numbers of real pictures
+    captions  caption sets: balanced, as frequent as in the real pairs, and theirs alone
+    stages    real pairs first, then real + synthetic, in one run and in two
+    all       every arm, and the curve
+    tiny      a few steps of each; the numbers mean nothing
+
+`--config.study.arms`, `--config.study.seeds` and `--config.study.real_pairs` choose freely;
+`--config.study.share_generator=True` trains one generator for all seeds. What is in the workdir
+already is kept.
 
 Hardware: 2 CPU cores.
 Time: 15 minutes a generator, 5 minutes an arm and seed.
@@ -12,29 +22,40 @@ Score: see docs/science.md.
 
 import ml_collections
 
+from configs.arguments import words
 from configs.scenes import demo
 
 GENERATOR_STEPS = 4000
 VLM_STEPS = 2000  # by then real-only reads the combinations it was shown as well as any arm
+COMPARED = ("real", "real_synthetic")
+CONTROLS = ("synthetic", "captions_only", "shuffled", "text_only", "rendered", "real_longer")
+ARMS = {
+    "curve": (),
+    "captions": ("natural", "real_captions"),
+    "stages": ("two_stages", "pretrain_then_mix"),
+    "all": (*CONTROLS, "natural", "real_captions", "two_stages", "pretrain_then_mix", "pixel"),
+}
+CURVE = (94, 188, 375, 750, 1500, 3000)  # a factor of 32
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`:tiny` runs every arm for a few steps; its numbers mean nothing."""
-    config = demo.get_config(arg)
-    if arg != "tiny":
+    """Words: curve, captions, stages, all, tiny; see above."""
+    given = words(arg, ("curve", "captions", "stages", "all", "tiny"))
+    tiny = "tiny" in given
+    config = demo.get_config("tiny" if tiny else "")
+    if not tiny:
         config.generator.train.steps = GENERATOR_STEPS
         config.vlm.train.steps = VLM_STEPS
         config.vlm.train.eval_every = VLM_STEPS // demo.CURVE_POINTS
+    chosen = [word for word in given if word != "tiny"]
+    more = [arm for word in chosen for arm in ARMS[word]] if chosen else CONTROLS
+    has_curve = "curve" in chosen or "all" in chosen
     config.study = {
-        "seeds": (0, 1) if arg == "tiny" else (0, 1, 2),
-        "arms": (
-            "real",
-            "real_synthetic",
-            "synthetic",
-            "captions_only",
-            "shuffled",
-            "rendered",
-        ),
+        "seeds": (0, 1) if tiny else (0, 1, 2),
+        "arms": tuple(dict.fromkeys((*COMPARED, *more))),
+        "more_arms": {},
+        "real_pairs": ((32, 64) if tiny else CURVE) if has_curve else (),
+        "curve_arms": COMPARED if has_curve else (),
         "share_generator": False,
     }
     return config

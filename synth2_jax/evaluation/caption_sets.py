@@ -164,7 +164,7 @@ def _figures(
 
 def _classes(words: TokenizedCaptions, class_names: Sequence[str]) -> dict[str, Any]:
     """Counts the captions that name each class, with a summary of all classes."""
-    captions_C = class_coverage(words, [*map(_spellings, class_names)])
+    captions_C = class_coverage(words, [*map(spellings, class_names)])
     return {
         "named": float(np.mean(captions_C > 0)),
         "fewest": int(captions_C.min()),
@@ -174,7 +174,7 @@ def _classes(words: TokenizedCaptions, class_names: Sequence[str]) -> dict[str, 
     }
 
 
-def _spellings(class_name: str) -> list[str]:
+def spellings(class_name: str) -> list[str]:
     """Returns the names of a class and their plurals; commas divide synonyms, as in ImageNet."""
     synonyms = filter(None, map(str.strip, class_name.split(",")))
     return [f"{form}{end}" for one in synonyms for form in forms(one) for end in ("", "s", "es")]

@@ -214,6 +214,17 @@ class CaptionScorer:
         results = self._in_all_and_by_domain(score_captions, captions)
         return results | (self._scenes_results(captions) if self._config.scenes_split else {})
 
+    def per_image(self, captions: Sequence[str]) -> list[dict[str, Any]]:
+        """A row for each image: its key and the score that is compared, x100."""
+        references = [image.references for image in self.images]
+        if self._config.protocol.task == "vqa":
+            name = "vqa_accuracy"
+            score = vqa_accuracy(captions, references, stem=self._config.protocol.stem_answers)
+        else:
+            name, score = "cider", cider_d(Pairs(captions, references), self._frequency)
+        scores = (PAPER_SCALE * score.per_image).tolist()
+        return [{"key": i.key, name: s} for i, s in zip(self.images, scores, strict=True)]
+
     def more_scores(self, captions: Sequence[str]) -> dict[str, Callable[[], dict[str, Any]]]:
         """{config key: what computes that score}, of those that the config asks for."""
         return {
@@ -245,8 +256,7 @@ class CaptionScorer:
         scenes = [scenes_scores.scene_of(image.key) for image in self.images]
         results = {"objects_right": scenes_scores.caption_objects_right(captions, scenes)}
         # One document frequency, that of all images, so that the two parts compare.
-        pairs = Pairs(captions, [image.references for image in self.images])
-        per_image = PAPER_SCALE * cider_d(pairs, self._frequency).per_image
+        per_image = np.array([row["cider"] for row in self.per_image(captions)])
         unseen = np.array([scenes_scores.has_unseen(scene) for scene in scenes])
         for name, chosen in (("unseen", unseen), ("seen", ~unseen)):
             results[f"cider_{name}"] = float(per_image[chosen].mean()) if chosen.any() else None

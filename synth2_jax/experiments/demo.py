@@ -17,26 +17,25 @@ import numpy as np
 
 from synth2_jax import config as config_lib
 from synth2_jax import environment
-from synth2_jax.data.records import read_pairs
 from synth2_jax.domains.scenes import dataset, language, oracle
 from synth2_jax.domains.scenes import scores as scenes_scores
-from synth2_jax.evaluation.document_frequencies import read_document_frequencies
 from synth2_jax.evaluation.scorer import EvaluateConfig
+from synth2_jax.experiments.arms import ARMS, MIXED, REAL
+from synth2_jax.experiments.caption_sets import balance_of
+from synth2_jax.experiments.curves import curve, steps_to_baseline
 from synth2_jax.experiments.experiment import SCORES, Experiment
 from synth2_jax.experiments.experiment_config import ExperimentConfig
+from synth2_jax.experiments.gains import estimates, gain, part_masks
 from synth2_jax.experiments.image_space import speed_by_space
 from synth2_jax.files import read_json_lines, write_json
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.tokenizing import decode_images, encode_images
 from synth2_jax.pages.document import picture
-from synth2_jax.pages.numbers import number
-from synth2_jax.scoring.captions import PAPER_SCALE, Pairs, cider_d
-from synth2_jax.scoring.diversity import balance
+from synth2_jax.pages.intervals import answer
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import report
-from synth2_jax.training import metrics
 
-COMPARED = ("real", "real_synthetic")
+COMPARED = (REAL, MIXED)
 NUM_SHOWN = 12  # pictures a section of the page
 LOSSES = {
     "tokenizer": "reconstruction",
@@ -50,7 +49,7 @@ LOSSES = {
 def run(config: Any, workdir: str) -> dict[str, Any]:
     """Runs every step that is missing, then writes the report; returns the results."""
     start = time.monotonic()
-    experiment = Experiment(config, workdir)
+    experiment = Experiment(config, workdir, arms={arm: ARMS[arm] for arm in COMPARED})
     cfg = config_lib.build(ExperimentConfig, config)
     tokenizer = experiment.tokenizer()
     experiment.language_model()
@@ -64,7 +63,8 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     print("== report", flush=True)
     reconstructions, tokenizer_right = _reconstructions(tokenizer)
     synthetic, generator_scores = _synthetic(experiment)
-    curves = {arm: curve(experiment.path(f"vlm_{arm}"), "validation/cider") for arm in COMPARED}
+    curves = {arm: experiment.curve(arm) for arm in COMPARED}
+    per_image = [experiment.cider_per_image(arm) for arm in COMPARED]
     captioned = {arm: _captioned(experiment, arm) for arm in COMPARED}
     model, batch_size = vlms[-1].config["model"], vlms[-1].config["data"]["batch_size"]
     speed, notes = speed_by_space(model, batch_size), experiment.notes
@@ -72,7 +72,8 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     this_process = time.monotonic() - start - sum(notes.seconds.values())
     results = {
         "arms": {arm: {name: arms[arm][name] for name in SCORES} for arm in COMPARED},
-        "standard_errors": {arm: standard_errors(captioned[arm], cfg.evaluate) for arm in COMPARED},
+        "gains": estimates(gain, [[scores] for scores in per_image]),
+        "standard_errors": dict(zip(COMPARED, map(standard_errors, per_image), strict=True)),
         "tokenizer": {"objects_right": tokenizer_right},
         "generator": generator_scores,
         "steps_per_second": speed,
@@ -89,7 +90,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         "captions_scored_by": arms["real"]["provenance"],
     }
     material = {
-        "scenes": _real_scenes(cfg.real_pairs or NUM_SHOWN),
+        "scenes": _real_scenes(experiment.case.real_pairs),
         "reconstructions": reconstructions,
         "synthetic": synthetic,
         "test": _test_captions(captioned),
@@ -107,13 +108,11 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
 def summary(results: dict[str, Any]) -> str:
     """The results in a few lines for a terminal."""
     real, both = (results["arms"][arm] for arm in COMPARED)
-    gain = both["cider"] / real["cider"] - 1 if real["cider"] else float("nan")
     speed = results["steps_per_second"]
-    unseen = ", ".join(number(arm["cider_unseen"]) for arm in (real, both))
     lines = [
-        f"CIDEr: real only {real['cider']:.1f}, real + synthetic {both['cider']:.1f} ({gain:+.0%})",
-        f"CIDEr on combinations never seen: {unseen}",
-        f"objects right: {real['objects_right']:.1%}, {both['objects_right']:.1%}",
+        answer(real, both, results["gains"]),
+        f"objects right: real only {real['objects_right']:.1%}, real + synthetic "
+        f"{both['objects_right']:.1%}",
         f"tokenizer {results['tokenizer']['objects_right']:.1%}, "
         f"generator {results['generator']['objects_right']:.1%} of objects right",
         f"embedding space {speed['embedding'] / speed['pixel']:.2f}x the steps/s of pixel space",
@@ -137,25 +136,6 @@ def measured(cfg: ExperimentConfig) -> dict[str, dict[str, Any]]:
 
     curve_by = cfg.vlm.validation.captions
     return {"table": by(cfg.evaluate), **({"curve": by(curve_by)} if curve_by else {})}
-
-
-def curve(folder: str, name: str) -> list[list[float]]:
-    """[[step, value], ...] of one of a run's metrics."""
-    rows = metrics.read_metrics(pathlib.Path(folder) / "metrics.jsonl")
-    return [[row["step"], row[name]] for row in rows if name in row]
-
-
-def steps_to_baseline(
-    baseline: list[list[float]], other: list[list[float]]
-) -> dict[str, float] | None:
-    """When the other arm first reaches the baseline's last score; None if it never does."""
-    if not baseline or not other:
-        return None
-    last_step, target = baseline[-1]
-    for step, value in other:
-        if value >= target:
-            return {"steps": step, "share": step / last_step}
-    return None
 
 
 def _real_scenes(number: int) -> list[dict[str, Any]]:
@@ -225,19 +205,13 @@ def _captioned(experiment: Experiment, arm: str) -> list[Captioned]:
     ]
 
 
-def standard_errors(rows: Sequence[Captioned], scoring: EvaluateConfig) -> dict[str, float | None]:
+def standard_errors(per_image: Mapping[str, float]) -> dict[str, float | None]:
     """Standard error of each CIDEr over the test pictures; None for fewer than two pictures."""
-    frequency = None
-    if scoring.document_frequencies:
-        frequency = read_document_frequencies(scoring.document_frequencies)
-    pairs = Pairs([row.caption for row in rows], [row.references for row in rows])
-    scores = cider_d(pairs, frequency).per_image * PAPER_SCALE
-    unseen = np.array([scenes_scores.has_unseen(scenes_scores.scene_of(row.key)) for row in rows])
-    parts = {"cider": scores, "cider_seen": scores[~unseen], "cider_unseen": scores[unseen]}
-    return {
-        name: float(part.std(ddof=1) / np.sqrt(len(part))) if len(part) > 1 else None
-        for name, part in parts.items()
-    }
+    found = {}
+    for part, mask in part_masks(list(per_image)).items():
+        scores = np.array(list(per_image.values()))[mask]
+        found[part] = float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
+    return found
 
 
 def _test_captions(captioned: Mapping[str, Sequence[Captioned]]) -> list[dict[str, Any]]:
@@ -262,17 +236,8 @@ def _test_captions(captioned: Mapping[str, Sequence[Captioned]]) -> list[dict[st
 
 def _balance(experiment: Experiment) -> dict[str, dict[str, float]]:
     sets = {
-        "real": [pair.caption for pair in read_pairs(experiment.real())],
+        "real": experiment.real_captions(),
         "synthetic": experiment.written_captions(),
         "test": [caption for example in dataset.examples("test") for caption in example.captions],
     }
-    sample = min(1000, *map(len, sets.values()))
-    found = balance(sets, sample_size=sample, num_clusters=min(20, sample), seed=0)
-    return {
-        name: {
-            "top5_share": found[name].top_share,
-            "entropy": found[name].entropy,
-            "captions": len(captions),
-        }
-        for name, captions in sets.items()
-    }
+    return balance_of(sets)

@@ -6,35 +6,32 @@ so an interrupted run goes on where it stopped; `notes` keeps apart results of d
 
 import copy
 import dataclasses
-import functools
-import operator
 import pathlib
-import types
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from synth2_jax import config as config_lib
-from synth2_jax import folder_lock
+from synth2_jax.caption_writing.classes import load_classes
 from synth2_jax.caption_writing.folder import CAPTIONS, MANIFEST
 from synth2_jax.data import records
-from synth2_jax.domains.scenes import oracle, renderer
-from synth2_jax.errors import UserError, in_section
-from synth2_jax.evaluation.caption_sets import read_captions
-from synth2_jax.experiments import pictures
-from synth2_jax.experiments.arms import ARMS
+from synth2_jax.domains.scenes import dataset, oracle, renderer
+from synth2_jax.evaluation.caption_sets import BUILT_IN, read_captions
+from synth2_jax.experiments import caption_sets, pictures
+from synth2_jax.experiments.arms import ARMS, Arm
+from synth2_jax.experiments.compute import equal_compute
+from synth2_jax.experiments.curves import curve
 from synth2_jax.experiments.experiment_config import Case, ExperimentConfig, check_left_open
-from synth2_jax.experiments.notes import Notes
-from synth2_jax.files import read_json
+from synth2_jax.experiments.step_runner import StepRunner, changed_section
+from synth2_jax.files import read_json, read_json_lines
 from synth2_jax.loading import tokenizing
 from synth2_jax.loading.run import Trained
-from synth2_jax.loading.trained import load_trained
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
-from synth2_jax.stages.evaluate import RESULTS
-from synth2_jax.training import checkpoint_reader
+from synth2_jax.stages.evaluate import PER_IMAGE, RESULTS
 from synth2_jax.training.optimizer import make_optimizer
 
 NUM_READ = 1024  # synthetic pictures that the oracle reads
@@ -56,7 +53,19 @@ class _Scores:
 SCORES = tuple(field.name for field in dataclasses.fields(_Scores))
 
 
-class Experiment:
+@dataclasses.dataclass(frozen=True)
+class _PerImage:
+    """A row of per_image.jsonl; keys of Scenes are SPLIT-NUMBER."""
+
+    key: str
+    cider: float
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w+-\d{1,9}", self.key, re.ASCII):
+            raise ValueError(f"key is {self.key!r:.40}, expected SPLIT-NUMBER")
+
+
+class Experiment(StepRunner):
     """One workdir and one config with a section for each step.
 
     Every section is built at once: a mistake in the last must not come to light hours later.
@@ -65,11 +74,11 @@ class Experiment:
       config: what `config_class` holds.
       workdir: every step has a folder in it.
       config_class: ExperimentConfig, or one with sections more.
+      arms: what the VLM may be trained on, by name.
       share_generator: all seeds sample from one generator, each with noise of its own.
 
     Attributes:
       case: seed and number of real pictures of the steps; `at` chooses others than the config's.
-      notes: what its steps note in the workdir.
     """
 
     def __init__(
@@ -78,33 +87,47 @@ class Experiment:
         workdir: str,
         config_class: type[ExperimentConfig] = ExperimentConfig,
         *,
+        arms: Mapping[str, Arm] = ARMS,
         share_generator: bool = False,
     ):
+        super().__init__(config, workdir)
         cfg = config_lib.build(config_class, config)
         check_left_open(config)
+        self._models = {}
         for name in ("tokenizer", "language_model", "generator", "vlm"):
-            of_step, _ = train.build(config[name], f"--config.{name}")
+            self._models[name] = of_step, _ = train.build(config[name], f"--config.{name}")
             make_optimizer(of_step.optimizer, of_step.train.steps, f"--config.{name}")
-        self.config, self.workdir = config, pathlib.Path(workdir)
-        self.notes = Notes(self.workdir)
-        self.case = self._configured = Case(cfg.seed, cfg.real_pairs)
-        self._share_generator = share_generator
+        for name, arm in arms.items():
+            if arm.vlm:
+                train.build(changed_section(config.vlm, arm.changed), f"arm {name}: --config.vlm")
+        limit = cfg.tokenize.max_images or dataset.SPLITS["real"]
+        self._all_real = min(limit, dataset.SPLITS["real"])
+        self._cfg, self._arms, self._share_generator = cfg, arms, share_generator
+        self.case = self._configured = Case(cfg.seed, cfg.real_pairs or self._all_real)
         self._made: set[str] = set()  # folders of pairs that this process has checked
+        self._per_image: dict[pathlib.Path, dict[str, float]] = {}  # read once
 
-    def at(self, **case: int) -> "Experiment":
-        """The same experiment with another `seed`, another `real_pairs`, or both."""
+    def at(self, *, seed: int | None = None, real_pairs: int | None = None) -> "Experiment":
+        """The same experiment with another seed, another number of real pictures (0: all), or both.
+
+        Its steps have their own folders, see `named`.
+        """
         other = copy.copy(self)
-        other.case = dataclasses.replace(self.case, **case)
+        other.case = Case(
+            self.case.seed if seed is None else seed,
+            self.case.real_pairs if real_pairs is None else real_pairs or self._all_real,
+        )
         return other
-
-    def path(self, *names: str) -> str:
-        return str(self.workdir.joinpath(*names))
 
     def named(self, name: str) -> str:
         """The name of a step or folder of this case: "vlm_real" or "vlm_real_n94_seed1"."""
         if self.case.real_pairs != self._configured.real_pairs:
             name += f"_n{self.case.real_pairs}"
         return name if self.case.seed == self._configured.seed else f"{name}_seed{self.case.seed}"
+
+    def _of_all_seeds(self) -> "Experiment":
+        """The case with the config's seed, for what seeds share."""
+        return self.at(seed=self._configured.seed)
 
     def tokenizer(self) -> Trained:
         return self._train("tokenizer", "tokenizer", _seeds(self._configured.seed))
@@ -115,9 +138,10 @@ class Experiment:
     def pairs(self) -> None:
         """Tokenizes the real pairs and the test pictures."""
         splits = tuple(self.config.tokenize.splits)
-        if self._configured.real_pairs:  # the other splits have a number of their own
+        if self._cfg.real_pairs:  # the other splits have a number of their own
             splits = tuple(split for split in splits if split != "real")
-        self._tokenize("tokenize", self.path("pairs"), {"splits": splits})
+        if splits:
+            self._tokenize("tokenize", self.path("pairs"), {"splits": splits})
         self.real()
 
     def real(self) -> str:
@@ -125,60 +149,75 @@ class Experiment:
         number, step, folder = self.case.real_pairs, "tokenize", self.path("pairs")
         if number != self._configured.real_pairs:
             step, folder = f"tokenize_n{number}", self.path("pairs", f"n{number}")
-        if step != "tokenize" or number:
-            limit = {"max_images": number} if number else {}
-            self._tokenize(step, folder, {"splits": ("real",), **limit})
+        if step != "tokenize" or self._cfg.real_pairs:
+            self._tokenize(step, folder, {"splits": ("real",), "max_images": number})
         return str(pathlib.Path(folder, "real"))
 
     def _tokenize(self, step: str, folder: str, filled: Mapping[str, Any]) -> None:
-        """Tokenizes splits, and what is there is checked: once a process."""
-        if (made := f"{folder} {filled['splits']}") in self._made or not filled["splits"]:
-            return
-        filled = {"tokenizer": self.path("tokenizer"), **filled}
-        self._run(tokenize, step, folder, "tokenize", filled)
-        self._made.add(made)
+        """Tokenizes splits; what is there is checked, once a process."""
+        if (made := f"{folder} {filled['splits']}") not in self._made:
+            filled = {"tokenizer": self.path("tokenizer"), **filled}
+            self._run(tokenize, step, folder, "tokenize", filled)
+            self._made.add(made)
 
-    def captions(self) -> None:
-        """The language model writes captions, class by class."""
-        filled = {
-            "language_model": self.path("language_model"),
-            "seed": self._configured.seed,
-        }
-        folder = self.path("captions")
+    def captions(self, name: str = "balanced") -> str:
+        """The captions that get synthetic pictures, see `Arm`; returns their folder."""
+        step = "captions" if name == "balanced" else self._of_all_seeds().named(f"captions_{name}")
+        folder = self.path(step)
         is_done = pathlib.Path(folder, MANIFEST).exists
-        self._run(captions, "captions", folder, "captions", filled, is_done)
+        filled = {"language_model": self.path("language_model"), "seed": self._configured.seed}
+        if name == "real":
+            if not is_done():
+                caption_sets.write_captions(folder, self.real_captions(), "real pairs")
+            return folder
+        if name == "natural" and not is_done():
+            given = self.config.captions.get("classes") or "scenes"
+            classes, total = load_classes(given, BUILT_IN), len(self.written_captions())
+            quotas = caption_sets.natural_quotas(self.real_captions(), classes, total)
+            filled |= {"classes": tuple(quotas), "quotas": quotas}
+        self._run(captions, step, folder, "captions", filled, is_done)
+        return folder
 
-    def written_captions(self) -> list[str]:
-        return read_captions(pathlib.Path(self.path("captions", CAPTIONS)))
+    def written_captions(self, name: str = "balanced") -> list[str]:
+        return read_captions(pathlib.Path(self.captions(name), CAPTIONS))
+
+    def real_captions(self) -> list[str]:
+        return [pair.caption for pair in records.read_pairs(self.real())]
 
     def generator(self) -> Trained:
         """Trained on the real pairs that the VLM has too."""
+        here = self._of_generator()
         filled = {
             "pretrained.tokenizer": self.path("tokenizer"),
             "data.folders": {"real": self.real()},
-            **_seeds(self._of_generator().case.seed),
+            **_seeds(here.case.seed),
         }
-        return self._train(self._of_generator().named("generator"), "generator", filled)
+        return self._train(here.named("generator"), "generator", filled)
 
     def _of_generator(self) -> "Experiment":
         """The case whose generator this one samples from."""
-        return self.at(seed=self._configured.seed) if self._share_generator else self
+        return self._of_all_seeds() if self._share_generator else self
 
-    def synthesize(self) -> str:
-        """The generator's pictures of the captions, as tokens; returns the folder.
+    def synthesize(self, captions: str = "balanced") -> str:
+        """The generator's pictures of a caption set, as tokens; returns the folder.
 
         What is there is checked against generator and captions, once a process.
         """
-        folder = self.path("pairs", self.named("synthetic"))
+        of_set = "" if captions == "balanced" else f"_{captions}"
+        folder = self.path("pairs", self.named(f"synthetic{of_set}"))
         if folder in self._made:
             return folder
         self.generator()
         filled = {
             "generator": self.path(self._of_generator().named("generator")),
-            "captions": self.path("captions"),
+            "captions": self.captions(captions) if of_set else self.path("captions"),
             "seed": self.case.seed,
         }
-        self._run(synthesize, self.named("synthesize"), folder, "synthesize", filled)
+        if captions == "real":  # as many pairs as of the other sets
+            times = len(self.written_captions()) / len(self.real_captions())
+            filled["samples_per_caption"] = max(1, round(times))
+        step = self.named(f"synthesize{of_set}")
+        self._run(synthesize, step, folder, "synthesize", filled)
         self._made.add(folder)
         return folder
 
@@ -193,96 +232,120 @@ class Experiment:
         images = tokenizing.decode_images(self.tokenizer(), tokens)
         return [pairs[i].caption for i in chosen], images, oracle.read(images)
 
-    def repaired(self, name: str) -> str:
+    def repaired(self, name: str, captions: str = "balanced") -> str:
         """The synthetic captions with other pictures, see `pictures`; returns the folder."""
-        folder = self.path("pairs", self.named(name))
-        synthetic = self.synthesize()  # before all: under another config it refuses
+        of_set = "" if captions == "balanced" else f"_{captions}"
+        folder = self.path("pairs", self.named(f"{name}{of_set}"))
+        synthetic = self.synthesize(captions)  # before all: under another config it refuses
         if not pathlib.Path(folder, records.MANIFEST).exists():
-            pictures.repair(name, synthetic, folder, self.tokenizer(), self.case.seed)
+            made_by = self.tokenizer(), self.case.seed, self.real()
+            pictures.repair(name, synthetic, folder, *made_by)
         return folder
 
-    def vlm(self, arm: str) -> Trained:
-        """Trains one arm; all arms have the same tokenizer, language model and steps."""
-        rates, folders = ARMS[arm], {}
-        for source in rates:
-            if source == "real":
-                folders[source] = self.real()
-            elif source == "synthetic":
-                folders[source] = self.synthesize()
-            else:
-                folders[source] = self.repaired(source)
+    def vlm_steps(self, name: str) -> int:
+        """The training steps of an arm, of both of its runs together."""
+        steps = self.config.vlm.train.steps
+        if not self._arms[name].equal_compute:
+            return steps
+        models = self._models["vlm"], self._models["generator"]
+        factor = equal_compute(*models, self._cfg.synthesize, len(self.written_captions()))
+        return round(factor * steps)
+
+    def vlm(self, name: str) -> Trained:
+        """Trains one arm; all arms have the same tokenizer and language model."""
+        arm, steps = self._arms[name], self.vlm_steps(name)
+        first = round(arm.real_first * steps)
+        if not arm.two_runs:
+            return self._vlm(name, arm, arm.rates_at(first), steps, restart=first)
+        self._vlm(f"{name}_first", arm, {"real": 1.0}, first)
+        start = {"init.from": self.path(self.vlm_name(f"{name}_first"))}
+        return self._vlm(name, arm, dict(arm.rates), steps - first, start)
+
+    def _vlm(
+        self,
+        name: str,
+        arm: Arm,
+        rates: Mapping[str, Any],
+        steps: int,
+        start: Mapping[str, str] | None = None,
+        restart: int = 0,
+    ) -> Trained:
+        """One training run of an arm; the learning rate starts again at the step `restart`."""
+        given, changed = self.config.vlm, dict(arm.changed)
+        if steps != given.train.steps:
+            changed["train.steps"] = steps
+        if restart:
+            changed["optimizer.restarts"] = (restart,)
+        if changed.keys() & {"train.steps", "optimizer.restarts"}:
+            shortest = min(steps, restart, steps - restart) if restart else steps
+            warmup_steps = given.optimizer.get("warmup_steps", 0)
+            changed["optimizer.warmup_steps"] = min(warmup_steps, shortest // 2)
+        if steps > given.train.steps and given.train.get("eval_every"):  # as many points
+            every = given.train.eval_every * steps / given.train.steps
+            changed["train.eval_every"] = max(1, round(every))
         filled = {
             "pretrained.tokenizer": self.path("tokenizer"),
             "pretrained.language_model": self.path("language_model"),
-            "data.folders": folders,
+            "data.folders": {source: self._pairs_of(source, arm.captions) for source in rates},
             **_seeds(self.case.seed),
+            **(start or {}),
         }
         if len(rates) > 1:  # a folder may have the name of its arm
-            filled |= {"data.rates": rates, "data.mixture": f"mixture_{arm}"}
-        if "captions" in self.config.vlm.get("validation", {}):
+            filled |= {"data.rates": dict(rates), "data.mixture": f"mixture_{name}"}
+        if "captions" in given.get("validation", {}):
             filled["validation.captions.folder"] = self.path("pairs", "test")
-        return self._train(self.vlm_name(arm), "vlm", filled)
+        return self._train(self.vlm_name(name), "vlm", filled, changed)
+
+    def _pairs_of(self, source: str, captions: str) -> str:
+        """The folder of one source of an arm."""
+        if source == "real":
+            return self.real()
+        if source == "synthetic":
+            return self.synthesize(captions)
+        return self.repaired(source, captions)
 
     def vlm_name(self, arm: str) -> str:
         """The folder of one arm's run."""
         return self.named(f"vlm_{arm}")
 
+    def curve(self, arm: str, metric: str = "validation/cider") -> list[list[float]]:
+        """[[step, value], ...] of a metric while an arm was trained, in both of its runs."""
+        second = curve(self.path(self.vlm_name(arm)), metric)
+        if not self._arms[arm].two_runs:
+            return second
+        first = round(self._arms[arm].real_first * self.vlm_steps(arm))
+        before = curve(self.path(self.vlm_name(f"{arm}_first")), metric)
+        return before + [[step + first, value] for step, value in second]
+
     def evaluate(self, arm: str) -> dict[str, Any]:
         """Captions the test pictures and scores the captions."""
-        name = self.vlm_name(arm)
-        folder = self.workdir / "evaluation" / name
+        name, folder = self.vlm_name(arm), self._evaluation(arm)
         path, filled = folder / RESULTS, {"vlm": self.path(name), "folder": self.path("pairs/test")}
 
         def is_done() -> bool:
             """Returns whether it is finished, with each further score that the config asks for."""
             more = set(self.config.evaluate.get("more_scores", ()))
-            return path.exists() and read_json(path, "evaluate").keys() >= more
+            there = path.exists() and (folder / PER_IMAGE).exists()
+            return there and read_json(path, "evaluate").keys() >= more
 
+        if not is_done():
+            self._per_image.pop(folder, None)
         self._run(evaluate, f"evaluate {name}", str(folder), "evaluate", filled, is_done)
         results = read_json(path, "evaluate")
         scores = {name: results[name] for name in SCORES if name in results}
         parse_as(_Scores, scores, path, "evaluate")
         return results
 
-    def _train(self, name: str, section: str, filled: Mapping[str, Any]) -> Trained:
-        folder, given = self.path(name), self.config[section]
-        self._run(train, name, folder, section, filled, lambda: _is_trained(folder, given))
-        return load_trained(folder, given.model_name)
+    def cider_per_image(self, arm: str) -> dict[str, float] | None:
+        """{key of a test picture: CIDEr} of an arm; None before it is evaluated."""
+        folder = self._evaluation(arm)
+        if folder not in self._per_image and (path := folder / PER_IMAGE).exists():
+            rows = [parse_as(_PerImage, row, path, "evaluate") for row in read_json_lines(path)]
+            self._per_image[folder] = {row.key: row.cider for row in rows}
+        return self._per_image.get(folder)
 
-    def _run(
-        self,
-        stage: types.ModuleType,
-        step: str,
-        folder: str,
-        section: str,
-        filled: Mapping[str, Any],
-        is_done: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Runs a stage unless it is done, by a section with values filled in at dotted keys.
-
-        Raises:
-          UserError: the step was begun under another config.
-        """
-        self.notes.check_same(step, self._noted(section))
-        if is_done():
-            return
-        config = self.config[section].to_dict()
-        for key, value in filled.items():
-            *above, last = key.split(".")
-            functools.reduce(operator.getitem, above, config)[last] = value
-        self._step(step, section, folder, lambda: stage.run(_unlocked(config), folder))
-
-    def _step(self, name: str, section: str, folder: str, function: Callable[[], Any]) -> None:
-        """Runs a function that writes to `folder`; no other command may write there meanwhile."""
-        print(f"== {name}", flush=True)
-        self.notes.begin(name, self._noted(section))
-        lock = pathlib.Path(folder, folder_lock.LOCK)
-        with (
-            self.notes.timed(name),
-            folder_lock.hold(lock, folder, f"the step {name}"),
-            in_section(section),
-        ):
-            function()
+    def _evaluation(self, arm: str) -> pathlib.Path:
+        return self.workdir / "evaluation" / self.vlm_name(arm)
 
     def _noted(self, section: str) -> dict[str, Any]:
         """The config that a step's result depends on; names show what differs from `_configured`.
@@ -291,24 +354,9 @@ class Experiment:
         """
         of_all = {"seed": self._configured.seed}
         if section in _SEE_REAL and self.case.real_pairs == self._configured.real_pairs:
-            of_all["real_pairs"] = self.case.real_pairs
-        return self.config[section].to_dict() | {k: v for k, v in of_all.items() if v}
-
-
-def _unlocked(config: dict[str, Any]) -> ml_collections.ConfigDict:
-    """A section that takes paths and folders that the config file could not know."""
-    return ml_collections.ConfigDict(config, type_safe=False).unlock()
+            of_all["real_pairs"] = self._cfg.real_pairs
+        return super()._noted(section) | {k: v for k, v in of_all.items() if v}
 
 
 def _seeds(seed: int) -> dict[str, int]:
     return {"train.seed": seed, "data.seed": seed}
-
-
-def _is_trained(folder: str, config: ml_collections.ConfigDict) -> bool:
-    if not pathlib.Path(folder, "checkpoints").is_dir():
-        return False
-    try:
-        step = checkpoint_reader.latest_step(folder)
-        return step >= config.train.steps and checkpoint_reader.is_intact(folder, step)
-    except UserError:  # a run that was stopped before its first checkpoint
-        return False

@@ -1,42 +1,37 @@
-"""`synth2 study`: runs the demo's comparison over several seeds and more arms.
+"""`synth2 study`: runs the demo's comparison over seeds, arms and numbers of real pictures.
 
-Arms are those of experiments/arms.py. Tokenizer, language model and captions are trained or
-written once; generator, synthetic pairs and VLM once for each seed. Writes into the workdir, after
-every arm, study.json, study.md (the table) and study.html (a page, with the curves). Stopped and
-started again, it goes on.
+Arms are those of experiments/arms.py, and of the config. Tokenizer, language model and captions are
+trained or written once; generator, synthetic pairs and VLM once for each seed and number of real
+pictures. Writes into the workdir, after every arm, study.json, study.md (the tables) and study.html
+(a page, with the curves). Stopped and started again, it goes on.
 """
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from synth2_jax import config as config_lib
 from synth2_jax import environment
+from synth2_jax.domains.scenes import dataset
 from synth2_jax.domains.scenes import scores as scenes_scores
 from synth2_jax.errors import UserError, nearest
-from synth2_jax.experiments.arms import ARMS
-from synth2_jax.experiments.demo import curve, steps_to_baseline
+from synth2_jax.experiments import study_tables
+from synth2_jax.experiments.arms import ARMS, Arm
+from synth2_jax.experiments.caption_sets import balance_of
 from synth2_jax.experiments.experiment import SCORES, Experiment
 from synth2_jax.experiments.experiment_config import ExperimentConfig, check_real_pairs
+from synth2_jax.experiments.study_summary import run_name, summarise
 from synth2_jax.files import read_json, write_json, write_text
-from synth2_jax.pages.numbers import DASH, finite, lookup
 from synth2_jax.pages.report_files import Curve
-from synth2_jax.pages.study_page import mean_and_spread, render_study
+from synth2_jax.pages.study_page import render_study
 from synth2_jax.side_files import parse_as
 
 RESULTS = "study.json"
-TITLES = {
-    "real": "real only",
-    "real_synthetic": "real + synthetic",
-    "synthetic": "synthetic only",
-    "captions_only": "real + synthetic captions, blank image",
-    "shuffled": "real + synthetic, images shuffled",
-    "rendered": "real + synthetic captions, true images (upper bound)",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +40,48 @@ class StudyConfig:
 
     Attributes:
       seeds: of generator, synthetic pairs and VLM.
-      arms: of `arms.ARMS`, trained in this order for each seed.
-      real_pairs: numbers of real pictures, each with a generator and arms of its own: the
-        data-efficiency curve. Empty for the one of `--config.real_pairs`.
+      arms: of `arms.ARMS` and `more_arms`, trained in this order for each seed.
+      more_arms: {name: arm}, arms of your own.
+      real_pairs: numbers of real pictures, 0 for all, each with a generator and arms of its own:
+        the data-efficiency curve. Empty for the one of `--config.real_pairs`.
+      curve_arms: those of `arms` that other numbers than `--config.real_pairs` have; empty for all.
       share_generator: train one generator for all seeds; their synthetic pairs still differ.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    real_pairs: tuple[int, ...] = ()
     arms: tuple[str, ...] = tuple(ARMS)
+    more_arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)
+    real_pairs: tuple[int, ...] = ()
+    curve_arms: tuple[str, ...] = ()
     share_generator: bool = False
 
     def __post_init__(self):
         config_lib.check_seeds(self, "seeds")
         check_real_pairs(self)
-        for arm in self.arms:
-            if arm not in ARMS:
-                raise UserError(f"arms: unknown {arm!r}; {nearest(arm, ARMS)}")
+        for name in ("seeds", "arms"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: found none, expected at least one")
+        for name in self.more_arms:
+            if name in ARMS or not re.fullmatch(r"\w+", name, re.ASCII):
+                raise UserError(
+                    f"more_arms: found {name!r}, expected letters, digits and _, and none of "
+                    f"{', '.join(ARMS)}"
+                )
+        for key, known in (("arms", {**ARMS, **self.more_arms}), ("curve_arms", self.arms)):
+            for name in getattr(self, key):
+                if name not in known:
+                    raise UserError(f"{key}: unknown {name!r}; {nearest(name, known)}")
+
+    @property
+    def compared(self) -> dict[str, Arm]:
+        """The arms by name, in the order of `arms`."""
+        return {name: {**ARMS, **self.more_arms}[name] for name in self.arms}
+
+    def shown(self, runs: Iterable[str]) -> dict[str, Arm]:
+        """The arms that are compared, then others that the workdir has runs of."""
+        there = {name.split("/")[0] for name in runs}
+        others = {name: arm for name, arm in {**ARMS, **self.more_arms}.items() if name in there}
+        return {**self.compared, **others}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,39 +109,68 @@ def _known_runs(path: pathlib.Path) -> dict[str, Any]:
     return runs
 
 
-def run(config: Any, workdir: str) -> dict[str, Any]:
-    """Runs every arm that is missing; returns what study.json holds."""
+def open_experiment(config: Any, workdir: str) -> tuple[StudyConfig, Experiment]:
+    """The study's own config, and its experiment."""
     cfg = config_lib.build(StudyConfig, config.get("study"), "--config.study")
-    experiment = Experiment(
-        config, workdir, StudyExperimentConfig, share_generator=cfg.share_generator
-    )
+    options = {"arms": cfg.compared, "share_generator": cfg.share_generator}
+    return cfg, Experiment(config, workdir, StudyExperimentConfig, **options)
+
+
+def run(config: Any, workdir: str) -> dict[str, Any]:
+    """Runs every arm that is missing; returns the runs that study.json holds."""
+    cfg, experiment = open_experiment(config, workdir)
+    known = pathlib.Path(workdir) / RESULTS
+    runs = _known_runs(known) if known.exists() else {}
     experiment.tokenizer()
     experiment.language_model()
     experiment.pairs()
     experiment.captions()
-    known = pathlib.Path(workdir) / RESULTS
-    study = _known_runs(known) if known.exists() else {}
-    cases = itertools.product(cfg.real_pairs or (experiment.case.real_pairs,), cfg.seeds)
-    for real_pairs, seed in cases:
-        here = experiment.at(seed=seed, real_pairs=real_pairs)
-        at = f"{seed}" if real_pairs == experiment.case.real_pairs else f"{seed}/n{real_pairs}"
-        for arm in cfg.arms:
-            if arm != "real" and f"generator/{at}" not in study:
-                captions, _, scenes = here.read_synthetic()
-                study[f"generator/{at}"] = scenes_scores.agreement_shares(captions, scenes)
-            here.vlm(arm)
-            study[f"{arm}/{at}"] = {
-                **{score: here.evaluate(arm)[score] for score in SCORES},
-                "curve": curve(here.path(here.vlm_name(arm)), "validation/cider"),
-            }
-            write_results(pathlib.Path(workdir), study, cfg, config, experiment.notes.commits())
+    captions = caption_balance(experiment, cfg.shown(runs))
+    for here, arm in _cases(experiment, cfg):
+        name = functools.partial(run_name, case=here.case, own=experiment.case.real_pairs)
+        if cfg.compared[arm].makes_pictures and name("generator") not in runs:
+            texts, _, scenes = here.read_synthetic()
+            runs[name("generator")] = scenes_scores.agreement_shares(texts, scenes)
+        here.vlm(arm)
+        speeds = [speed for _, speed in here.curve(arm, "steps_per_second")]
+        runs[name(arm)] = {
+            **{score: here.evaluate(arm)[score] for score in SCORES},
+            "steps": here.vlm_steps(arm),
+            "steps_per_second": statistics.median(speeds) if speeds else None,
+            "curve": here.curve(arm),
+        }
+        summary = {**summarise(experiment, runs), "captions": captions}
+        commits = experiment.notes.commits()
+        write_results(pathlib.Path(workdir), runs, summary, cfg, config, commits)
     print((pathlib.Path(workdir) / "study.md").read_text("utf-8"))
-    return study
+    return runs
+
+
+def _cases(experiment: Experiment, cfg: StudyConfig) -> Iterator[tuple[Experiment, str]]:
+    """(experiment of a case, arm) of all that is compared."""
+    own = experiment.case.real_pairs
+    numbers = [experiment.at(real_pairs=n).case.real_pairs for n in cfg.real_pairs or (own,)]
+    for number, seed in itertools.product(dict.fromkeys(numbers), cfg.seeds):
+        arms = cfg.arms if number == own else cfg.curve_arms or cfg.arms
+        yield from ((experiment.at(seed=seed, real_pairs=number), arm) for arm in arms)
+
+
+def caption_balance(experiment: Experiment, arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
+    """Balance and entropy of each caption set, with the arm that has pictures of it."""
+    used = dict.fromkeys(arm.captions for arm in arms.values() if arm.makes_pictures)
+    test = [caption for example in dataset.examples("test") for caption in example.captions]
+    sets = {"real": experiment.real_captions(), "test": test}
+    sets |= {name: experiment.written_captions(name) for name in used if name != "real"}
+    found = balance_of(sets)
+    with_synthetic = [(name, arm) for name, arm in arms.items() if "synthetic" in arm.rates]
+    of_set = {arm.captions: name for name, arm in reversed(with_synthetic)}  # the first one
+    return {name: {**found[name], "arm": of_set.get(name)} for name in sets}
 
 
 def write_results(
     folder: pathlib.Path,
-    study: Mapping[str, Any],
+    runs: Mapping[str, Any],
+    summary: Mapping[str, Any],
     cfg: StudyConfig,
     config: Any,
     commits: Sequence[str],
@@ -131,82 +180,33 @@ def write_results(
     `commits` are those that its parts were made at.
     """
     made_with = environment.describe() | {"commit": ", ".join(commits)}
-    write_json(
-        folder / RESULTS, {"runs": dict(study), "made_with": made_with, "config": config.to_dict()}
-    )
-    shared = " One generator for all seeds." if cfg.share_generator else ""
-    cells, notes = table(study, cfg), f"{footnote(study, made_with)}{shared}\n"
-    rule = ["---"] * len(cells[0])
-    lines = "".join(f"| {' | '.join(row)} |\n" for row in (cells[0], rule, *cells[1:]))
-    write_text(folder / "study.md", f"{lines}\n{notes}")
-    write_text(folder / "study.html", render_study(study, cells, notes))
+    results = {"runs": dict(runs), "summary": summary, "made_with": made_with}
+    write_json(folder / RESULTS, {**results, "config": config.to_dict()})
+    write_tables(folder, runs, summary, cfg, made_with)
 
 
-def table(study: Mapping[str, Any], cfg: StudyConfig) -> list[list[str]]:
-    """Cells, the head first: mean and standard deviation over the seeds that are there."""
-    titles = ["arm", "seeds", "CIDEr", "gain", "CIDEr seen", "CIDEr unseen", "BLEU-4"]
-    rows = [[*titles, "objects right"]]
-    numbers = sorted({int(name.partition("/n")[2]) for name in study if "/n" in name})
-    for arm, at in itertools.product(cfg.arms, ["", *(f"/n{number}" for number in numbers)]):
-        real = _values(study, "real", "cider", cfg.seeds, at)
-        cider = _values(study, arm, "cider", cfg.seeds, at)
-        if not cider:
-            continue
-        gains = [cider[seed] / real[seed] - 1 for seed in cider if real.get(seed)]
-        gain = f"{statistics.mean(gains):+.1%}" if gains and arm != "real" else ""
-        seen, unseen, bleu4, right = (
-            _values(study, arm, score, cfg.seeds, at).values()
-            for score in ("cider_seen", "cider_unseen", "bleu4", "objects_right")
-        )
-        means = [_mean_and_spread(values) for values in (seen, unseen, bleu4)]
-        title = TITLES[arm] + (f", {at.removeprefix('/n')} real pictures" if at else "")
-        first = [title, str(len(cider)), _mean_and_spread(cider.values()), gain]
-        rows.append([*first, *means, f"{_mean_and_spread(right, scale=100)} %"])
-    return rows
+def write_tables(
+    folder: pathlib.Path,
+    runs: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    cfg: StudyConfig,
+    made_with: Mapping[str, str],
+) -> None:
+    """study.md and study.html, from the parts of study.json."""
+    compared = runs, summary, cfg.shown(runs), cfg.seeds
+    tables = {
+        "arms": study_tables.arms_table(*compared),
+        "curve": study_tables.curve_table(*compared),
+        "captions": study_tables.captions_table(runs, summary, cfg.seeds),
+    }
+    notes = study_tables.footnote(runs, summary, made_with, cfg.seeds)
+    notes += " One generator for all seeds." * cfg.share_generator + "\n"
+    parts = [markdown(table) for table in tables.values() if table]
+    write_text(folder / "study.md", "\n".join([parts[0], notes, *parts[1:]]))
+    write_text(folder / "study.html", render_study(runs, summary, tables, notes))
 
 
-def footnote(study: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
-    """The generator, the share of the gap closed, the steps to the baseline, and the commit."""
-    lines = []
-    seeds = sorted({int(name.split("/")[1]) for name in study})
-    if any(f"generator/{s}" in study for s in seeds):
-        shares = []
-        for name in ("objects", "sizes", "places"):
-            values = _values(study, "generator", f"{name}_right", seeds).values()
-            shares.append(f"{name}{' right' * (not shares)} {_mean_and_spread(values, 100)} %")
-        lines.append(f"Generated pictures, read by the oracle: {', '.join(shares)}.")
-    real, both, bound = (
-        _values(study, arm, "cider", seeds) for arm in ("real", "real_synthetic", "rendered")
-    )
-    common = [s for s in seeds if s in real and s in both and bound.get(s, real[s]) != real[s]]
-    if common:
-        closed = [(both[s] - real[s]) / (bound[s] - real[s]) for s in common]
-        lines.append(f"Gap to the upper bound closed: {_mean_and_spread(closed, scale=100)} %.")
-    pairs = [[study.get(f"{arm}/{s}") for arm in ("real", "real_synthetic")] for s in seeds]
-    reached = [steps_to_baseline(*(run["curve"] for run in pair)) for pair in pairs if all(pair)]
-    if reached:
-        shares = [f"{r['share']:.0%}" if r else "never" for r in reached]
-        lines.append(f"Real-only's last score is reached after {', '.join(shares)} of its steps.")
-    lines.append(
-        f"Mean ± standard deviation over seeds; jax {made_with['jax']} on {made_with['device']}, "
-        f"commit {made_with['commit']}."
-    )
-    return "\n".join(lines)
-
-
-def _values(
-    study: Mapping[str, Any], arm: str, score: str, seeds: Sequence[int], at: str = ""
-) -> dict[int, float]:
-    """{seed: score} of one number of real pictures, `at`.
-
-    Without those that counted nothing: NaN, or None once they were in a file.
-    """
-    found = {s: finite(lookup(study, f"{arm}/{s}{at}", score)) for s in seeds}
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
-def _mean_and_spread(values: Iterable[float], scale: float = 1) -> str:
-    mean, spread = mean_and_spread(scale * value for value in values)
-    if mean is None:
-        return DASH
-    return f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table, its head first, in Markdown."""
+    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

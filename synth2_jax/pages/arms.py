@@ -10,6 +10,13 @@ ARM_NAMES = {
     "captions_only": "blank images",
     "shuffled": "shuffled images",
     "rendered": "true images",
+    "text_only": "embedding from text",
+    "real_longer": "real only, equal compute",
+    "two_stages": "two stages, one run",
+    "pretrain_then_mix": "two stages, two runs",
+    "natural": "captions as frequent as real",
+    "real_captions": "real captions, new images",
+    "pixel": "through pixels",
 }
 
 

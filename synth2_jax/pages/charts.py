@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from synth2_jax.inert_text import inert
-from synth2_jax.pages.numbers import finite, number
+from synth2_jax.pages.numbers import finite, number, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,8 @@ _THEME = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper"} | {
     c: f"c{i}" for i, c in enumerate(COLOURS)
 }
 _OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "synth2", "text.parse_math": False}
+_BEHIND = {"linewidth": 0, "pad": 1, "alpha": 0.7}  # the box behind a text
+_LONGEST_NAME = 40  # characters of a name in a chart
 CURVE_POINTS = 120  # a curve of more points is drawn as this many means, or fewer
 
 Points = Sequence[tuple[float, float]]
@@ -70,11 +72,13 @@ def line_chart(
     from_zero: bool = False,
     level: tuple[float, str] | None = None,
     crossing: float | None = None,
+    log_ticks: Sequence[float] = (),
 ) -> "Figure | None":
     """Draws lines over steps; those without points are left out.
 
     Args:
       size: width and height in CSS pixels.
+      log_ticks: the horizontal axis is logarithmic and has these ticks; spreads are error bars.
       from_zero: whether the vertical axis starts at 0, as the horizontal one does.
       level: value and text of a dashed horizontal line.
       crossing: step at which a dotted line falls from `level` to the horizontal axis.
@@ -90,20 +94,76 @@ def line_chart(
             continue
         colour, marker = COLOURS[line.colour], MARKERS[line.colour]
         axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.8)
-        if line.spreads:
+        if line.spreads and log_ticks:
+            style = {"color": colour, "linestyle": "", "capsize": 3, "elinewidth": 1.2}
+            axes.errorbar(x, y, yerr=np.array(line.spreads), **style)
+        elif line.spreads:
             spread = np.array(line.spreads)
             axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.18, linewidth=0)
     if level:
         axes.axhline(level[0], color=INK, linewidth=1.2, linestyle=(0, (5, 3)))
         text = axes.text(0.02, *level, transform=axes.get_yaxis_transform(), color=INK, va="bottom")
-        text.set_bbox({"facecolor": PAPER, "linewidth": 0, "pad": 1, "alpha": 0.7})
+        text.set_bbox({"facecolor": PAPER, **_BEHIND})
         if crossing is not None:
             axes.vlines(crossing, 0, level[0], color=INK, linewidth=1.2, linestyle=(0, (1, 2)))
     if from_zero:
         axes.set_ylim(bottom=min(0.0, *(y for line in lines for _, y in line.points)))
+    if log_ticks:
+        axes.set_xscale("log")
+        axes.set_xticks(log_ticks, [number(tick, 0) for tick in log_ticks])
+        axes.minorticks_off()
     axes.set_xlabel(x_title)
     axes.set_title(y_title, loc="left", fontsize=10, color=SOFT)
     return figure
+
+
+def interval_chart(
+    names: Sequence[str],
+    panels: Mapping[str, Sequence[tuple[float | None, float | None, float | None]]],
+    *,
+    unit: str = "",
+) -> "Figure | None":
+    """Draws a row of points with bars for each name, in panels side by side, around a line at 0.
+
+    `panels` has by title, for each name: the value, and the low and the high end of its interval.
+    A value that is None is left out, a bound that is None has no bar.
+    """
+    rows = {title: list(map(_bounded, found)) for title, found in panels.items()}
+    if not any(row for found in rows.values() for row in found):
+        return None
+    height = 60 + 26 * len(names)
+    figure, panes = _figure((720, height), len(panels))
+    places = np.arange(len(names))[::-1]  # the first name on top
+    for axes, (title, found) in zip(panes, rows.items(), strict=True):
+        for place, row in zip(places, found, strict=True):
+            if row:
+                value, low, high = row
+                axes.plot([low, high], [place, place], color=COLOURS[1], linewidth=2.2)
+                axes.plot([value], [place], color=COLOURS[1], marker="o", markersize=6)
+                text = signed(value, unit=unit)
+                axes.annotate(
+                    *(text, (value, place), (0, 5)),
+                    **{"textcoords": "offset points", "ha": "center", "va": "bottom"},
+                    **{"fontsize": 9, "color": INK, "bbox": {"facecolor": PAPER, **_BEHIND}},
+                )
+        axes.axvline(0, color=INK, linewidth=1.2)
+        axes.grid(axis="x", color=RULE)
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(-0.6, len(names) - 0.3)
+        axes.set_yticks(places, [])
+        axes.set_title(title, loc="left", fontsize=10, color=SOFT)
+    panes[0].set_yticks(places, [inert(name, _LONGEST_NAME) for name in names], color=INK)
+    return figure
+
+
+def _bounded(
+    row: tuple[float | None, float | None, float | None],
+) -> tuple[float, float, float] | None:
+    """The value with an interval; of the value alone where a bound is missing."""
+    value, low, high = map(finite, row)
+    if value is None:
+        return None
+    return (value, value, value) if low is None or high is None else (value, low, high)
 
 
 def bar_chart(
@@ -157,18 +217,20 @@ def svg(figure: "Figure | None", label: str) -> str | None:
     return markupsafe.Markup(start + inside)
 
 
-def _figure(size: tuple[int, int]) -> "tuple[Figure, Axes]":
+def _figure(size: tuple[int, int], num_panels: int = 0) -> "tuple[Figure, Axes]":
+    """A figure and its axes, or with `num_panels` a list of axes side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure((size[0] / 72, size[1] / 72), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.spines["bottom"].set_color(SOFT)
-    axes.tick_params(colors=SOFT, labelsize=10, left=False)
-    axes.xaxis.label.set(color=SOFT, fontsize=10)
-    axes.locator_params(axis="x", nbins=max(2, size[0] // 60))
-    axes.locator_params(axis="y", nbins=max(2, size[1] // 40))
-    axes.grid(axis="y", color=RULE)
-    axes.set_axisbelow(True)
-    axes.ticklabel_format(useOffset=False)
-    return figure, axes
+    panels = figure.subplots(1, num_panels or 1, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.spines["bottom"].set_color(SOFT)
+        axes.tick_params(colors=SOFT, labelsize=10, left=False)
+        axes.xaxis.label.set(color=SOFT, fontsize=10)
+        axes.locator_params(axis="x", nbins=max(2, size[0] // len(panels) // 60))
+        axes.locator_params(axis="y", nbins=max(2, size[1] // 40))
+        axes.grid(axis="y", color=RULE)
+        axes.set_axisbelow(True)
+        axes.ticklabel_format(useOffset=False)
+    return figure, list(panels) if num_panels else panels[0]

@@ -52,6 +52,7 @@ Material = _record(
 Results = _record(  # what is missing here is not shown
     "Results",
     arms=Mapping[str, Numbers | None],
+    gains=Mapping[str, Numbers | None],
     standard_errors=Mapping[str, Numbers | None],
     tokenizer=Numbers,
     generator=Numbers,

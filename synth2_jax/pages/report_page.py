@@ -1,5 +1,6 @@
 """The report of a demo as one HTML file; its text is in templates/report.html.j2."""
 
+import functools
 from collections.abc import Iterable, Mapping
 
 from synth2_jax.pages.arms import MIXED, REAL, named_arms, ordered_arms
@@ -13,9 +14,9 @@ from synth2_jax.pages.charts import (
     thinned,
 )
 from synth2_jax.pages.document import render
+from synth2_jax.pages.intervals import answer
 from synth2_jax.pages.numbers import finite, flat, gain, lookup, number
 
-TOO_CLOSE = 0.02  # relative CIDEr difference below which one run an arm is called a tie
 # Anchor, heading, and keys of results or material: the section needs one of them.
 SECTIONS = (
     ("how", "How it works", ()),
@@ -52,7 +53,8 @@ def render_page(results: Mapping, material: Mapping) -> str:
         results=results,
         material=material,
         gain=gain,
-        too_close=TOO_CLOSE,
+        answer=_answer(results),
+        gain_of=functools.partial(_gain, results),
         signs=MARKER_SIGNS,
         sections={
             anchor: title
@@ -68,6 +70,19 @@ def render_page(results: Mapping, material: Mapping) -> str:
         versions=list(flat(results.get("versions") or {})),
         config=list(flat(results.get("config") or {})),
     )
+
+
+def _answer(results: Mapping) -> str:
+    if results.get("tiny"):
+        return "Plumbing only; the numbers mean nothing."
+    real, mixed = (lookup(results, "arms", arm) or {} for arm in (REAL, MIXED))
+    return answer(real, mixed, results.get("gains"))
+
+
+def _gain(results: Mapping, name: str) -> Mapping:
+    """The gain in a score, with its interval if the results have it."""
+    scores = (lookup(results, "arms", arm, name) for arm in (MIXED, REAL))
+    return lookup(results, "gains", name) or {"value": gain(*scores)}
 
 
 def _curves(results: Mapping, curves: Mapping, arms: list[str]) -> str | None:

@@ -1,10 +1,10 @@
 """`synth2 evaluate`: captions images by a trained VLM, or answers questions, and scores the texts.
 
-Writes to the workdir: captions.jsonl (key, caption, references), results.json (scores, and how they
-were measured), and for the scorers of the data sets predictions.json and, of captions,
-references.json (see `coco_files`). Scores that are asked for in addition (`more_scores`,
-`feature_model`) come last: where one fails, everything else is written and a line says so. Only
-parameters are restored, on however many devices there are.
+Writes to the workdir: captions.jsonl (key, caption, references), per_image.jsonl (key, CIDEr or VQA
+accuracy), results.json (scores, and how they were measured), and for the scorers of the data sets
+predictions.json and, of captions, references.json (see `coco_files`). Scores that are asked for in
+addition (`more_scores`, `feature_model`) come last: where one fails, everything else is written and
+a line says so. Only parameters are restored, on however many devices there are.
 
 Legend: B batch, I images a text, N image tokens, P prompt tokens, T text tokens.
 """
@@ -25,12 +25,12 @@ from synth2_jax.evaluation import coco_files
 from synth2_jax.evaluation.clip_results import clip_results
 from synth2_jax.evaluation.more_scores import each_alone
 from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
-from synth2_jax.files import write_json
+from synth2_jax.files import write_json, write_json_lines
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.scoring import feature_model
 from synth2_jax.stop_signal import StopSignal
 
-RESULTS = "results.json"
+RESULTS, PER_IMAGE = "results.json", "per_image.jsonl"
 
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
@@ -61,6 +61,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
     }
     if jax.process_index():
         return results
+    write_json_lines(folder / PER_IMAGE, scorer.per_image(captions))
     write_json(folder / RESULTS, results)
     more = scorer.more_scores(captions)
     if cfg.feature_model:

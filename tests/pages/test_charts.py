@@ -15,6 +15,7 @@ from synth2_jax.pages.charts import (
     Line,
     bar_chart,
     curve_points,
+    interval_chart,
     line_chart,
     svg,
     thinned,
@@ -78,6 +79,37 @@ def test_charts_of_nothing_are_none():
     assert svg(bar_chart({"all": {0: (None, 1.0)}}), "CIDEr") is None
 
 
+def test_intervals_are_points_with_bars_in_the_order_of_the_names():
+    figure = interval_chart(
+        ["first", "second", "third"],
+        {
+            "a": [(5.0, 2.0, 9.0), (None, None, None), (-1.0, None, None)],
+            "b": [(0.0, 0.0, 0.0)] * 3,
+        },
+        unit=" %",
+    )
+    left, right = figure.axes
+    bars = [line.get_xydata().tolist() for line in left.lines if line.get_linewidth() == 2.2]
+    assert bars == [[[2, 2], [9, 2]], [[-1, 0], [-1, 0]]]  # the third without bounds is a point
+    assert [text.get_text() for text in left.texts] == ["+5.0 %", "−1.0 %"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["first", "second", "third"]
+    assert left.get_title(loc="left") == "a" and len(right.texts) == 3
+    assert interval_chart(["first"], {"a": [(None, 1.0, 2.0)]}) is None
+    hostile = svg(interval_chart(["<b>\u202e" + 99 * "x"], {"a": [(1.0, 0.0, 2.0)]}), "gains")
+    assert "<b>" not in hostile and "\u202e" not in hostile and 50 * "x" not in hostile
+
+
+def test_a_logarithmic_axis_has_the_ticks_it_is_given_and_error_bars():
+    points = [(94, 10.0), (1500, 30.0)]
+    figure = line_chart([Line(points, 0, [1.0, 2.0])], (440, 300), log_ticks=[94, 375, 1500])
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["94", "375", "1,500"]
+    (bars,) = axes.containers
+    ends = [y for segment in bars.lines[2][0].get_segments() for _, y in segment]
+    assert ends == [9, 11, 28, 32] and not axes.collections[1:]
+
+
 def test_a_chart_follows_the_colours_of_the_page_and_is_always_the_same():
     charts = [svg(line_chart([Line([(0, 1), (1, 2)], 2)], (440, 270)), "<b>") for _ in range(2)]
     assert charts[0] == charts[1] and "var(--c2)" in charts[0] and "&lt;b&gt;" in charts[0]
@@ -90,5 +122,5 @@ def test_the_compared_arms_come_first_and_every_arm_has_a_colour_and_a_marker():
     names = ["real only", "real + synthetic", "blank images"]
     assert named_arms(arms) == list(zip(arms, range(3), names, strict=True))
     assert named_arms(["real_synthetic"])[0][1] == 1  # whatever else is there
-    assert sorted(colour for _, colour, _ in named_arms(list(ARMS))) == list(range(len(COLOURS)))
+    assert {colour for _, colour, _ in named_arms(list(ARMS))} == set(range(len(COLOURS)))
     assert len(set(COLOURS)) == len(set(MARKERS)) == len(set(MARKER_SIGNS)) == len(COLOURS)

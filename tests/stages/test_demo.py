@@ -11,11 +11,9 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.domains.scenes.scores import has_unseen
-from synth2_jax.evaluation.scorer import EvaluateConfig
 from synth2_jax.experiments import demo, image_space
 from synth2_jax.experiments.demo import curve, measured, steps_to_baseline, summary
 from synth2_jax.experiments.experiment import ExperimentConfig
-from synth2_jax.scoring.captions import Pairs, cider_d
 from synth2_jax.stages import train
 from synth2_jax.training.metrics import JsonlWriter
 
@@ -37,21 +35,19 @@ def test_steps_to_baseline(baseline, other, expected):
 
 
 def test_standard_errors_are_over_the_test_pictures():
-    examples = dataset.examples("test", 6)
-    rows = [
-        demo.Captioned(f"test-{i}", example.captions[i % 2], example.captions[:1])
-        for i, example in enumerate(examples)
-    ]
-    pairs = Pairs([row.caption for row in rows], [row.references for row in rows])
-    scores = [100 * score for score in cider_d(pairs).per_image]
-    found = demo.standard_errors(rows, EvaluateConfig(folder="", vlm=""))
-    assert found["cider"] == pytest.approx(statistics.stdev(scores) / len(scores) ** 0.5)
+    per_image = {f"test-{i:06d}": float(i**2 % 7) for i in range(6)}
+    found = demo.standard_errors(per_image)
     by_unseen = {True: [], False: []}
-    for example, score in zip(examples, scores, strict=True):
-        by_unseen[has_unseen(example.scene)].append(score)
-    for name, part in (("cider_unseen", by_unseen[True]), ("cider_seen", by_unseen[False])):
+    for i, score in enumerate(per_image.values()):
+        by_unseen[has_unseen(dataset.scene("test", i))].append(score)
+    for name, part in (
+        ("cider", list(per_image.values())),
+        ("cider_unseen", by_unseen[True]),
+        ("cider_seen", by_unseen[False]),
+    ):
         expected = statistics.stdev(part) / len(part) ** 0.5 if len(part) > 1 else None
         assert found[name] == (expected and pytest.approx(expected))
+    assert set(demo.standard_errors({"test-000000": 1.0}).values()) == {None}
 
 
 def test_a_curve_is_one_metric_of_a_run(tmp_path):
@@ -83,12 +79,13 @@ def test_how_curve_and_table_are_measured_is_what_the_config_says(override, curv
     assert found["table"] == {"method": "beam", "num_beams": 3, "pictures": pictures}
 
 
-def results(real, both, tiny=False):
+def results(real, both, tiny=False, **intervals):
     def arm(cider):
         return {"cider": cider, "cider_unseen": cider / 2, "objects_right": cider / 100}
 
     return {
         "arms": {"real": arm(real), "real_synthetic": arm(both)},
+        "gains": {part: {"value": both / real - 1, **bounds} for part, bounds in intervals.items()},
         "tokenizer": {"objects_right": 0.95},
         "generator": {"objects_right": 0.5},
         "steps_per_second": {"embedding": 9.0, "pixel": 6.0},
@@ -98,17 +95,21 @@ def results(real, both, tiny=False):
     }
 
 
-def test_the_summary_tells_a_loss_as_well_as_a_gain():
-    assert "CIDEr: real only 40.0, real + synthetic 50.0 (+25%)" in summary(results(40.0, 50.0))
-    text = summary(results(50.0, 40.0))
-    assert "real + synthetic 40.0 (-20%)" in text
+def test_the_summary_begins_with_the_zero_shot_gain_and_its_interval():
+    unseen, whole = {"low": 0.1, "high": 0.4}, {"low": -0.02, "high": 0.3}
+    text = summary(results(40.0, 50.0, cider_unseen=unseen, cider=whole))
+    assert text.splitlines()[0] == (
+        "Yes, synthetic pairs help. Zero-shot, on combinations that no real pair shows, CIDEr is "
+        "25.0 with real + synthetic pairs and 20.0 with real pairs only "
+        "(+25.0\N{NO-BREAK SPACE}% [+10.0, +40.0]). "
+        "On the whole test set, CIDEr is 50.0 with real + synthetic pairs and 40.0 with real pairs "
+        "only (+25.0\N{NO-BREAK SPACE}% [−2.0, +30.0], which may be chance). In brackets: the "
+        "95 % interval."
+    )
+    assert "objects right: real only 40.0%, real + synthetic 50.0%" in text
     assert "1.50x the steps/s of pixel space" in text and "2.0 minutes, 2.3 GiB" in text
     assert "mean nothing" not in text
     assert summary(results(50.0, 40.0, tiny=True)).startswith("tiny: ")
-    assert "(+nan%)" in summary(results(0.0, 40.0))
-    nothing = results(40.0, 50.0)
-    nothing["arms"]["real"]["cider_unseen"] = None  # a test set without such pictures
-    assert "never seen: –, 25.0" in summary(nothing)
 
 
 @pytest.mark.slow
@@ -130,6 +131,7 @@ def test_the_tiny_demo_makes_a_report_and_goes_on_where_it_was(tmp_path):
     assert found["steps_per_second"].keys() == {"embedding", "pixel"}
     assert min(found["steps_per_second"].values()) > 0
     assert found["seconds"] > 0 and found["tiny"] is True
+    assert list(found["gains"]) == ["cider_unseen", "cider", "cider_seen"]
     assert 0.1 < found["peak_memory_gib"] < 100
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")

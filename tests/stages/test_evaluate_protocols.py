@@ -440,6 +440,8 @@ def test_right_answers_are_right(vqa_pairs, open_vlm):
     scorer = scorer_of(open_vlm, vqa_pairs, {"task": "vqa"})
     assert scorer.score(["The red"] * NUM_IMAGES)["vqa_accuracy"] == pytest.approx(100)
     assert scorer.score(["pink"] * NUM_IMAGES)["vqa_accuracy"] == 0
+    mixed = scorer.per_image(["pink"] + ["The red"] * (NUM_IMAGES - 1))
+    assert [row["vqa_accuracy"] for row in mixed] == [0] + [pytest.approx(100)] * (NUM_IMAGES - 1)
     stems = scorer_of(open_vlm, vqa_pairs, {"task": "vqa", "stem_answers": True})
     assert stems.score(["reds"] * NUM_IMAGES)["vqa_accuracy"] == pytest.approx(100)
     # One person of ten said it: left out once.

@@ -20,7 +20,13 @@ from synth2_jax.evaluation import scorer as scorer_file
 from synth2_jax.evaluation.scorer import CaptionScorer, EvaluateConfig
 from synth2_jax.files import read_json_lines
 from synth2_jax.loading.trained import load_trained
-from synth2_jax.scoring.captions import Pairs, cider_plain, document_frequency, score_captions
+from synth2_jax.scoring.captions import (
+    Pairs,
+    cider_d,
+    cider_plain,
+    document_frequency,
+    score_captions,
+)
 from synth2_jax.stages import evaluate
 from synth2_jax.testing.untrained_runs import write_untrained_run
 
@@ -89,6 +95,18 @@ def test_results_say_how_they_were_measured(folder, tmp_path, capsys):
     assert (told["folder"], told["vlm"]) == (str(folder / "pairs"), str(folder / "vlm"))
     assert told["protocol"]["shots"] == 1 and told["protocol"]["seed"] == 3
     assert (told["decode"]["method"], told["decode"]["max_length"]) == ("greedy", 4)
+
+
+def test_each_image_has_its_own_score(folder, tmp_path):
+    evaluate.run(config_of(folder), str(tmp_path))
+    rows = read_json_lines(tmp_path / "per_image.jsonl")
+    captions = read_json_lines(tmp_path / "captions.jsonl")
+    assert [row["key"] for row in rows] == [row["key"] for row in captions]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert np.mean([row["cider"] for row in rows]) == pytest.approx(results["cider"])
+    first = next(row for row in rows if row["key"] == captions[0]["key"])
+    pairs = Pairs([row["caption"] for row in captions], [row["references"] for row in captions])
+    assert first["cider"] == pytest.approx(100 * cider_d(pairs).per_image[0])
 
 
 def test_captions_are_asked_for_as_in_training(folder, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from synth2_jax.data import records
 from synth2_jax.domains.scenes import dataset, language, oracle, renderer
 from synth2_jax.errors import UserError
 from synth2_jax.experiments import experiment as steps
-from synth2_jax.experiments import notes
+from synth2_jax.experiments import notes, step_runner
 from synth2_jax.experiments.arms import ARMS
 from synth2_jax.experiments.experiment import Experiment
 from synth2_jax.experiments.experiment_config import FILLED_IN, Case
@@ -190,33 +190,47 @@ def check_provenance(chain, name):
     assert pairs_of(folder)[0].key == f"{name}-000000000-0"
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("name", ARMS)
 def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
-    chain, experiment, monkeypatch, arm
+    chain, experiment, monkeypatch, name
 ):
-    seen = []
-    monkeypatch.setattr(
-        experiment, "_train", lambda name, section, filled: seen.append((name, filled))
-    )
-    monkeypatch.setattr(Experiment, "synthesize", lambda self: f"synthetic {self.case}")
-    monkeypatch.setattr(Experiment, "repaired", lambda self, name: f"{name} {self.case}")
+    seen, arm, steps = [], ARMS[name], chain.steps["vlm"]
+
+    def train_alone(name, section, filled, changed):
+        seen.append((name, filled, changed))
+
+    monkeypatch.setattr(experiment, "_train", train_alone)
+    for made in ("synthesize", "repaired"):
+        monkeypatch.setattr(Experiment, made, lambda self, *names: f"{'/'.join(names)} {self.case}")
     here = experiment.at(seed=2)
     here.vlm("real")
-    here.vlm(arm)
-    (_, real), (name, section) = seen
-    assert name == f"vlm_{arm}_seed2"
-    folders = {
-        source: str(chain.path("pairs", "real")) if source == "real" else f"{source} {Case(2, 0)}"
-        for source in ARMS[arm]
-    }
-    assert section.pop("data.folders") == folders
-    rates = section.pop("data.rates", dict.fromkeys(folders, 1.0))
-    assert rates == ARMS[arm] and sum(ARMS[arm].values()) == 1
-    assert ("data.mixture" in section) == (len(folders) > 1)
-    section.pop("data.mixture", None)
+    here.vlm(name)
+    (_, real, _), *first, (folder, filled, changed) = seen
+    assert folder == f"vlm_{name}_seed2"
+    folders = {"real": str(chain.path("pairs", "real"))}
+    for source in arm.rates.keys() - {"real"}:
+        names = [*([] if source == "synthetic" else [source]), arm.captions]
+        folders[source] = f"{'/'.join(names)} {Case(2, 24)}"
+    assert filled.pop("data.folders") == {s: f for s, f in folders.items() if s in arm.rates}
+    switch = 0 if arm.two_runs else round(arm.real_first * steps)
+    assert filled.pop("data.rates", {"real": 1.0}) == arm.rates_at(switch)
+    assert sum(arm.rates.values()) == 1
+    assert ("data.mixture" in filled) == (len(arm.rates) > 1)
+    filled.pop("data.mixture", None)
     real.pop("data.folders")
-    assert section["train.seed"] == section["data.seed"] == 2
-    assert section == real
+    assert filled["train.seed"] == filled["data.seed"] == 2
+    if arm.two_runs:
+        ((first_folder, first_filled, first_changed),) = first
+        assert filled.pop("init.from") == str(chain.path(first_folder))
+        assert first_filled.pop("data.folders") == {"real": folders["real"]}
+        assert first_filled == real
+        assert first_changed["train.steps"] + changed["train.steps"] == steps
+    assert filled == real
+    if arm.equal_compute:
+        assert changed["train.steps"] == here.vlm_steps(name) > steps
+    elif not arm.two_runs:
+        stages = {"optimizer.restarts": (switch,), "optimizer.warmup_steps": switch // 2}
+        assert changed == arm.changed | (stages if switch else {})
 
 
 @pytest.mark.parametrize(
@@ -266,7 +280,7 @@ def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
     for stage in (tokenize, captions, synthesize, train, evaluate):
         name = stage.__name__.rpartition(".")[2]
         monkeypatch.setattr(stage, "run", functools.partial(record, name))
-    monkeypatch.setattr(steps, "load_trained", lambda *arguments: None)
+    monkeypatch.setattr(step_runner, "load_trained", lambda *arguments: None)
     experiment = Experiment(config, str(tmp_path))
     experiment.tokenizer()
     experiment.language_model()

@@ -5,7 +5,7 @@ import pytest
 from synth2_jax import config as config_lib
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
-from synth2_jax.experiments import experiment as steps
+from synth2_jax.experiments import step_runner
 from synth2_jax.experiments.experiment import Experiment
 
 
@@ -15,7 +15,7 @@ def test_a_seed_and_a_number_of_real_pictures_have_folders_of_their_own(tmp_path
     monkeypatch.setattr(
         Experiment, "_run", lambda self, stage, step, *rest: ran.append((step, *rest[::2]))
     )
-    monkeypatch.setattr(steps, "load_trained", lambda *arguments: None)
+    monkeypatch.setattr(step_runner, "load_trained", lambda *arguments: None)
     experiment = Experiment(config_lib.load_config("configs/scenes/demo.py:tiny"), str(tmp_path))
     experiment.pairs()
     here = experiment.at(real_pairs=94, seed=1)

@@ -1,6 +1,7 @@
 """Damaged files with which a demo or a study goes on: one line each."""
 
 import json
+import types
 
 import ml_collections
 import pytest
@@ -22,6 +23,7 @@ def experiment(tmp_path):
     made.config = ml_collections.ConfigDict({"evaluate": {}})
     made.workdir, made.notes = tmp_path, Notes(tmp_path)
     made.case = made._configured = Case()
+    made._cfg, made._per_image = types.SimpleNamespace(real_pairs=0), {}
     return made
 
 
@@ -37,6 +39,7 @@ def test_results_of_an_evaluation(experiment, tmp_path, change, message):
     path = tmp_path / "evaluation" / "vlm_real" / "results.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**GOOD, "more": "text", "cider_unseen": None}))
+    (path.parent / "per_image.jsonl").touch()
     assert experiment.evaluate("real")["more"] == "text"
     values = {name: value for name, value in {**GOOD, **change}.items() if value is not ...}
     path.write_text(json.dumps(values))
@@ -100,3 +103,23 @@ def test_captions_of_test_pictures(experiment, tmp_path, change, message):
     with pytest.raises(UserError) as error:
         demo._captioned(experiment, "real")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"key": "test-x"}, "key is 'test-x', expected SPLIT-NUMBER"),
+        ({"cider": "1"}, "value.cider: found '1'"),
+    ],
+)
+def test_scores_of_test_pictures(experiment, tmp_path, change, message):
+    path = tmp_path / "evaluation" / "vlm_real" / "per_image.jsonl"
+    assert experiment.cider_per_image("real") is None
+    path.parent.mkdir(parents=True)
+    row = {"key": "test-000003", "cider": 12.5}
+    write_json_lines(path, [{**row, **change}])
+    with pytest.raises(UserError) as error:
+        experiment.cider_per_image("real")
+    assert message in str(error.value) and "`synth2 evaluate`" in str(error.value)
+    write_json_lines(path, [row])
+    assert experiment.cider_per_image("real") == {"test-000003": 12.5}

@@ -6,7 +6,6 @@ import pytest
 
 from synth2_jax import main
 from synth2_jax.experiments.arms import ARMS
-from synth2_jax.experiments.study import TITLES
 
 pytestmark = pytest.mark.slow
 
@@ -74,18 +73,22 @@ def test_a_study_grows_arm_by_arm_and_seed_by_seed(tmp_path, study):
     assert code == 0 and {"tokenizer", "vlm_real", "evaluate vlm_real_synthetic"} <= set(steps)
     first = json.loads((tmp_path / "study.json").read_text())["runs"]
     assert first.keys() == {"real/0", "real_synthetic/0", "generator/0"}
-    assert rows(tmp_path) == [TITLES[arm] for arm in FIRST]
+    assert rows(tmp_path) == [ARMS[arm].title for arm in FIRST]
 
     code, steps, _ = study(study__arms=tuple(ARMS))
     others = [arm for arm in ARMS if arm not in FIRST]
     # Synthetic pairs are looked at again, which makes none.
+    sets = {"captions_natural", "synthesize_natural", "synthesize_real"}
     assert code == 0 and sorted(set(steps) - {"tokenize", "synthesize"}) == sorted(
-        f"{step}vlm_{arm}" for arm in others for step in ("", "evaluate ")
+        {f"{step}vlm_{arm}" for arm in others for step in ("", "evaluate ")}
+        | {"vlm_pretrain_then_mix_first"}
+        | sets
     )
     runs = json.loads((tmp_path / "study.json").read_text())["runs"]
     assert runs.keys() == {"generator/0", *(f"{arm}/0" for arm in ARMS)}
     assert {name: runs[name] for name in first} == first
-    assert rows(tmp_path) == [TITLES[arm] for arm in ARMS]
+    assert rows(tmp_path) == [arm.title for arm in ARMS.values()]
+    check_summary(tmp_path)
 
     before = (tmp_path / "study.json").read_text()
     code, steps, errors = study(study__arms=FIRST, vlm__optimizer__learning_rate=0.5)
@@ -98,6 +101,18 @@ def test_a_study_grows_arm_by_arm_and_seed_by_seed(tmp_path, study):
     assert {"synthesize_seed1", "vlm_real_synthetic_seed1"} <= set(steps)
     text = (tmp_path / "study.md").read_text()
     assert "| real + synthetic | 2 |" in text and "One generator for all seeds." in text
+
+
+def check_summary(folder):
+    """Checks intervals of every arm, the balance of every caption set, and equal compute."""
+    results = json.loads((folder / "study.json").read_text())
+    runs, summary = results["runs"], results["summary"]
+    assert summary["gains"].keys() == ARMS.keys() - {"real"}
+    assert set(summary["captions"]) == {"real", "test", "balanced", "natural"}
+    assert runs["real_longer/0"]["steps"] > runs["real/0"]["steps"]
+    curve = [step for step, _ in runs["pretrain_then_mix/0"]["curve"]]
+    assert curve == sorted(set(curve)) and curve[-1] == runs["real/0"]["steps"]
+    assert all(run["steps_per_second"] > 0 for name, run in runs.items() if "generator" not in name)
 
 
 def rows(folder):
