@@ -106,7 +106,7 @@ def recognise(path: str | os.PathLike[str]) -> Found:
 
 def is_run(path: pathlib.Path) -> bool:
     """Tells a training run's folder, also one without a checkpoint, and an item of a checkpoint."""
-    if path.name in ("params", "average") and path.parent.name.isdecimal():
+    if path.name in ("params", "average") and (path.parent / "fingerprints").is_dir():
         path = path.parent
     if (path / "checkpoints").is_dir():
         return True

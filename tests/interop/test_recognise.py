@@ -102,6 +102,12 @@ def test_a_run_and_t5xs_own_layout_are_known_by_their_files(tmp_path):
     (tmp_path / "run" / "checkpoints" / "20" / "params").mkdir(parents=True)
     for path in ("run", "run/checkpoints", "run/checkpoints/20"):
         assert recognise(tmp_path / path).kind == "run"
+    # An item of a step, there or not; others' folders may have such a name too.
+    step = tmp_path / "run" / "checkpoints" / "20"
+    assert recognise(step / "params").description == "a folder with nothing in it"
+    (step / "fingerprints").mkdir()
+    for item in ("params", "average"):
+        assert recognise(step / item).kind == "run"
     (tmp_path / "t5x" / "checkpoint_10" / "target.encoder.encoder_norm.scale").mkdir(parents=True)
     (tmp_path / "t5x" / "checkpoint_10" / "checkpoint").touch()
     for path in ("t5x", "t5x/checkpoint_10"):
