@@ -51,7 +51,7 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """What (x A) B is multiplied by."""
+        """The factor of (x A) B."""
         return self.alpha / self.rank
 
     def check_targets(self, paths: Sequence[str], where: str) -> None:
