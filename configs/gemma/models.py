@@ -7,17 +7,11 @@ and 7 by size).
 
 import dataclasses
 
-from configs.arguments import words
 from configs.paper import models as paper
 from synth2_jax.models.gemma import RELEASED
 
 EVERY = {"270m": 3, "1b": 2, "4b": 2}
 TEXT_LENGTH = 96  # 64 of a caption, as at the paper's scale, behind its prompt in two turns
-
-
-def size(arg: str) -> str:
-    """The word behind `--config=FILE:`, "270m" without one; UserError on any other."""
-    return (words(arg, tuple(RELEASED)) or ["270m"])[0]
 
 
 def vlm(size: str) -> dict:

@@ -9,6 +9,7 @@
 `vlm.py:1b` and `vlm.py:4b` take the larger ones. GEMMA is the folder of an instruction-tuned
 Gemma 3 (gemma-3-270m-it), of the package gemma or of Hugging Face; FILE its SentencePiece model.
 The prompt is a user's turn in Gemma's chat format, and the caption is the model's.
+`vlm.py:lora`, or `vlm.py:1b,lora`, adapts the Gemma by LoRA of rank 16 (chosen).
 `--config.data.source=fake` runs without any of them. Needs `pip install 'synth2-jax[gemma]'`.
 
 Hardware: not run; parameters, gradients and Adam take 4 GB (`:270m`), 10 GB (`:1b`) and 30 GB
@@ -22,6 +23,7 @@ All else is as in configs/paper/vlm.py, where it says what was chosen. Chosen be
 
 import ml_collections
 
+from configs.arguments import words
 from configs.gemma import models
 from configs.paper import vlm as paper
 from synth2_jax.text.prompts import CHAT_CAPTION_PROMPT
@@ -30,10 +32,13 @@ FSDP = {"270m": 1, "1b": 4, "4b": 16}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`:270m`, as without a word, `:1b` or `:4b` is the size of the Gemma."""
-    size = models.size(arg)
+    """`:270m`, as without a word, `:1b` or `:4b` is the size of the Gemma; `:lora` adapts it."""
+    given = words(arg, (*models.EVERY, "lora"))
+    size = next((word for word in given if word != "lora"), "270m")
     config = paper.get_config()
     config.model.vlm = models.vlm(size)
+    if "lora" in given:
+        config.model.vlm.lora = {"rank": 16}
     config.data.text_length = models.TEXT_LENGTH
     config.data.prompt = CHAT_CAPTION_PROMPT
     config.data.batch_size = 256

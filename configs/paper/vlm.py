@@ -17,7 +17,7 @@ Score: not run at this size. The paper: zero-shot CIDEr on COCO 22.1 from 10.1M 
 
 From Flamingo: resampler of 6 layers, width 1536, 16 heads of 96 and 64 latents, tanh gates from 0,
 AdamW with clipping at 1, weight decay 0.1 (none on the resampler), warm-up of 5,000 steps to 1e-4,
-then constant, 500,000 steps.
+then constant, 500,000 steps. Norms and gates do not decay either (chosen).
 
 Left open by the paper, and chosen:
 - the language model: a decoder of 24 layers and width 1024
@@ -59,7 +59,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
                 "mixture": "real_synthetic",
                 "rates": rates,
             },
-            "optimizer": {**optimizer, "weight_decay_skip": ("^vlm/resampler/",)},
+            "optimizer": {
+                **optimizer,
+                "groups": ({"pattern": "^vlm/resampler/", "weight_decay": 0.0},),
+            },
             "train": models.train(STEPS),
             "mesh": models.MESH,
         }

@@ -10,7 +10,9 @@ half of each batch from either. `vlm.py:interleaved` puts three pairs into one t
 the VLM for few-shot evaluation; `vlm.py:mixture,interleaved` does both. `vlm.py:two_stages` takes
 the folders of `vlm.py:mixture`, and trains on real pairs alone for the first half of the steps,
 then on the mixture; the learning rate warms up for both. `vlm.py:modules` reads no folders but a
-mixture of yours: `--config.data.modules=my_tasks --config.data.mixture=my_mixture`.
+mixture of yours: `--config.data.modules=my_tasks --config.data.mixture=my_mixture`. `vlm.py:lora`
+adapts the frozen language model by LoRA; `vlm.py:whole` trains it too, at a tenth of the learning
+rate.
 
 Hardware: 2 CPU cores.
 Time: 1 to 1.5 minutes, curve included.
@@ -30,9 +32,10 @@ IMAGES_PER_TEXT = 3  # when interleaved: the last caption follows two examples
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`:mixture` for real and synthetic pairs, `:two_stages` for real pairs, then both; `:modules`
-    for a mixture of your own; `:interleaved` for several images a text; `:tiny` trains a few steps
-    only; several as `:mixture,tiny`."""
-    given = words(arg, ("mixture", "two_stages", "modules", "interleaved", "tiny"))
+    for a mixture of your own; `:interleaved` for several images a text; `:lora` or `:whole` for the
+    language model; `:tiny` trains a few steps only; several as `:mixture,tiny`."""
+    known = ("mixture", "two_stages", "modules", "interleaved", "lora", "whole", "tiny")
+    given = words(arg, known)
     steps, real_steps = (20, 10) if "tiny" in given else (STEPS, REAL_STEPS)
     data, optimizer = models.pairs_data(), models.optimizer(1e-3, steps, weight_decay=0.03)
     if "modules" in given:
@@ -47,13 +50,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if "interleaved" in given:  # about as many pairs a step
         data["images_per_text"] = IMAGES_PER_TEXT
         data["batch_size"] = 22
+    model = {"tokenizer": models.tokenizer(), "vlm": models.vlm()}
+    if "lora" in given:
+        model["vlm"]["lora"] = {"rank": 8}
+    if "whole" in given:
+        model["freeze"] = ("^tokenizer/",)
+        slow = {"pattern": "^vlm/language_model/", "learning_rate_factor": 0.1}
+        optimizer["groups"] = (slow,)
     return ml_collections.ConfigDict(
         {
             "model_name": "vlm",
-            "model": {
-                "tokenizer": models.tokenizer(),
-                "vlm": models.vlm(),
-            },
+            "model": model,
             "pretrained": {"tokenizer": "", "language_model": ""},
             "data": data,
             "optimizer": optimizer,
