@@ -16,6 +16,7 @@ Legend: B batch, N image tokens, T text tokens, E text width.
 import dataclasses
 import functools
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.layers.lora import is_adapter
 from synth2_jax.losses.generator_loss import generator_loss, sample_mask
 from synth2_jax.losses.vlm_loss import vlm_loss
 from synth2_jax.losses.vq_loss import vq_loss
@@ -97,8 +99,11 @@ class BaseObjective:
         """Returns whether the model has this pretrained part, and training leaves all of it."""
         if name not in self.parts or self._freeze is None:
             return name in self.parts
-        trained, _ = train_state.split_params(self.boxed_shapes, self.frozen)
-        return not any(path.startswith(f"{self.parts[name].path}/") for path in trained)
+        inside = (
+            path for path in self.boxed_shapes if path.startswith(f"{self.parts[name].path}/")
+        )
+        own = (path for path in inside if not is_adapter(path))
+        return all(any(re.search(pattern, path) for pattern in self.frozen) for path in own)
 
     def check_freeze(self, where: str) -> None:
         """Raises UserError where the `freeze` of the task, which is at `where`, will not do."""
@@ -298,8 +303,8 @@ class GeneratorObjective(ImageTokenObjective):
         return super().frozen + ((f"^{encoder.path}/",) if also else ())
 
     def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
-        frozen = self.task.stored_text_features or self.is_frozen("text_encoder")
-        check = vocabulary.check_table if frozen else vocabulary.check_rows
+        may_be_others = self.task.stored_text_features or "text_encoder" in self.parts
+        check = vocabulary.check_table if may_be_others else vocabulary.check_rows
         check(self._reader.vocab_size, f"{where}.{self.text_part}")
 
     def init(self, key: jax.Array) -> dict[str, Any]:

@@ -26,6 +26,11 @@ LORA = {"vlm": {**MODELS["vlm"]["vlm"], "lora": {"rank": 2}}}
 CASES = {
     "vlm": ("vlm", {}, ("vlm/resampler", "vlm/cross_attention")),
     "lora": ("vlm", LORA, ("vlm/resampler", "vlm/cross_attention", "lora")),
+    "lora typed": (
+        "vlm",
+        {**LORA, "freeze": (TOKENIZER, "^vlm/language_model/", "^vlm/resampler/")},
+        ("vlm/cross_attention", "lora"),
+    ),
     "whole": ("vlm", {"freeze": (TOKENIZER,)}, ("vlm/",)),
     "resampler": (
         "vlm",
@@ -78,7 +83,8 @@ def test_a_part_is_frozen_only_if_all_of_it_is():
     frozen = {
         name: {part for part in made(name).parts if made(name).is_frozen(part)} for name in CASES
     }
-    assert frozen["vlm"] == frozen["lora"] == frozen["resampler"] == {"tokenizer", "language_model"}
+    for name in ("vlm", "lora", "lora typed", "resampler"):
+        assert frozen[name] == {"tokenizer", "language_model"}
     assert frozen["whole"] == frozen["pretrained encoder"] == {"tokenizer"}
     assert frozen["pattern"] == frozen["both"] == {"tokenizer", "text_encoder"}
     some = (TOKENIZER, "^vlm/language_model/(?!decoder)")
