@@ -93,7 +93,7 @@ def adapted(config: LoRAConfig | None, model: nn.Module) -> contextlib.AbstractC
 
     depth = len(model.path)
 
-    def add(call: Any, args: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+    def add(call: Any, args: Any, options: Any, context: Any) -> Any:
         y = call(*args, **options)
         module = context.module
         if context.method_name != "__call__" or not _is_linear(module):
@@ -169,5 +169,6 @@ def merge(
 
     to, left, right = (spelled(axes) for axes in names)
     kernel, a, b = (jnp.asarray(leaf) for leaf in (kernel, a, b))
-    added = jnp.einsum(f"{left},{right}->{to}", *(leaf.astype(jnp.float32) for leaf in (a, b)))
+    factors = (leaf.astype(jnp.float32) for leaf in (a, b))
+    added = jnp.einsum(f"{left},{right}->{to}", *factors, precision="highest")
     return (kernel.astype(jnp.float32) + scale * added).astype(kernel.dtype)
