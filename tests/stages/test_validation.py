@@ -49,10 +49,10 @@ def held_out(monkeypatch):
     return batches
 
 
-def validator():
+def validator(objective=None):
     cfg, mesh = config(), sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-    built_on = {}, None
-    return Validator(cfg.validation, RandomLoss(), cfg.data, *built_on, mesh, sharding.AXIS_RULES)
+    settings = (cfg.data, {}, None, mesh, sharding.AXIS_RULES)
+    return Validator(cfg.validation, objective or RandomLoss(), *settings)
 
 
 def test_each_batch_has_a_mask_of_its_own_and_the_same_each_time(held_out):
@@ -63,6 +63,18 @@ def test_each_batch_has_a_mask_of_its_own_and_the_same_each_time(held_out):
     for _ in range(2):
         assert validate(state)["validation/loss"] == pytest.approx(np.mean(masks), rel=1e-6)
     assert len({float(mask[0]) for mask in masks}) == 3
+
+
+def test_the_moving_average_is_what_is_measured(held_out):
+    class Sum(RandomLoss):
+        def loss(self, params, batch, rngs, step, *, train):
+            return {"loss": (params["trained"] + params["frozen"], jnp.float32(1))}, {}
+
+    rng = jax.random.key_data(jax.random.key(7))
+    params = {"trained": jnp.float32(1), "frozen": jnp.float32(10)}
+    for average, expected in (({}, 11), ({"trained": jnp.float32(3)}, 13)):
+        state = TrainState(jnp.int32(2), params, (), {}, rng, average)
+        assert validator(Sum())(state)["validation/loss"] == expected
 
 
 @pytest.mark.parametrize(
