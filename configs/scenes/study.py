@@ -16,7 +16,7 @@ is compared, as `--config=configs/scenes/study.py:curve`, or several with commas
 already is kept.
 
 Hardware: 2 CPU cores.
-Time: 15 minutes a generator, 5 minutes an arm and seed.
+Time: 15 minutes a generator, 5 minutes an arm and seed; 23 for `real_longer`.
 Score: see docs/science.md.
 """
 

@@ -213,7 +213,7 @@ def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
         folders[source] = f"{'/'.join(names)} {Case(2, 24)}"
     assert filled.pop("data.folders") == {s: f for s, f in folders.items() if s in arm.rates}
     switch = 0 if arm.two_runs else round(arm.real_first * steps)
-    assert filled.pop("data.rates", {"real": 1.0}) == arm.rates_at(switch)
+    assert filled.pop("data.rates", dict.fromkeys(arm.rates, 1.0)) == arm.rates_at(switch)
     assert sum(arm.rates.values()) == 1
     assert ("data.mixture" in filled) == (len(arm.rates) > 1)
     filled.pop("data.mixture", None)
