@@ -8,6 +8,7 @@ is compared, as `--config=configs/scenes/study.py:curve`, or several with commas
     curve     real pairs alone, and real + synthetic, over numbers of real pictures
     captions  caption sets: balanced, as frequent as in the real pairs, and theirs alone
     stages    real pairs first, then real + synthetic, in one run and in two
+    tuning    the language model frozen, adapted by LoRA, and trained too
     all       every arm, and the curve
     tiny      a few steps of each; the numbers mean nothing
 
@@ -33,14 +34,15 @@ ARMS = {
     "curve": (),
     "captions": ("natural", "real_captions"),
     "stages": ("two_stages", "pretrain_then_mix"),
-    "all": (*CONTROLS, "natural", "real_captions", "two_stages", "pretrain_then_mix", "pixel"),
+    "tuning": ("lora", "whole"),
 }
+ARMS["all"] = (*CONTROLS, *ARMS["captions"], *ARMS["stages"], *ARMS["tuning"], "pixel")
 CURVE = (94, 188, 375, 750, 1500, 3000)  # a factor of 32
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """Words: curve, captions, stages, all, tiny; see above."""
-    given = words(arg, ("curve", "captions", "stages", "all", "tiny"))
+    """Words: curve, captions, stages, tuning, all, tiny; see above."""
+    given = words(arg, (*ARMS, "tiny"))
     tiny = "tiny" in given
     config = demo.get_config("tiny" if tiny else "")
     if not tiny:

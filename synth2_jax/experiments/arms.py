@@ -80,6 +80,7 @@ class Arm:
 
 
 _HALF = {"real": 0.5, "synthetic": 0.5}
+_SLOW_LANGUAGE_MODEL = {"pattern": "^vlm/language_model/", "learning_rate_factor": 0.1}
 ARMS = {
     REAL: Arm({"real": 1.0}, "real only"),
     MIXED: Arm(_HALF, "real + synthetic"),
@@ -101,5 +102,18 @@ ARMS = {
     "real_captions": Arm(_HALF, "real + new images of the real captions", captions="real"),
     "pixel": Arm(
         _HALF, "real + synthetic, through pixels", vlm={"model": {"image_space": "pixel"}}
+    ),
+    "lora": Arm(
+        _HALF,
+        "real + synthetic, LoRA in the language model",
+        vlm={"model": {"vlm": {"lora": {"rank": 8}}}},
+    ),
+    "whole": Arm(
+        _HALF,
+        "real + synthetic, language model trained too",
+        vlm={
+            "model": {"freeze": ("^tokenizer/",)},
+            "optimizer": {"groups": (_SLOW_LANGUAGE_MODEL,)},
+        },
     ),
 }

@@ -17,6 +17,8 @@ ARM_NAMES = {
     "natural": "captions as frequent as real",
     "real_captions": "real captions, new images",
     "pixel": "through pixels",
+    "lora": "LoRA in the language model",
+    "whole": "language model trained too",
 }
 
 
