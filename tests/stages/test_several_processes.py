@@ -72,8 +72,8 @@ def test_training_validates_on_rows_of_every_process(
 def test_data_that_ends_early_is_evaluated_saved_and_said_again(
     chain, tmp_path, run_in_processes, devices, mesh
 ):
-    """Three batches of 24 pairs: two times all of them, or once with half of each batch made."""
-    keys = {"data__num_epochs": 2, "train__steps": 6, "train__eval_every": 100}
+    """15 batches of 120 pairs: two times all of them, or once with half of each batch made."""
+    keys = {"data__num_epochs": 2, "train__steps": 20, "train__eval_every": 100}
     keys |= {"validation__data__folders__test": "CHAIN/pairs/test"}
     keys |= {"validation__data__batch_size": 16, "validation__data__text_length": 26}
     if not mesh:
@@ -82,10 +82,10 @@ def test_data_that_ends_early_is_evaluated_saved_and_said_again(
     argv = chain.training("vlm", tmp_path, **keys, **mesh)
     for ending in ("\n", ", and none was left. To train further"):
         outputs = run_in_processes(argv, devices=devices)
-        assert f"the data ends after step 3 of 6{ending}" in outputs[0][1]
-        assert latest_step(tmp_path) == 3 and list(chain.losses(tmp_path)) == [1, 2, 3]
+        assert f"the data ends after step 15 of 20{ending}" in outputs[0][1]
+        assert latest_step(tmp_path) == 15 and list(chain.losses(tmp_path)) == [*range(1, 16)]
         rows = read_metrics(tmp_path / "metrics.jsonl")
-        assert [row["step"] for row in rows if "validation/loss" in row] == [3]
+        assert [row["step"] for row in rows if "validation/loss" in row] == [15]
 
 
 @PODS
