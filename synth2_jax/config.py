@@ -101,8 +101,9 @@ def build(
     Fields that are dataclasses (or `Dataclass | None`) are built from their own sub-section, also
     inside tuples (`tuple[Dataclass, ...]`); of `Dataclass | OtherDataclass` the one that has most
     of the section's keys, or the first. Lists become tuples; an int is accepted for a float or a
-    text. Values of a `Mapping[str, X]` are built as X, under whatever keys there are. The text
-    "none" is None where None may stand, for `override` cannot know.
+    text. Values of a `Mapping[str, X]` are built as X, under whatever keys there are. A field whose
+    name ends in "_", because Python has the word itself, has the key without it (`key_of`). The
+    text "none" is None where None may stand, for `override` cannot know.
 
     Args:
       cls: a dataclass whose annotations are real types (no strings).
@@ -119,23 +120,28 @@ def build(
     if isinstance(section, cls):
         return section
     section = _plain_section({} if section is None else section, where)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = {key_of(field.name): field for field in dataclasses.fields(cls) if field.init}
     for key in section:
         if key not in fields:
             raise UserError(f"{where}.{key}: unknown key; {nearest(key, fields)}")
-    for name, field in fields.items():
+    for key, field in fields.items():
         default = (field.default, field.default_factory)
-        if name not in section and default == (dataclasses.MISSING, dataclasses.MISSING):
-            raise UserError(f"{where}.{name}: missing, and {cls.__name__} has no default for it")
+        if key not in section and default == (dataclasses.MISSING, dataclasses.MISSING):
+            raise UserError(f"{where}.{key}: missing, and {cls.__name__} has no default for it")
     hints = typing.get_type_hints(cls)
     values = {
-        name: _convert(hints[name], value, f"{where}.{name}", exact)
-        for name, value in section.items()
+        fields[key].name: _convert(hints[fields[key].name], value, f"{where}.{key}", exact)
+        for key, value in section.items()
     }
     try:
         return cls(**values)
     except (UserError, ValueError) as error:
         raise UserError(_with_path(str(error), fields, where)) from error
+
+
+def key_of(field: str) -> str:
+    """Returns the key of a dataclass's field: "from_" is typed `from`, a keyword of Python's."""
+    return field.removesuffix("_")
 
 
 def _with_path(message: str, fields: Iterable[str], where: str) -> str:
@@ -355,7 +361,7 @@ def _convert_tuple(items: tuple[Any, ...], value: Any, where: str, exact: bool) 
 def _plain(value: Any, where: str) -> Any:
     """Returns `value` in JSON's types, or raises on what JSON cannot hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        value = {key_of(f.name): getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, ml_collections.FieldReference):
         value = value.get()
     if isinstance(value, ml_collections.ConfigDict | Mapping):

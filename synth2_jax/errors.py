@@ -11,6 +11,10 @@ class UserError(Exception):
     """A mistake in a config, path or file, as one line: the thing, the found and the expected."""
 
 
+class ChangedError(UserError):
+    """A run was begun with another config, part or data than it is to go on with."""
+
+
 class DamagedError(Exception):
     """A file of ours is not as it was written; an older one may do in its place."""
 

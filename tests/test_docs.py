@@ -24,6 +24,7 @@ from PIL import Image
 
 import synth2_jax
 from synth2_jax import command_line, main
+from synth2_jax.config import key_of
 from synth2_jax.domains.scenes import dataset
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -80,7 +81,7 @@ def unknown_keys(words: list[str]) -> list[str]:
 
 
 def _has(cls: type, path: list[str], config) -> bool:
-    hint = typing.get_type_hints(cls).get(path[0])
+    hint = {key_of(name): hint for name, hint in typing.get_type_hints(cls).items()}.get(path[0])
     if hint is None:
         return False
     if path[0] == "model" and hint is typing.Any:

@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from synth2_jax import command_line
+from synth2_jax.config import key_of
 
 # The dataclass of each stage's config, as it is named in the stage's module.
 STAGES = {
@@ -110,7 +111,7 @@ def all_sections() -> dict[type, list[str]]:
         found[cls].append(f"`{path}` of `{stage}`")
         for name, hint in typing.get_type_hints(cls).items():
             for section in sections(hint):
-                visit(section, stage, f"{path}.{name}")
+                visit(section, stage, f"{path}.{key_of(name)}")
 
     for stage in STAGES:
         visit(config_class(stage), stage, SECTIONS.get(stage, "config"))
@@ -150,7 +151,7 @@ def _section(cls: type, paths: list[str]) -> str:
     filled_in = {name for owner, name in derived() if owner is cls}
     hints = typing.get_type_hints(cls)
     rows = [
-        f"| `{field.name}` | {_type(hints[field.name])} | {_default(field, filled_in)} "
+        f"| `{key_of(field.name)}` | {_type(hints[field.name])} | {_default(field, filled_in)} "
         f"| {_cell(meanings.get(field.name, COMMON.get(field.name, '')))} |"
         for field in dataclasses.fields(cls)
         if field.init

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from synth2_jax.data.tensorflow_cpu import tf
-from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.errors import ChangedError, DamagedError, UserError
 from synth2_jax.files import temporary_folder
 
 _HEADER = "position.json"
@@ -39,8 +39,9 @@ def read_header(state: bytes, identity: Identity) -> dict[str, Any]:
     """Reads the header that `pack` wrote, with its identity; fills in what old versions lack.
 
     Raises:
-      UserError: the position is of other data than `identity`, but for `identity["reads"]`; names
-        what differs.
+      ChangedError: the position is of other data than `identity`, but for `identity["reads"]`;
+        names what differs.
+      UserError: a position of a later version.
       DamagedError: not a position.
       Exception: of any other type; the position is damaged.
     """
@@ -54,18 +55,30 @@ def read_header(state: bytes, identity: Identity) -> dict[str, Any]:
     _fill_in(saved, now)
     for key in sorted({*now, *saved} - {"reads"}):
         if now.get(key) != saved.get(key):
-            raise UserError(
-                f"data position: saved with {key} {saved.get(key)!r}, this run has "
-                f"{now.get(key)!r}; to change data, start from the parameters alone"
+            raise ChangedError(
+                f"--config.data: the checkpoint was saved with {key} {saved.get(key)!r}, this run "
+                f"has {now.get(key)!r}"
             )
     return {"restarted_at": 0, "skipped": 0, "source_tokens": {}, **header}
 
 
 def restore(state: bytes, iterator: Iterator) -> None:
-    """Moves a tf.data iterator to a position; any error means that the position is damaged."""
+    """Moves a tf.data iterator to a position.
+
+    Raises:
+      ChangedError: the position is of a pipeline with other steps: a module of the user's was
+        edited.
+      Exception: of any other type; the position is damaged.
+    """
     with zipfile.ZipFile(io.BytesIO(state)) as archive, temporary_folder() as folder:
         archive.extractall(folder)
-        restored = tf.train.Checkpoint(iterator=iterator).read(f"{folder}/iterator")
+        try:
+            restored = tf.train.Checkpoint(iterator=iterator).read(f"{folder}/iterator")
+        except tf.errors.NotFoundError as error:  # the bytes are as they were: zip compares them
+            raise ChangedError(
+                "--config.data: the steps that make the examples are not those that the checkpoint "
+                "was saved with, as when a module of yours or the version of this package changed"
+            ) from error
         restored.assert_consumed()
 
 

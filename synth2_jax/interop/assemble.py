@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -109,18 +109,20 @@ def assemble(
                 misshapen.append(f"{name} {list(tensors[name].shape)} for {path} {list(wanted)}")
         if not misshapen:
             params[path] = stack(layers) if recipe.stacked else layers[0]
-    problems = [
-        f"{len(names)} {problem} ({_listed(names)})"
-        for problem, names in (
-            ("missing", sorted(used - tensors.keys())),
-            ("unknown", sorted(extra)),
-            ("misshapen", misshapen),
-        )
+    found = {"missing": used - tensors.keys(), "unknown": extra, "misshapen": misshapen}
+    refuse_misfits(f"{where}: its tensors do not fit the config", found)
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def refuse_misfits(problem: str, found: Mapping[str, Iterable[str]], advice: str = "") -> None:
+    """Raises UserError if there are any names, {what is wrong with them: names}; it lists them."""
+    kinds = [
+        f"{len(names)} {kind} ({_listed(names)})"
+        for kind, names in ((kind, sorted(names)) for kind, names in found.items())
         if names
     ]
-    if problems:
-        raise UserError(f"{where}: its tensors do not fit the config: {'; '.join(problems)}")
-    return traverse_util.unflatten_dict(params, sep="/")
+    if kinds:
+        raise UserError(f"{problem}: {'; '.join(kinds)}{advice}")
 
 
 def _listed(names: Sequence[str]) -> str:

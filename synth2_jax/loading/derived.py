@@ -1,4 +1,4 @@
-"""Settings of a training that follow from others: from pretrained parts, the vocabulary, the data.
+"""Settings of a training that follow from others: what it is built on, the vocabulary, the data.
 
 A config leaves them out; the config that a run saves has the model as it was filled in.
 """
@@ -17,24 +17,23 @@ from synth2_jax import config as config_lib
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError, naming
 from synth2_jax.interop import t5x
+from synth2_jax.loading import init_model
 from synth2_jax.loading.exported import is_exported, open_exported
-from synth2_jax.loading.trained import others_reader
+from synth2_jax.loading.trained import OF_THE_CONFIG, others_config, others_reader
 from synth2_jax.text.vocabulary import load_vocabulary
 from synth2_jax.training.checkpoint_reader import latest_step, read_description
 from synth2_jax.training.objectives import BaseObjective, objective_class
 
-# No checkpoint decides these: they are the config's own.
-OF_THE_CONFIG = ("dtype", "remat", "dropout_rate")
-# Nor do third-party files these, which a config may say.
-UNTOLD = (*OF_THE_CONFIG, "scan_layers", "image_size", "activation")
 # What held-out data must have as the training data has it.
 TEXT_KEYS = ("text_length", "vocabulary", "prompt", "images_per_text")
 ROWS = 128  # a vocabulary's table has a multiple of it, which every mesh divides
 
 
-def fill_in(section: Any, where: str = "--config") -> Any:
+def fill_in(section: Any, where: str = "--config", workdir: str = "") -> Any:
     """Returns a train section, as dicts, with the settings that follow from others.
 
+    - With `init.from` the model and the text of the data are as in that checkpoint, see
+      `loading.init_model`; a run that resumes, in `workdir`, is its own checkpoint.
     - `model.PART` becomes what the checkpoint at `pretrained.PART` is, but for its dtype, remat and
       dropout. Without a path, or if the checkpoint does not say, it stays what the config says.
     - The rest is added where it is missing: `vocab_size` from `data.vocabulary`, the keys of the
@@ -48,6 +47,8 @@ def fill_in(section: Any, where: str = "--config") -> Any:
         and whose path holds nothing to load.
     """
     filled = _copy(section)
+    if isinstance(filled, dict):
+        init_model.fill_in(filled, where, workdir)
     model, data = (filled.get(n) if isinstance(filled, dict) else None for n in ("model", "data"))
     if not (isinstance(model, dict) and isinstance(data, dict) and "model_name" in filled):
         return filled
@@ -86,9 +87,7 @@ def part_config(name: str, source: str, told: Mapping[str, Any]) -> dict[str, An
     if reader := others_reader(source, name):
         if reader is t5x:
             return None
-        read = getattr(reader, f"{name}_config")
-        known = _fields(typing.get_type_hints(read)["return"])
-        config = read(source, **{key: told[key] for key in UNTOLD if key in told and key in known})
+        config = others_config(reader, source, name, told)
         values = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
         return {field.name: value for field, value in values.items() if value != field.default}
     if is_exported(source):
@@ -112,7 +111,7 @@ def _fill_part(
         model = model.get(key)
         if not isinstance(model, dict):
             return
-    told, classes = model.get(last), _classes(task_class, path)
+    told, classes = model.get(last), init_model.classes_at(task_class, path)
     known = set().union(*map(_fields, classes))
     if not isinstance(told, dict | None) or not known.issuperset(told or {}):
         return
@@ -146,7 +145,7 @@ def _fill_vocab_size(
         reader = reader.get(key) if isinstance(reader, dict) else None
     needed = any(
         field.name == "vocab_size" and field.default is dataclasses.MISSING
-        for cls in _classes(objective.task_class, path)
+        for cls in init_model.classes_at(objective.task_class, path)
         for field in dataclasses.fields(cls)
     )
     vocabulary = data.get("vocabulary", DataConfig.vocabulary)
@@ -168,16 +167,6 @@ def _fill_same(objective: type[BaseObjective], model: dict[str, Any], where: str
             hint = typing.get_type_hints(objective.task_class)[part]
             config = config_lib.build(hint, model[part], f"{where}.{part}")
             section[name] = operator.attrgetter(attribute)(config)
-
-
-def _classes(task_class: type, path: list[str]) -> list[type]:
-    """Returns the dataclasses that the annotations of a task allow at a path."""
-    classes = [task_class]
-    for name in path:
-        hints = [typing.get_type_hints(cls).get(name) for cls in classes]
-        options = [option for hint in hints for option in typing.get_args(hint) or (hint,)]
-        classes = [option for option in options if dataclasses.is_dataclass(option)]
-    return classes
 
 
 def _copy(value: Any) -> Any:

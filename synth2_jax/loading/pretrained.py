@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from jax.sharding import Mesh
@@ -55,11 +56,14 @@ def load_pretrained(
     rules: sharding.AxisRules,
     *,
     may_be_random: bool = False,
+    held: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, Params], dict[str, str]]:
     """Loads the parts that an objective is built on, from their paths.
 
     With `may_be_random` a part without a path is left out, to start from random numbers: speed and
-    sharding do not depend on what the frozen parameters are. So is a part that is trained.
+    sharding do not depend on what the frozen parameters are. So is a part that is trained. `held`
+    are the fingerprints of parts that `init.from` gives: they need no path, and a path to another
+    part is refused.
 
     Returns:
       The parts by their paths in the parameter tree, and by name the fingerprints of those that are
@@ -84,9 +88,17 @@ def load_pretrained(
         if source:
             with naming(f"--config.pretrained.{name}", source):
                 params[part.path] = _load(name, part, source, objective, mesh, rules)
+            digest = with_settings(name, fingerprint(params[part.path]), part.config)
+            if held.get(name, digest) != digest:
+                raise UserError(
+                    f"--config.pretrained.{name}: found fingerprint {digest} in {source}, expected "
+                    f"{held[name]} as in --config.init.from. Leave it out to take that part, or "
+                    f"replace the part by --config.init.exclude=^{part.path}/"
+                )
             if objective.is_frozen(name):  # else it is the run's own from the first step on
-                digest = fingerprint(params[part.path])
-                built_on[name] = with_settings(name, digest, part.config)
+                built_on[name] = digest
+        elif name in held:
+            built_on |= {name: held[name]} if objective.is_frozen(name) else {}
         elif objective.is_frozen(name) and not may_be_random:
             raise UserError(f"--config.pretrained.{name}: empty, expected {SOURCES[name]}")
     return params, built_on

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import typing
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -27,9 +28,14 @@ from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
 from synth2_jax.loading.exported import CONFIG, is_exported, open_exported
 from synth2_jax.loading.run import Trained, load_run
 from synth2_jax.training import train_state
+from synth2_jax.training.checkpoint_reader import latest_step, read_description
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params
 
+# No checkpoint decides these: they are the config's own.
+OF_THE_CONFIG = ("dtype", "remat", "dropout_rate")
+# Nor do third-party files these, which a config may say.
+UNTOLD = (*OF_THE_CONFIG, "scan_layers", "image_size", "activation")
 # What has the functions `PART_config(path)` and `load_PART(path, config)`, t5x's the latter alone.
 Reader = ModuleType | taming.TamingLayout
 # What reads third-party checkpoints of each part, by what `recognise` finds.
@@ -85,7 +91,7 @@ def load_trained(
 
 
 def load_tokenizer(path: str | os.PathLike[str], **told: Any) -> Trained:
-    """Loads a tokenizer, with what the files of third-party ones do not say.
+    """Loads a tokenizer, or that of a VLM or generator; with what third-party files do not say.
 
     `told` are fields of its VQTokenizerConfig, such as `image_size`; None if not given.
 
@@ -95,12 +101,24 @@ def load_tokenizer(path: str | os.PathLike[str], **told: Any) -> Trained:
     told = {name: value for name, value in told.items() if value is not None}
     if path and others_reader(str(path), "tokenizer"):
         return _others_tokenizer(str(path), None, sharding.AXIS_RULES, told)
-    found = load_trained(path, "tokenizer")
+    found = load_trained(path, _model_with_tokenizer(path))
+    found = dataclasses.replace(found, params={"tokenizer": found.params["tokenizer"]})
     for name, value in told.items():
         own = getattr(found.objective.task.tokenizer, name)
         if own != value:
             raise UserError(f"{path}: {name} is {own}, found {value} in the config; leave it out")
     return found
+
+
+def _model_with_tokenizer(path: str | os.PathLike[str]) -> str:
+    """Returns the name of the model there if it has a tokenizer in it, else "tokenizer"."""
+    if not path:
+        return "tokenizer"
+    if is_exported(path):
+        config = open_exported(path).config()
+    else:
+        config, _ = read_description(path, latest_step(path))
+    return str(config["model_name"]) if "tokenizer" in config["model"] else "tokenizer"
 
 
 def load_part(
@@ -154,6 +172,13 @@ def others_reader(path: str, part: str) -> Reader | None:
         expected = ", ".join([KINDS["run"], KINDS["export"], *(KINDS[kind] for kind in readers)])
         raise UserError(f"{path}: looks like {found.description}; expected a {part}: {expected}")
     return readers[found.kind]
+
+
+def others_config(reader: Reader, path: str, part: str, told: Mapping[str, Any]) -> Any:
+    """Returns the config of a third-party part, with what `told` says and its files do not."""
+    read = getattr(reader, f"{part}_config")
+    known = {field.name for field in dataclasses.fields(typing.get_type_hints(read)["return"])}
+    return read(path, **{key: told[key] for key in UNTOLD if key in told and key in known})
 
 
 def _others_tokenizer(

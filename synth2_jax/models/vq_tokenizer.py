@@ -351,6 +351,13 @@ def initial_model_state(config: VQTokenizerConfig) -> dict:
     return {STATS: {"quantizer": quantizer.initial_statistics(*sizes)}}
 
 
+def used_model_state(model_state: dict) -> dict:
+    """Returns unboxed `initial_model_state` of a trained codebook: all codes were used alike."""
+    stats = model_state[STATS]["quantizer"]
+    stats = {**stats, "usage": jnp.ones_like(stats["usage"])}
+    return {**model_state, STATS: {"quantizer": stats}}
+
+
 def update_codebook(
     params: dict, model_state: dict, seen: dict, key: jax.Array, config: VQTokenizerConfig
 ) -> tuple[dict, dict, jax.Array]:

@@ -108,6 +108,7 @@ def model_card(
         stream=stream,
         generator=pathlib.PurePath(stream["generator"]).name if stream else "",
         steps=training["train"]["steps"],
+        origin=training.get("started_from"),
         drawn=_drawn(run_folder, description["step"]),
         scores=[_scores(path, found, model_name) for path, found in scores.items()],
         is_scenes=data.mixture.startswith("scenes_")

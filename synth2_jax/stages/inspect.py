@@ -145,6 +145,9 @@ def _model(heading: str, files: str, held: tuple[Mapping[str, Any], ...], *more:
         size = _size(_total(arrays, names))
         lines.append(f"{part:<{width}}  {count:>15,} parameters  {size:>9}{note}")
     lines += [*more, *(f"trained on top of {name} {value}" for name, value in built_on.items())]
+    if origin := config.get("started_from"):
+        networks = ", ".join(f"{name} {value}" for name, value in origin["fingerprints"].items())
+        lines.append(f"started from {origin['path']}, step {origin['step']}, {networks}")
     return "\n".join([*lines, "", json.dumps(config, indent=2)])
 
 

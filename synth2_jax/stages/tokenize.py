@@ -44,7 +44,8 @@ _BATCHES_AHEAD = 2
 class TokenizeConfig:
     """Attributes:
 
-    tokenizer: workdir or export of a tokenizer, or a third-party VQ-GAN (docs/other_models.md).
+    tokenizer: workdir or export of a tokenizer, or of a VLM or generator for its tokenizer; or a
+        third-party VQ-GAN (docs/other_models.md).
     image_size: side in pixels of the images of a third-party VQ-GAN; None for 256.
     pixel_range: black and white of a third-party VQ-GAN's network; None for what is usual for it.
     source: where images and captions are.

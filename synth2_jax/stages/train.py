@@ -19,7 +19,9 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.evaluation.validation import ValidationConfig, Validator
 from synth2_jax.files import write_bytes, write_text
+from synth2_jax.loading import init_from
 from synth2_jax.loading.derived import TEXT_KEYS, fill_in
+from synth2_jax.loading.init_from import InitConfig
 from synth2_jax.loading.pretrained import PretrainedConfig, load_pretrained
 from synth2_jax.loading.run import VOCABULARY
 from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
@@ -29,7 +31,7 @@ from synth2_jax.training.checkpoints import DataIterator
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from synth2_jax.training.train_loop import TrainLoopConfig, train
-from synth2_jax.training.train_state import Objective, TrainState
+from synth2_jax.training.train_state import Objective, TrainState, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class TrainConfig:
       data: what to train on.
       optimizer: how parameters are updated.
       train: steps, checkpoints and logging.
+      init: where the parameters of a new run start.
       pretrained: where the frozen parts come from.
       validation: what is evaluated during training.
       stream: makes a share of a VLM's batches during training instead of reading it.
@@ -53,6 +56,7 @@ class TrainConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainLoopConfig
+    init: InitConfig = InitConfig()
     pretrained: PretrainedConfig = PretrainedConfig()
     validation: ValidationConfig = ValidationConfig()
     stream: StreamConfig | None = None
@@ -61,16 +65,17 @@ class TrainConfig:
 
 def run(config: Any, workdir: str) -> TrainState:
     """Trains what the config says, or goes on where the workdir's last checkpoint is."""
-    cfg, objective = build(config)
+    cfg, objective = build(config, workdir=workdir)
     resolved = config.to_dict() | {"model": cfg.model}
     if ".py:" in cfg.model_name:  # later stages open it too, perhaps from another folder
         resolved["model_name"] = os.path.abspath(cfg.model_name)
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     _check_rows(cfg, mesh)
-    initial_params, built_on = load_pretrained(
-        cfg.pretrained, objective, mesh, rules, may_be_random=cfg.data.source == "fake"
-    )
+    initial_params, built_on, origin = _initial_params(cfg, objective, mesh, rules, workdir)
+    if origin:
+        texts = {name: getattr(cfg.data, name) for name in TEXT_KEYS}
+        resolved |= {"started_from": origin, "data": {**resolved["data"], **texts}}
     text_encoder = _stored_text_encoder(cfg, objective)
     if text_encoder:
         built_on["text_encoder"] = text_encoder["fingerprint"]
@@ -106,13 +111,15 @@ def run(config: Any, workdir: str) -> TrainState:
             writer.close()
 
 
-def build(section: Any, where: str = "--config") -> tuple[TrainConfig, Objective]:
+def build(
+    section: Any, where: str = "--config", workdir: str = ""
+) -> tuple[TrainConfig, Objective]:
     """Returns the config, filled in (`loading.derived`), and the objective.
 
     Raises:
       UserError: what the config, the pretrained parts' files and the vocabulary show.
     """
-    cfg = config_lib.build(TrainConfig, fill_in(section, where), where)
+    cfg = config_lib.build(TrainConfig, fill_in(section, where, workdir), where)
     objective = make_objective(cfg.model_name, cfg.model, where)
     if cfg.stream and objective.batches != "vlm":
         raise UserError(
@@ -121,6 +128,25 @@ def build(section: Any, where: str = "--config") -> tuple[TrainConfig, Objective
     _check_images_per_text(cfg, objective, where)
     _check_text(cfg, objective, where)
     return cfg, objective
+
+
+def _initial_params(
+    cfg: TrainConfig,
+    objective: Objective,
+    mesh: Mesh,
+    rules: sharding.AxisRules,
+    workdir: str,
+) -> tuple[dict[str, Any], dict[str, str], Mapping[str, Any]]:
+    """Returns the parameters that are loaded, fingerprints of the parts, and `Start.origin`."""
+    given = {name for name in objective.parts if getattr(cfg.pretrained, name)}
+    start = init_from.start(
+        *(cfg.init, cfg.model_name, cfg.model, objective, given, workdir, mesh, rules)
+    )
+    is_fake = cfg.data.source == "fake"
+    options = {"may_be_random": is_fake, "held": start.fingerprints}
+    parts, built_on = load_pretrained(cfg.pretrained, objective, mesh, rules, **options)
+    taken = start.params.keys() - flatten(parts).keys()
+    return {path: start.params[path] for path in taken} | parts, built_on, start.origin
 
 
 def _keep_vocabulary(cfg: TrainConfig, objective: Objective, workdir: pathlib.Path) -> None:

@@ -23,7 +23,7 @@ from synth2_jax.caption_writing.folder import CAPTIONS
 from synth2_jax.config import check_seeds
 from synth2_jax.data import records
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import DamagedError, UserError, naming
+from synth2_jax.errors import ChangedError, DamagedError, UserError, naming
 from synth2_jax.files import read_json_lines
 from synth2_jax.loading.text_encoders import with_text_encoder
 from synth2_jax.loading.trained import load_trained
@@ -208,9 +208,9 @@ class StreamedBatches:
             found.setdefault(key, expected[key])
         for key in expected:
             if found.get(key) != expected[key]:
-                raise UserError(
-                    f"data position: saved with stream.{key} {found.get(key)!r}, this run has "
-                    f"{expected[key]!r}; to change data, start from the parameters alone"
+                raise ChangedError(
+                    f"--config.stream: the checkpoint was saved with stream.{key} "
+                    f"{found.get(key)!r}, this run has {expected[key]!r}"
                 )
         self._number, self._pending = values["number"], None
         return base64.b64decode(values["real"])

@@ -3,7 +3,7 @@
 B batch, I inputs, M hidden units, O outputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import flax.linen as nn
@@ -82,6 +82,10 @@ class ToyObjective:
         del rng
         target_sum = model_state["usage"]["target_sum"] + jnp.sum(seen["target_sum"], axis=0)
         return params, {"usage": {"target_sum": target_sum}}
+
+    def loaded_state(self, model_state: dict[str, Any], loaded: Set[str]) -> dict[str, Any]:
+        del loaded
+        return model_state
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {

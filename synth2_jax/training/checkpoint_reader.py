@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.errors import ChangedError, DamagedError, UserError
 from synth2_jax.training import checksums, train_state
 from synth2_jax.training.train_state import Params
 
@@ -45,6 +45,12 @@ def saved_steps(path: Path) -> list[int]:
 def latest_step(path: Path) -> int:
     """Returns the newest of `saved_steps`."""
     return saved_steps(path)[-1]
+
+
+def own_steps(workdir: Path) -> list[int]:
+    """Returns the steps that a training in this workdir resumes from, rising; [] of a new one."""
+    folder = pathlib.Path(workdir, FOLDER)
+    return complete_steps(folder) if workdir and folder.is_dir() else []
 
 
 def run_folder(path: Path) -> pathlib.Path:
@@ -95,7 +101,9 @@ def read_description(path: Path, step: int) -> tuple[dict[str, Any], dict[str, s
     return found.config, found.fingerprints
 
 
-def restore_params(path: Path, step: int | None = None, abstract: Params | None = None) -> Params:
+def restore_params(
+    path: Path, step: int | None = None, abstract: Params | None = None, *, partial: bool = False
+) -> Params:
     """Reads the parameters of a checkpoint and nothing of its optimizer; any device count will do.
 
     Args:
@@ -103,6 +111,7 @@ def restore_params(path: Path, step: int | None = None, abstract: Params | None 
       step: which one; None takes the newest.
       abstract: tree of ShapeDtypeStructs with shardings, to get jax.Arrays placed by it; None gets
         numpy arrays, whole on every process.
+      partial: whether `abstract` has only some of the parameters.
 
     Raises:
       UserError: also if the shapes are not `abstract`'s.
@@ -113,10 +122,14 @@ def restore_params(path: Path, step: int | None = None, abstract: Params | None 
         if abstract is None:
             wanted = saved_arrays(path, int(folder.name))
         else:
-            check_shapes(folder / PARAMS, abstract)
+            if not partial:
+                check_shapes(folder / PARAMS, abstract)
             wanted = train_state.flatten(abstract)
         found: dict[str, Any] = {}
-        for item, names in ((PARAMS, wanted.keys() - averaged), (AVERAGE, averaged)):
+        for item, names in (
+            (PARAMS, wanted.keys() - averaged),
+            (AVERAGE, wanted.keys() & averaged),
+        ):
             some = {name: wanted[name] for name in sorted(names)}
             found |= _restore_some(folder, item, some) if some else {}
         return train_state.unflatten({name: found[name] for name in wanted})
@@ -139,17 +152,16 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
 
 
 def check_shapes(item_folder: pathlib.Path, expected: Any) -> None:
-    """Raises UserError unless the saved tree has the names and shapes of `expected`."""
+    """Raises ChangedError unless the saved tree has the names and shapes of `expected`."""
     saved, wanted = (
         {name: tuple(leaf.shape) for name, leaf in _by_path(tree).items()}
         for tree in (_saved_tree(item_folder), expected)
     )
     for path in sorted(saved.keys() | wanted.keys()):
         if saved.get(path) != wanted.get(path):
-            raise UserError(
+            raise ChangedError(
                 f"{item_folder}: {path} has shape {saved.get(path, 'missing')}, this run's is "
-                f"{wanted.get(path, 'missing')}; another config needs another workdir, and so does "
-                "a version with another optimizer state"
+                f"{wanted.get(path, 'missing')}"
             )
 
 

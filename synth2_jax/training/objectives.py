@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +43,7 @@ from synth2_jax.models.vq_tokenizer import (
     initial_model_state,
     normalized,
     update_codebook,
+    used_model_state,
 )
 from synth2_jax.text.vocabulary import Vocabulary
 from synth2_jax.training import train_state
@@ -65,6 +66,7 @@ class BaseObjective:
       part_paths: {name in `config.pretrained`: path among the parameters} of the parts that may be
         pretrained. The section `config.model` has the part at the same path, with dots.
       same: {key of the task: the key that it must equal}; `loading.derived` fills in the first.
+      fresh_only: {key of the task that only serves fresh parameters: a path of these}.
       task: a `task_class`.
       parts: the pretrained parts that this model has, by their names in `config.pretrained`.
     """
@@ -74,6 +76,7 @@ class BaseObjective:
     text_part: str = ""
     part_paths: Mapping[str, str] = {}
     same: Mapping[str, str] = {}
+    fresh_only: Mapping[str, str] = {}
     parts: Mapping[str, Part] = {}
 
     def __init__(self, task: Any):
@@ -135,6 +138,10 @@ class BaseObjective:
         del seen, rng
         return params, model_state
 
+    def loaded_state(self, model_state: dict[str, Any], loaded: Set[str]) -> dict[str, Any]:
+        del loaded
+        return model_state
+
     @property
     def _reader(self) -> Any:
         return operator.attrgetter(self.text_part)(self.task)
@@ -158,6 +165,7 @@ class TokenizerObjective(BaseObjective):
     task_class = TokenizerTask
     batches = "tokenizer"
     part_paths = {"perceptual": "perceptual"}
+    fresh_only = {"quantize_start": "tokenizer/quantizer/codebook"}
 
     def __init__(self, task: TokenizerTask):
         super().__init__(task)
@@ -202,6 +210,12 @@ class TokenizerObjective(BaseObjective):
             params["tokenizer"], model_state, seen, rng, self.task.tokenizer
         )
         return {**params, "tokenizer": tokenizer}, model_state
+
+    def loaded_state(self, model_state: dict[str, Any], loaded: Set[str]) -> dict[str, Any]:
+        """Counts each code of a loaded codebook as used: the first batch must not replace any."""
+        if "tokenizer/quantizer/codebook" not in loaded:
+            return model_state
+        return used_model_state(model_state)
 
     def batch_spec(self, batch_size: int) -> Spec:
         size = self.task.tokenizer.image_size

@@ -1,13 +1,14 @@
 """Resuming a run: from its newest checkpoint, if nothing that it depends on has changed."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
 from synth2_jax.config import to_json
-from synth2_jax.errors import UserError
+from synth2_jax.errors import ChangedError, UserError
 from synth2_jax.fingerprint import older_forms
 from synth2_jax.training import train_state
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator, Restored
@@ -15,7 +16,7 @@ from synth2_jax.training.metrics import Sums
 from synth2_jax.training.train_state import TrainState
 
 # Data that differs is refused (see data/saved_position.py), and so are other pretrained parts.
-_SECTIONS = ("model/", "optimizer/", "stream/")
+_SECTIONS = ("init/", "model/", "optimizer/", "stream/")
 _SHOWN = 5
 
 
@@ -39,9 +40,9 @@ def resume(
         for name in sorted(built_on.keys() | restored.built_on.keys()):
             saved, now = restored.built_on.get(name), built_on.get(name)
             if saved != now and not (now and saved in older_forms(now)):
-                raise UserError(
-                    f"{checkpoints.folder}: trained with {name} {saved}, this run has {now}; "
-                    "another input needs another workdir"
+                raise ChangedError(
+                    f"--config.pretrained.{name}: {checkpoints.folder} was trained with {name} "
+                    f"{saved}, this run has {now}"
                 )
         if restored.num_shards == checkpoints.data_layout.num_shards:
             iterator.set_state(restored.iterator)
@@ -63,8 +64,18 @@ def resume(
             logging.warning("%s: resumes with other settings: %s", checkpoints.folder, changed)
         logging.info("resumed at step %d from %s", restored.state.step, checkpoints.folder)
 
-    restored = checkpoints.restore(layout, go_on)
+    try:
+        restored = checkpoints.restore(layout, go_on)
+    except ChangedError as error:
+        raise UserError(
+            f"{error}. Undo the change; or {new_run_from(checkpoints.folder.parent)}"
+        ) from error
     return (restored.state, restored.sums) if restored else (None, {})
+
+
+def new_run_from(workdir: str | os.PathLike[str]) -> str:
+    """Returns how to train the parameters of a run further on other data, or in another way."""
+    return f"start a new run from its parameters: --workdir=NEW --config.init.from={workdir}"
 
 
 def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from synth2_jax.training import train_state
 from synth2_jax.training.checkpoints import Checkpoints, DataIterator
 from synth2_jax.training.metrics import Writer
 from synth2_jax.training.optimizer import Optimizer
-from synth2_jax.training.resume import resume
+from synth2_jax.training.resume import new_run_from, resume
 from synth2_jax.training.train_state import Objective, Params, TrainState, create_train_state
 from synth2_jax.training.train_step import check_batch, compile_train_step
 from synth2_jax.training.watch import Watch
@@ -135,6 +135,12 @@ def train(
             about = (resolved_config, built_on, measured.get(step), watch.sums())
             checkpoints.save(state, train_iterator, *about)
 
+        if first >= config.steps:
+            news = (
+                f"--config.train.steps: found {config.steps}, and {workdir} has trained {first}: "
+                f"nothing is left to do. Give more steps, or {new_run_from(workdir)}"
+            )
+            logging.warning("%s", news)
         while step < config.steps:
             # Saved before the iterator moves: state and data position are of the same step.
             if step > first and step % config.checkpoint_every == 0:
@@ -148,7 +154,7 @@ def train(
             if batch is None:
                 news = f"the data ends after step {step} of {config.steps}"
                 if step == first:
-                    news += ", and none was left. To train further, start another run from it."
+                    news += f", and none was left. To train further, {new_run_from(workdir)}"
                 logging.warning("%s", news)
                 break
             if step == first:

@@ -6,7 +6,7 @@ Parameters are a nested dict; wherever some of them are chosen they are a flat o
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -98,6 +98,9 @@ class Objective(Protocol):
         It is called once a batch: `seen` has a leading axis, the batch's microbatches. The moving
         average of each number that it changes begins again, from what it returns.
         """
+
+    def loaded_state(self, model_state: dict[str, Any], loaded: Set[str]) -> dict[str, Any]:
+        """Returns the first model_state of a model whose parameters at some paths are loaded."""
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the arrays that a batch of `batch_size` rows must hold."""
@@ -207,8 +210,8 @@ def create_train_state(
       layout: from `state_layout` with the same objective and optimizer.
       seed: of the parameters and of every stream of the training steps.
       initial_params: pretrained parameters, {path prefix: tree}: {"language_model": tree} replaces
-        params["language_model"], {"": tree} everything. Cast to the model's dtypes. Adapters that
-        a tree lacks (`layers.lora`) start as new ones.
+        params["language_model"], {"": tree} everything; a whole path has an array. Cast to the
+        model's dtypes. Adapters that a tree lacks (`layers.lora`) start as new ones.
 
     Raises:
       UserError: a pretrained tree differs from the model's in a name or a shape.
@@ -222,7 +225,8 @@ def create_train_state(
         variables = dict(nn.unbox(objective.init(key)))
         params = flatten(variables.pop("params"))
         # What is loaded is not returned, so XLA never computes it.
-        return {path: params[path] for path in fresh_places}, variables
+        fresh = {path: params[path] for path in fresh_places}
+        return fresh, objective.loaded_state(variables, loaded.keys())
 
     init_key, step_key = jax.random.split(jax.random.key(seed))
     fresh, model_state = jax.jit(init, out_shardings=(fresh_places, places.model_state))(init_key)
@@ -262,9 +266,9 @@ def _pretrained(initial_params: Mapping[str, Params], expected: FlatParams) -> F
     placed: FlatParams = {}
     for prefix, tree in initial_params.items():
         where = f"initial_params[{prefix!r}]"
-        start = f"{prefix}/" if prefix else ""
-        found = {start + path: leaf for path, leaf in flatten(tree).items()}
-        wanted = {path: leaf for path, leaf in expected.items() if path.startswith(start)}
+        found = flatten({prefix: tree} if prefix else tree)
+        inside = lambda path: not prefix or f"{path}/".startswith(f"{prefix}/")  # noqa: E731, B023
+        wanted = {path: leaf for path, leaf in expected.items() if inside(path)}
         # What was trained without adapters starts with new ones.
         wanted = {path: wanted[path] for path in wanted if path in found or not is_adapter(path)}
         if not wanted:

@@ -212,3 +212,17 @@ def test_a_command_line_that_is_wrong_on_one_process_ends_all(pod, tmp_path, key
         first, second = (processes.log(index).splitlines()[-1] for index in (0, 1))
     assert second.startswith(f"synth2: {key}: ")
     assert first == second.replace("synth2: ", "synth2: process 1: ")
+
+
+def test_two_processes_start_from_a_run_of_one(pod, tmp_path):
+    """Each device reads its share of the parameters, and all agree on what they read."""
+    from synth2_jax.loading.trained import load_trained
+    from synth2_jax.testing.untrained_runs import write_untrained_run
+
+    write_untrained_run(tmp_path / "source", "language_model")
+    flags = (f"--config.init.from={tmp_path / 'source'}", "--config.train.steps=1")
+    flags += ("--config.model.language_model.scan_layers=false", f"--workdir={tmp_path / 'new'}")
+    pod(2).run(*TRAIN, *flags, "--config.mesh.fsdp=2", "--config.mesh.data=1")
+    found = load_trained(tmp_path / "new", "language_model").config["started_from"]
+    expected = load_trained(tmp_path / "source", "language_model").fingerprint("language_model")
+    assert found["fingerprints"] == {"language_model": expected}

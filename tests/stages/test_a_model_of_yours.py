@@ -135,6 +135,13 @@ def test_it_is_trained_resumed_and_exported(folder, monkeypatch):
     assert main.main(["synth2", "inspect", str(folder / "run")]) == 0
     run, out = (load_trained(folder / path, name) for path in ("run", "out"))
     assert out.fingerprint("words") == run.fingerprint("words")
+    # The model is the export's, and so is its tokenizer; the file may be in another folder.
+    monkeypatch.chdir(folder)
+    from_out = ["--config.init.from=out", "--config.data.vocabulary=scenes"]
+    assert main.main(command(*from_out, "--config.train.steps=1", "--workdir=further")) == 0
+    further = load_trained(folder / "further", name)
+    assert further.fingerprint("tokenizer") == run.fingerprint("tokenizer")
+    assert further.config["started_from"]["fingerprints"]["words"] == run.fingerprint("words")
     assert run.objective.frozen == ("^tokenizer/",)
 
 

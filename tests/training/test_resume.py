@@ -31,6 +31,7 @@ CONFIG = {
             {"model": {"vlm": {"resampler": {}}, "sizes": (1, 2)}},
             "--config.model.vlm.resampler.num_latents=the default (2 before)",
         ),
+        ({"init": {"from": "b"}}, "--config.init.from=b (the default before)"),
         ({"optimizer": {str(i): i for i in range(6)}, "train": {"seed": 0}}, "4 more"),
     ],
 )

@@ -250,6 +250,9 @@ def test_data_that_ends_early_is_logged_evaluated_and_kept_as_any_last_step(tmp_
     with caplog.at_level("WARNING", logger="absl"):
         again, given = run(tmp_path, 20, batches=RecordedBatches(end=0), log_every=3)
     assert "the data ends after step 5 of 20, and none was left. To train further" in caplog.text
+    with caplog.at_level("WARNING", logger="absl"):
+        run(tmp_path, 5, batches=RecordedBatches(end=0))
+    assert f"{tmp_path} has trained 5: nothing is left to do. Give more steps, or" in caplog.text
     assert given == [] and int(again.step) == 5 == latest_step(tmp_path)
     assert_bitwise_equal(again, state)
 
