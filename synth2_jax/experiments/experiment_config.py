@@ -35,6 +35,7 @@ FILLED_IN = {
     "synthesize.generator": _WORKDIR,
     "synthesize.captions": _WORKDIR,
     "synthesize.seed": _SEEDS,
+    "vlm.init.from": _ARM,
     "vlm.pretrained.tokenizer": _WORKDIR,
     "vlm.pretrained.language_model": _WORKDIR,
     "vlm.data.folders": _ARM,
