@@ -31,7 +31,7 @@ Exit codes:
 
 After a stop, give the same command again. `train` has saved where it was; `tokenize`,
 `encode_captions`, `synthesize` and `filter` keep finished shards; `captions` keeps a server's
-answers; `demo` and `study` keep finished steps. Other stages begin again."""
+answers; `demo`, `study` and `rounds` keep finished steps. Other stages begin again."""
 
 
 def check_local(key: str, text: str) -> None:
@@ -124,6 +124,7 @@ STAGES = {
     ),
     "demo": Stage(room="experiments"),
     "study": Stage(room="experiments"),
+    "rounds": Stage(room="experiments"),
     "plan": Stage(
         workdir="workdir/plan",
         writes="",

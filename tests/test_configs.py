@@ -19,6 +19,7 @@ from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
 from synth2_jax.experiments import study
 from synth2_jax.experiments.experiment import Experiment
+from synth2_jax.experiments.round_steps import RoundSteps
 from synth2_jax.loading import pretrained
 from synth2_jax.stages import captions, encode_captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages import filter as filter_stage
@@ -42,6 +43,7 @@ BUILDERS = {
     "train": train.build,
     "demo": lambda config: Experiment(config, "unused"),
     "study": lambda config: Experiment(config, "unused", study.StudyExperimentConfig),
+    "rounds": lambda config: RoundSteps(config, "unused"),
 }
 
 
@@ -196,7 +198,7 @@ READ_BY_NAME = {
     "SourceConfig.questions",
 }
 # Sections of the experiment, which reads them in the ConfigDict that they were built from.
-SECTIONS = ("ExperimentConfig.", "StudyExperimentConfig.")
+SECTIONS = ("ExperimentConfig.", "StudyExperimentConfig.", "RoundsExperimentConfig.")
 
 
 def test_every_field_of_every_config_class_is_read():

@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         optimizer |= {"restarts": (real_steps,), "warmup_steps": min(50, real_steps // 2)}
     if "interleaved" in given:  # about as many pairs a step
         data["images_per_text"] = IMAGES_PER_TEXT
-        data["batch_size"] = 22
+        data["batch_size"] = 24
     model = {"tokenizer": models.tokenizer(), "vlm": models.vlm()}
     if "lora" in given:
         model["vlm"]["lora"] = {"rank": 8}

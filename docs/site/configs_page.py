@@ -35,10 +35,11 @@ STAGES = {
     "filter": "FilterConfig",
     "evaluate": "EvaluateConfig",
     "study": "StudyConfig",
+    "rounds": "RoundsConfig",
 }
 
-# Where that is not the whole config: the others of `study` are sections of other stages.
-SECTIONS = {"study": "config.study"}
+# Where that is not the whole config: the others are sections of other stages.
+SECTIONS = {"study": "config.study", "rounds": "config.rounds"}
 
 # What keys mean that many sections have, where a docstring says no more of them.
 COMMON = {

@@ -6,7 +6,6 @@ so an interrupted run goes on where it stopped; `notes` keeps apart results of d
 
 import copy
 import dataclasses
-import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -250,7 +249,7 @@ class Experiment(StepRunner):
             return steps
         models = self._models["vlm"], self._models["generator"]
         factor = equal_compute(*models, self._cfg.synthesize, len(self.written_captions()))
-        return math.ceil(factor * steps)
+        return round(factor * steps)
 
     def vlm(self, name: str) -> Trained:
         """Trains one arm; all arms have the same tokenizer and language model."""

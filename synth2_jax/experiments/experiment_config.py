@@ -1,6 +1,7 @@
 """The config of an experiment: a section for each step, and what the steps fill in."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -35,7 +36,6 @@ FILLED_IN = {
     "synthesize.generator": _WORKDIR,
     "synthesize.captions": _WORKDIR,
     "synthesize.seed": _SEEDS,
-    "vlm.init.from": _ARM,
     "vlm.pretrained.tokenizer": _WORKDIR,
     "vlm.pretrained.language_model": _WORKDIR,
     "vlm.data.folders": _ARM,
@@ -96,9 +96,11 @@ class Case:
     real_pairs: int = 0
 
 
-def check_left_open(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError when a key of FILLED_IN holds more than 0 or ""."""
+def check_left_open(
+    config: ml_collections.ConfigDict, filled_in: Mapping[str, str] = FILLED_IN
+) -> None:
+    """Raises UserError when a key of `filled_in` holds more than 0 or ""."""
     for key, value in flat(config.to_dict()):
-        for filled, source in FILLED_IN.items():
+        for filled, source in filled_in.items():
             if value and f"{key}.".startswith(f"{filled}."):
                 raise UserError(f"--config.{key}: found {value!r}, expected none: {source} decides")

@@ -77,10 +77,6 @@ class StudyConfig:
         """The arms by name, in the order of `arms`."""
         return {name: {**ARMS, **self.more_arms}[name] for name in self.arms}
 
-    def counted(self, runs: Mapping[str, Any]) -> dict[str, Any]:
-        """The runs of these seeds; a workdir may have others too."""
-        return {name: run for name, run in runs.items() if int(name.split("/")[1]) in self.seeds}
-
     def shown(self, runs: Iterable[str]) -> dict[str, Arm]:
         """The arms that are compared, then others that the workdir has runs of."""
         there = {name.split("/")[0] for name in runs}
@@ -143,7 +139,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
             "steps_per_second": statistics.median(speeds) if speeds else None,
             "curve": here.curve(arm),
         }
-        summary = {**summarise(experiment, cfg.counted(runs)), "captions": captions}
+        summary = {**summarise(experiment, runs), "captions": captions}
         commits = experiment.notes.commits()
         write_results(pathlib.Path(workdir), runs, summary, cfg, config, commits)
     print((pathlib.Path(workdir) / "study.md").read_text("utf-8"))
@@ -197,7 +193,6 @@ def write_tables(
     made_with: Mapping[str, str],
 ) -> None:
     """study.md and study.html, from the parts of study.json."""
-    runs = cfg.counted(runs)
     compared = runs, summary, cfg.shown(runs), cfg.seeds
     tables = {
         "arms": study_tables.arms_table(*compared),

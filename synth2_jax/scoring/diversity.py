@@ -5,7 +5,7 @@ caption sets are compared by the share of their largest clusters and their entro
 The number of clusters, the embedding and the logarithm's base behind the paper's figures are not
 known here, so numbers compare only within one call of `balance`.
 
-Legend: N captions, D embedding width, K clusters.
+Legend: N captions, D embedding width, K clusters; M pictures, P tokens of each.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ class SetBalance:
       cluster_sizes: i64[K].
       top_share: share of the sample in the set's largest clusters.
       entropy: over clusters in nats, at most ln K.
+      self_similarity: mean cosine between the embeddings of two captions of the sample.
     """
 
     sample: Sequence[str]
@@ -34,6 +35,7 @@ class SetBalance:
     cluster_sizes: np.ndarray
     top_share: float
     entropy: float
+    self_similarity: float
 
 
 def share_of_top_clusters(cluster_sizes: Sequence[int], top: int = 5) -> float:
@@ -47,6 +49,26 @@ def entropy(counts: Sequence[int]) -> float:
     share_K = share_K[share_K > 0]
     # max: a single cluster would give -0.0
     return max(0.0, float(-np.sum(share_K * np.log(share_K))))
+
+
+def self_similarity(points_ND: np.ndarray) -> float:
+    """Mean cosine between two different rows; a row of zeros is like no other. NaN for one row."""
+    norms_N1 = np.linalg.norm(points_ND, axis=1, keepdims=True)
+    unit_ND = points_ND / np.where(norms_N1 > 0, norms_N1, 1.0)
+    total_D, num_rows = unit_ND.sum(axis=0), len(unit_ND)
+    if num_rows < 2:
+        return float("nan")
+    return float((total_D @ total_D - (unit_ND**2).sum()) / (num_rows * (num_rows - 1)))
+
+
+def token_agreement(tokens_MP: np.ndarray) -> float:
+    """Chance that two different pictures have the same token at a place. NaN for one picture."""
+    num_pictures = len(tokens_MP)
+    if num_pictures < 2:
+        return float("nan")
+    counts = [np.unique(column, return_counts=True)[1] for column in tokens_MP.T]
+    alike = [(count * (count - 1)).sum() / (num_pictures * (num_pictures - 1)) for count in counts]
+    return float(np.mean(alike))
 
 
 def _shares(counts: Sequence[int]) -> np.ndarray:
@@ -93,9 +115,9 @@ def balance(
         samples[name] = [captions[row] for row in np.sort(rows)]
     points_ND = embed([caption for sample in samples.values() for caption in sample])
     labels_N = k_means(points_ND, num_clusters, seed=seed).labels_N
-    sets = {}
-    for name, labels in zip(samples, np.split(labels_N, len(samples)), strict=True):
+    sets, parts = {}, (np.split(array, len(samples)) for array in (labels_N, points_ND))
+    for name, labels, points in zip(samples, *parts, strict=True):
         size_K = np.bincount(labels, minlength=num_clusters)
-        measures = share_of_top_clusters(size_K), entropy(size_K)
+        measures = share_of_top_clusters(size_K), entropy(size_K), self_similarity(points)
         sets[name] = SetBalance(samples[name], labels, size_K, *measures)
     return sets

@@ -95,3 +95,29 @@ def test_balance_repeats_ignores_the_order_of_sets_and_gives_equal_sets_equal_nu
 def test_balance_refuses_what_it_cannot_compare(sets, arguments, message):
     with pytest.raises(ValueError, match=message):
         diversity.balance(sets, **arguments)
+
+
+def test_self_similarity_is_the_mean_cosine_of_two_rows():
+    points_ND = np.random.default_rng(0).normal(size=(6, 4)) * np.arange(6)[:, None]  # one of zeros
+    norms = np.linalg.norm(points_ND, axis=1)
+    cosines = [
+        0.0 if not norms[i] * norms[j] else points_ND[i] @ points_ND[j] / (norms[i] * norms[j])
+        for i in range(6)
+        for j in range(6)
+        if i != j
+    ]
+    assert diversity.self_similarity(points_ND) == pytest.approx(np.mean(cosines))
+    assert diversity.self_similarity(np.ones((3, 2))) == pytest.approx(1)
+    assert np.isnan(diversity.self_similarity(np.ones((1, 2))))
+    same = diversity.balance(
+        {"a": ["a red dog"] * 4, "b": ["a", "dog", "ran", "off"]}, num_clusters=2
+    )
+    assert same["b"].self_similarity < 0.9 < same["a"].self_similarity == pytest.approx(1)
+
+
+def test_token_agreement_counts_pairs_of_pictures():
+    tokens_MP = np.array([[1, 5], [1, 6], [2, 6]])
+    # Of three pairs of pictures, one agrees at each place.
+    assert diversity.token_agreement(tokens_MP) == pytest.approx(1 / 3)
+    assert diversity.token_agreement(np.ones((4, 3), int)) == 1
+    assert np.isnan(diversity.token_agreement(tokens_MP[:1]))

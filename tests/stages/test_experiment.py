@@ -288,8 +288,6 @@ def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
     experiment.captions()
     experiment.vlm("real_synthetic")
     experiment.evaluate("real_synthetic")
-    experiment.vlm("pretrain_then_mix")
-    changed -= {"vlm.train.steps", "vlm.optimizer.warmup_steps"}  # made from the user's
     assert {key: filled_in(key) for key in changed if not filled_in(key)} == {}
     assert {filled_in(key) for key in changed} == set(FILLED_IN)
 
@@ -381,7 +379,6 @@ def test_an_evaluation_lacks_a_further_score_that_failed(
     names = steps_of(experiment)
     results = tmp_path / "evaluation" / "vlm_real" / "results.json"
     write_json(results, dict.fromkeys(steps.SCORES, 1.0) | found)
-    (results.parent / "per_image.jsonl").touch()
     experiment.evaluate("real")
     assert names == ["evaluate vlm_real"] * runs
 

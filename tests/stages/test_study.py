@@ -196,14 +196,6 @@ def test_arms_that_the_workdir_has_runs_of_are_shown_after_those_that_are_compar
     ]
 
 
-def test_the_page_and_the_tables_are_of_the_seeds_that_are_compared(tmp_path):
-    runs = {"real/0": run(50.0), "real/7": run(900.0), "shuffled/7": run(900.0)}
-    write_results(tmp_path, runs, {}, StudyConfig(seeds=(0,)), ml_collections.ConfigDict(), [])
-    assert json.loads((tmp_path / "study.json").read_text())["runs"] == runs
-    text = (tmp_path / "study.md").read_text() + (tmp_path / "study.html").read_text()
-    assert "50.0" in text and "900" not in text and "shuffled" not in text
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_tables_and_footnote_are_written_with_what_they_were_made_from(tmp_path, shared):
     config = ml_collections.ConfigDict({"study": {"share_generator": shared}})

@@ -1,0 +1,192 @@
+"""`synth2 rounds` from nothing to its page, stopped and taken up again; when the rounds stop."""
+
+import json
+import math
+
+import pytest
+
+from synth2_jax import config as config_lib
+from synth2_jax import main
+from synth2_jax.config import load_config
+from synth2_jax.experiments.round_steps import RoundSteps
+from synth2_jax.experiments.rounds import rise
+from synth2_jax.pages.rounds_page import answer, render_rounds, stop, summary
+from synth2_jax.testing.user_errors import raises_line
+
+LOSSES = {"generator": 2.0, "vlm": 1.0}
+# The tiny rounds with models that compile fast and a language model whose captions can be used.
+WIDTH = {"num_layers": 1, "embed_dim": 32, "num_heads": 2, "head_dim": 16, "mlp_dim": 32}
+TOKENIZER = {"patch_size": 16, "filters": 16, "embedding_dim": 8, "codebook_size": 32}
+GENERATORS, VLMS = ("generator", "round_generator"), ("vlm", "round_vlm")
+HELD_OUT = {"batch_size": 8}
+SMALL = {
+    "rounds": {"rounds": 2, "tolerance": 100.0},
+    "tokenizer.model.tokenizer": TOKENIZER,
+    **{f"{name}.model.tokenizer": TOKENIZER for name in (*GENERATORS, *VLMS)},
+    **{f"{name}.model.generator.text_encoder": WIDTH for name in GENERATORS},
+    **{
+        f"{name}.model.generator.maskgit": {**WIDTH, "num_tokens": 4, "codebook_size": 32}
+        for name in GENERATORS
+    },
+    "language_model.model.language_model": WIDTH,
+    **{f"{name}.model.vlm.language_model": WIDTH for name in VLMS},
+    **{f"{name}.model.vlm.resampler": {**WIDTH, "num_latents": 2} for name in VLMS},
+    **{f"{name}.model.vlm": {"image_embedding_dim": 8, "num_image_tokens": 4} for name in VLMS},
+    **{f"{name}.data": {"batch_size": 16} for name in ("tokenizer", "language_model")},
+    **{f"{name}.data": {"batch_size": 16} for name in (*GENERATORS, *VLMS)},
+    **{f"{name}.validation.data": HELD_OUT for name in (*GENERATORS, *VLMS)},
+    **{f"{name}.train": {"steps": 4, "eval_every": 4} for name in (*GENERATORS, *VLMS)},
+    **{f"{name}.optimizer": {"schedule": "constant"} for name in (*GENERATORS, *VLMS)},
+    "tokenize": {"max_images": 24},
+    "language_model.train": {"steps": 60},
+    "language_model.optimizer": {"schedule": "constant"},
+    # Words that nearly every caption holds: a language model of 60 steps names no shapes.
+    "captions": {
+        "classes": ("a", "the"),
+        "captions_per_class": 16,
+        "max_rounds": 40,
+        "batch_size": 16,
+    },
+    "captions.decode": {"max_length": 16},
+    "evaluate": {"batch_size": 16},
+    "evaluate.decode": {"max_length": 8},
+    "synthesize": {"batch_size": 16},
+    "synthesize.sampler": {"num_steps": 2},
+    "filter": {"keep": 0.75, "scores": ("caption",), "by": "caption", "batch_size": 16},
+}
+
+
+@pytest.mark.parametrize(
+    "after, model",
+    [
+        ({}, None),
+        ({"vlm": 1.09, "generator": 2.19}, None),
+        ({"vlm": 0.5, "generator": 1.0}, None),
+        ({"vlm": 1.11}, "vlm"),
+        ({"generator": 2.21}, "generator"),
+        ({"vlm": math.nan}, "vlm"),
+    ],
+)
+def test_rounds_stop_when_a_held_out_loss_rises_beyond_the_tolerance(after, model):
+    """Of the lowest before, which need not be the last."""
+    before = [{"generator": 3.0, "vlm": 4.0}, LOSSES, {"generator": 2.5, "vlm": 1.3}]
+    found = rise({**LOSSES, **after}, before, 0.1)
+    assert (found and found["model"]) == model
+    if model:
+        assert found["lowest"] == LOSSES[model]
+
+
+def results_of(ciders, stopped=None):
+    """{run: CIDEr} -> what rounds.json holds, as far as a page needs it."""
+    runs = {
+        name: {"scores": {"cider": cider, "cider_unseen": cider / 2}, "held_out": LOSSES}
+        for name, cider in ciders.items()
+    }
+    return {"runs": runs, "stopped": stopped, "made_with": {"jax": "0", "device": "cpu"}}
+
+
+def test_the_page_compares_the_last_round_with_the_first_and_with_one_long_round():
+    results = results_of({"round_0": 100, "round_1": 120, "round_2": 150, "long_2": 125})
+    told = answer(results)
+    assert "CIDEr is 150.0, round 1 has 120.0 (+25.0" in told
+    assert "one long round (steps of 2) has 125.0 (+20.0" in told
+    assert stop(results) is None and told in render_rounds(results)
+    assert summary(results).splitlines()[0].startswith("real pairs alone: CIDEr 100.0")
+    early = {"model": "vlm", "loss": 1.4, "lowest": 1.0}
+    results = results_of({"round_0": 100, "round_1": 90}, early)
+    assert answer(results).startswith("No answer yet")
+    why = "Stopped after round 1: the loss of the VLM on held-out real pairs rose to 1.400"
+    assert why in render_rounds(results) and why in summary(results)
+
+
+@pytest.mark.parametrize(
+    "key, value, told",
+    [
+        ("rounds.rounds", "0", "--config.rounds.rounds: found 0, expected at least 1"),
+        ("rounds.real_share", "1", "--config.rounds.real_share: found 1.0, expected above 0 and"),
+        ("rounds.tolerance", "-1", "--config.rounds.tolerance: found -1.0, expected at least 0"),
+        ("filter.keep", "0", "--config.filter.keep: found 0.0, expected a share above 0"),
+        ("filter.vlm", "v", "--config.filter.vlm: found 'v', expected none: --workdir decides"),
+        ("round_vlm.init.from", "v", "--config.round_vlm.init.from: found 'v', expected none"),
+        ("round_vlm.train.eval_every", "0", "--config.round_vlm.train.eval_every: found 0, expect"),
+        ("generator.train.eval_every", "0", "--config.generator.train.eval_every: found 0, expec"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_line(tmp_path, key, value, told):
+    config = load_config("configs/scenes/rounds.py:tiny")
+    config_lib.override(config, key, value)
+    with raises_line(told):
+        RoundSteps(config, str(tmp_path))
+
+
+@pytest.fixture
+def rounds(tmp_path, capfd):
+    """rounds(KEY=VALUE) -> (exit code, steps that ran, errors), always in one workdir.
+
+    The step `tokenize` is left out: it always runs, to check what is there.
+    """
+
+    def run(**overrides):
+        given = {
+            f"{section}.{key}": v for section, keys in SMALL.items() for key, v in keys.items()
+        }
+        given |= {key.replace("__", "."): value for key, value in overrides.items()}
+        code = main.main(
+            [
+                *("synth2", "rounds", "--config=configs/scenes/rounds.py:tiny"),
+                f"--workdir={tmp_path}",
+                *(f"--config.{key}={value}" for key, value in given.items()),
+            ]
+        )
+        said = capfd.readouterr()
+        steps = [line.removeprefix("== ") for line in said.out.splitlines() if line[:3] == "== "]
+        return code, [step for step in steps if step != "tokenize"], said.err
+
+    return run
+
+
+@pytest.mark.slow
+def test_rounds_from_nothing_and_one_more(tmp_path, rounds):
+    code, steps, error = rounds()
+    assert code == 0, error
+    of_a_round = ["captions", "synthetic", "kept", "generator", "vlm", "evaluation"]
+    for number in (1, 2):
+        assert [s for s in steps if s.startswith(f"round_{number}/")] == [
+            f"round_{number}/{step}" for step in of_a_round
+        ]
+    first = json.loads((tmp_path / "rounds.json").read_text())
+    assert list(first["runs"]) == ["round_0", "round_1", "round_2", "long_2"]
+    one = first["runs"]["round_1"]
+    assert one["pairs"] == {"synthetic": 32, "kept": 24} and 0.3 < one["real_share"] < 0.7
+    assert first["runs"]["round_0"]["real_share"] == 1 and first["stopped"] is None
+    config = json.loads((tmp_path / "round_2" / "vlm" / "config.json").read_text())
+    assert config["init"]["from"] == str(tmp_path / "round_1" / "vlm")
+    assert config["train"]["steps"] == 4 and config["data"]["rates"] == {"real": 0.5, "kept": 0.5}
+    long = json.loads((tmp_path / "long_2" / "vlm" / "config.json").read_text())
+    assert long["init"]["from"] == str(tmp_path / "round_0" / "vlm")
+    assert long["train"]["steps"] == 8 and long["data"]["rates"]["kept_2"] == 0.25
+    captions = [(tmp_path / f"round_{k}" / "captions" / "captions.jsonl") for k in (1, 2)]
+    assert captions[0].read_text() != captions[1].read_text()
+
+    # Nothing is done twice, and a third round goes on from the second.
+    code, steps, _ = rounds()
+    assert (code, steps) == (0, [])
+    assert json.loads((tmp_path / "rounds.json").read_text())["runs"] == first["runs"]
+    code, steps, _ = rounds(rounds__rounds=3, rounds__long_round=False)
+    assert code == 0 and steps == [f"round_3/{step}" for step in of_a_round]
+    third = json.loads((tmp_path / "rounds.json").read_text())["runs"]
+    assert list(third) == ["round_0", "round_1", "round_2", "round_3"]
+
+    # With no tolerance, the rounds end where they did not rise no more.
+    code, steps, _ = rounds(rounds__tolerance=0.0, rounds__long_round=False)
+    assert (code, steps) == (0, [])
+    stopped = json.loads((tmp_path / "rounds.json").read_text())
+    losses = [run["held_out"] for run in stopped["runs"].values()]
+    assert bool(stopped["stopped"]) == (rise(losses[-1], losses[:-1], 0.0) is not None)
+    assert all(rise(losses[k], losses[:k], 0.0) is None for k in range(1, len(losses) - 1))
+
+    # Another config needs another folder.
+    for change in ({"rounds__real_share": 0.25}, {"filter__keep": 0.5}):
+        code, steps, error = rounds(**change)
+        assert (code, steps) == (2, [])
+        assert "another config needs another workdir" in error.splitlines()[-1]
