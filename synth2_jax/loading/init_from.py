@@ -275,11 +275,19 @@ def _wanted(
             wanted[path], resized[path] = leaf, axes[path]
         else:
             misshapen.append(f"{path} {list(held.shape)}, the model has {list(leaf.shape)}")
+    hint = ". --config.init.exclude='PATTERN' starts parameters at random or leaves them behind"
+    if any(map(is_adapter, unknown)):
+        hint += "; an export of that run has its LoRA adapters merged"
     refuse_misfits(
         "its parameters do not fit --config.model",
         {"missing": sorted(missing), "unknown": unknown, "misshapen": misshapen},
-        ". --config.init.exclude='PATTERN' starts parameters at random or leaves them behind",
+        hint,
     )
+    if not wanted and selected and all(map(is_adapter, selected)):
+        raise UserError(
+            "--config.init.include: selects LoRA adapters alone, and it holds none (an export has "
+            "them merged). Leave include out to start new ones."
+        )
     if not wanted:
         raise UserError("--config.init: leaves no parameter to take. Change include or exclude")
     return wanted, resized

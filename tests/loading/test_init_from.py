@@ -30,6 +30,7 @@ from synth2_jax.training.train_state import create_train_state, flatten, state_l
 VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"
 SMALL = {"image_size": 16, "channel_multipliers": (1,)}
 NARROW = {**MODELS["vlm"]["vlm"]["resampler"], "embed_dim": 8}
+ADAPTED = {**MODELS["vlm"], "vlm": {**MODELS["vlm"]["vlm"], "lora": {"rank": 2}}}
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,12 @@ def test_larger_images_have_more_positions(runs, form, caplog):
             "--config.init.exclude: only works with --config.init.from",
         ),
         ("vlm", "vlm", {"exclude": "."}, "--config.init: leaves no parameter to take."),
+        (
+            "vlm",
+            "vlm_export",
+            {"include": "_lora_", "model": ADAPTED},
+            "--config.init.include: selects LoRA adapters alone, and it holds none (an export",
+        ),
         (
             "tokenizer",
             "tokenizer",
