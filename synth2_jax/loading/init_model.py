@@ -68,6 +68,9 @@ def fill_in(filled: dict[str, Any], where: str, workdir: str) -> None:
         reader = objective.text_part.replace(".", "/")
         if any(path.startswith(f"{reader}/") and init.selects(path) for path in source.shapes):
             _check_vocabulary(vocabulary, texts.get("vocabulary"), where)
+    encoder = (source.config.get("pretrained") or {}).get("text_encoder")
+    if encoder and filled["model"].get("stored_text_features") and not given.get("text_encoder"):
+        filled["pretrained"] = {**given, "text_encoder": encoder}  # later stages open it
     data |= {key: texts[key] for key in _TEXT if key in texts and key not in data}
 
 

@@ -86,7 +86,8 @@ def run(config: Any, workdir: str) -> TrainState:
         evaluate = Validator(cfg.validation, objective, cfg.data, *made_by, mesh, rules)
     if text_encoder and cfg.pretrained.text_encoder:
         # Later stages open it, perhaps from another folder than this one.
-        resolved["pretrained"]["text_encoder"] = os.path.abspath(cfg.pretrained.text_encoder)
+        encoder = {"text_encoder": os.path.abspath(cfg.pretrained.text_encoder)}
+        resolved["pretrained"] = {**resolved.get("pretrained", {}), **encoder}
     _keep_vocabulary(cfg, objective, pathlib.Path(workdir))
     if jax.process_index() == 0:
         write_text(pathlib.Path(workdir) / "config.json", config_lib.to_json(resolved))

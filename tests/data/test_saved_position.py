@@ -13,9 +13,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from synth2_jax.data import pipeline
+from synth2_jax.data import pipeline, saved_position
 from synth2_jax.data.pipeline import DataConfig
-from synth2_jax.errors import DamagedError, UserError
+from synth2_jax.data.tensorflow_cpu import tf
+from synth2_jax.errors import ChangedError, DamagedError, UserError
 from synth2_jax.sharding import DataLayout
 from synth2_jax.testing.batches import assert_same, layouts, take
 from synth2_jax.testing.user_errors import user_error
@@ -66,7 +67,7 @@ def test_a_position_of_an_older_version_opens(both, caplog, count, missing):
 
 _RUN = """
 import itertools, os, pathlib, pickle, sys
-from synth2_jax.data import pipeline
+from synth2_jax.data import pipeline, saved_position
 config, workdir, kill_at = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
 iterator = pipeline.train_iterator(config, "vlm")
 if (workdir / "state").exists():
@@ -177,3 +178,14 @@ def test_other_rows_of_the_same_number_of_shards_go_on_exactly(both, caplog):
     assert "resuming the data exactly: skipping 24 examples" in caplog.text
     expected = [{k: v[[0, 1, 4, 5]] for k, v in batch.items()} for batch in straight[3:]]
     assert_same(take(again, 3), expected)
+
+
+def test_a_position_of_an_edited_pipeline_is_not_taken_for_a_damaged_one():
+    """A damaged one would make the training set its checkpoint aside."""
+    numbers = tf.data.Dataset.range(9)
+    saved = iter(numbers.shuffle(3, seed=0).batch(2))
+    next(saved)
+    state = saved_position.pack(saved, {}, {})
+    saved_position.restore(state, iter(numbers.shuffle(3, seed=0).batch(2)))
+    with pytest.raises(ChangedError, match="--config.data: the steps that make the examples are"):
+        saved_position.restore(state, iter(numbers.map(lambda x: x + 1).batch(2)))

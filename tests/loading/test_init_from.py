@@ -171,6 +171,15 @@ def test_a_vlm_has_a_tokenizer_to_make_pairs_with(runs, form):
         load_tokenizer(f"{runs / 'language_model'}{form}")
 
 
+def test_the_encoder_of_stored_features_is_found_again(runs, tmp_path):
+    stored = {"freeze_text_encoder": True, "stored_text_features": True}
+    encoder = {"text_encoder": str(runs / "generator")}
+    config = {"model": {**MODELS["generator"], **stored}, "pretrained": encoder}
+    write_untrained_run(tmp_path / "stored", "generator", config=config)
+    cfg, _ = train.build(config_of("generator", tmp_path / "stored", data={"text_length": 12}))
+    assert cfg.pretrained.text_encoder == encoder["text_encoder"]
+
+
 # --- positions ---
 
 
