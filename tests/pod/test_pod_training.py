@@ -221,7 +221,7 @@ def test_two_processes_start_from_a_run_of_one(pod, tmp_path):
 
     write_untrained_run(tmp_path / "source", "language_model")
     flags = (f"--config.init.from={tmp_path / 'source'}", "--config.train.steps=1")
-    flags += ("--config.model.language_model.scan_layers=false", f"--workdir={tmp_path / 'new'}")
+    flags += ("--config.optimizer.schedule=constant", f"--workdir={tmp_path / 'new'}")
     pod(2).run(*TRAIN, *flags, "--config.mesh.fsdp=2", "--config.mesh.data=1")
     found = load_trained(tmp_path / "new", "language_model").config["started_from"]
     expected = load_trained(tmp_path / "source", "language_model").fingerprint("language_model")
