@@ -161,7 +161,7 @@ def adapters_of(path: str, paths: Any) -> tuple[str, str] | None:
 def merge(
     kernel: Any, a: Any, b: Any, names: Sequence[Sequence[str | None]], scale: float
 ) -> jax.Array:
-    """W + scale A B, in W's dtype; `names` are the logical axes of the three, of layers too."""
+    """W + scale A B, float32; `names` are the logical axes of the three, of layers too."""
     letters: dict[str | None, str] = {}
 
     def spelled(axes: Sequence[str | None]) -> str:
@@ -171,4 +171,4 @@ def merge(
     kernel, a, b = (jnp.asarray(leaf) for leaf in (kernel, a, b))
     factors = (leaf.astype(jnp.float32) for leaf in (a, b))
     added = jnp.einsum(f"{left},{right}->{to}", *factors, precision="highest")
-    return (kernel.astype(jnp.float32) + scale * added).astype(kernel.dtype)
+    return kernel.astype(jnp.float32) + scale * added

@@ -75,7 +75,7 @@ class ExportParameters:
         return checkpoint_reader.read_arrays(self.workdir, self.step, sorted(names))
 
     def merged(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(path, parameter) without adapters, what they do is in the matrices."""
+        """(path, parameter) without adapters; the matrices that had them are float32."""
         order = (one for name in self.names for one in (name, *self.adapters.get(name, ())))
         arrays = checkpoint_reader.read_arrays(self.workdir, self.step, order)
         if self.adapters:
@@ -88,6 +88,15 @@ class ExportParameters:
                 axes = [boxes[path].names for path in (name, *pair)]
                 array = np.asarray(lora.merge(array, a, b, axes, scale))
             yield name, array
+
+    def as_loaded(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(path, parameter) as the model has them when it is loaded: merged, in its own dtypes."""
+        return ((name, array.astype(self.saved[name].dtype)) for name, array in self.merged())
+
+    @property
+    def rounds_adapters(self) -> bool:
+        """Whether the files have matrices of fewer bits than the merge, float32."""
+        return any(self.shapes[name].dtype != np.float32 for name in self.adapters)
 
     def description(self) -> tuple[dict[str, Any], dict[str, str]]:
         """(config, built_on) of the model with its adapters merged; else those of the run."""

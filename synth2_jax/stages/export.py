@@ -10,9 +10,9 @@ DIR is a training run, its checkpoints or one of them. FOLDER is what `loading.e
 with a model card (README.md), the run's config (training.json), and for a VLM or a generator an
 example (load_example.py); everything that takes a run's workdir takes it too. A config says how the
 model samples by default: the sections `sampler` and `guidance` of a generator, `decode` of a VLM.
-LoRA adapters are merged into the language model, so that an export has none. With a dtype the
-parameters are rounded; a VLM's and a generator's tokenizer stays as it is, since the last bits
-decide between two tokens.
+LoRA adapters are merged into the language model, so that an export has none. A Gemma in bfloat16
+rounds the sum, and the card says so. With a dtype the parameters are rounded; a VLM's and a
+generator's tokenizer stays as it is, since the last bits decide between two tokens.
 
 FILE.safetensors holds the parameters alone, all or a part; its metadata holds model, step,
 fingerprints and config. One parameter at a time is in memory, so a laptop can export any model.
@@ -91,8 +91,11 @@ def run(
         write_parameters(target, parameters)
         files, what = [target], f"{len(parameters.names)} parameters of step {parameters.step}"
     else:
-        what = _write_folder(target, workdir, config, as_dtype, **of_a_folder)
+        parameters = ExportParameters(workdir, "", as_dtype, kept_as_is="tokenizer")
+        what = _write_folder(target, workdir, config, as_dtype, parameters, **of_a_folder)
         files = list(target.iterdir())
+    if parameters.rounds_adapters:
+        what += ", merged adapters rounded (see docs/stages.md)"
     print(f"{target}: {what}, {sum(file.stat().st_size for file in files):,} bytes")
 
 
@@ -101,12 +104,12 @@ def _write_folder(
     workdir: str,
     config: Any,
     dtype: Any,
+    parameters: ExportParameters,
     results: str = "",
     license: str = "",
     file_mib: int = 4096,
 ) -> str:
     """Writes all files; returns the model's name and step."""
-    parameters = ExportParameters(workdir, "", dtype, kept_as_is="tokenizer")
     resolved, _ = checkpoint_reader.read_description(workdir, parameters.step)
     described, built_on = parameters.description()
     model_name = str(resolved.get("model_name"))
@@ -116,11 +119,12 @@ def _write_folder(
     if dtype is not None and model_name == "tokenizer":
         raise UserError("--dtype: a tokenizer stays as it is, its last bits decide between tokens")
     tokenizer = getattr(task, "tokenizer", None)
-    trained = by_part(parameters.as_saved(), tokenizer)
+    trained = expected = by_part(parameters.as_saved(), tokenizer)
     run_folder = checkpoint_reader.run_folder(workdir)
     scores = read_results(results, run_folder, model_name, trained)
     if parameters.adapters:
         trained = by_part(parameters.merged(), tokenizer)
+        expected = by_part(parameters.as_loaded(), tokenizer)
     with folder_written_whole(target) as folder:
         files = write_folder(folder, parameters.by_tensor(), parameters.arrays(), file_mib * MIB)
         # Of what is on the disk now, in the dtypes that a model has when it is loaded.
@@ -130,8 +134,8 @@ def _write_folder(
             for name, leaf in ((name, parameters.saved[name]) for name in parameters.names)
         )
         found = by_part(arrays, tokenizer)
-        if dtype is None and found != trained:
-            raise UserError(f"{target}: reads back as {found}, expected {trained}; is it damaged?")
+        if dtype is None and found != expected:
+            raise UserError(f"{target}: reads back as {found}, expected {expected}; is it damaged?")
         data_section = {}
         if hasattr(task, "text_length"):
             vocabulary = pathlib.Path(vocabulary_path(data.vocabulary)).read_bytes()

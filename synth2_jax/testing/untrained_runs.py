@@ -71,7 +71,8 @@ def write_untrained_run(
       config: sections that take the place of the run's own.
       with_average: whether the checkpoint has a moving average: half of each trainable parameter.
     """
-    objective = make_objective(model_name, MODELS[model_name])
+    model = (config or {}).get("model", MODELS[model_name])
+    objective = make_objective(model_name, model)
     rng = np.random.default_rng(seed)
 
     def drawn(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -84,7 +85,7 @@ def write_untrained_run(
     model_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
     resolved = {
         "model_name": model_name,
-        "model": MODELS[model_name],
+        "model": model,
         "data": {"source": "fake", "prompt": "Output:", "text_length": 12},
         "train": {"steps": STEP},
         **(config or {}),

@@ -137,6 +137,15 @@ def test_a_layer_is_its_equation():
     np.testing.assert_allclose(found, np.tensordot(x, w, 1) + 4 * 7 * b, rtol=1e-6)
 
 
+def test_merging_rounds_nothing():
+    """A change smaller than the last bit of a bfloat16 is kept: who needs that dtype casts."""
+    kernel = jnp.ones((2, 3), jnp.bfloat16)
+    a, b = jnp.float32([[1.0], [2.0]]), jnp.float32([[1e-4, 2e-4, 3e-4]])
+    merged = lora.merge(kernel, a, b, (("in", "out"), ("in", "r"), ("r", "out")), 2.0)
+    assert merged.dtype == jnp.float32
+    np.testing.assert_allclose(merged - 1, 2 * np.asarray(a) @ np.asarray(b), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "section, message",
     [

@@ -1,14 +1,18 @@
 """The model card: counts, scores and limits are those of the run, its data and its results."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from synth2_jax import main
 from synth2_jax.data import records
 from synth2_jax.files import write_json_lines
+from synth2_jax.interop.tensor_files import open_safetensors
 from synth2_jax.loading.trained import load_trained
-from synth2_jax.testing.untrained_runs import write_untrained_run
+from synth2_jax.models.gemma import GemmaConfig
+from synth2_jax.testing.untrained_runs import MODELS, write_untrained_run
 
 
 def write_pairs(folder, counts, **provenance):
@@ -140,6 +144,28 @@ def test_scores_from_before_a_rounding_are_marked(run):
     card = card_of(run, "--dtype=bfloat16")
     assert "| cider | 61.25 |" in card and "measured before vlm was rounded" in card
     assert f"before, the fingerprint was {mine}" in card
+
+
+@pytest.mark.slow
+@pytest.mark.interop
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_adapters_that_a_gemma_of_bfloat16_rounds_are_marked_too(tmp_path, dtype, capsys):
+    sizes = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 16}
+    gemma = GemmaConfig(vocab_size=512, num_kv_heads=1, sliding_window=3, **sizes)
+    vlm = {**MODELS["vlm"]["vlm"], "language_model": dataclasses.asdict(gemma), "lora": {"rank": 2}}
+    run = tmp_path / "run"
+    write_untrained_run(run, "vlm", config={"model": {**MODELS["vlm"], "vlm": vlm}})
+    mine = load_trained(run, "vlm").fingerprint("vlm")
+    write_results(run / "results.json", mine, cider=61.25)
+    card = card_of(run, *(["--dtype=float32"] if dtype == "float32" else []))
+    assert "| cider | 61.25 |" in card and "measured before vlm was rounded" in card
+    # In float32 the files hold all of it, so that some numbers are between two of bfloat16.
+    assert ("adapters rounded" in capsys.readouterr().out) == (dtype == "bfloat16")
+    arrays = open_safetensors(tmp_path / "out")
+    name = next(name for name in arrays if name.endswith("q_einsum.w"))
+    merged = np.asarray(arrays[name])
+    is_rounded = np.array_equal(merged, merged.astype("bfloat16").astype(merged.dtype))
+    assert merged.dtype == dtype and is_rounded == (dtype == "bfloat16")
 
 
 @pytest.mark.slow
