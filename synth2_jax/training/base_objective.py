@@ -66,8 +66,11 @@ class BaseObjective:
         inside = (
             path for path in self.boxed_shapes if path.startswith(f"{self.parts[name].path}/")
         )
-        own = (path for path in inside if not is_adapter(path))
-        return all(any(re.search(pattern, path) for pattern in self.frozen) for path in own)
+        return all(self._leaves(path) for path in inside if not is_adapter(path))
+
+    def _leaves(self, path: str) -> bool:
+        """Returns whether training leaves the parameter at a path as it is."""
+        return any(re.search(pattern, path) for pattern in self.frozen)
 
     def check_freeze(self, where: str) -> None:
         """Raises UserError where the `freeze` of the task, which is at `where`, will not do."""

@@ -51,6 +51,7 @@ from synth2_jax.user_code import load_named
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossResult = tuple[Metrics, dict[str, Any]]
+_CODEBOOK = "tokenizer/quantizer/codebook"
 
 
 class TokenizerObjective(BaseObjective):
@@ -59,7 +60,7 @@ class TokenizerObjective(BaseObjective):
     task_class = TokenizerTask
     batches = "tokenizer"
     part_paths = {"perceptual": "perceptual"}
-    fresh_only = {"quantize_start": "tokenizer/quantizer/codebook"}
+    fresh_only = {"quantize_start": _CODEBOOK}
 
     def __init__(self, task: TokenizerTask):
         super().__init__(task)
@@ -69,6 +70,12 @@ class TokenizerObjective(BaseObjective):
         if task.perceptual:
             self.parts = {"perceptual": Part("perceptual", task.perceptual)}
             self._perceptual = VGG(task.perceptual)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        # A perceptual network that is trained would learn to see no difference.
+        always = (f"^{part.path}/" for part in self.parts.values())
+        return tuple(dict.fromkeys((*super().frozen, *always)))
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, 3)
@@ -100,6 +107,8 @@ class TokenizerObjective(BaseObjective):
     def after_update(
         self, params: Params, model_state: dict[str, Any], seen: dict[str, Any], rng: jax.Array
     ) -> tuple[Params, dict[str, Any]]:
+        if self._leaves(_CODEBOOK):
+            return params, model_state
         tokenizer, model_state, _ = update_codebook(
             params["tokenizer"], model_state, seen, rng, self.task.tokenizer
         )
@@ -107,7 +116,7 @@ class TokenizerObjective(BaseObjective):
 
     def loaded_state(self, model_state: dict[str, Any], loaded: Set[str]) -> dict[str, Any]:
         """Counts each code of a loaded codebook as used: the first batch must not replace any."""
-        if "tokenizer/quantizer/codebook" not in loaded:
+        if _CODEBOOK not in loaded:
             return model_state
         return used_model_state(model_state)
 

@@ -26,7 +26,7 @@ class Task:
       freeze: regular expressions; training leaves each parameter as it is that has one of them in
         its path, such as ("^tokenizer/", "^vlm/resampler/"). None freezes the pretrained parts, ()
         nothing. A part that is frozen whole has no dropout; one that is not may still start from
-        `pretrained`.
+        `pretrained`. The perceptual network of a tokenizer is always frozen.
     """
 
     freeze: tuple[str, ...] | None = None

@@ -22,6 +22,10 @@ from synth2_jax.training.what_is_trained import short, what_is_trained
 
 TOKENIZER, ENCODER = "^tokenizer/", "^generator/text_encoder/"
 LORA = {"vlm": {**MODELS["vlm"]["vlm"], "lora": {"rank": 2}}}
+PERCEPTUAL = {
+    "loss": {"perceptual_weight": 0.1},
+    "perceptual": {"widths": (4,), "convs": (1,)},
+}
 # model, changes of its section, what of it is trained by the start of its paths
 CASES = {
     "vlm": ("vlm", {}, ("vlm/resampler", "vlm/cross_attention")),
@@ -47,6 +51,17 @@ CASES = {
     ),
     "pretrained encoder": ("generator", {"freeze": (TOKENIZER,)}, ("generator/",)),
     "language model": ("language_model", {"freeze": ()}, ("language_model/",)),
+    "codebook": (
+        "tokenizer",
+        {"freeze": ("^tokenizer/quantizer/",)},
+        ("tokenizer/encoder", "tokenizer/decoder"),
+    ),
+    "perceptual": ("tokenizer", {**PERCEPTUAL, "freeze": ()}, ("tokenizer/",)),
+    "perceptual, encoder": (
+        "tokenizer",
+        {**PERCEPTUAL, "freeze": ("^tokenizer/encoder/",)},
+        ("tokenizer/quantizer", "tokenizer/decoder"),
+    ),
 }
 
 
@@ -86,13 +101,14 @@ def test_a_part_is_frozen_only_if_all_of_it_is():
     for name in ("vlm", "lora", "lora typed", "resampler"):
         assert frozen[name] == {"tokenizer", "language_model"}
     assert frozen["whole"] == frozen["pretrained encoder"] == {"tokenizer"}
+    assert frozen["perceptual"] == frozen["perceptual, encoder"] == {"perceptual"}
     assert frozen["pattern"] == frozen["both"] == {"tokenizer", "text_encoder"}
     some = (TOKENIZER, "^vlm/language_model/(?!decoder)")
     assert not make_objective("vlm", {**MODELS["vlm"], "freeze": some}).is_frozen("language_model")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vlm", "lora", "whole", "resampler"])
+@pytest.mark.parametrize("name", ["vlm", "lora", "whole", "resampler", "codebook", "perceptual"])
 def test_steps_change_what_is_trained_and_no_bit_of_the_rest(name):
     objective = made(name)
     tx = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.1, weight_decay_skip=()))
