@@ -52,7 +52,7 @@ class InitConfig:
     (a discriminator) is left behind.
 
     What `config.model`, `data.vocabulary`, `data.prompt` and `data.text_length` leave out is as in
-    the checkpoint.
+    the checkpoint, but for `model.freeze`.
 
     Attributes:
       from_: workdir of a run, one step of it (WORKDIR/checkpoints/STEP), a folder of `synth2
@@ -262,7 +262,7 @@ def _wanted(
         for path in sorted(source.shapes.keys() - layout.keys())
         if config.selects(path) and path.split("/")[0] in networks
     ]
-    missing, misshapen, resized, wanted = [], [], {}, {}
+    missing, misshapen, resized, wanted = [], {}, {}, {}
     for path, leaf in selected.items():
         held = source.shapes.get(path)
         if held is None:
@@ -274,14 +274,17 @@ def _wanted(
         elif _differs_in_number(held.shape, leaf.shape, axes[path]):
             wanted[path], resized[path] = leaf, axes[path]
         else:
-            misshapen.append(f"{path} {list(held.shape)}, the model has {list(leaf.shape)}")
-    hint = ". --config.init.exclude='PATTERN' starts parameters at random or leaves them behind"
-    if any(map(is_adapter, unknown)):
-        hint += "; an export of that run has its LoRA adapters merged"
+            misshapen[path] = f"{path} {list(held.shape)}, the model has {list(leaf.shape)}"
+    advice = ". --config.init.exclude='PATTERN' starts parameters at random or leaves them behind"
+    if any(map(is_adapter, (*unknown, *misshapen))):
+        advice = (
+            f". Merge its adapters: synth2 export {config.from_} --output=MERGED, then start with "
+            "--config.init.from=MERGED. --config.init.exclude='_lora_' drops what they learned"
+        )
     refuse_misfits(
         "its parameters do not fit --config.model",
-        {"missing": sorted(missing), "unknown": unknown, "misshapen": misshapen},
-        hint,
+        {"missing": missing, "unknown": unknown, "misshapen": misshapen.values()},
+        advice,
     )
     if not wanted and selected and all(map(is_adapter, selected)):
         raise UserError(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -12,13 +12,17 @@ from absl import logging
 from synth2_jax import config as config_lib
 from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
+from synth2_jax.layers.lora import LoRAConfig, is_adapter
 from synth2_jax.loading.init_from import InitConfig, Source, source_of
 from synth2_jax.loading.trained import OF_THE_CONFIG
 from synth2_jax.text.vocabulary import BUILT_IN, vocabulary_path
+from synth2_jax.training.checkpoint_reader import own_steps
 from synth2_jax.training.objectives import BaseObjective, objective_class
 
 # The config's own in a network too: they change the number of positions, or add parameters alone.
 _FREE = (*OF_THE_CONFIG, "image_size", "lora")
+# Of adapters that are taken: these must fit the parameters, and patterns may select more of them.
+_FREE_OF_ADAPTERS = ("rank", "targets")
 _TEXT = ("vocabulary", "prompt", "text_length")
 
 
@@ -29,7 +33,8 @@ def fill_in(filled: dict[str, Any], where: str, workdir: str) -> None:
       checkpoint's setting is used, with a line in the log.
     - A network's dtype, remat, dropout, image size and adapters are the config's, if it says them.
       So are settings of no network, such as the weights of losses, and networks that `init.exclude`
-      leaves out.
+      leaves out. What adapters are multiplied by (`lora.alpha`) belongs to those that are taken.
+    - What is frozen is the config's alone: it goes with the optimizer's settings.
     - Settings that only serve fresh parameters (the objective's `fresh_only`) get their defaults.
 
     Sections of another form are left as they are, for `config.build` to say what is wrong.
@@ -55,6 +60,10 @@ def fill_in(filled: dict[str, Any], where: str, workdir: str) -> None:
     pretrained = filled.get("pretrained")
     given = pretrained if isinstance(pretrained, dict) else {}
     held = _without_derived(source.config["model"], objective)
+    if not own_steps(workdir):
+        frozen = held.pop("freeze", None)
+        if frozen is not None and "freeze" not in told:
+            logging.warning("model.freeze: the default, not %s as in %s", frozen, source.path)
     merged = _Merged(objective, init, source, {n for n, path in given.items() if path})
     filled["model"] = merged.section(told, held, ())
     if merged.overruled:
@@ -103,8 +112,10 @@ class _Merged:
         self, told: Mapping[str, Any], held: Mapping[str, Any], path: tuple[str, ...]
     ) -> dict[str, Any]:
         """Returns the section at a path of the model, () for all of it."""
-        is_network = bool(path) and self._is_taken(path)
-        merged = {}
+        is_network, free, merged = bool(path) and self._is_taken(path), _FREE, {}
+        if path[-1:] == ("lora",) and self._is_taken(path[:-1], is_adapter):
+            is_network, free = True, _FREE_OF_ADAPTERS
+            held = {"alpha": LoRAConfig.alpha, **held}
         for key in dict.fromkeys((*held, *told)):
             inside = (*path, key)
             if key not in told:
@@ -118,7 +129,7 @@ class _Merged:
                 merged[key] = (
                     told[key] if is_left_out else self.section(told[key], held[key], inside)
                 )
-            elif is_network and key not in _FREE and not _same(told[key], held[key]):
+            elif is_network and key not in free and not _same(told[key], held[key]):
                 self.overruled.append(f"{'.'.join(inside)}={held[key]} (not {told[key]})")
                 merged[key] = held[key]
             else:
@@ -129,9 +140,12 @@ class _Merged:
         start = "/".join((*path, ""))
         return any(name.startswith(start) for name in self._source.shapes)
 
-    def _is_taken(self, path: tuple[str, ...]) -> bool:
-        start = "/".join((*path, ""))
-        return any(n.startswith(start) and self._init.selects(n) for n in self._source.shapes)
+    def _is_taken(
+        self, path: tuple[str, ...], counts: Callable[[str], bool] = lambda name: True
+    ) -> bool:
+        """Returns whether any parameter below a path is taken, of those that count."""
+        start, selects = "/".join((*path, "")), self._init.selects
+        return any(n.startswith(start) and selects(n) and counts(n) for n in self._source.shapes)
 
     def _is_of_another_class(
         self, key: str, held: Mapping[str, Any], path: tuple[str, ...]
@@ -174,4 +188,4 @@ def _check_vocabulary(found: str, expected: str | None, where: str) -> None:
 
 
 def _same(left: Any, right: Any) -> bool:
-    return json.dumps(left, default=repr) == json.dumps(right, default=repr)
+    return left == right or json.dumps(left, default=repr) == json.dumps(right, default=repr)

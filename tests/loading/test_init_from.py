@@ -160,6 +160,63 @@ def test_new_adapters_may_be_missing(runs):
     assert start.fingerprints.keys() == {"tokenizer", "language_model"}
 
 
+@pytest.mark.parametrize("freeze", [None, ("^tokenizer/", "^vlm/(language_model|resampler)/")])
+def test_what_is_frozen_is_the_configs(tmp_path, freeze, caplog):
+    """A checkpoint of a language model that was trained whole does not say how to train further."""
+    whole = {"model": {**MODELS["vlm"], "freeze": ("^tokenizer/",)}}
+    write_untrained_run(tmp_path / "whole", "vlm", config=whole)
+    config = config_of("vlm", tmp_path / "whole", model={"freeze": freeze} if freeze else None)
+    start, objective = started(config)
+    assert objective.task.freeze == freeze and objective.is_frozen("language_model")
+    assert start.fingerprints.keys() == {"tokenizer", "language_model"}
+    assert ("model.freeze: the default, not ['^tokenizer/'] as in" in caplog.text) == (
+        freeze is None
+    )
+    # A run that resumes is its own checkpoint, also one that took it over.
+    workdir = str(tmp_path / "whole")
+    assert train.build(config_of("vlm", workdir), workdir=workdir)[1].task.freeze == (
+        "^tokenizer/",
+    )
+
+
+def of_adapters(folder, held):
+    """Writes a run with adapters to a folder; returns it."""
+    model = {**MODELS["vlm"], "vlm": {**MODELS["vlm"]["vlm"], "lora": held}}
+    write_untrained_run(folder, "vlm", config={"model": model})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "held, told, expected",
+    [
+        ({"rank": 2, "alpha": 32.0}, {"rank": 2, "alpha": 16}, 32),
+        ({"rank": 2}, {"rank": 2, "alpha": 32.0}, 16),
+        ({"rank": 2, "alpha": 32.0}, {"rank": 2}, 32),
+        ({"rank": 2}, {"rank": 2, "alpha": 16}, 16),
+    ],
+)
+def test_the_factor_of_loaded_adapters_is_the_checkpoints(tmp_path, held, told, expected, caplog):
+    config = config_of("vlm", of_adapters(tmp_path, held), model={"vlm": {"lora": told}})
+    _, objective = started(config)
+    assert objective.task.vlm.lora.alpha == expected
+    line = f"vlm.lora.alpha={held.get('alpha', 16.0)} (not {told.get('alpha')})"
+    assert (line in caplog.text) == (told.get("alpha", expected) != expected)
+    # Adapters that are left behind have no say.
+    _, objective = started({**config, "init": {**config["init"], "exclude": ("_lora_",)}})
+    assert objective.task.vlm.lora.alpha == told.get("alpha", expected)
+
+
+@pytest.mark.parametrize("told", ["none", {"rank": 4}])
+def test_adapters_that_do_not_fit_are_to_be_merged(tmp_path, told):
+    config = config_of("vlm", of_adapters(tmp_path, {"rank": 2}), model={"vlm": {"lora": told}})
+    with pytest.raises(UserError) as caught:
+        started(config)
+    assert str(caught.value).endswith(
+        f"). Merge its adapters: synth2 export {tmp_path} --output=MERGED, then start with "
+        "--config.init.from=MERGED. --config.init.exclude='_lora_' drops what they learned"
+    )
+
+
 @pytest.mark.parametrize("form", ["", "_export"])
 def test_a_vlm_has_a_tokenizer_to_make_pairs_with(runs, form):
     found = load_tokenizer(f"{runs / 'vlm'}{form}")
