@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.round_vlm = vlm.get_config(arg)
     for section in (config.round_generator, config.round_vlm):
         section.train.steps = steps
-        section.optimizer = models.optimizer(3e-4, steps, 20, weight_decay=0.03)
+        section.optimizer.update(models.optimizer(3e-4, steps, 20))
     for section in (config.generator, config.vlm, config.round_generator, config.round_vlm):
         section.train.eval_every = section.train.steps
         section.validation = {

@@ -27,7 +27,7 @@ from configs.arguments import words
 from configs.scenes import demo
 
 GENERATOR_STEPS = 4000
-VLM_STEPS = 2000  # by then real-only reads the combinations it was shown as well as any arm
+VLM_STEPS = 4000  # by then real-only reads the combinations it was shown as well as any arm
 COMPARED = ("real", "real_synthetic")
 CONTROLS = ("synthetic", "captions_only", "shuffled", "text_only", "rendered", "real_longer")
 ARMS = {
@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     given = words(arg, (*ARMS, "tiny"))
     tiny = "tiny" in given
     config = demo.get_config("tiny" if tiny else "")
+    config.real_pairs = 0  # all 1,500
     if not tiny:
         config.generator.train.steps = GENERATOR_STEPS
         config.vlm.train.steps = VLM_STEPS

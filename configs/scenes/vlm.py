@@ -16,7 +16,8 @@ rate.
 
 Hardware: 2 CPU cores.
 Time: 1 to 1.5 minutes, curve included.
-Score: CIDEr 191 on real pairs alone, 213 with synthetic ones (means of three seeds).
+Score: CIDEr 230 on the 1,500 real pictures (one seed); 198 on 500 of them, and 222 with synthetic
+pairs (means of four seeds).
 """
 
 import ml_collections
@@ -24,9 +25,10 @@ import ml_collections
 from configs.arguments import words
 from configs.scenes import models
 
-STEPS = 800
+STEPS = 1600
+BATCH_SIZE = 32  # more updates of fewer pairs: 7 CIDEr more than 800 updates of 64
 SYNTHETIC_SHARE = 0.5
-REAL_STEPS = 400  # of the first of two stages
+REAL_STEPS = 800  # of the first of two stages
 IMAGES_PER_TEXT = 3  # when interleaved: the last caption follows two examples
 
 
@@ -37,7 +39,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     known = ("mixture", "two_stages", "modules", "interleaved", "lora", "whole", "tiny")
     given = words(arg, known)
     steps, real_steps = (20, 10) if "tiny" in given else (STEPS, REAL_STEPS)
-    data, optimizer = models.pairs_data(), models.optimizer(1e-3, steps, weight_decay=0.03)
+    data = {**models.pairs_data(), "batch_size": BATCH_SIZE}
+    optimizer = models.optimizer(1e-3, steps, weight_decay=0.03)
+    # A gate starts at 0 and moves by the learning rate a step: in so few steps it would stay shut.
+    optimizer["groups"] = ({"pattern": "_gate$", "learning_rate_factor": 10.0},)
     if "modules" in given:
         data |= {"folders": {}, "modules": "", "mixture": ""}
     elif "mixture" in given or "two_stages" in given:
@@ -49,14 +54,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         optimizer |= {"restarts": (real_steps,), "warmup_steps": min(50, real_steps // 2)}
     if "interleaved" in given:  # about as many pairs a step
         data["images_per_text"] = IMAGES_PER_TEXT
-        data["batch_size"] = 24
+        data["batch_size"] = BATCH_SIZE // IMAGES_PER_TEXT + 1
     model = {"tokenizer": models.tokenizer(), "vlm": models.vlm()}
     if "lora" in given:
         model["vlm"]["lora"] = {"rank": 8}
     if "whole" in given:
         model["freeze"] = ("^tokenizer/",)
         slow = {"pattern": "^vlm/language_model/", "learning_rate_factor": 0.1}
-        optimizer["groups"] = (slow,)
+        optimizer["groups"] += (slow,)
     return ml_collections.ConfigDict(
         {
             "model_name": "vlm",
@@ -64,6 +69,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "pretrained": {"tokenizer": "", "language_model": ""},
             "data": data,
             "optimizer": optimizer,
-            "train": models.train(steps),
+            "train": models.train(steps, microbatches=1),
         }
     )
