@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from synth2_jax import config as config_lib
@@ -27,6 +28,7 @@ from synth2_jax.loading.run import VOCABULARY
 from synth2_jax.synthesis.stream import StreamConfig, StreamedBatches
 from synth2_jax.text.vocabulary import BUILT_IN, load_vocabulary
 from synth2_jax.training import metrics as metrics_lib
+from synth2_jax.training.checkpoint_reader import own_steps
 from synth2_jax.training.checkpoints import DataIterator
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -147,7 +149,16 @@ def _initial_params(
     options = {"may_be_random": is_fake, "held": start.fingerprints}
     parts, built_on = load_pretrained(cfg.pretrained, objective, mesh, rules, **options)
     taken = start.params.keys() - flatten(parts).keys()
-    return {path: start.params[path] for path in taken} | parts, built_on, start.origin
+    loaded = {path: start.params[path] for path in taken} | parts
+    if not is_fake and not own_steps(workdir):
+        for name, part in objective.parts.items():
+            if not any(f"{path}/".startswith(f"{part.path}/") for path in loaded):
+                logging.warning(
+                    "--config.pretrained.%s: empty, so that part starts at random. Give its path, "
+                    "or --config.init.from",
+                    name,
+                )
+    return loaded, built_on, start.origin
 
 
 def _keep_vocabulary(cfg: TrainConfig, objective: Objective, workdir: pathlib.Path) -> None:
@@ -248,7 +259,9 @@ def _check_text(cfg: TrainConfig, objective: Objective, where: str) -> None:
             f"as in {where}.data.text_length; leave it out to take that"
         )
     if cfg.data.source != "fake" and cfg.data.vocabulary:  # without one, who reads it complains
-        objective.check_vocabulary(load_vocabulary(cfg.data.vocabulary), f"{where}.model")
+        vocabulary = load_vocabulary(cfg.data.vocabulary)
+        given = {name for name in objective.parts if getattr(cfg.pretrained, name)}
+        objective.check_vocabulary(vocabulary, f"{where}.model", given)
     if cfg.validation.data is not None:
         for name in TEXT_KEYS:
             held_out, trained_on = getattr(cfg.validation.data, name), getattr(cfg.data, name)

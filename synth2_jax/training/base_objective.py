@@ -93,7 +93,8 @@ class BaseObjective:
             limits["image_of_text"] = self.task.images_per_text + 1
         return limits
 
-    def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
+    def check_vocabulary(self, vocabulary: Vocabulary, where: str, given: Set[str]) -> None:
+        del given
         self._reader.check_vocabulary(vocabulary, f"{where}.{self.text_part}")
 
     def after_update(

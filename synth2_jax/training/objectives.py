@@ -213,15 +213,22 @@ class GeneratorObjective(ImageTokenObjective):
             quiet = dataclasses.replace(task.generator.text_encoder, dropout_rate=0.0)
             self._model = Generator(dataclasses.replace(task.generator, text_encoder=quiet))
 
-    @property
-    def frozen(self) -> tuple[str, ...]:
+    def check_freeze(self, where: str) -> None:
+        super().check_freeze(where)
         encoder = self.parts.get("text_encoder")
-        also = self.task.freeze is not None and self.task.freeze_text_encoder and encoder
-        return super().frozen + ((f"^{encoder.path}/",) if also else ())
+        if encoder and self.task.freeze_text_encoder and not self.is_frozen("text_encoder"):
+            raise UserError(
+                f"{where}.freeze: found {self._freeze}, expected '^{encoder.path}/' too with "
+                f"{where}.freeze_text_encoder=True. Set that to False to train the text encoder"
+            )
 
-    def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
-        may_be_others = self.task.stored_text_features or "text_encoder" in self.parts
-        check = vocabulary.check_table if may_be_others else vocabulary.check_rows
+    def check_vocabulary(self, vocabulary: Vocabulary, where: str, given: Set[str]) -> None:
+        is_pretrained = (
+            self.task.stored_text_features
+            or self.is_frozen("text_encoder")
+            or "text_encoder" in given
+        )
+        check = vocabulary.check_table if is_pretrained else vocabulary.check_rows
         check(self._reader.vocab_size, f"{where}.{self.text_part}")
 
     def init(self, key: jax.Array) -> dict[str, Any]:

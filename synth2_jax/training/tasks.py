@@ -92,7 +92,7 @@ class GeneratorTask(Task):
       generator: the caption encoder and the image transformer.
       text_length: T.
       freeze_text_encoder: whether the caption encoder is a pretrained one that stays as it is
-        (Muse: T5-XXL), besides what `freeze` selects; else it is trained with the rest.
+        (Muse: T5-XXL); else it is trained with the rest. If `freeze` is given, it must select it.
       stored_text_features: whether the pairs hold what the frozen caption encoder makes of their
         captions, so that neither the step nor the checkpoints hold the encoder.
       mask_schedule: see models/mask_schedule.py.

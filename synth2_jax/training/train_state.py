@@ -70,8 +70,11 @@ class Objective(Protocol):
     def is_frozen(self, name: str) -> bool:
         """Returns whether the model has this pretrained part, and training leaves all of it."""
 
-    def check_vocabulary(self, vocabulary: Vocabulary, where: str) -> None:
-        """Raises UserError where a vocabulary does not fit the model, which is at `where`."""
+    def check_vocabulary(self, vocabulary: Vocabulary, where: str, given: Set[str]) -> None:
+        """Raises UserError where a vocabulary does not fit the model, which is at `where`.
+
+        `given` are the names of the pretrained parts that come from a path.
+        """
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Returns boxed variables {"params": ..., **model_state}."""

@@ -217,6 +217,31 @@ def test_adapters_that_do_not_fit_are_to_be_merged(tmp_path, told):
     )
 
 
+@pytest.mark.parametrize(
+    "source, workdir, parts, random",
+    [
+        ("", "new", ["tokenizer"], True),
+        ("vlm", "new", [], False),
+        ("", "new", ["tokenizer", "language_model"], False),
+        ("", "vlm", ["tokenizer"], False),  # resumes
+    ],
+)
+def test_a_trained_part_that_starts_at_random_is_a_line(
+    runs, source, workdir, parts, random, caplog
+):
+    config = config_of(
+        *("vlm", source and runs / source),
+        model={**MODELS["vlm"], "freeze": ("^tokenizer/",)},
+        data={"source": "seqio", "text_length": 12},
+        pretrained={name: str(runs / name) for name in parts},
+    )
+    workdir, mesh = str(runs / workdir), one_device_mesh()
+    cfg, objective = train.build(config, workdir=workdir)
+    train._initial_params(cfg, objective, mesh, sharding.AXIS_RULES, workdir)
+    line = "--config.pretrained.language_model: empty, so that part starts at random"
+    assert (line in caplog.text) == random
+
+
 @pytest.mark.parametrize("form", ["", "_export"])
 def test_a_vlm_has_a_tokenizer_to_make_pairs_with(runs, form):
     found = load_tokenizer(f"{runs / 'vlm'}{form}")

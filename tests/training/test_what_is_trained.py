@@ -1,5 +1,6 @@
 """What is frozen, adapted and trained: patterns, optimizer state, dropout, and a line about it."""
 
+import contextlib
 import functools
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from synth2_jax.layers.lora import is_adapter
 from synth2_jax.models.gemma import RELEASED
 from synth2_jax.testing.toy_objective import one_device_mesh
 from synth2_jax.testing.untrained_runs import MODELS
+from synth2_jax.text.vocabulary import MAX_SPARE_ROWS, load_vocabulary
 from synth2_jax.training import train_state
 from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.optimizer import GroupConfig, OptimizerConfig, make_optimizer
@@ -46,7 +48,7 @@ CASES = {
     "pattern": ("generator", {"freeze": (TOKENIZER, ENCODER)}, ("generator/maskgit",)),
     "both": (
         "generator",
-        {"freeze": (TOKENIZER,), "freeze_text_encoder": True},
+        {"freeze": (TOKENIZER, ENCODER), "freeze_text_encoder": True},
         ("generator/maskgit",),
     ),
     "pretrained encoder": ("generator", {"freeze": (TOKENIZER,)}, ("generator/",)),
@@ -107,6 +109,27 @@ def test_a_part_is_frozen_only_if_all_of_it_is():
     assert not make_objective("vlm", {**MODELS["vlm"], "freeze": some}).is_frozen("language_model")
 
 
+@pytest.mark.parametrize(
+    "changes, pretrained, is_new",
+    [
+        ({}, (), True),
+        ({"freeze": (TOKENIZER,)}, ("tokenizer",), True),
+        ({"freeze": (TOKENIZER,)}, ("text_encoder",), False),
+        ({"freeze": (TOKENIZER, ENCODER)}, (), False),
+        ({"freeze_text_encoder": True}, (), False),
+        ({"freeze_text_encoder": True, "stored_text_features": True}, (), False),
+    ],
+)
+def test_a_new_text_encoder_may_have_rows_to_spare(changes, pretrained, is_new):
+    vocabulary, parts = load_vocabulary("scenes"), MODELS["generator"]["generator"]
+    text_encoder = {**parts["text_encoder"], "vocab_size": vocabulary.size + MAX_SPARE_ROWS + 1}
+    changes = {**changes, "generator": {**parts, "text_encoder": text_encoder}}
+    objective = make_objective("generator", {**MODELS["generator"], **changes})
+    refused = pytest.raises(UserError, match="expected the vocabulary that it was trained with")
+    with contextlib.nullcontext() if is_new else refused:
+        objective.check_vocabulary(vocabulary, "--config.model", {*pretrained})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vlm", "lora", "whole", "resampler", "codebook", "perceptual"])
 def test_steps_change_what_is_trained_and_no_bit_of_the_rest(name):
@@ -158,6 +181,12 @@ def gemma():
         ("vlm", {"freeze": (".",)}, "freeze: ['.'] leave none of "),
         ("vlm", {"freeze": ()}, "freeze: found (), expected '^tokenizer/' too: pairs hold the"),
         ("generator", {"freeze": ("codebook",)}, "freeze: found ('codebook',), expected '^tok"),
+        (
+            "generator",
+            {"freeze": (TOKENIZER,), "freeze_text_encoder": True},
+            "freeze: found ('^tokenizer/',), expected '^generator/text_encoder/' too with "
+            "--config.model.freeze_text_encoder=True. Set that to False to train the text encoder",
+        ),
         ("vlm", {**LORA, "freeze": (TOKENIZER,)}, "vlm.lora: found adapters, expected none whe"),
         (
             "vlm",
