@@ -123,7 +123,7 @@ def restore_params(
             wanted = saved_arrays(path, int(folder.name))
         else:
             if not partial:
-                check_shapes(folder / PARAMS, abstract)
+                check_shapes(folder, {PARAMS: abstract})
             wanted = train_state.flatten(abstract)
         found: dict[str, Any] = {}
         for item, names in (
@@ -151,18 +151,35 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(entry.name) for entry in entries if (entry / PARAMS).is_dir())
 
 
-def check_shapes(item_folder: pathlib.Path, expected: Any) -> None:
-    """Raises ChangedError unless the saved tree has the names and shapes of `expected`."""
-    saved, wanted = (
-        {name: tuple(leaf.shape) for name, leaf in _by_path(tree).items()}
-        for tree in (_saved_tree(item_folder), expected)
-    )
-    for path in sorted(saved.keys() | wanted.keys()):
-        if saved.get(path) != wanted.get(path):
-            raise ChangedError(
-                f"{item_folder}: {path} has shape {saved.get(path, 'missing')}, this run's is "
-                f"{wanted.get(path, 'missing')}"
-            )
+def in_saved_places(item_folder: pathlib.Path, train: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the item "train" with the parts of the optimizer's state where the file has them.
+
+    Parts without arrays, such as clipping and decay, come and go with the settings of the
+    optimizer, and the parts after them move. The arrays, and their order, stay the same.
+    """
+    places = list(_saved_tree(item_folder).get("opt_state") or ())
+    full = [number for number, part in enumerate(places) if jax.tree.leaves(part)]
+    own = [part for part in train["opt_state"] if jax.tree.leaves(part)]
+    if len(full) != len(own):  # of another optimizer
+        return dict(train)
+    for number, part in zip(full, own, strict=True):
+        places[number] = part
+    return {**train, "opt_state": tuple(places)}
+
+
+def check_shapes(step_folder: pathlib.Path, expected: Mapping[str, Any]) -> None:
+    """Raises ChangedError unless each saved item has the names and shapes of `expected`."""
+    for item, own in expected.items():
+        saved, wanted = (
+            {name: tuple(leaf.shape) for name, leaf in _by_path(tree).items()}
+            for tree in (_saved_tree(step_folder / item), own)
+        )
+        for path in sorted(saved.keys() | wanted.keys()):
+            if saved.get(path) != wanted.get(path):
+                raise ChangedError(
+                    f"{step_folder / item}: {path} has shape {saved.get(path, 'missing')}, this "
+                    f"run's is {wanted.get(path, 'missing')}"
+                )
 
 
 def restore_like(abstract: Any) -> ocp.args.PyTreeRestore:

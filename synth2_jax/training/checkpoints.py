@@ -321,16 +321,16 @@ class Checkpoints:
         has_average = (folder / reader.AVERAGE).is_dir()
         if not has_average:
             trees.pop(reader.AVERAGE, None)
-        for name, tree in trees.items():
-            reader.check_shapes(folder / name, tree)
+        trees["train"] = reader.in_saved_places(folder / "train", trees["train"])
+        reader.check_shapes(folder, trees)
         items = {name: reader.restore_like(tree) for name, tree in trees.items()}
-        items["iterator"] = ShardBytes(self.data_layout)
-        for name in ("config", "fingerprints", "sums"):
-            if name != "sums" or (folder / name).is_dir():  # older ones have none
-                items[name] = ocp.args.JsonRestore()
+        names = ("config", "fingerprints", *["sums"] * (folder / "sums").is_dir())  # older: none
+        items |= {name: ocp.args.JsonRestore() for name in names}
+        items |= {"iterator": ShardBytes(self.data_layout)}
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
         average = found.get(reader.AVERAGE) or start_average(found.params, layout)
-        state = layout.replace(params=found.params, average=average, **found.train)
+        own, leaves = jax.tree.structure(_trees(layout)["train"]), jax.tree.leaves(found.train)
+        state = layout.replace(params=found.params, average=average, **own.unflatten(leaves))
         rest = (found.config, found.fingerprints, found.get("sums") or {}, has_average)
         return Restored(state, *found.iterator, *rest)
 
