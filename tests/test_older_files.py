@@ -81,15 +81,19 @@ def test_a_config_that_types_every_size_builds(older, name):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on(older, tmp_path):
+def test_a_run_goes_on_and_says_that_it_decays_less(older, tmp_path, caplog):
     file = tmp_path / "vlm.py"
     file.write_text(
         "from ml_collections import ConfigDict\n"
         f"def get_config():\n    return ConfigDict({config_of(older, 'vlm').to_dict()!r})\n"
     )
     argv = ["train", f"--config={file}", f"--workdir={older / 'vlm'}", "--config.train.steps=3"]
-    assert main.main(["synth2", *argv]) == 0
+    with caplog.at_level("WARNING", logger="absl"):
+        assert main.main(["synth2", *argv]) == 0
     assert latest_step(older / "vlm") == 3
+    (line,) = (one for one in caplog.messages if "resumes with other settings" in one)
+    assert "settings: --config.optimizer.weight_decay_skip=['scale$'" in line
+    assert line.endswith("'codebook$'] ([] before)")
 
 
 @pytest.mark.slow

@@ -71,6 +71,9 @@ def run(config: Any, workdir: str) -> TrainState:
     resolved = config.to_dict() | {"model": cfg.model}
     if ".py:" in cfg.model_name:  # later stages open it too, perhaps from another folder
         resolved["model_name"] = os.path.abspath(cfg.model_name)
+    if cfg.optimizer.decays:  # the default was another in older versions
+        skipped = {"weight_decay_skip": cfg.optimizer.weight_decay_skip}
+        resolved["optimizer"] = {**resolved["optimizer"], **skipped}
     tx = make_optimizer(cfg.optimizer, cfg.train.steps)
     mesh, rules = sharding.make_mesh(cfg.mesh), sharding.axis_rules(cfg.mesh)
     _check_rows(cfg, mesh)

@@ -18,6 +18,8 @@ from synth2_jax.training.train_state import TrainState
 # Data that differs is refused (see data/saved_position.py), and so are other pretrained parts.
 _SECTIONS = ("init/", "model/", "optimizer/", "stream/")
 _SHOWN = 5
+# What older versions did where their runs say nothing; runs of this version say it.
+_UNSAID = {"model/images_per_text": 1, "optimizer/weight_decay_skip": []}
 
 
 def resume(
@@ -82,9 +84,11 @@ def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Returns "--config.KEY=NOW (VALUE before)" of each setting that differs, or "".
 
     `saved` and `now` are resolved configs. A key that only one of them has is shown as "the
-    default" in the other. `train.steps` counts only where the learning rate depends on it.
+    default" in the other, or compared with what an older version did without the key.
+    `train.steps` counts only where the learning rate depends on it.
     """
     before, after = _flat(saved), _flat(now)
+    before |= {key: _UNSAID[key] for key in _UNSAID.keys() & after.keys() - before.keys()}
     names = ["train/seed", "train/ema_decay"]
     if any(flat.get("optimizer/schedule", "constant") != "constant" for flat in (before, after)):
         names.append("train/steps")

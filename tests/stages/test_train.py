@@ -24,6 +24,7 @@ from synth2_jax.training.checkpoint_reader import (
     restore_params,
 )
 from synth2_jax.training.metrics import read_metrics
+from synth2_jax.training.optimizer import NOT_DECAYED
 
 pytestmark = pytest.mark.slow  # they share one chain of small runs, which takes a minute
 
@@ -36,6 +37,8 @@ def test_a_run_leaves_config_checkpoint_and_metrics(chain, name):
     assert latest_step(folder) == steps
     config = json.loads((folder / "config.json").read_text())
     assert config["model_name"] == model_name
+    decays = config["optimizer"].get("weight_decay")
+    assert config["optimizer"].get("weight_decay_skip", []) == list(NOT_DECAYED) * bool(decays)
     assert json.loads(json.dumps(read_description(folder, steps)[0])) == config
     found = chain.losses(name)
     losses = list(found.values())

@@ -38,6 +38,17 @@ CONFIG = {
             {"model": {"vlm": {"resampler": {}}, "sizes": (1, 2)}},
             "--config.model.vlm.resampler.num_latents=the default (2 before)",
         ),
+        # Older versions let all decay, and had one image a text.
+        ({"model": {**CONFIG["model"], "images_per_text": 1}}, ""),
+        (
+            {"model": {**CONFIG["model"], "images_per_text": 2}},
+            "--config.model.images_per_text=2 (1 before)",
+        ),
+        ({"optimizer": {**CONFIG["optimizer"], "weight_decay_skip": ()}}, ""),
+        (
+            {"optimizer": {**CONFIG["optimizer"], "weight_decay_skip": ("bias",)}},
+            "--config.optimizer.weight_decay_skip=['bias'] ([] before)",
+        ),
         ({"init": {"from": "b"}}, "--config.init.from=b (the default before)"),
         ({"optimizer": {str(i): i for i in range(6)}, "train": {"seed": 0}}, "4 more"),
     ],
