@@ -44,9 +44,10 @@ class CaptionLikelihoodConfig:
     """Settings of what the VLM's likelihood of the caption is compared with.
 
     Attributes:
-      minus_language_model: whether to take away what the caption is worth without the image; else
-        short captions and those often seen are preferred. Either way captions of what the VLM was
-        never trained on go first, which a pool's margin ("cycle") does not do.
+      minus_language_model: whether to take away what the caption is worth without the image, by the
+        language model that the VLM was built on (adapters are left out); else short captions and
+        those often seen are preferred. Either way captions of what the VLM was never trained on go
+        first, which a pool's margin ("cycle") does not do.
     """
 
     minus_language_model: bool = True
@@ -210,6 +211,13 @@ def _likelihood_ratio(trained: Trained, config: LikelihoodRatioConfig) -> Callab
 
 def _caption(trained: Trained, config: CaptionLikelihoodConfig) -> Callable[..., Any]:
     """By the VLM's likelihood of the caption."""
+    if config.minus_language_model and "language_model" not in trained.built_on:
+        raise UserError(
+            "--config.caption.minus_language_model: found True, expected False for this VLM: "
+            f"{trained.path} does not hold the language model that it was built on. That was "
+            "trained with it, or its adapters were merged. Give the run that has them, or "
+            "False"
+        )
     likelihood = make_caption_likelihood(VLM(trained.objective.task.vlm))
 
     def score(params, image_tokens_BN, text_BT, mask_BT):

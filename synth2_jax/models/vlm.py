@@ -180,8 +180,10 @@ class VLM(nn.Module):
         several rows of text for a row of images, one after the other, as in a beam search.
         """
 
+        lora = None if visual is None else self.config.lora  # adapters only learned with images
+
         def step(**hook: Any) -> tuple[jax.Array, KVCache | None]:
-            with adapted(self.config.lora, self.language_model):
+            with adapted(lora, self.language_model):
                 return self.language_model.step(
                     input_tokens_BT, cache, **hook, deterministic=deterministic
                 )

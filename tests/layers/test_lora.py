@@ -84,6 +84,9 @@ def test_it_starts_as_the_bare_model_and_merged_it_computes_the_same(kind, targe
     expected = logits(config, flat)
     opened = {path: flat[path] for path in without}
     assert float(jnp.abs(expected - logits(bare, opened)).max()) > 0.05
+    # Without an image it is the bare language model: the adapters were never trained so.
+    found = logits(config, flat, images=None)
+    np.testing.assert_array_equal(found, logits(bare, opened, images=None))
     merged = {}
     for path in without:
         pair = lora.adapters_of(path, flat)

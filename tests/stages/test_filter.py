@@ -89,9 +89,13 @@ def test_a_vocabulary_is_known_by_its_contents(tmp_path):
             provenance = records.Provenance(tokenizer, 4, 64)
             manifest = pair_writer.write_pairs(tmp_path / "pairs", [pair], provenance)
         given = {"folder": str(tmp_path / "pairs"), "vlm": str(tmp_path / name), "batch_size": 1}
-        cfg = filter_config(scores=("caption",), by="caption", **given)
+        given |= {"scores": ("caption",), "by": "caption"}
+        cfg = filter_config(**given, caption={"minus_language_model": False})
         settings.append(pair_scores.load_scorers(cfg, manifest)["caption"].settings)
     assert settings[0] == settings[1]
+    # The run was built on no language model, as one that trained it, and an export of adapters.
+    with pytest.raises(UserError, match=r"^--config.caption.minus_language_model: found True"):
+        pair_scores.load_scorers(filter_config(**given), manifest)
 
 
 def test_where_scores_cannot_be_written_is_known_before_the_work(tmp_path):
