@@ -11,8 +11,9 @@ from synth2_jax.sharding import ALL_ROWS, DataLayout
 class FakeBatches:
     """An endless iterator of random batches; batch i depends on (seed, i) only.
 
-    Integers are in [2, limit), clear of pad and eos. Floats are uniform in [-1, 1). Booleans are
-    true half of the time, and always at the start of a row, so that each row has a token to learn.
+    Integers are in [2, limit), clear of pad and eos, and those of `image_of_text` in [0, limit).
+    Floats are uniform in [-1, 1). Booleans are true half of the time, and always at the start of a
+    row, so that each row has a token to learn.
 
     Args:
       spec: {name: ShapeDtypeStruct} of a whole batch, from `objective.batch_spec(batch_size)`.
@@ -60,7 +61,8 @@ class FakeBatches:
             array[..., :1] = True
         elif np.issubdtype(dtype, np.integer):
             limit = self._limits.get(name, 16)
-            array = rng.integers(min(2, limit - 1), limit, shape, dtype=dtype)
+            least = 0 if name == "image_of_text" else min(2, limit - 1)
+            array = rng.integers(least, limit, shape, dtype=dtype)
         else:
             array = rng.uniform(-1, 1, shape).astype(dtype)
         return array[self._layout.rows(shape[0])]

@@ -84,7 +84,7 @@ class Validator:
                     objective, cfg.captions, trained_on, built_on.get("tokenizer", ""), mesh, rules
                 )
         if cfg.data:
-            key, size = "--config.validation.data", cfg.data.batch_size
+            key, size = "--config.validation.data", cfg.data.batch_size * cfg.data.images_per_text
             with in_section("validation"):
                 first = next(self._full_batches(), None)
             if first is None:

@@ -248,9 +248,8 @@ def start_average(params: Params, layout: TrainState) -> Params:
     It is float32 whatever the parameters are: bfloat16 has 8 bits, so an average of decay 0.999,
     which moves by a thousandth of the difference, would stand still.
     """
-    chosen = {
-        path: leaf for path, leaf in flatten(params).items() if path in flatten(layout.average)
-    }
+    averaged = flatten(layout.average)
+    chosen = {path: leaf for path, leaf in flatten(params).items() if path in averaged}
     return jax.jit(_float32_copies, out_shardings=shardings(layout).average)(unflatten(chosen))
 
 

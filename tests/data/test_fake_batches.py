@@ -11,15 +11,17 @@ SPEC = {
     "image": jax.ShapeDtypeStruct((4, 2, 2, 3), jnp.float32),
     "loss_mask": jax.ShapeDtypeStruct((4, 5), jnp.bool_),
     "is_synthetic": jax.ShapeDtypeStruct((4,), jnp.bool_),
+    "image_of_text": jax.ShapeDtypeStruct((4, 9), jnp.int32),
 }
 
 
 def test_batches_have_the_shapes_types_and_ranges():
-    batch = next(FakeBatches(SPEC, limits={"image_tokens": 5}))
+    batch = next(FakeBatches(SPEC, limits={"image_tokens": 5, "image_of_text": 3}))
     assert {n: (a.shape, a.dtype) for n, a in batch.items()} == {
         n: (s.shape, s.dtype) for n, s in SPEC.items()
     }
     assert set(np.unique(batch["image_tokens"])) == {2, 3, 4}
+    assert set(np.unique(batch["image_of_text"])) == {0, 1, 2}  # no image, the first, the second
     assert -1 <= batch["image"].min() < 0 < batch["image"].max() < 1
     assert batch["loss_mask"][:, 0].all() and not batch["loss_mask"].all()
 
