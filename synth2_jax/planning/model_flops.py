@@ -29,8 +29,19 @@ from synth2_jax.planning.hlo import products_along
 from synth2_jax.sampling.guidance import GuidanceConfig, guidance_scales
 from synth2_jax.sampling.parallel_decode import ParallelDecodeConfig
 from synth2_jax.sampling.text_decode import TextDecodeConfig
-from synth2_jax.training.objectives import GeneratorObjective, VLMObjective
+from synth2_jax.training.objectives import (
+    GeneratorObjective,
+    LanguageModelObjective,
+    VLMObjective,
+)
 from synth2_jax.training.tasks import GeneratorTask, LanguageModelTask, VLMTask
+from synth2_jax.training.train_state import split_params
+
+_OBJECTIVES: Mapping[type, Any] = {
+    GeneratorTask: GeneratorObjective,
+    VLMTask: VLMObjective,
+    LanguageModelTask: LanguageModelObjective,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +63,13 @@ class Flops:
 
 
 def train_step(task: object, batch_size: int) -> Flops | None:
-    """Counts one training step of a task's model; None for a tokenizer, which has no formula."""
+    """Counts one training step of a task's model; None where there is no formula.
+
+    There is none of a tokenizer, and none where `model.freeze` leaves less than a whole part, or a
+    part that is never pretrained.
+    """
+    if getattr(task, "freeze", None) and not _freezes_whole_parts(task):
+        return None
     match task:
         case GeneratorTask():
             return _generator(task, batch_size)
@@ -66,6 +83,15 @@ def train_step(task: object, batch_size: int) -> Flops | None:
         case LanguageModelTask():
             return _language_model(task.language_model, batch_size, task.text_length, trained=True)
     return None
+
+
+def _freezes_whole_parts(task: Any) -> bool:
+    if type(task) not in _OBJECTIVES:
+        return False
+    objective = _OBJECTIVES[type(task)](task)
+    _, frozen = split_params(objective.boxed_shapes, objective.frozen)
+    parts = [part.path for name, part in objective.parts.items() if objective.is_frozen(name)]
+    return all(path.startswith(tuple(f"{part}/" for part in parts)) for path in frozen)
 
 
 def sample(

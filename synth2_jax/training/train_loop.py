@@ -40,7 +40,8 @@ class TrainLoopConfig:
       ema_decay: d of a moving average of the trained parameters, from update t on (the first is 0)
         `a = e * a + (1 - e) * parameters` with e = min(d, (1 + t) / (10 + t)), as TensorFlow's
         ExponentialMovingAverage has it, so that the random start is soon forgotten. Later stages
-        and `validation` take the average. 0 keeps none.
+        and `validation` take the average. 0 keeps none. A tokenizer's discriminator, which only
+        the training reads, has one too.
       microbatches: a batch's rows go through the model in so many parts, one after the other, for
         one update: less memory for activations (see train_step.py).
       keep: the newest so many checkpoints are kept.

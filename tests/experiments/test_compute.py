@@ -3,10 +3,12 @@ import dataclasses
 import pytest
 
 from synth2_jax import config as config_lib
+from synth2_jax.errors import UserError
 from synth2_jax.experiments.compute import equal_compute
 from synth2_jax.planning import model_flops
 from synth2_jax.stages import train
 from synth2_jax.synthesis.token_generator import SynthesizeConfig
+from synth2_jax.training.objectives import VLMObjective
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,18 @@ def test_more_samples_and_longer_generators_cost_more(parts):
     doubled = equal_compute(**{**parts, "synthesize": twice}, num_captions=100)
     assert doubled == pytest.approx(equal_compute(**parts, num_captions=200))
     cfg, objective = parts["generator"]
-    longer = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, steps=4000))
+    longer = dataclasses.replace(
+        cfg, train=dataclasses.replace(cfg.train, steps=2 * cfg.train.steps)
+    )
     found = equal_compute(**{**parts, "generator": (longer, objective)}, num_captions=0)
     assert found - 1 == pytest.approx(2 * (equal_compute(**parts, num_captions=0) - 1), rel=1e-3)
     assert found > base > 1
+
+
+def test_a_model_whose_flops_no_formula_counts_is_refused(parts):
+    cfg, objective = parts["vlm"]
+    half = VLMObjective(dataclasses.replace(objective.task, freeze=("^tokenizer/", "resampler/")))
+    with pytest.raises(
+        UserError, match=r"^model.freeze: found .*resampler/'\) in the config of the"
+    ):
+        equal_compute(**{**parts, "vlm": (cfg, half)}, num_captions=1)

@@ -113,3 +113,23 @@ def test_what_is_frozen_costs_less_and_all_grows_with_the_rows():
     )
     assert one.total < adapted.total < whole.total
     assert model_flops.train_step(tasks["tokenizer"], 1) is None  # its losses have no formula
+
+
+LM, TOKENIZER = "'^vlm/language_model/'", "'^tokenizer/'"
+
+
+@pytest.mark.parametrize(
+    "name, patterns, is_counted",
+    [
+        ("vlm", f"({TOKENIZER}, {LM})", True),
+        ("vlm", f"({TOKENIZER},)", True),
+        ("vlm", f"({TOKENIZER}, {LM}, '^vlm/resampler/')", False),
+        ("vlm", f"({TOKENIZER}, 'language_model/.*/mlp/')", False),
+        ("generator", f"({TOKENIZER}, '^generator/maskgit/.*norm')", False),
+        ("language_model", "('embedding',)", False),
+        ("language_model", "()", True),
+    ],
+)
+def test_what_is_frozen_in_part_is_not_counted(name, patterns, is_counted):
+    task = built(name, model__freeze=patterns)[1].task
+    assert (model_flops.train_step(task, 1) is not None) == is_counted
