@@ -45,7 +45,9 @@ class TrainLoopConfig:
       microbatches: a batch's rows go through the model in so many parts, one after the other, for
         one update: less memory for activations (see train_step.py).
       keep: the newest so many checkpoints are kept.
-      keep_best: besides, so many that were best by `best_metric`; 0 for none.
+      keep_best: besides, so many that were best by `best_metric`; 0 for none. Only checkpoints of
+        steps that were evaluated before they were saved count, so `eval_every` should divide
+        `checkpoint_every`.
       best_metric: a name that evaluation gives, such as "validation/cider"; the higher the better.
       watchdog_seconds: a run that finishes no step for so long (it may compile, evaluate or save)
         prints its stack traces and ends with code 1; 0 waits for ever.
