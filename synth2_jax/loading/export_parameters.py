@@ -95,7 +95,7 @@ class ExportParameters:
 
     @property
     def rounds_adapters(self) -> bool:
-        """Whether the files have matrices of fewer bits than the merge, float32."""
+        """True if the files have matrices of fewer bits than the merge, float32."""
         return any(self.shapes[name].dtype != np.float32 for name in self.adapters)
 
     def description(self) -> tuple[dict[str, Any], dict[str, str]]:
