@@ -1,5 +1,6 @@
 """What is read from a command line, its help, and the line that a mistake gets."""
 
+import ast
 import os
 import pathlib
 import subprocess
@@ -68,7 +69,10 @@ def test_a_room_holds_one_file_a_stage_and_what_experiments_share(room, shares):
     del files["__init__"]
     stages = {name for name, text in files.items() if "\ndef run(" in text}
     assert stages == {name for name, stage in STAGES.items() if stage.room == room}
-    imported = {name for name in files for text in files.values() if f".{name} import" in text}
+    imported = set()
+    for node in (node for text in files.values() for node in ast.walk(ast.parse(text))):
+        if isinstance(node, ast.ImportFrom):
+            imported |= {node.module.split(".")[-1], *(alias.name for alias in node.names)}
     assert files.keys() - stages <= (imported if shares else set())
 
 
