@@ -3,7 +3,7 @@
     synth2 demo --config=configs/scenes/demo.py --workdir=workdir/demo
 
 Hardware: 2 CPU cores, 6 GiB of memory.
-Time: 11 to 20 minutes, and 1 to 1.5 more for the first installation.
+Time: 11 to 20 minutes, the first installation included.
 Score: see docs/science.md, which holds the last measured run.
 """
 

@@ -1,4 +1,5 @@
-"""The demo's comparison over three seeds and more arms, with a generator trained for longer.
+"""The demo's comparison over three seeds and more arms, on all 1,500 real pictures, with longer
+training.
 
     synth2 study --config=configs/scenes/study.py --workdir=workdir/study
 

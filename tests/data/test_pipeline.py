@@ -21,7 +21,8 @@ pytestmark = pytest.mark.usefixtures("clean_registry")
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        (((0, 1.0), (0, 2.0)), "rising ones"),
+        (((3, 1.0), (2, 2.0)), "rising ones"),
+        (((0, 1.0), (0, 2.0), (0, 3.0)), "rising ones"),
         (((0, -1.0),), "numbers of 0 or more"),
         (((0, float("nan")),), "numbers of 0 or more"),
         ("often", "expected a rate or"),

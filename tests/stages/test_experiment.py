@@ -379,6 +379,7 @@ def test_an_evaluation_lacks_a_further_score_that_failed(
     names = steps_of(experiment)
     results = tmp_path / "evaluation" / "vlm_real" / "results.json"
     write_json(results, dict.fromkeys(steps.SCORES, 1.0) | found)
+    (results.parent / evaluate.PER_IMAGE).touch()
     experiment.evaluate("real")
     assert names == ["evaluate vlm_real"] * runs
 
