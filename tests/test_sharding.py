@@ -18,6 +18,7 @@ from synth2_jax.testing.user_errors import user_error
 CONTRACT_NAMES = {
     *("batch", "length", "embed", "mlp", "heads", "kv", "joined_kv", "vocab", "layers"),
     *("image_tokens", "latents", "codebook", "relpos_buckets", "conv_in", "conv_out"),
+    "lora_rank",
 }
 # Eight devices in two, two and two.
 CUBE = AbstractMesh((2, 2, 2), sharding.MESH_AXES)
