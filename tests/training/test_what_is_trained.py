@@ -137,7 +137,11 @@ def test_steps_change_what_is_trained_and_no_bit_of_the_rest(name):
     tx = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.1, weight_decay_skip=()))
     layout = train_state.state_layout(objective, tx, one_device_mesh())
     state = train_state.create_train_state(objective, tx, layout, seed=0)
-    before = {path: np.asarray(leaf) for path, leaf in train_state.flatten(state.params).items()}
+    flat = train_state.flatten(state.params)
+    # As in a VLM that was trained: behind gates at 0 the resampler gets no gradient.
+    flat |= {path: leaf + 0.5 for path, leaf in flat.items() if path.endswith("_gate")}
+    state = state.replace(params=train_state.unflatten(flat))
+    before = {path: np.asarray(leaf) for path, leaf in flat.items()}
     batch = next(FakeBatches(objective.batch_spec(4)))
     step = jax.jit(make_train_step(objective, tx))
     for _ in range(3):
