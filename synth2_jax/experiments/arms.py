@@ -17,6 +17,7 @@ from synth2_jax.pages.numbers import flat
 SOURCES = ("real", "synthetic", "blank", "shuffled", "rendered", "text_only")
 CAPTION_SETS = ("balanced", "natural", "real")  # see `caption_sets`
 REAL, MIXED, BOUND = "real", "real_synthetic", "rendered"
+GROUPS = "optimizer.groups"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Arm:
       two_runs: whether those steps are a run of their own, from which the second one starts with a
         fresh optimizer.
       equal_compute: whether it trains for as many steps more as generator and synthesis cost FLOPs.
-      vlm: keys of the section `vlm` that differ, such as {"model": {"image_space": "pixel"}}.
+      vlm: keys of the section `vlm` that differ, such as {"model": {"image_space": "pixel"}}. Its
+        `optimizer.groups` come after the section's own.
     """
 
     rates: Mapping[str, float]
@@ -63,10 +65,12 @@ class Arm:
         """Returns whether some of its pairs have pictures of synthetic captions."""
         return set(self.rates) != {"real"}
 
-    @property
-    def changed(self) -> dict[str, Any]:
-        """{dotted key: value} of `vlm`."""
-        return dict(flat(json.loads(config_lib.to_json(self.vlm))))
+    def changed(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """{dotted key: value} that this arm changes in the section `vlm`."""
+        changed = dict(flat(json.loads(config_lib.to_json(self.vlm))))
+        if groups := changed.get(GROUPS):
+            changed[GROUPS] = (*section.get("optimizer", {}).get("groups", ()), *groups)
+        return changed
 
     def rates_at(self, switch: int) -> dict[str, Any]:
         """The rates of a run that sees real pairs alone before the step `switch`."""

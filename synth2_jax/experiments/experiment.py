@@ -99,7 +99,10 @@ class Experiment(StepRunner):
             make_optimizer(of_step.optimizer, of_step.train.steps, f"--config.{name}")
         for name, arm in arms.items():
             if arm.vlm:
-                train.build(changed_section(config.vlm, arm.changed), f"arm {name}: --config.vlm")
+                train.build(
+                    changed_section(config.vlm, arm.changed(config.vlm)),
+                    f"arm {name}: --config.vlm",
+                )
         limit = cfg.tokenize.max_images or dataset.SPLITS["real"]
         self._all_real = min(limit, dataset.SPLITS["real"])
         self._cfg, self._arms, self._share_generator = cfg, arms, share_generator
@@ -271,7 +274,7 @@ class Experiment(StepRunner):
         restart: int = 0,
     ) -> Trained:
         """One training run of an arm; the learning rate starts again at the step `restart`."""
-        given, changed = self.config.vlm, dict(arm.changed)
+        given, changed = self.config.vlm, arm.changed(self.config.vlm)
         if steps != given.train.steps:
             changed["train.steps"] = steps
         if restart:
@@ -294,7 +297,10 @@ class Experiment(StepRunner):
             filled |= {"data.rates": dict(rates), "data.mixture": f"mixture_{name}"}
         if "captions" in given.get("validation", {}):
             filled["validation.captions.folder"] = self.path("pairs", "test")
-        return self._train(self.vlm_name(name), "vlm", filled, changed)
+        seen = {"rates": dict(rates), "two_runs": bool(start)}
+        if set(rates) != {"real"}:
+            seen["captions"] = arm.captions
+        return self._train(self.vlm_name(name), "vlm", filled, changed, {"arm": seen})
 
     def _pairs_of(self, source: str, captions: str) -> str:
         """The folder of one source of an arm."""

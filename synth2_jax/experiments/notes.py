@@ -62,11 +62,17 @@ class Notes:
         return values
 
     def check_same(self, step: str, config: Mapping[str, Any]) -> None:
-        """Raises UserError when the step was begun under another config."""
+        """Raises UserError when the step was begun under another config.
+
+        A step that an older version began has no note of its arm, and is taken for the same.
+        """
         made_with = self._read("made_with")
         if step not in made_with:
             return
-        before, now = _leaves(made_with[step]["config"]), _leaves(json.loads(json.dumps(config)))
+        noted = made_with[step]["config"]
+        if "arm" not in noted:
+            config = {key: value for key, value in config.items() if key != "arm"}
+        before, now = _leaves(noted), _leaves(json.loads(json.dumps(config)))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise UserError(

@@ -41,11 +41,12 @@ class StepRunner:
         section: str,
         filled: Mapping[str, Any],
         changed: Mapping[str, Any] | None = None,
+        more_noted: Mapping[str, Any] | None = None,
     ) -> Trained:
         folder, given = self.path(name), self.config[section]
         steps = (changed or {}).get("train.steps", given.train.steps)
         is_done = functools.partial(_is_trained, folder, steps)
-        self._run(train, name, folder, section, filled, is_done, changed)
+        self._run(train, name, folder, section, filled, is_done, changed, more_noted)
         return load_trained(folder, given.model_name)
 
     def _run(
@@ -57,24 +58,26 @@ class StepRunner:
         filled: Mapping[str, Any],
         is_done: Callable[[], bool] = lambda: False,
         changed: Mapping[str, Any] | None = None,
+        more_noted: Mapping[str, Any] | None = None,
     ) -> None:
         """Runs a stage unless it is done, by a section with values at dotted keys.
 
         Args:
           filled: what follows from the step, such as paths.
           changed: what makes this step another than the section's, for the notes too.
+          more_noted: what else its result depends on, for the notes alone.
 
         Raises:
           UserError: the step was begun under another config.
         """
         changed = changed or {}
-        noted = changed_section(self._noted(section), changed)
-        self.notes.check_same(step, noted.to_dict())
+        noted = changed_section(self._noted(section), changed).to_dict() | dict(more_noted or {})
+        self.notes.check_same(step, noted)
         if is_done():
             return
         config = changed_section(self.config[section], {**changed, **filled})
         run = functools.partial(stage.run, config, folder)
-        self._step(step, section, folder, run, noted.to_dict())
+        self._step(step, section, folder, run, noted)
 
     def _step(
         self,

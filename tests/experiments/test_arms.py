@@ -2,9 +2,11 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs.scenes import vlm
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
 from synth2_jax.experiments.arms import ARMS, CAPTION_SETS, SOURCES, Arm
+from synth2_jax.experiments.step_runner import changed_section
 from synth2_jax.pages.arms import ARM_NAMES
 
 
@@ -44,7 +46,16 @@ def test_real_pairs_alone_come_first_for_a_share_of_the_steps():
 
 
 def test_what_differs_in_the_vlm_is_keys_with_dots():
-    assert ARMS["pixel"].changed == {"model.image_space": "pixel"}
+    assert ARMS["pixel"].changed({}) == {"model.image_space": "pixel"}
     section = ml_collections.ConfigDict({"rates": {"real": 1.0}, "vlm": {"train": {"steps": 3}}})
-    assert config_lib.build(Arm, section).changed == {"train.steps": 3}
-    assert ARMS["real"].changed == {}
+    assert config_lib.build(Arm, section).changed({}) == {"train.steps": 3}
+    assert ARMS["real"].changed({}) == {}
+
+
+@pytest.mark.parametrize("name", ["lora", "whole"])
+def test_an_arm_trains_the_vlm_as_the_config_file_of_that_name_does(name):
+    section = vlm.get_config("mixture")
+    built = changed_section(section, ARMS[name].changed(section))
+    expected = vlm.get_config(f"mixture,{name}")
+    for key in ("model", "optimizer"):
+        assert config_lib.to_json(built[key]) == config_lib.to_json(expected[key])

@@ -196,7 +196,7 @@ def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
 ):
     seen, arm, steps = [], ARMS[name], chain.steps["vlm"]
 
-    def train_alone(name, section, filled, changed):
+    def train_alone(name, section, filled, changed, noted):
         seen.append((name, filled, changed))
 
     monkeypatch.setattr(experiment, "_train", train_alone)
@@ -230,7 +230,7 @@ def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
         assert changed["train.steps"] == here.vlm_steps(name) > steps
     elif not arm.two_runs:
         stages = {"optimizer.restarts": (switch,), "optimizer.warmup_steps": switch // 2}
-        assert changed == arm.changed | (stages if switch else {})
+        assert changed == arm.changed(experiment.config.vlm) | (stages if switch else {})
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """Several seeds and numbers of real pictures in one workdir, and what needs another workdir."""
 
+import dataclasses
+import json
+
 import pytest
 
 from synth2_jax import config as config_lib
 from synth2_jax.domains.scenes import dataset
 from synth2_jax.errors import UserError
 from synth2_jax.experiments import step_runner
+from synth2_jax.experiments.arms import Arm
 from synth2_jax.experiments.experiment import Experiment
+from synth2_jax.stages import train
 
 
 def test_a_seed_and_a_number_of_real_pictures_have_folders_of_their_own(tmp_path, monkeypatch):
@@ -61,3 +66,42 @@ def test_another_seed_or_number_in_the_config_needs_another_workdir(tmp_path, ch
     experiment._made.update(f"{tmp_path}/pairs {splits}" for splits in (("real",),))
     with pytest.raises(UserError, match=f"{step} was made with {key}=None, found {value}"):
         experiment.vlm("real") if step == "vlm_real" else experiment.tokenizer()
+
+
+@pytest.fixture
+def of_arm(tmp_path, monkeypatch):
+    """of_arm(Arm) -> an Experiment whose arm "mine" it is, in one workdir; nothing is trained."""
+    for made in ("synthesize", "repaired", "real"):
+        monkeypatch.setattr(Experiment, made, lambda self, *names: "/".join(("pairs", *names)))
+    monkeypatch.setattr(train, "run", lambda *arguments: None)
+    monkeypatch.setattr(step_runner, "load_trained", lambda *arguments: None)
+    config = config_lib.load_config("configs/scenes/demo.py:tiny")
+    return lambda arm: Experiment(config, str(tmp_path), arms={"mine": arm})
+
+
+MINE = Arm({"real": 0.5, "synthetic": 0.5}, real_first=0.5)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            {"rates": {"real": 0.25, "synthetic": 0.5}},
+            r"arm.rates.real=\[\[9, 1.0\], \[10, 0.5\]\]",
+        ),
+        ({"rates": {"real": 0.5, "blank": 0.5}}, "arm.rates.blank=None"),
+        ({"captions": "natural"}, "arm.captions='balanced', found 'natural'"),
+        ({"two_runs": True}, "arm.rates.real=|arm.two_runs=False, found True"),
+    ],
+)
+def test_another_arm_of_the_same_name_needs_another_workdir(of_arm, tmp_path, change, said):
+    of_arm(MINE).vlm("mine")
+    of_arm(MINE).vlm("mine")
+    with pytest.raises(UserError, match=f"vlm_mine was made with ({said})"):
+        of_arm(dataclasses.replace(MINE, **change)).vlm("mine")
+    # An older version noted no arm.
+    made_with = tmp_path / "made_with.json"
+    made = json.loads(made_with.read_text())
+    made["vlm_mine"]["config"].pop("arm")
+    made_with.write_text(json.dumps(made))
+    of_arm(MINE).vlm("mine")
