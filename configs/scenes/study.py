@@ -7,7 +7,7 @@ Without a word it is the main comparison and its controls. Words behind the file
 is compared, as `--config=configs/scenes/study.py:curve`, or several with commas:
 
     curve     real pairs alone, and real + synthetic, over numbers of real pictures
-    captions  caption sets: balanced, as frequent as in the real pairs, and theirs alone
+    captions  caption sets: balanced, classes as often as in the real pairs, and theirs alone
     stages    real pairs first, then real + synthetic, in one run and in two
     tuning    the language model frozen, adapted by LoRA, and trained too
     all       every arm, and the curve

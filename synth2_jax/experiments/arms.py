@@ -28,8 +28,9 @@ class Arm:
       rates: {source of pairs: share of each batch}; the sources are real, synthetic, and in place
         of the generator's pictures blank, shuffled, rendered (true) and text_only ones.
       title: its name in tables; "" for its name.
-      captions: those of the synthetic pairs. balanced: the same number for each class; natural: as
-        many of a class as real captions name it; real: the captions of the real pairs.
+      captions: those of the synthetic pairs. balanced: the same number for each class. natural: as
+        many asked of a class as real captions name it; the language model chooses what else is in
+        them. real: the captions of the real pairs.
       real_first: share of the steps that see real pairs alone, before the mixture.
       two_runs: whether those steps are a run of their own, from which the second one starts with a
         fresh optimizer.
@@ -72,6 +73,10 @@ class Arm:
             changed[GROUPS] = (*section.get("optimizer", {}).get("groups", ()), *groups)
         return changed
 
+    def first_steps(self, steps: int) -> int:
+        """The steps, of all, that see real pairs alone before the mixture."""
+        return round(self.real_first * steps)
+
     def rates_at(self, switch: int) -> dict[str, Any]:
         """The rates of a run that sees real pairs alone before the step `switch`."""
         if not switch:
@@ -102,7 +107,9 @@ ARMS = {
     "pretrain_then_mix": Arm(
         _HALF, "real, then real + synthetic (two runs)", real_first=0.5, two_runs=True
     ),
-    "natural": Arm(_HALF, "real + synthetic, captions as frequent as real", captions="natural"),
+    "natural": Arm(
+        _HALF, "real + synthetic, classes asked for as often as real", captions="natural"
+    ),
     "real_captions": Arm(_HALF, "real + new images of the real captions", captions="real"),
     "pixel": Arm(
         _HALF, "real + synthetic, through pixels", vlm={"model": {"image_space": "pixel"}}

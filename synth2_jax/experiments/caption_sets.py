@@ -4,6 +4,8 @@ import fractions
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from synth2_jax.caption_writing.folder import CAPTIONS, MANIFEST
 from synth2_jax.errors import UserError
 from synth2_jax.evaluation.caption_sets import spellings
@@ -30,6 +32,13 @@ def natural_quotas(captions: Sequence[str], classes: Sequence[str], total: int) 
     for name in by_rest[: total - sum(quotas.values())]:  # the largest remainders
         quotas[name] += 1
     return {name: quota for name, quota in quotas.items() if quota}
+
+
+def sample(captions: Sequence[str], number: int, seed: int) -> list[str]:
+    """Draws `number` captions at random, each of them as often as any other, give or take one."""
+    rng = np.random.default_rng(seed)
+    rounds = [rng.permutation(len(captions)) for _ in range(-(-number // len(captions)))]
+    return [captions[i] for i in np.concatenate(rounds)[:number]]
 
 
 def write_captions(folder: str, captions: Sequence[str], source: str) -> None:

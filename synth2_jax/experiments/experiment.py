@@ -19,6 +19,7 @@ from synth2_jax.caption_writing.classes import load_classes
 from synth2_jax.caption_writing.folder import CAPTIONS, MANIFEST
 from synth2_jax.data import records
 from synth2_jax.domains.scenes import dataset, oracle, renderer
+from synth2_jax.errors import UserError
 from synth2_jax.evaluation.caption_sets import BUILT_IN, read_captions
 from synth2_jax.experiments import caption_sets, pictures
 from synth2_jax.experiments.arms import ARMS, Arm
@@ -32,7 +33,9 @@ from synth2_jax.loading.run import Trained
 from synth2_jax.side_files import parse_as
 from synth2_jax.stages import captions, evaluate, synthesize, tokenize, train
 from synth2_jax.stages.evaluate import PER_IMAGE, RESULTS
-from synth2_jax.training.optimizer import make_optimizer
+from synth2_jax.stages.train import TrainConfig
+from synth2_jax.training.optimizer import OptimizerConfig, make_optimizer
+from synth2_jax.training.train_state import Objective
 
 NUM_READ = 1024  # synthetic pictures that the oracle reads
 _SEE_REAL = ("tokenize", "generator", "synthesize", "vlm", "evaluate")  # sections
@@ -97,18 +100,32 @@ class Experiment(StepRunner):
         for name in ("tokenizer", "language_model", "generator", "vlm"):
             self._models[name] = of_step, _ = train.build(config[name], f"--config.{name}")
             make_optimizer(of_step.optimizer, of_step.train.steps, f"--config.{name}")
-        for name, arm in arms.items():
-            if arm.vlm:
-                train.build(
-                    changed_section(config.vlm, arm.changed(config.vlm)),
-                    f"arm {name}: --config.vlm",
-                )
-        limit = cfg.tokenize.max_images or dataset.SPLITS["real"]
-        self._all_real = min(limit, dataset.SPLITS["real"])
+        self._all_real = cfg.tokenize.max_images or dataset.SPLITS["real"]
         self._cfg, self._arms, self._share_generator = cfg, arms, share_generator
         self.case = self._configured = Case(cfg.seed, cfg.real_pairs or self._all_real)
         self._made: set[str] = set()  # folders of pairs that this process has checked
         self._per_image: dict[pathlib.Path, dict[str, float]] = {}  # read once
+        self._vlms = {name: self._built(name, arm) for name, arm in arms.items()}
+
+    def _built(self, name: str, arm: Arm) -> tuple[TrainConfig, Objective]:
+        """Builds an arm's section `vlm`, and checks each of its runs with its optimizer."""
+        where = f"arm {name}: --config"
+        changed = arm.changed(self.config.vlm)
+        check_left_open({"vlm": arm.changed({})}, where=where)
+        where = f"{where}.vlm"
+        section = changed_section(self.config.vlm, changed, where)
+        built = train.build(section, where) if changed else self._models["vlm"]
+        steps = built[0].train.steps
+        first = arm.first_steps(steps)
+        if arm.real_first and not 0 < first < steps:
+            found = f"found {arm.real_first}, which is {first} of {steps} steps"
+            raise UserError(f"arm {name}: real_first: {found}, expected 1 to {steps - 1} steps")
+        runs = ((first, 0), (steps - first, 0)) if arm.two_runs else ((steps, first),)
+        for run in runs:
+            section = changed_section(self.config.vlm, self._changed(arm, *run), where)
+            optimizer = config_lib.build(OptimizerConfig, section.optimizer, f"{where}.optimizer")
+            make_optimizer(optimizer, run[0], where)
+        return built
 
     def at(self, *, seed: int | None = None, real_pairs: int | None = None) -> "Experiment":
         """The same experiment with another seed, another number of real pictures (0: all), or both.
@@ -171,7 +188,9 @@ class Experiment(StepRunner):
         filled = {"language_model": self.path("language_model"), "seed": self._configured.seed}
         if name == "real":
             if not is_done():
-                caption_sets.write_captions(folder, self.real_captions(), "real pairs")
+                number, seed = len(self.written_captions()), self._configured.seed
+                chosen = caption_sets.sample(self.real_captions(), number, seed)
+                caption_sets.write_captions(folder, chosen, "real pairs")
             return folder
         if name == "natural" and not is_done():
             given = self.config.captions.get("classes") or "scenes"
@@ -216,9 +235,6 @@ class Experiment(StepRunner):
             "captions": self.captions(captions) if of_set else self.path("captions"),
             "seed": self.case.seed,
         }
-        if captions == "real":  # as many pairs as of the other sets
-            times = len(self.written_captions()) / len(self.real_captions())
-            filled["samples_per_caption"] = max(1, round(times))
         step = self.named(f"synthesize{of_set}")
         self._run(synthesize, step, folder, "synthesize", filled)
         self._made.add(folder)
@@ -247,22 +263,39 @@ class Experiment(StepRunner):
 
     def vlm_steps(self, name: str) -> int:
         """The training steps of an arm, of both of its runs together."""
-        steps = self.config.vlm.train.steps
+        vlm, generator = self._vlms[name], self._models["generator"]
+        steps = vlm[0].train.steps
         if not self._arms[name].equal_compute:
             return steps
-        models = self._models["vlm"], self._models["generator"]
-        factor = equal_compute(*models, self._cfg.synthesize, len(self.written_captions()))
-        return round(factor * steps)
+        captions = len(self.written_captions())
+        return round(steps * equal_compute(vlm, generator, self._cfg.synthesize, captions))
 
     def vlm(self, name: str) -> Trained:
         """Trains one arm; all arms have the same tokenizer and language model."""
         arm, steps = self._arms[name], self.vlm_steps(name)
-        first = round(arm.real_first * steps)
+        first = arm.first_steps(steps)
         if not arm.two_runs:
             return self._vlm(name, arm, arm.rates_at(first), steps, restart=first)
         self._vlm(f"{name}_first", arm, {"real": 1.0}, first)
         start = {"init.from": self.path(self.vlm_name(f"{name}_first"))}
         return self._vlm(name, arm, dict(arm.rates), steps - first, start)
+
+    def _changed(self, arm: Arm, steps: int, restart: int) -> dict[str, Any]:
+        """{dotted key: value} of the section `vlm` that one run of an arm changes."""
+        changed = arm.changed(self.config.vlm)
+        own = changed_section(self.config.vlm, changed)
+        if steps != own.train.steps:
+            changed["train.steps"] = steps
+        if restart:
+            changed["optimizer.restarts"] = (restart,)
+        if restart or steps != own.train.steps:
+            shortest = min(steps, restart, steps - restart) if restart else steps
+            warmup_steps = own.optimizer.get("warmup_steps", 0)
+            changed["optimizer.warmup_steps"] = min(warmup_steps, shortest // 2)
+        if steps > own.train.steps and own.train.get("eval_every"):  # as many points
+            every = own.train.eval_every * steps / own.train.steps
+            changed["train.eval_every"] = max(1, round(every))
+        return changed
 
     def _vlm(
         self,
@@ -274,18 +307,6 @@ class Experiment(StepRunner):
         restart: int = 0,
     ) -> Trained:
         """One training run of an arm; the learning rate starts again at the step `restart`."""
-        given, changed = self.config.vlm, arm.changed(self.config.vlm)
-        if steps != given.train.steps:
-            changed["train.steps"] = steps
-        if restart:
-            changed["optimizer.restarts"] = (restart,)
-        if changed.keys() & {"train.steps", "optimizer.restarts"}:
-            shortest = min(steps, restart, steps - restart) if restart else steps
-            warmup_steps = given.optimizer.get("warmup_steps", 0)
-            changed["optimizer.warmup_steps"] = min(warmup_steps, shortest // 2)
-        if steps > given.train.steps and given.train.get("eval_every"):  # as many points
-            every = given.train.eval_every * steps / given.train.steps
-            changed["train.eval_every"] = max(1, round(every))
         filled = {
             "pretrained.tokenizer": self.path("tokenizer"),
             "pretrained.language_model": self.path("language_model"),
@@ -295,11 +316,12 @@ class Experiment(StepRunner):
         }
         if len(rates) > 1:  # a folder may have the name of its arm
             filled |= {"data.rates": dict(rates), "data.mixture": f"mixture_{name}"}
-        if "captions" in given.get("validation", {}):
+        if "captions" in self.config.vlm.get("validation", {}):
             filled["validation.captions.folder"] = self.path("pairs", "test")
         seen = {"rates": dict(rates), "two_runs": bool(start)}
         if set(rates) != {"real"}:
             seen["captions"] = arm.captions
+        changed = self._changed(arm, steps, restart)
         return self._train(self.vlm_name(name), "vlm", filled, changed, {"arm": seen})
 
     def _pairs_of(self, source: str, captions: str) -> str:
@@ -319,7 +341,7 @@ class Experiment(StepRunner):
         second = curve(self.path(self.vlm_name(arm)), metric)
         if not self._arms[arm].two_runs:
             return second
-        first = round(self._arms[arm].real_first * self.vlm_steps(arm))
+        first = self._arms[arm].first_steps(self.vlm_steps(arm))
         before = curve(self.path(self.vlm_name(f"{arm}_first")), metric)
         return before + [[step + first, value] for step, value in second]
 
@@ -347,7 +369,14 @@ class Experiment(StepRunner):
         folder = self._evaluation(arm)
         if folder not in self._per_image and (path := folder / PER_IMAGE).exists():
             rows = [parse_as(_PerImage, row, path, "evaluate") for row in read_json_lines(path)]
-            self._per_image[folder] = {row.key: row.cider for row in rows}
+            scores = {row.key: row.cider for row in rows}
+            for other, known in self._per_image.items():
+                if scores.keys() != known.keys():
+                    raise UserError(
+                        f"{path}: found {len(scores)} test pictures, expected the {len(known)} of "
+                        f"{other / PER_IMAGE}. Remove the wrong one's folder and run again."
+                    )
+            self._per_image[folder] = scores
         return self._per_image.get(folder)
 
     def _evaluation(self, arm: str) -> pathlib.Path:

@@ -38,6 +38,7 @@ FILLED_IN = {
     "synthesize.seed": _SEEDS,
     "vlm.pretrained.tokenizer": _WORKDIR,
     "vlm.pretrained.language_model": _WORKDIR,
+    "vlm.init.from": _ARM,
     "vlm.data.folders": _ARM,
     "vlm.data.rates": _ARM,
     "vlm.data.mixture": _ARM,
@@ -75,6 +76,11 @@ class ExperimentConfig:
     def __post_init__(self):
         config_lib.check_seeds(self, "seed")
         check_real_pairs(self)
+        if "real" in self.tokenize.splits and (self.tokenize.max_images or 0) > dataset.MOST_REAL:
+            raise UserError(
+                f"tokenize.max_images: found {self.tokenize.max_images}, expected at most "
+                f"{dataset.MOST_REAL}, the pictures that the split `real` of Scenes has"
+            )
 
 
 def check_real_pairs(config: Any) -> None:
@@ -97,10 +103,13 @@ class Case:
 
 
 def check_left_open(
-    config: ml_collections.ConfigDict, filled_in: Mapping[str, str] = FILLED_IN
+    config: ml_collections.ConfigDict | Mapping[str, Any],
+    filled_in: Mapping[str, str] = FILLED_IN,
+    where: str = "--config",
 ) -> None:
     """Raises UserError when a key of `filled_in` holds more than 0 or ""."""
-    for key, value in flat(config.to_dict()):
+    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    for key, value in flat(plain):
         for filled, source in filled_in.items():
             if value and f"{key}.".startswith(f"{filled}."):
-                raise UserError(f"--config.{key}: found {value!r}, expected none: {source} decides")
+                raise UserError(f"{where}.{key}: found {value!r}, expected none: {source} decides")

@@ -99,14 +99,22 @@ class StepRunner:
             function()
 
 
-def changed_section(config: Any, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The section with values at dotted keys, also such that the config file could not know."""
+def changed_section(
+    config: Any, values: Mapping[str, Any], where: str = "--config"
+) -> ml_collections.ConfigDict:
+    """The section with values at dotted keys, also such that the config file could not know.
+
+    Raises:
+      UserError: a key leads through a value.
+    """
     plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     for key, value in values.items():
         *above, last = key.split(".")
-        section = plain
+        section, path = plain, where
         for name in above:
-            section = section.setdefault(name, {})
+            section, path = section.setdefault(name, {}), f"{path}.{name}"
+            if not isinstance(section, dict):
+                raise UserError(f"{path}: found {section!r:.60}, which has no keys (found {key!r})")
         section[last] = value
     return ml_collections.ConfigDict(plain, type_safe=False).unlock()
 

@@ -14,7 +14,7 @@ ARM_NAMES = {
     "real_longer": "real only, equal compute",
     "two_stages": "two stages, one run",
     "pretrain_then_mix": "two stages, two runs",
-    "natural": "captions as frequent as real",
+    "natural": "classes asked for as in real",
     "real_captions": "real captions, new images",
     "pixel": "through pixels",
     "lora": "LoRA in the language model",

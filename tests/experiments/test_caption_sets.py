@@ -4,7 +4,7 @@ import pytest
 
 from synth2_jax.caption_writing.folder import read_manifest
 from synth2_jax.errors import UserError
-from synth2_jax.experiments.caption_sets import balance_of, natural_quotas, write_captions
+from synth2_jax.experiments.caption_sets import balance_of, natural_quotas, sample, write_captions
 from synth2_jax.files import JsonLinesFile
 
 CLASSES = ("red circle", "blue ring", "cyan ring")
@@ -27,6 +27,15 @@ def test_classes_get_captions_as_often_as_the_real_captions_name_them(total, quo
 def test_real_captions_that_name_no_class_are_an_error():
     with pytest.raises(UserError, match="no real caption names a class, such as 'red circle'"):
         natural_quotas(["a picture"], CLASSES, 10)
+
+
+@pytest.mark.parametrize("number", [2, 4, 7, 8])
+def test_a_sample_has_exactly_so_many_captions_as_evenly_as_can_be(number):
+    found = sample(CAPTIONS, number, seed=0)
+    assert len(found) == number and found == sample(CAPTIONS, number, seed=0)
+    counts = [found.count(caption) for caption in CAPTIONS]
+    assert max(counts) - min(counts) <= 1
+    assert any(sample(CAPTIONS, number, seed) != found for seed in range(1, 9))
 
 
 def test_captions_are_written_as_the_stage_leaves_them(tmp_path):

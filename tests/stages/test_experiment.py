@@ -288,6 +288,9 @@ def test_what_the_steps_fill_in_is_all_that_is_refused(tmp_path, monkeypatch):
     experiment.captions()
     experiment.vlm("real_synthetic")
     experiment.evaluate("real_synthetic")
+    experiment.vlm("pretrain_then_mix")
+    # Each of the two runs of that arm is shorter than the section says.
+    changed -= {"vlm.train.steps", "vlm.optimizer.warmup_steps"}
     assert {key: filled_in(key) for key in changed if not filled_in(key)} == {}
     assert {filled_in(key) for key in changed} == set(FILLED_IN)
 

@@ -52,6 +52,31 @@ def test_more_real_pictures_than_there_are_is_one_line(tmp_path, number):
         Experiment(config, str(tmp_path))
 
 
+def test_as_many_real_pictures_as_tokenize_reads_are_all(tmp_path):
+    config = config_lib.load_config("configs/scenes/demo.py:tiny")
+    config.tokenize.max_images = 3000
+    assert Experiment(config, str(tmp_path)).case.real_pairs == 3000
+    config.tokenize.max_images = dataset.MOST_REAL + 1
+    with pytest.raises(UserError, match=r"^--config.tokenize.max_images: found 6001, .* 6000"):
+        Experiment(config, str(tmp_path))
+
+
+def test_real_captions_get_as_many_new_pictures_as_other_captions(tmp_path, monkeypatch):
+    config = config_lib.load_config("configs/scenes/demo.py:tiny")
+    config.unlock().synthesize.samples_per_caption = 2
+    experiment = Experiment(config, str(tmp_path))
+    monkeypatch.setattr(experiment, "real_captions", lambda: ["a", "b", "c"])
+    monkeypatch.setattr(experiment, "written_captions", lambda: ["x"] * 7)
+    monkeypatch.setattr(experiment, "generator", lambda: None)
+    ran = []
+    monkeypatch.setattr(experiment, "_run", lambda *given: ran.append(given))
+    experiment.synthesize("real")
+    ((_, _, _, _, filled),) = ran
+    assert "samples_per_caption" not in filled
+    rows = (tmp_path / "captions_real" / "captions.jsonl").read_text().splitlines()
+    assert len(rows) == 7 and set(rows) == {f'{{"caption": "{c}"}}' for c in "abc"}
+
+
 @pytest.mark.parametrize(
     "change, step",
     [({"seed": 3}, "tokenizer"), ({"seed": 3}, "vlm_real"), ({"real_pairs": 94}, "vlm_real")],
@@ -105,3 +130,36 @@ def test_another_arm_of_the_same_name_needs_another_workdir(of_arm, tmp_path, ch
     made["vlm_mine"]["config"].pop("arm")
     made_with.write_text(json.dumps(made))
     of_arm(MINE).vlm("mine")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"vlm": {"train": {"seed": 3}}}, "--config.vlm.train.seed: found 3, expected none: "),
+        ({"vlm": {"data": {"rates": {"real": 1}}}}, "--config.vlm.data.rates.real: found 1"),
+        ({"vlm": {"init": {"from": "a"}}}, "--config.vlm.init.from: found 'a', expected none"),
+        (
+            {"vlm": {"model_name": {"x": 1}}},
+            "--config.vlm.model_name: found 'vlm', which has no keys (found 'model_name.x')",
+        ),
+        ({"vlm": {"optimizer": {"warmup_steps": 50}}, "real_first": 0}, "warmup_steps: found 50"),
+        ({"vlm": {"train": {"stepz": 3}}}, "--config.vlm.train.stepz: unknown key"),
+        ({"real_first": 0.02}, "real_first: found 0.02, which is 0 of 20 steps, expected 1 to 19"),
+        ({"real_first": 0.98}, "real_first: found 0.98, which is 20 of 20 steps, expected 1 to 19"),
+    ],
+)
+def test_a_mistake_in_an_arm_is_found_before_the_first_step(of_arm, change, said):
+    with pytest.raises(UserError) as error:
+        of_arm(dataclasses.replace(MINE, **change))
+    assert str(error.value).startswith("arm mine: ") and said in str(error.value)
+
+
+@pytest.mark.parametrize("two_runs", [False, True])
+def test_an_arm_may_have_steps_and_a_warm_up_of_its_own(of_arm, tmp_path, two_runs):
+    own = {"train": {"steps": 60}, "optimizer": {"warmup_steps": 9}}
+    experiment = of_arm(dataclasses.replace(MINE, vlm=own, two_runs=two_runs))
+    assert experiment.vlm_steps("mine") == 60
+    experiment.vlm("mine")
+    made = json.loads((tmp_path / "made_with.json").read_text())["vlm_mine"]["config"]
+    assert made["optimizer"]["warmup_steps"] == 9
+    assert made["train"]["steps"] == (30 if two_runs else 60)
