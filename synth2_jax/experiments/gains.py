@@ -62,6 +62,11 @@ def gain(means: np.ndarray) -> np.ndarray:
     return _ratio(after - before, before)
 
 
+def gap(means: np.ndarray) -> np.ndarray:
+    """What the third arm, the bound, scores above the first."""
+    return means[..., 2] - means[..., 0]
+
+
 def gap_closed(means: np.ndarray) -> np.ndarray:
     """Share of the way from the first arm to the third, the bound, that the second one goes."""
     before, after, bound = np.moveaxis(means, -1, 0)

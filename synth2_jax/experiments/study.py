@@ -25,7 +25,7 @@ from synth2_jax.experiments.arms import ARMS, Arm
 from synth2_jax.experiments.caption_sets import balance_of
 from synth2_jax.experiments.experiment import SCORES, Experiment
 from synth2_jax.experiments.experiment_config import ExperimentConfig, check_real_pairs
-from synth2_jax.experiments.study_summary import run_name, summarise
+from synth2_jax.experiments.study_summary import of_seeds, run_name, summarise
 from synth2_jax.files import read_json, write_json, write_text
 from synth2_jax.pages.report_files import Curve
 from synth2_jax.pages.study_page import render_study
@@ -66,6 +66,11 @@ class StudyConfig:
                 raise UserError(
                     f"more_arms: found {name!r}, expected letters, digits and _, and none of "
                     f"{', '.join(ARMS)}"
+                )
+            if re.search(r"_(seed\d+|n\d+|first)$", name, re.ASCII):
+                raise UserError(
+                    f"more_arms: found {name!r}, expected no name that ends in _seed, _n and a "
+                    "number, or _first: runs of other arms have such folders"
                 )
         for key, known in (("arms", {**ARMS, **self.more_arms}), ("curve_arms", self.arms)):
             for name in getattr(self, key):
@@ -139,7 +144,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
             "steps_per_second": statistics.median(speeds) if speeds else None,
             "curve": here.curve(arm),
         }
-        summary = {**summarise(experiment, runs), "captions": captions}
+        summary = summarise(experiment, of_seeds(runs, cfg.seeds)) | {"captions": captions}
         commits = experiment.notes.commits()
         write_results(pathlib.Path(workdir), runs, summary, cfg, config, commits)
     print((pathlib.Path(workdir) / "study.md").read_text("utf-8"))
@@ -150,13 +155,16 @@ def _cases(experiment: Experiment, cfg: StudyConfig) -> Iterator[tuple[Experimen
     """(experiment of a case, arm) of all that is compared."""
     own = experiment.case.real_pairs
     numbers = [experiment.at(real_pairs=n).case.real_pairs for n in cfg.real_pairs or (own,)]
+    if cfg.curve_arms and set(cfg.arms) - set(cfg.curve_arms):  # only the own number has those
+        numbers.append(own)
     for number, seed in itertools.product(dict.fromkeys(numbers), cfg.seeds):
         arms = cfg.arms if number == own else cfg.curve_arms or cfg.arms
         yield from ((experiment.at(seed=seed, real_pairs=number), arm) for arm in arms)
 
 
 def caption_balance(experiment: Experiment, arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
-    """Balance and entropy of each caption set, with the arm that has pictures of it."""
+    """Balance and entropy of each caption set, the share of its captions that name a combination
+    which no real pair shows, and the arm that has pictures of it."""
     used = dict.fromkeys(arm.captions for arm in arms.values() if arm.makes_pictures)
     test = [caption for example in dataset.examples("test") for caption in example.captions]
     sets = {"real": experiment.real_captions(), "test": test}
@@ -164,7 +172,14 @@ def caption_balance(experiment: Experiment, arms: Mapping[str, Arm]) -> dict[str
     found = balance_of(sets)
     with_synthetic = [(name, arm) for name, arm in arms.items() if "synthetic" in arm.rates]
     of_set = {arm.captions: name for name, arm in reversed(with_synthetic)}  # the first one
-    return {name: {**found[name], "arm": of_set.get(name)} for name in sets}
+    return {
+        name: {
+            **found[name],
+            "unseen_share": statistics.mean(map(scenes_scores.claims_unseen, captions)),
+            "arm": of_set.get(name),
+        }
+        for name, captions in sets.items()
+    }
 
 
 def write_results(
@@ -192,7 +207,8 @@ def write_tables(
     cfg: StudyConfig,
     made_with: Mapping[str, str],
 ) -> None:
-    """study.md and study.html, from the parts of study.json."""
+    """study.md and study.html, from the parts of study.json; runs of other seeds are left out."""
+    runs = of_seeds(runs, cfg.seeds)
     compared = runs, summary, cfg.shown(runs), cfg.seeds
     tables = {
         "arms": study_tables.arms_table(*compared),

@@ -11,8 +11,8 @@ from typing import Any
 from synth2_jax.experiments.arms import BOUND, MIXED, REAL, Arm
 from synth2_jax.experiments.curves import steps_to_baseline
 from synth2_jax.experiments.gains import PARTS
-from synth2_jax.pages.intervals import factor_text, gain_text, share_text
-from synth2_jax.pages.numbers import DASH, finite, lookup, number
+from synth2_jax.pages.intervals import drawn_over, factor_text, gain_text, share_text
+from synth2_jax.pages.numbers import DASH, finite, lookup, number, percent
 from synth2_jax.pages.study_page import mean_and_spread
 
 Runs = Mapping[str, Any]
@@ -77,11 +77,12 @@ def captions_table(runs: Runs, summary: Summary, seeds: Sequence[int]) -> Table 
     """The caption sets with their balance and what the arm on each scores; None without sets."""
     if not (sets := summary.get("captions")):
         return None
-    head = ["captions", "number", "in the 5 largest clusters", "entropy, nats"]
+    head = ["captions", "number", "in the 5 largest clusters", "entropy, nats", "name unseen"]
     rows = [[*head, "zero-shot CIDEr", "zero-shot gain", "CIDEr", "gain"]]
     for name, one in sets.items():
         balance = [f"{number(100 * one['top5_share'])} %", number(one["entropy"], 2)]
-        cells = [name, number(one["captions"], 0), *balance]
+        unseen = percent(one.get("unseen_share"), 1)  # older files lack it
+        cells = [name, number(one["captions"], 0), *balance, unseen]
         for part in PARTS[:2]:
             found = values(runs, one["arm"], part, seeds, main_number(runs)) if one["arm"] else {}
             gain = gain_of(runs, summary, one["arm"], part, seeds, main_number(runs))
@@ -122,8 +123,9 @@ def footnote(
             f"Equal compute: {factor:.1f}x the steps, the FLOPs of generator and synthesis."
         )
     lines.append("Zero-shot: test pictures with a combination that no real pair shows.")
-    if summary.get("gains"):
-        lines.append("In brackets: 95 % intervals, by a bootstrap over seeds and test pictures.")
+    if gains := summary.get("gains"):
+        over = drawn_over(found for parts in gains.values() for found in parts.values())
+        lines.append(f"In brackets: 95 % intervals, by a bootstrap over {over}.")
     count = at.removeprefix("/n") or summary.get("real_pictures")
     lines.append(
         f"Mean ± standard deviation over seeds; {f'{count} real pictures; ' * bool(count)}"

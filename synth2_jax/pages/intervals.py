@@ -1,6 +1,6 @@
 """Estimates with their intervals, {"value", "low", "high"}, as pages and tables write them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from synth2_jax.pages.numbers import DASH, finite, gain, number, signed, signed_percent
 
@@ -9,6 +9,7 @@ _PARTS = (
     ("cider", "On the whole test set"),
 )
 _UNKNOWN, _TOO_CLOSE = "No verdict without intervals", "Too close to call"
+_HELP, _HARM = "Yes, synthetic pairs help", "No, synthetic pairs harm"
 
 
 def gain_text(gain: Mapping | None) -> str:
@@ -52,20 +53,37 @@ def answer(real: Mapping, mixed: Mapping, gains: Mapping | None = None) -> str:
     """
     if None in (finite(real.get("cider")), finite(mixed.get("cider"))):
         return "No answer: both arms are not scored."
-    verdict, texts = "", []
+    verdicts, texts, estimates = [], [], []
     for name, where in _PARTS:
         before, after = finite(real.get(name)), finite(mixed.get(name))
         if before is None or after is None:  # no such test pictures
             continue
         found = (gains or {}).get(name) or {"value": gain(after, before)}
-        verdict = verdict or _verdict(found)
-        chance = ", which may be chance" if _verdict(found) == _TOO_CLOSE else ""
+        estimates.append(found)
+        verdicts.append(_verdict(found))
+        chance = ", which may be chance" if verdicts[-1] == _TOO_CLOSE else ""
         texts.append(
             f"{where}, CIDEr is {number(after)} with real + synthetic pairs and {number(before)} "
             f"with real pairs only ({gain_text(found)}{chance})."
         )
-    brackets = "" if verdict == _UNKNOWN else " In brackets: the 95 % interval."
+    verdict, *others = verdicts
+    brackets = "" if set(verdicts) == {_UNKNOWN} else " In brackets: the 95 % interval."
+    if brackets and any(found.get("seeds") == 1 for found in estimates):
+        brackets = f" In brackets: the 95 % interval over {drawn_over(estimates)}."
+    if _HARM in others and verdict != _HARM:
+        verdict += " zero-shot, but synthetic pairs harm on the whole test set"
     return f"{verdict}. {' '.join(texts)}{brackets}"
+
+
+def drawn_over(estimates: Iterable[Mapping | None]) -> str:
+    """Says what the intervals of these estimates are over: one seed shows no spread of seeds."""
+    numbers = {found.get("seeds") for found in estimates if found}
+    if 1 not in numbers:
+        return "seeds and test pictures"
+    alone = "over test pictures alone: one seed does not show how much seeds differ"
+    if numbers == {1}:
+        return alone.removeprefix("over ")
+    return f"seeds and test pictures; with one seed {alone}"
 
 
 def _verdict(estimate: Mapping) -> str:
@@ -74,8 +92,8 @@ def _verdict(estimate: Mapping) -> str:
     if low is None or high is None:
         return _UNKNOWN
     if low > 0:
-        return "Yes, synthetic pairs help"
-    return "No, synthetic pairs harm" if high < 0 else _TOO_CLOSE
+        return _HELP
+    return _HARM if high < 0 else _TOO_CLOSE
 
 
 def _of(estimate: Mapping | None) -> tuple[float | None, float | None, float | None]:

@@ -14,7 +14,7 @@ from synth2_jax.pages.charts import (
     svg,
 )
 from synth2_jax.pages.document import render
-from synth2_jax.pages.intervals import answer
+from synth2_jax.pages.intervals import answer, drawn_over
 from synth2_jax.pages.numbers import finite, gain, lookup
 
 # Score and title of each chart, zero-shot first.
@@ -54,6 +54,9 @@ def render_study(
         signs=MARKER_SIGNS,
         names=drawn,
         compared=named_arms([REAL, MIXED]),
+        drawn_over=drawn_over(
+            found for parts in gains.values() if parts for found in parts.values()
+        ),
         gains=svg(_gains(by_arm, gains, arms), "Gain in CIDEr of each arm over real pairs only"),
         efficiency=[
             svg(

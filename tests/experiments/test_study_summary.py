@@ -3,6 +3,7 @@
 import pytest
 
 from synth2_jax import config as config_lib
+from synth2_jax.errors import UserError
 from synth2_jax.experiments import study
 from synth2_jax.experiments.experiment_config import Case
 from synth2_jax.experiments.gains import _is_unseen
@@ -51,6 +52,26 @@ def test_gains_are_over_the_seeds_that_both_arms_have(experiment):
     found = summarise(experiment, runs)["gap_closed"]
     assert found["cider_unseen"]["value"] == pytest.approx(0.5)
     assert found["cider_unseen"]["seeds"] == 1
+
+
+def test_a_gap_that_may_be_none_has_no_share(experiment):
+    runs = {}
+    for arm, seen in (("real", 100.0), ("real_synthetic", 110.0), ("rendered", 100.0)):
+        score(experiment, runs, arm, (0,), seen, 50.0 if arm == "real" else 150.0)
+    found = summarise(experiment, runs)["gap_closed"]
+    assert found["cider_unseen"]["value"] == pytest.approx(1.0) and found["cider_seen"] is None
+
+
+def test_scores_of_other_test_pictures_are_one_line_that_names_both_files(experiment):
+    runs = {}
+    score(experiment, runs, "real", (0,), 100.0, 50.0)
+    score(experiment, runs, "real_synthetic", (0,), 110.0, 100.0)
+    path = experiment._evaluation("real_synthetic") / "per_image.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:30]))
+    with pytest.raises(UserError) as error:
+        summarise(experiment, runs)
+    known = experiment._evaluation("real") / "per_image.jsonl"
+    assert f"{path}: found 30 test pictures, expected the 40 of {known}. " in str(error.value)
 
 
 def test_a_curve_gives_the_real_pictures_that_real_only_needs(experiment):

@@ -49,6 +49,25 @@ def test_the_verdict_is_the_interval_of_the_zero_shot_gain(read_page, real, mixe
     assert said in words
 
 
+def test_a_whole_test_set_that_is_worse_is_in_the_verdict_and_one_seed_in_the_labels(read_page):
+    parts = {
+        "cider_unseen": {"value": 0.1, "low": 0.05, "high": 0.2, "seeds": 1},
+        "cider": {"value": -0.1, "low": -0.2, "high": -0.05, "seeds": 1},
+    }
+    for found, verdict in ((0.05, "Yes, synthetic pairs help"), (-0.05, "Too close to call")):
+        parts["cider_unseen"]["low"] = found
+        summary = {"gains": {"real_synthetic": parts}}
+        words = read_page(page_of(runs(real=[100], real_synthetic=[110]), summary)).words
+        assert f"{verdict} zero-shot, but synthetic pairs harm on the whole test set." in words
+        for before in ("In brackets: the 95 % interval over", "by a bootstrap over"):
+            assert f"{before} test pictures alone: one seed does not show" in words
+    parts["cider"]["high"] = 0.1
+    parts["cider_unseen"]["seeds"] = parts["cider"]["seeds"] = 2
+    words = read_page(page_of(runs(real=[100], real_synthetic=[110]), summary)).words
+    assert "Too close to call. Zero-shot" in words and "alone" not in words
+    assert "by a bootstrap over seeds and test pictures." in words
+
+
 def test_every_arm_has_a_gain_with_or_without_an_interval(read_page):
     gain = {"value": 0.5, "low": 0.25, "high": 0.75}
     summary = {"gains": {"shuffled": {"cider_unseen": gain, "cider": None}}}

@@ -81,10 +81,9 @@ def test_pairing_takes_out_how_hard_the_images_are(rng):
     assert unpaired.high - unpaired.low > 10 * (paired.high - paired.low)
 
 
-@pytest.mark.parametrize("num_seeds, seed_spread", [(1, 0.0), (3, 0.1), (5, 0.1), (10, 0.3)])
-def test_intervals_cover_the_truth_as_often_as_they_say(rng, num_seeds, seed_spread):
-    """A gain of 1, with seeds and images that differ, and noise in each score."""
-    trials, covered = 200, 0
+def coverage(rng, num_seeds, seed_spread, trials=200):
+    """The share of intervals that hold a gain of 1, with seeds, images and scores that differ."""
+    covered = 0
     for _ in range(trials):
         gains_SI = (
             1
@@ -95,8 +94,19 @@ def test_intervals_cover_the_truth_as_often_as_they_say(rng, num_seeds, seed_spr
         control_SI = rng.normal(10, 5, size=(1, 60)) + rng.normal(size=(num_seeds, 1))
         found = estimate(difference, [control_SI + 0 * gains_SI, control_SI + gains_SI], draws=200)
         covered += found.low <= 1 <= found.high
+    return covered / trials
+
+
+@pytest.mark.parametrize("num_seeds, seed_spread", [(1, 0.0), (3, 0.1), (5, 0.1), (10, 0.3)])
+def test_intervals_cover_the_truth_as_often_as_they_say(rng, num_seeds, seed_spread):
     # Three standard deviations of a share of 95 % in 200 trials are 4.6 %.
-    assert 0.90 <= covered / trials <= 0.99
+    assert 0.90 <= coverage(rng, num_seeds, seed_spread) <= 0.99
+
+
+def test_one_seed_covers_the_images_alone_and_more_seeds_cover_more(rng):
+    """Why pages say what intervals are over: seeds differ here by more than the images' mean."""
+    one, ten = (coverage(rng, num_seeds, 0.3) for num_seeds in (1, 10))
+    assert one < 0.75 and ten - one > 0.15
 
 
 def test_a_statistic_may_be_infinite_but_not_nan(rng):

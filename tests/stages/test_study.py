@@ -1,14 +1,24 @@
 """The study's config, tables and lines, on made-up results."""
 
 import json
+import types
 
 import ml_collections
 import pytest
 
 from synth2_jax import config as config_lib
+from synth2_jax.domains.scenes import dataset
+from synth2_jax.domains.scenes.scores import claims_unseen
 from synth2_jax.errors import UserError
 from synth2_jax.experiments.arms import ARMS, Arm
-from synth2_jax.experiments.study import StudyConfig, StudyExperimentConfig, _cases, write_results
+from synth2_jax.experiments.experiment_config import Case
+from synth2_jax.experiments.study import (
+    StudyConfig,
+    StudyExperimentConfig,
+    _cases,
+    caption_balance,
+    write_results,
+)
 from synth2_jax.experiments.study_tables import (
     arms_table,
     captions_table,
@@ -125,6 +135,19 @@ def test_the_footnote_of_intervals_compute_and_pixels():
     assert "over seeds; 94 real pictures; jax" in lines(runs, summary)[-1]
 
 
+@pytest.mark.parametrize(
+    "seeds, said",
+    [
+        ((1,), "over test pictures alone: one seed does not show how much seeds differ."),
+        ((2, 3), "over seeds and test pictures."),
+        ((1, 3), "over seeds and test pictures; with one seed over test pictures alone: one seed "),
+    ],
+)
+def test_the_footnote_says_what_intervals_are_over(seeds, said):
+    gains = {f"arm{n}": {"cider": {**INTERVAL, "seeds": n}, "cider_seen": None} for n in seeds}
+    assert f"by a bootstrap {said}" in footnote(RUNS, {"gains": gains}, MADE_WITH, SEEDS)
+
+
 def test_a_footnote_says_no_more_than_there_is():
     assert len(lines({"real/0": run(50.0)})) == 2
 
@@ -175,15 +198,36 @@ def test_each_number_of_real_pictures_has_rows_gains_and_a_factor_of_its_own():
     assert rows(fewer)["real only"][3] == "10.0"
 
 
+def test_a_caption_set_says_how_many_of_its_captions_name_an_unseen_combination():
+    unseen = " ".join(sorted(dataset.unseen_combinations())[0])
+    seen = next(name for name in dataset.CLASSES if name != unseen and not claims_unseen(name))
+    sets = {"balanced": [f"a {unseen}", f"a {seen}"], "natural": [f"a {seen}"] * 3 + [unseen]}
+    experiment = types.SimpleNamespace(
+        real_captions=lambda: [f"a {seen}"] * 4, written_captions=sets.__getitem__
+    )
+    found = caption_balance(experiment, {name: ARMS[name] for name in ("synthetic", "natural")})
+    assert found["real"]["unseen_share"] == 0
+    assert [found[name]["unseen_share"] for name in sets] == [0.5, 0.25]
+    assert 0.2 < found["test"]["unseen_share"] < 0.5
+
+
 def test_caption_sets_have_their_balance_and_the_scores_of_their_arm():
     sets = {
-        "test": {"captions": 2560, "top5_share": 0.3, "entropy": 2.9, "arm": None},
+        "test": {
+            "captions": 2560,
+            "top5_share": 0.3,
+            "entropy": 2.9,
+            "arm": None,
+            "unseen_share": 0.375,
+        },
         "balanced": {"captions": 4500, "top5_share": 0.31, "entropy": 2.875, "arm": "shuffled"},
     }
     table = captions_table(RUNS, {"captions": sets}, SEEDS)
-    assert table[1] == ["test", "2,560", "30.0 %", "2.90", "–", "–", "–", "–"]
+    assert [plain(cell) for cell in table[1]] == [
+        *("test", "2,560", "30.0 %", "2.90", "37.5 %", "–", "–", "–", "–")
+    ]
     assert [plain(cell) for cell in table[2]] == [
-        *("balanced", "4,500", "31.0 %", "2.88", "44.0", "−10.2 %", "45.0", "−10.0 %"),
+        *("balanced", "4,500", "31.0 %", "2.88", "–", "44.0", "−10.2 %", "45.0", "−10.0 %"),
     ]
     assert captions_table(RUNS, {}, SEEDS) is None
 
@@ -194,6 +238,16 @@ def test_arms_that_the_workdir_has_runs_of_are_shown_after_those_that_are_compar
     assert list(cfg.shown({**RUNS, "mine/0": run(1.0)})) == [
         *("pixel", "real", "real_synthetic", "shuffled", "rendered", "mine")
     ]
+
+
+def test_runs_of_other_seeds_are_kept_and_not_shown(tmp_path):
+    config, cfg = ml_collections.ConfigDict(), StudyConfig(seeds=(1,))
+    write_results(tmp_path, RUNS, {}, cfg, config, [])
+    assert json.loads((tmp_path / "study.json").read_text())["runs"] == RUNS
+    table, page = ((tmp_path / f"study.{end}").read_text() for end in ("md", "html"))
+    assert "| real only | 1 | 39.0 |" in table and "images shuffled" not in table
+    assert "CIDEr is 30.0 with real + synthetic pairs and 40.0" in page
+    assert "shuffled images" not in page
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -225,6 +279,10 @@ def test_tables_and_footnote_are_written_with_what_they_were_made_from(tmp_path,
         ({"real_pairs": (94, -1)}, "real_pairs: found -1, expected 0 .* to 6000"),
         ({"real_pairs": (94, 7000)}, "real_pairs: found 7000, expected 0 .* to 6000"),
         ({"more_arms": {"real": Arm({"real": 1.0})}}, "more_arms: found 'real', expected letters"),
+        *(
+            ({"more_arms": {name: Arm({"real": 1.0})}}, f"more_arms: found '{name}', expected no")
+            for name in ("real_seed1", "real_n94", "real_n94_seed1", "pretrain_then_mix_first")
+        ),
         ({"more_arms": {"a/b": Arm({"real": 1.0})}}, "more_arms: found 'a/b', expected letters"),
     ],
 )
@@ -246,10 +304,19 @@ class Cases:
     """In place of an Experiment: which cases are asked for."""
 
     def __init__(self, seed=0, real_pairs=1500):
-        self.case = type("Case", (), {"seed": seed, "real_pairs": real_pairs})
+        self.case = Case(seed, real_pairs)
 
     def at(self, seed=0, real_pairs=None):
         return Cases(seed, real_pairs or 1500)
+
+
+def test_arms_without_a_curve_are_trained_on_a_number_that_is_not_in_the_curve():
+    cfg = StudyConfig((0,), ("real", "pixel"), real_pairs=(94, 188), curve_arms=("real",))
+    found = [(here.case.real_pairs, arm) for here, arm in _cases(Cases(real_pairs=500), cfg)]
+    assert found == [(94, "real"), (188, "real"), (500, "real"), (500, "pixel")]
+    cfg = StudyConfig((0,), ("real",), real_pairs=(94, 188), curve_arms=("real",))
+    found = [here.case.real_pairs for here, _ in _cases(Cases(real_pairs=500), cfg)]
+    assert found == [94, 188]
 
 
 @pytest.mark.parametrize(
