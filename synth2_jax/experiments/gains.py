@@ -63,7 +63,7 @@ def gain(means: np.ndarray) -> np.ndarray:
 
 
 def gap(means: np.ndarray) -> np.ndarray:
-    """What the third arm, the bound, scores above the first."""
+    """Score of the third arm, the bound, above the first one."""
     return means[..., 2] - means[..., 0]
 
 
