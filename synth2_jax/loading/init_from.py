@@ -3,6 +3,7 @@
 Only parameters are taken. The optimizer is fresh, the step is 0, the data starts at its beginning.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -22,21 +23,27 @@ from synth2_jax.fingerprint import by_part, fingerprint, older_forms, with_setti
 from synth2_jax.interop.assemble import refuse_misfits
 from synth2_jax.interop.recognise import split_prefix
 from synth2_jax.layers.lora import is_adapter
-from synth2_jax.loading.exported import Exported, is_exported, open_exported, tensor_name
+from synth2_jax.loading.exported import CONFIG, Exported, is_exported, open_exported, tensor_name
 from synth2_jax.loading.run import with_own_vocabulary
 from synth2_jax.loading.trained import others_config, others_reader
 from synth2_jax.training import checkpoint_reader
-from synth2_jax.training.objectives import OBJECTIVES, BaseObjective, objective_class
+from synth2_jax.training.objectives import (
+    OBJECTIVES,
+    BaseObjective,
+    make_objective,
+    objective_class,
+)
 from synth2_jax.training.train_state import (
     FlatParams,
     flatten,
+    params_layout,
     place,
     select,
     unflatten,
     with_shardings,
 )
 
-_GRID, _LINE = "image_tokens", "length"  # logical axes of learned positions
+_GRID = "image_tokens"  # logical axis of learned positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +198,8 @@ def start(
 ) -> Start:
     """Reads the parameters that a run starts from; a run that resumes reads its record alone.
 
+    It keeps that record also where it resumes without `init.from`.
+
     Args:
       config: the section `init`.
       model_name: of the run.
@@ -204,13 +213,15 @@ def start(
     Raises:
       UserError: as `InitConfig` says, all that does not fit in one line; a changed export.
     """
+    saved, built_on = _own_description(workdir)
+    origin = saved.get("started_from", {})
+    if saved and (origin or config.from_):
+        kept = {name: found for name, found in built_on.items() if name not in given}
+        return Start({}, kept, origin)
     if not config.from_:
         return Start()
     told = model.get(model_name) if isinstance(model, Mapping) else None
     source = source_of(config, model_name, workdir, told)
-    if checkpoint_reader.own_steps(workdir):
-        kept = {name: found for name, found in source.built_on.items() if name not in given}
-        return Start({}, kept, source.config.get("started_from", {}))
     layout = with_shardings(objective.boxed_shapes, mesh, rules)
     axes = {path: (*box.names, None)[0] for path, box in objective.boxed_shapes.items()}
     optional = [objective.parts[name].path for name in given]
@@ -218,13 +229,21 @@ def start(
         wanted, resized = _wanted(config, source, layout, axes, optional)
         params = source.read({path: leaf for path, leaf in wanted.items() if path not in resized})
         if source.exported:
-            _check_unchanged(source.exported, params)
-    params |= _resize(source, {path: wanted[path] for path in resized}, resized, mesh)
+            _check_unchanged(source.exported, params, model_name)
+    params |= _resize(source, {path: wanted[path] for path in resized}, mesh)
     task = objective.task
     networks = by_part(sorted(params.items()), getattr(task, "tokenizer", None))
     origin = {"path": source.path, "step": source.step, "fingerprints": networks}
     logging.info("%d parameters start as in %s, step %d", len(params), source.path, source.step)
     return Start(params, _parts(params, objective, layout), origin)
+
+
+def _own_description(workdir: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns (config, built_on) of the newest of its own checkpoints, both {} of a new run."""
+    for step in reversed(checkpoint_reader.own_steps(workdir)):
+        with contextlib.suppress(UserError):  # damaged: as in `source_of`
+            return checkpoint_reader.read_description(workdir, step)
+    return {}, {}
 
 
 def _lazily(tensor: Callable[[str], Any]) -> Callable[[FlatParams], FlatParams]:
@@ -245,8 +264,8 @@ def _wanted(
     layout: FlatParams,
     axes: Mapping[str, str | None],
     optional: Iterable[str],
-) -> tuple[FlatParams, dict[str, str]]:
-    """Returns the layout of the parameters to read, and {path: logical axis} of resized ones.
+) -> tuple[FlatParams, set[str]]:
+    """Returns the layout of the parameters to read, and the paths of resized ones.
 
     `axes` has the logical name of each parameter's first axis; `optional` are parts that may be
     missing.
@@ -262,7 +281,7 @@ def _wanted(
         for path in sorted(source.shapes.keys() - layout.keys())
         if config.selects(path) and path.split("/")[0] in networks
     ]
-    missing, misshapen, resized, wanted = [], {}, {}, {}
+    missing, misshapen, resized, wanted = [], {}, set(), {}
     for path, leaf in selected.items():
         held = source.shapes.get(path)
         if held is None:
@@ -272,7 +291,8 @@ def _wanted(
         elif held.shape == leaf.shape:
             wanted[path] = leaf
         elif _differs_in_number(held.shape, leaf.shape, axes[path]):
-            wanted[path], resized[path] = leaf, axes[path]
+            wanted[path] = leaf
+            resized.add(path)
         else:
             misshapen[path] = f"{path} {list(held.shape)}, the model has {list(leaf.shape)}"
     advice = ". --config.init.exclude='PATTERN' starts parameters at random or leaves them behind"
@@ -297,28 +317,25 @@ def _wanted(
 
 
 def _differs_in_number(held: tuple[int, ...], own: tuple[int, ...], axis: str | None) -> bool:
-    """Returns whether two arrays are learned positions that `_interpolated` can make alike."""
+    """Returns whether two arrays are learned positions that `interpolated` can make alike."""
     is_square = all(math.isqrt(shape[0]) ** 2 == shape[0] for shape in (held, own) if shape)
-    is_known = axis == _LINE or (axis == _GRID and is_square)
-    return is_known and len(held) == len(own) == 2 and held[1:] == own[1:]
+    return axis == _GRID and is_square and len(held) == len(own) == 2 and held[1:] == own[1:]
 
 
-def interpolated(positions_ND: np.ndarray, number: int, axis: str) -> np.ndarray:
-    """Returns learned positions for another number of places, f32[number, D].
+def interpolated(positions_ND: np.ndarray, number: int) -> np.ndarray:
+    """Returns learned positions of image tokens for another number of places, f32[number, D].
 
-    Those of image tokens (`axis` "image_tokens") are a square grid, row by row, interpolated
-    bilinearly; those of text ("length") linearly. The centers of the first and the last place of
-    the smaller grid are half a place from its edge, as a picture's pixels are when it is resized.
+    They are a square grid, row by row, interpolated bilinearly. The centers of the first and the
+    last place of the smaller grid are half a place from its edge, as a picture's pixels are when it
+    is resized.
     """
-    num_axes = 2 if axis == _GRID else 1
-    sides = [round(count ** (1 / num_axes)) for count in (positions_ND.shape[0], number)]
-    old, new = ((side,) * num_axes for side in sides)
-    grid = np.asarray(positions_ND, np.float32).reshape(*old, -1)
-    made = jax.image.resize(grid, (*new, grid.shape[-1]), "linear")
+    old, new = (math.isqrt(count) for count in (positions_ND.shape[0], number))
+    grid = np.asarray(positions_ND, np.float32).reshape(old, old, -1)
+    made = jax.image.resize(grid, (new, new, grid.shape[-1]), "linear")
     return np.asarray(made).reshape(number, -1)
 
 
-def _resize(source: Source, own: FlatParams, axes: Mapping[str, str], mesh: Mesh) -> FlatParams:
+def _resize(source: Source, own: FlatParams, mesh: Mesh) -> FlatParams:
     """Reads positions whole, for they are small, and puts them on the mesh in their new number."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     whole = {
@@ -331,17 +348,30 @@ def _resize(source: Source, own: FlatParams, axes: Mapping[str, str], mesh: Mesh
             "%s: %s: interpolated from %d to %d positions",
             *(source.path, path, held.shape[0], own[path].shape[0]),
         )
-        made[path] = place(
-            interpolated(np.asarray(held), own[path].shape[0], axes[path]), own[path]
-        )
+        made[path] = place(interpolated(np.asarray(held), own[path].shape[0]), own[path])
     return made
 
 
-def _check_unchanged(exported: Exported, params: FlatParams) -> None:
-    """Compares each network that was read whole with the fingerprint that the export holds."""
+def _check_unchanged(exported: Exported, params: FlatParams, model_name: str) -> None:
+    """Compares each network that was read whole with the fingerprint that the export holds.
+
+    That is of the dtypes of the export's own model: arrays of another are read again, in these.
+    """
     found = dict(exported.description["fingerprints"])
     names = {tensor_name(path) for path in params}
-    for network, tree in unflatten(params).items():
+    held = exported.description["model_name"]
+    # A class of the user's may be in another file than when it was exported.
+    name = held if held in OBJECTIVES else model_name
+    where = os.path.join(exported.folder, CONFIG)
+    own = make_objective(name, exported.description["model"], where)
+    layout = flatten(params_layout(own, None))
+
+    def as_exported(path: str, array: Any) -> Any:
+        dtype = layout.get(path, array).dtype
+        return array if array.dtype == dtype else exported.tensors[tensor_name(path)].astype(dtype)
+
+    arrays = {path: as_exported(path, array) for path, array in params.items()}
+    for network, tree in unflatten(arrays).items():
         if {name for name in exported.tensors if name.startswith(f"{network}.")} <= names:
             found[network] = fingerprint(tree)
     exported.check_fingerprints({part: older_forms(str(f))[1] for part, f in found.items()})

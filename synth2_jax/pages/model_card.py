@@ -108,7 +108,7 @@ def model_card(
         stream=stream,
         generator=pathlib.PurePath(stream["generator"]).name if stream else "",
         steps=training["train"]["steps"],
-        origin=training.get("started_from"),
+        origin=_origin(training.get("started_from")),
         drawn=_drawn(run_folder, description["step"]),
         scores=[_scores(path, found, model_name) for path, found in scores.items()],
         is_scenes=data.mixture.startswith("scenes_")
@@ -119,6 +119,14 @@ def model_card(
         needs_text_encoder=getattr(task, "stored_text_features", False),
     )
     return re.sub(r"\n{3,}", "\n\n", card)
+
+
+def _origin(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Adds the name of the run or file: a folder of checkpoints, or of one, is its run's."""
+    if not record:
+        return None
+    name = pathlib.PurePath(re.sub(r"/checkpoints(/.*)?$", "", record["path"])).name
+    return {**record, "name": name}
 
 
 def _part(

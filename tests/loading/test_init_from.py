@@ -30,6 +30,7 @@ from synth2_jax.training.train_state import create_train_state, flatten, state_l
 VQ_GAN = pathlib.Path(__file__).parents[1] / "data" / "maskgit" / "tokenizer_checkpoint"
 SMALL = {"image_size": 16, "channel_multipliers": (1,)}
 NARROW = {**MODELS["vlm"]["vlm"]["resampler"], "embed_dim": 8}
+GEMMA_SIZES = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim")
 ADAPTED = {**MODELS["vlm"], "vlm": {**MODELS["vlm"]["vlm"], "lora": {"rank": 2}}}
 
 
@@ -242,6 +243,41 @@ def test_a_trained_part_that_starts_at_random_is_a_line(
     assert (line in caplog.text) == random
 
 
+@pytest.mark.parametrize("rounded, own", [("", "bfloat16"), ("bfloat16", "float32")])
+def test_an_export_starts_a_model_of_another_dtype(tmp_path, rounded, own):
+    """Its fingerprints are of the dtypes that its own model has."""
+    sizes = {key: MODELS["vlm"]["vlm"]["language_model"][key] for key in GEMMA_SIZES}
+    gemma = {**sizes, "num_kv_heads": 1, "sliding_window": 3}
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[own]
+    vlm = lambda dtype: {  # noqa: E731
+        **MODELS["vlm"],
+        "vlm": {**MODELS["vlm"]["vlm"], "language_model": {**gemma, "dtype": dtype}},
+    }
+    write_untrained_run(tmp_path / "run", "vlm", config={"model": vlm(own)})
+    folder = tmp_path / "out"
+    export.run(None, str(tmp_path / "run"), output=str(folder), dtype=rounded)
+    start, _ = started(config_of("vlm", folder, model=vlm(other)))
+    inside = (path for path in start.params if path.startswith("vlm/language_model/"))
+    assert {start.params[path].dtype.name for path in inside} == {other}
+    file = folder / "model.safetensors"
+    contents = bytearray(file.read_bytes())
+    contents[-1] ^= 1
+    file.write_bytes(contents)
+    with pytest.raises(UserError, match="changed since the export: model.safetensors"):
+        started(config_of("vlm", folder, model=vlm(other)))
+
+
+def test_a_run_that_resumes_without_its_source_keeps_the_record(runs, tmp_path):
+    origin = {"path": "source", "step": 3, "fingerprints": {}}
+    config = {"data": {"source": "fake", "text_length": 12}, "started_from": origin}
+    workdir = tmp_path / "run"
+    write_untrained_run(workdir, "vlm", config=config)
+    for source in ("", runs / "vlm"):
+        resumed = config_of("vlm", source, model=MODELS["vlm"], data={"text_length": 12})
+        start, _ = started(resumed, str(workdir))
+        assert start == init_from.Start({}, {"tokenizer": "0" * 16}, origin)
+
+
 @pytest.mark.parametrize("form", ["", "_export"])
 def test_a_vlm_has_a_tokenizer_to_make_pairs_with(runs, form):
     found = load_tokenizer(f"{runs / 'vlm'}{form}")
@@ -265,31 +301,6 @@ def test_the_encoder_of_stored_features_is_found_again(runs, tmp_path):
 # --- positions ---
 
 
-def test_positions_are_interpolated():
-    rng = np.random.default_rng(0)
-    positions_ND = rng.normal(size=(9, 5)).astype(np.float32)
-    for axis in ("image_tokens", "length"):
-        np.testing.assert_allclose(interpolated(positions_ND, 9, axis), positions_ND, atol=1e-6)
-        constant = np.full((4, 3), 2.5, np.float32)
-        for number in (1, 9, 16):
-            np.testing.assert_allclose(interpolated(constant, number, axis), 2.5, atol=1e-6)
-
-
-def test_a_grid_of_four_becomes_one_of_sixteen():
-    grid = np.array([[0, 10], [20, 30]], np.float32).reshape(4, 1)
-    expected = [
-        [0, 2.5, 7.5, 10],
-        [5, 7.5, 12.5, 15],
-        [15, 17.5, 22.5, 25],
-        [20, 22.5, 27.5, 30],
-    ]
-    found = interpolated(grid, 16, "image_tokens").reshape(4, 4)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(
-        interpolated(np.array([[0], [10]], np.float32), 4, "length")[:, 0], [0, 2.5, 7.5, 10]
-    )
-
-
 @pytest.mark.parametrize("form", ["", "_export"])
 def test_larger_images_have_more_positions(runs, form, caplog):
     name = "vlm"
@@ -298,7 +309,7 @@ def test_larger_images_have_more_positions(runs, form, caplog):
     held, found = arrays(restore_params(runs / name)), arrays(start.params)
     path = "vlm/resampler/positions/embedding"
     assert found[path].shape == (16, held[path].shape[1])
-    expected = interpolated(held.pop(path), 16, "image_tokens")
+    expected = interpolated(held.pop(path), 16)
     np.testing.assert_array_equal(found.pop(path), expected)
     assert_equal(found, held)
     assert f"{path}: interpolated from 4 to 16 positions" in caplog.text

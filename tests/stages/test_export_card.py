@@ -44,7 +44,8 @@ def make_run(tmp_path):
         "text_length": 12,
         "batch_size": 16,
     }
-    write_untrained_run(tmp_path / "run", "vlm", config={"data": data})
+    origin = {"path": "/runs/first/checkpoints/2000", "step": 2000, "fingerprints": {}}
+    write_untrained_run(tmp_path / "run", "vlm", config={"data": data, "started_from": origin})
     rows = [
         {"step": 2, "data/real_examples": 20, "data/synthetic_examples": 12},
         {"step": 3, "data/real_examples": 32, "data/synthetic_examples": 16, "loss": 1.0},
@@ -84,7 +85,9 @@ def test_training_and_limits_follow_from_the_data(card):
         "| lost | 1.0 | gone |  |  |",
         "image tokens of tokenizer ffffffffffffffff",
         '"checkpoint": "my_generator", "fingerprint": "abc123", "step": 7',
-        "Step 3 of 3, of 16 rows each.\nDrawn up to there: 32 real, 16 synthetic ex",
+        "Step 3 of 3, of 16 rows each.\n"
+        "It started from the parameters of `first`, step 2,000, and knows what these were trained "
+        "on.\nDrawn up to there: 32 real, 16 synthetic ex",
     ):
         assert told in card
     assert "/real" not in card.split("## Training data")[1].replace("scenes/real", "")  # no path
