@@ -6,6 +6,7 @@ so an interrupted run goes on where it stopped; `notes` keeps apart results of d
 
 import copy
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Mapping
@@ -206,11 +207,16 @@ class Experiment(StepRunner):
     def real_captions(self) -> list[str]:
         return [pair.caption for pair in records.read_pairs(self.real())]
 
+    def _parts(self, model: str) -> dict[str, str]:
+        """Returns what a new model is built on; a checkpoint that it starts from has it all."""
+        names = ("tokenizer", "language_model") if model == "vlm" else ("tokenizer",)
+        return {f"pretrained.{name}": self.path(name) for name in names}
+
     def generator(self) -> Trained:
         """Trained on the real pairs that the VLM has too."""
         here = self._of_generator()
         filled = {
-            "pretrained.tokenizer": self.path("tokenizer"),
+            **self._parts("generator"),
             "data.folders": {"real": self.real()},
             **_seeds(here.case.seed),
         }
@@ -308,11 +314,9 @@ class Experiment(StepRunner):
     ) -> Trained:
         """One training run of an arm; the learning rate starts again at the step `restart`."""
         filled = {
-            "pretrained.tokenizer": self.path("tokenizer"),
-            "pretrained.language_model": self.path("language_model"),
             "data.folders": {source: self._pairs_of(source, arm.captions) for source in rates},
             **_seeds(self.case.seed),
-            **(start or {}),
+            **(start or self._parts("vlm")),
         }
         if len(rates) > 1:  # a folder may have the name of its arm
             filled |= {"data.rates": dict(rates), "data.mixture": f"mixture_{name}"}
@@ -349,13 +353,7 @@ class Experiment(StepRunner):
         """Captions the test pictures and scores the captions."""
         name, folder = self.vlm_name(arm), self._evaluation(arm)
         path, filled = folder / RESULTS, {"vlm": self.path(name), "folder": self.path("pairs/test")}
-
-        def is_done() -> bool:
-            """Returns whether it is finished, with each further score that the config asks for."""
-            more = set(self.config.evaluate.get("more_scores", ()))
-            there = path.exists() and (folder / PER_IMAGE).exists()
-            return there and read_json(path, "evaluate").keys() >= more
-
+        is_done = functools.partial(self._is_evaluated, folder)
         if not is_done():
             self._per_image.pop(folder, None)
         self._run(evaluate, f"evaluate {name}", str(folder), "evaluate", filled, is_done)
@@ -363,6 +361,12 @@ class Experiment(StepRunner):
         scores = {name: results[name] for name in SCORES if name in results}
         parse_as(_Scores, scores, path, "evaluate")
         return results
+
+    def _is_evaluated(self, folder: pathlib.Path) -> bool:
+        """Returns whether a folder has each score that the config asks for, and those by image."""
+        path, more = folder / RESULTS, set(self.config.evaluate.get("more_scores", ()))
+        there = path.exists() and (folder / PER_IMAGE).exists()
+        return there and read_json(path, "evaluate").keys() >= more
 
     def cider_per_image(self, arm: str) -> dict[str, float] | None:
         """{key of a test picture: CIDEr} of an arm; None before it is evaluated."""

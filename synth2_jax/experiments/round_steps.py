@@ -7,6 +7,8 @@ long_R/       generator, vlm, evaluation: one long round in the place of R round
 """
 
 import dataclasses
+import functools
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +17,6 @@ import ml_collections
 
 from synth2_jax import config as config_lib
 from synth2_jax.caption_writing.folder import MANIFEST
-from synth2_jax.data import records
 from synth2_jax.errors import UserError
 from synth2_jax.evaluation.pair_scores import FilterConfig
 from synth2_jax.experiments.experiment import Experiment
@@ -26,9 +27,10 @@ from synth2_jax.stages import filter as filter_stage
 from synth2_jax.stages.train import TrainConfig
 from synth2_jax.training.metrics import read_metrics
 from synth2_jax.training.optimizer import make_optimizer
+from synth2_jax.training.train_state import Objective
 
 MODELS = ("generator", "vlm")  # which a round trains, in this order
-HELD_OUT = "validation/loss"
+HELD_OUT, _REAL = "validation/loss", "data/real_examples"
 _WORKDIR, _ROUND = "--workdir", "the round"
 # What the steps of rounds fill in, besides `experiment_config.FILLED_IN`.
 _FILLED_IN = {
@@ -55,8 +57,9 @@ class RoundsConfig:
         pairs.
       tolerance: the rounds stop after one whose held-out real loss, of the generator or of the VLM,
         is above the lowest before by more than this share of it.
-      long_round: whether one long round is trained for comparison: on as many pairs, of the same
-        captions, all made and kept by the models that real pairs alone trained, for as many steps.
+      long_round: whether two rounds or more are compared with one long round: on as many pairs, of
+        the same captions, all made and kept by the models that real pairs alone trained, for as
+        many steps.
     """
 
     rounds: int = 3
@@ -94,11 +97,16 @@ class RoundSteps(Experiment):
     def __init__(self, config: ml_collections.ConfigDict, workdir: str):
         super().__init__(config, workdir, RoundsExperimentConfig, arms={})
         check_left_open(config, _FILLED_IN)
-        for section in (*MODELS, *(f"round_{model}" for model in MODELS)):
-            where = f"--config.{section}"
-            cfg, _ = train.build(config[section], where)
+        _check_splits(self._cfg)
+        for model in MODELS:
+            where = f"--config.round_{model}"
+            cfg, objective = train.build(config[f"round_{model}"], where)
             make_optimizer(cfg.optimizer, cfg.train.steps, where)
+            _check_held_out(self._models[model][0], f"--config.{model}")
             _check_held_out(cfg, where)
+            if model == "vlm":
+                for section, trained in (("vlm", self._models["vlm"][1]), ("round_vlm", objective)):
+                    _check_filter(self._cfg.filter, trained, section)
 
     def base(self) -> None:
         """Trains all that the rounds start from, and evaluates the VLM."""
@@ -128,28 +136,30 @@ class RoundSteps(Experiment):
         return name
 
     def held_out(self, name: str) -> dict[str, float]:
-        """{model: loss on held-out real pairs} after a round."""
-        rows = {
-            model: read_metrics(self.workdir / name / model / "metrics.jsonl") for model in MODELS
-        }
-        return {
-            model: [row[HELD_OUT] for row in found if HELD_OUT in row][-1]
-            for model, found in rows.items()
-        }
+        """{model: loss on held-out real pairs} after a round, NaN where it was not finite."""
+        losses = {model: self._last_row(name, model, HELD_OUT)[HELD_OUT] for model in MODELS}
+        return {model: math.nan if loss is None else loss for model, loss in losses.items()}
 
     def drawn(self, name: str) -> float:
         """Share of real pairs among all that trained the VLM of a round."""
-        rows = read_metrics(self.workdir / name / "vlm" / "metrics.jsonl")
-        last = [row for row in rows if "data/real_examples" in row][-1]
-        real = last["data/real_examples"]
-        return real / (real + last.get("data/synthetic_examples", 0))
+        last = self._last_row(name, "vlm", _REAL)
+        return last[_REAL] / (last[_REAL] + last.get("data/synthetic_examples", 0))
+
+    def _last_row(self, name: str, model: str, metric: str) -> dict[str, float | None]:
+        """Returns the last row of a run's metrics that has this one."""
+        folder = self.workdir / name / model
+        path = folder / "metrics.jsonl"
+        for row in reversed(read_metrics(path) if path.is_file() else []):
+            if metric in row:
+                return row
+        raise UserError(f"{path}: holds no {metric}. Delete {folder} to train this model again")
 
     def scores(self, name: str) -> dict[str, Any]:
         return read_json(self.workdir / name / "evaluation" / evaluate.RESULTS, "evaluate")
 
     def _seed(self, number: int) -> int:
-        """Another one for each round, and for each seed of the experiment."""
-        return 1000 * self.case.seed + number
+        """Returns a seed of 32 bits: another one for each round, and for each `config.seed`."""
+        return (1000 * self.case.seed + number) % 2**32
 
     def _captions(self, number: int) -> None:
         name = f"round_{number}/captions"
@@ -158,18 +168,19 @@ class RoundSteps(Experiment):
         self._run(captions, name, self.path(name), "captions", filled, is_done)
 
     def _pairs(self, number: int, models: str, synthetic: str, kept: str) -> None:
-        """Makes pictures of a round's captions and keeps the pairs that fit best."""
+        """Makes pictures of a round's captions and keeps the pairs that fit best.
+
+        What is there is checked against models and captions, once a process.
+        """
         folder = self.path(synthetic)
         filled = {
             "generator": self.path(models, "generator"),
             "captions": self.path(f"round_{number}", "captions"),
             "seed": self._seed(number),
         }
-        is_done = pathlib.Path(folder, records.MANIFEST).exists
-        self._run(synthesize, synthetic, folder, "synthesize", filled, is_done)
+        self._run(synthesize, synthetic, folder, "synthesize", filled)
         filled = {"folder": folder, **{model: self.path(models, model) for model in MODELS}}
-        is_done = pathlib.Path(self.path(kept), filter_stage.SUMMARY).exists
-        self._run(filter_stage, kept, self.path(kept), "filter", filled, is_done)
+        self._run(filter_stage, kept, self.path(kept), "filter", filled)
 
     def _train_on(self, name: str, before: str, kept: Mapping[str, str], num_rounds: int) -> None:
         """Trains both models on real and kept pairs, for the steps of so many rounds."""
@@ -195,22 +206,42 @@ class RoundSteps(Experiment):
     ) -> None:
         number = int(name.rpartition("_")[2])
         filled = {
-            "pretrained.tokenizer": self.path("tokenizer"),
             "data.folders": folders,
             "validation.data.folders": {"validation": self.path("pairs", "validation")},
             "data.seed": self._seed(number),
-            "train.seed": self._seed(number),
-            **start,
+            # Validation draws its masks by it: losses of two rounds are compared.
+            "train.seed": self._seed(0),
+            **(start or self._parts(model)),
         }
-        if model == "vlm":
-            filled["pretrained.language_model"] = self.path("language_model")
         self._train(f"{name}/{model}", section, filled, changed)
 
     def _evaluate(self, name: str) -> None:
         folder = self.path(name, "evaluation")
         filled = {"vlm": self.path(name, "vlm"), "folder": self.path("pairs", "test")}
-        is_done = pathlib.Path(folder, evaluate.RESULTS).exists
+        is_done = functools.partial(self._is_evaluated, pathlib.Path(folder))
         self._run(evaluate, f"{name}/evaluation", folder, "evaluate", filled, is_done)
+
+
+def _check_splits(cfg: ExperimentConfig) -> None:
+    """Raises UserError unless all pairs are made that the rounds read."""
+    found = cfg.tokenize.splits
+    for split in ("real", "validation", "test"):
+        # With a number of real pairs, these are made apart.
+        if split not in found and not (split == "real" and cfg.real_pairs):
+            raise UserError(
+                f"--config.tokenize.splits: found {', '.join(found)}, expected {split} too: every "
+                "round reads it"
+            )
+
+
+def _check_filter(cfg: FilterConfig, vlm: Objective, section: str) -> None:
+    """Raises UserError where the pairs are scored by a language model that a VLM has not kept."""
+    is_needed = "caption" in cfg.scores and cfg.caption.minus_language_model
+    if is_needed and not vlm.is_frozen("language_model"):
+        raise UserError(
+            "--config.filter.caption.minus_language_model: found True, expected False where the "
+            f"VLM trains its language model, as --config.{section}.model.freeze says"
+        )
 
 
 def _check_held_out(cfg: TrainConfig, where: str) -> None:

@@ -47,7 +47,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
         results = _write(steps, runs, kept, stopped)
         if stopped:
             break
-    if cfg.long_round:
+    if cfg.long_round and number > 1:  # after one round it would be that round again
         name = steps.long_round(number)
         runs[name] = _measure(steps, name)
         results = _write(steps, runs, kept, stopped)

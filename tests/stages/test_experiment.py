@@ -224,6 +224,8 @@ def test_an_arm_reads_its_folders_at_its_rates_and_nothing_else_differs(
         assert filled.pop("init.from") == str(chain.path(first_folder))
         assert first_filled.pop("data.folders") == {"real": folders["real"]}
         assert first_filled == real
+        # The checkpoint that it starts from has its parts.
+        real = {key: value for key, value in real.items() if not key.startswith("pretrained.")}
         assert first_changed["train.steps"] + changed["train.steps"] == steps
     assert filled == real
     if arm.equal_compute:

@@ -2,16 +2,22 @@
 
 import json
 import math
+import re
+import shutil
 
 import pytest
 
 from synth2_jax import config as config_lib
 from synth2_jax import main
 from synth2_jax.config import load_config
-from synth2_jax.experiments.round_steps import RoundSteps
+from synth2_jax.data import records
+from synth2_jax.experiments import rounds as rounds_lib
+from synth2_jax.experiments.round_steps import MODELS, RoundSteps
 from synth2_jax.experiments.rounds import rise
+from synth2_jax.loading.trained import load_trained
 from synth2_jax.pages.rounds_page import answer, render_rounds, stop, summary
 from synth2_jax.testing.user_errors import raises_line
+from synth2_jax.training.metrics import JsonlWriter
 
 LOSSES = {"generator": 2.0, "vlm": 1.0}
 # The tiny rounds with models that compile fast and a language model whose captions can be used.
@@ -37,6 +43,7 @@ SMALL = {
     **{f"{name}.validation.data": HELD_OUT for name in (*GENERATORS, *VLMS)},
     **{f"{name}.train": {"steps": 4, "eval_every": 4} for name in (*GENERATORS, *VLMS)},
     **{f"{name}.optimizer": {"schedule": "constant"} for name in (*GENERATORS, *VLMS)},
+    **{f"{name}.model": {"freeze": "^tokenizer/"} for name in VLMS},  # trains language models too
     "tokenize": {"max_images": 24},
     "language_model.train": {"steps": 60},
     "language_model.optimizer": {"schedule": "constant"},
@@ -52,6 +59,7 @@ SMALL = {
     "evaluate.decode": {"max_length": 8},
     "synthesize": {"batch_size": 16},
     "synthesize.sampler": {"num_steps": 2},
+    "filter.caption": {"minus_language_model": False},
     "filter": {"keep": 0.75, "scores": ("caption",), "by": "caption", "batch_size": 16},
 }
 
@@ -74,6 +82,93 @@ def test_rounds_stop_when_a_held_out_loss_rises_beyond_the_tolerance(after, mode
     assert (found and found["model"]) == model
     if model:
         assert found["lowest"] == LOSSES[model]
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    """played({run: VLM's held-out loss}, KEY=VALUE) -> (runs in order, results), with no training.
+
+    A run writes its losses to metrics.jsonl, as the training does; the generator's never rise.
+    """
+    ran = []
+
+    def record(steps, name):
+        ran.append(name)
+        for model, loss in {"generator": 1.0, "vlm": steps.losses[name]}.items():
+            writer = JsonlWriter(tmp_path / name / model / "metrics.jsonl")
+            writer.write(4, {"validation/loss": loss, "data/real_examples": 8})
+            writer.close()
+        return name
+
+    monkeypatch.setattr(RoundSteps, "base", lambda steps: record(steps, "round_0"))
+    monkeypatch.setattr(RoundSteps, "round", lambda steps, k: record(steps, f"round_{k}"))
+    monkeypatch.setattr(RoundSteps, "long_round", lambda steps, k: record(steps, f"long_{k}"))
+    monkeypatch.setattr(RoundSteps, "scores", lambda steps, name: {"cider": 1.0})
+    monkeypatch.setattr(rounds_lib, "_measure_pairs", lambda *others: {})
+    write = lambda steps, runs, kept, stopped: {"runs": dict(runs), "stopped": stopped}  # noqa: E731
+    monkeypatch.setattr(rounds_lib, "_write", write)
+
+    def play(losses, **keys):
+        config = load_config("configs/scenes/rounds.py:tiny")
+        for key, value in keys.items():
+            config_lib.override(config, f"rounds.{key}", value)
+        monkeypatch.setattr(RoundSteps, "losses", losses, raising=False)
+        return ran, rounds_lib.run(config, str(tmp_path))
+
+    return play
+
+
+@pytest.mark.parametrize(
+    "losses, ran",
+    [
+        ((1.0, 1.1), ["round_0", "round_1"]),  # one long round would be round 1 again
+        ((1.0, 0.9, 0.8, 0.7), ["round_0", "round_1", "round_2", "round_3", "long_3"]),
+        ((1.0, 0.9, 0.95, 0.7), ["round_0", "round_1", "round_2", "long_2"]),
+        ((1.0, 0.9, math.nan, 0.7), ["round_0", "round_1", "round_2", "long_2"]),
+    ],
+)
+def test_no_round_follows_one_whose_held_out_loss_rises(played, losses, ran):
+    of_runs = {f"round_{k}": loss for k, loss in enumerate(losses)}
+    of_runs |= {name: 1.0 for name in ran if name.startswith("long_")}
+    found, results = played(of_runs, tolerance="0.0")
+    assert found == ran == list(results["runs"])
+    assert (results["stopped"] or {}).get("model") == (None if len(ran) == 5 else "vlm")
+
+
+def test_lost_metrics_are_a_line_that_names_the_folder_to_delete(played, tmp_path):
+    played({"round_0": 1.0, "round_1": 0.9}, rounds="1", long_round="False")
+    steps = RoundSteps(load_config("configs/scenes/rounds.py:tiny"), str(tmp_path))
+    folder = tmp_path / "round_1" / "vlm"
+    told = f"{folder / 'metrics.jsonl'}: holds no validation/loss. Delete {folder} to train this"
+    for damage in (lambda path: path.write_text('{"step": 4}\n'), lambda path: path.unlink()):
+        damage(folder / "metrics.jsonl")
+        with raises_line(told):
+            steps.held_out("round_1")
+
+
+def test_rounds_differ_in_data_and_in_what_they_start_from(tmp_path, monkeypatch):
+    """A checkpoint holds its parts, which it may have trained. The masks stay the same."""
+    config = load_config("configs/scenes/rounds.py:tiny")
+    config.seed = 5_000_000
+    steps, seen = RoundSteps(config, str(tmp_path)), {}
+    monkeypatch.setattr(
+        steps, "_train", lambda name, section, filled, changed: seen.update({name: filled})
+    )
+    for name in ("tokenizer", "language_model", "pairs", "_evaluate"):
+        monkeypatch.setattr(steps, name, lambda *others: None)
+    steps.base()
+    for number in (1, 2):
+        steps._train_on(f"round_{number}", f"round_{number - 1}", {"kept": "kept"}, 1)
+    parts = {"generator": {"tokenizer"}, "vlm": {"tokenizer", "language_model"}}
+    for model in MODELS:
+        found = [seen[f"round_{number}/{model}"] for number in range(3)]
+        assert len({filled["train.seed"] for filled in found}) == 1
+        assert len({filled["data.seed"] for filled in found}) == 3
+        assert all(0 <= filled["data.seed"] < 2**32 for filled in found)
+        built_on = [{key[11:] for key in filled if key[:11] == "pretrained."} for filled in found]
+        assert built_on == [parts[model], set(), set()]
+        starts = [filled.get("init.from") for filled in found]
+        assert starts == [None, *(str(tmp_path / f"round_{number}" / model) for number in (0, 1))]
 
 
 def results_of(ciders, stopped=None):
@@ -108,6 +203,9 @@ def test_the_page_compares_the_last_round_with_the_first_and_with_one_long_round
         ("filter.keep", "0", "--config.filter.keep: found 0.0, expected a share above 0"),
         ("filter.vlm", "v", "--config.filter.vlm: found 'v', expected none: --workdir decides"),
         ("round_vlm.init.from", "v", "--config.round_vlm.init.from: found 'v', expected none"),
+        ("tokenize.splits", "real,test", "--config.tokenize.splits: found real, test, expected va"),
+        ("tokenize.splits", "real,validation", "--config.tokenize.splits: found real, validation"),
+        ("tokenize.splits", "validation,test", "--config.tokenize.splits: found validation, test"),
         ("round_vlm.train.eval_every", "0", "--config.round_vlm.train.eval_every: found 0, expect"),
         ("generator.train.eval_every", "0", "--config.generator.train.eval_every: found 0, expec"),
     ],
@@ -119,11 +217,21 @@ def test_a_mistake_in_the_config_is_one_line(tmp_path, key, value, told):
         RoundSteps(config, str(tmp_path))
 
 
+@pytest.mark.parametrize("section", VLMS)
+def test_pairs_cannot_be_scored_by_a_language_model_that_the_vlm_has_trained(tmp_path, section):
+    config = load_config("configs/scenes/rounds.py:tiny")
+    config_lib.override(config, f"{section}.model.freeze", "^tokenizer/")
+    RoundSteps(config, str(tmp_path))  # scored by "cycle"
+    config.filter.scores, config.filter.by = ("caption",), "caption"
+    with raises_line("--config.filter.caption.minus_", f"as --config.{section}.model.freeze says"):
+        RoundSteps(config, str(tmp_path))
+
+
 @pytest.fixture
 def rounds(tmp_path, capfd):
     """rounds(KEY=VALUE) -> (exit code, steps that ran, errors), always in one workdir.
 
-    The step `tokenize` is left out: it always runs, to check what is there.
+    Steps that always run, to check what is there, are left out.
     """
 
     def run(**overrides):
@@ -140,7 +248,8 @@ def rounds(tmp_path, capfd):
         )
         said = capfd.readouterr()
         steps = [line.removeprefix("== ") for line in said.out.splitlines() if line[:3] == "== "]
-        return code, [step for step in steps if step != "tokenize"], said.err
+        kept = [step for step in steps if not re.search("tokenize|/synthetic|/kept", step)]
+        return code, kept, said.err
 
     return run
 
@@ -149,7 +258,7 @@ def rounds(tmp_path, capfd):
 def test_rounds_from_nothing_and_one_more(tmp_path, rounds):
     code, steps, error = rounds()
     assert code == 0, error
-    of_a_round = ["captions", "synthetic", "kept", "generator", "vlm", "evaluation"]
+    of_a_round = ["captions", "generator", "vlm", "evaluation"]
     for number in (1, 2):
         assert [s for s in steps if s.startswith(f"round_{number}/")] == [
             f"round_{number}/{step}" for step in of_a_round
@@ -177,13 +286,23 @@ def test_rounds_from_nothing_and_one_more(tmp_path, rounds):
     third = json.loads((tmp_path / "rounds.json").read_text())["runs"]
     assert list(third) == ["round_0", "round_1", "round_2", "round_3"]
 
-    # With no tolerance, the rounds end where they did not rise no more.
-    code, steps, _ = rounds(rounds__tolerance=0.0, rounds__long_round=False)
-    assert (code, steps) == (0, [])
-    stopped = json.loads((tmp_path / "rounds.json").read_text())
-    losses = [run["held_out"] for run in stopped["runs"].values()]
-    assert bool(stopped["stopped"]) == (rise(losses[-1], losses[:-1], 0.0) is not None)
-    assert all(rise(losses[k], losses[:k], 0.0) is None for k in range(1, len(losses) - 1))
+    # Each round's pairs are made and kept by the round before, the long round's by round 0.
+    for pairs, by in (("round_2/{}", 1), ("long/{}_2", 0)):
+        generator, vlm = (load_trained(tmp_path / f"round_{by}" / model, model) for model in MODELS)
+        made = records.read_manifest(tmp_path / pairs.format("synthetic")).provenance
+        assert made.generator == generator.provenance("generator")
+        summary = json.loads((tmp_path / pairs.format("kept") / "summary.json").read_text())
+        assert summary["chosen"]["scores"]["caption"]["vlm"] == vlm.fingerprint("vlm")
+        assert vlm.config["started_from"]["step"] if by else "started_from" not in vlm.config
+
+    # Pairs of a model that is no longer there are refused.
+    lost, kept_apart = tmp_path / "round_1" / "generator", tmp_path / "apart"
+    lost.rename(kept_apart)
+    shutil.copytree(tmp_path / "round_2" / "generator", lost)
+    code, steps, error = rounds()
+    assert (code, steps) == (2, []) and "round_2" in error.splitlines()[-1]
+    shutil.rmtree(lost)
+    kept_apart.rename(lost)
 
     # Another config needs another folder.
     for change in ({"rounds__real_share": 0.25}, {"filter__keep": 0.5}):
