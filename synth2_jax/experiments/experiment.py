@@ -7,6 +7,7 @@ so an interrupted run goes on where it stopped; `notes` keeps apart results of d
 import copy
 import dataclasses
 import functools
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -274,7 +275,7 @@ class Experiment(StepRunner):
         if not self._arms[name].equal_compute:
             return steps
         captions = len(self.written_captions())
-        return round(steps * equal_compute(vlm, generator, self._cfg.synthesize, captions))
+        return math.ceil(steps * equal_compute(vlm, generator, self._cfg.synthesize, captions))
 
     def vlm(self, name: str) -> Trained:
         """Trains one arm; all arms have the same tokenizer and language model."""
