@@ -111,10 +111,8 @@ class Experiment(StepRunner):
 
     def _built(self, name: str, arm: Arm) -> tuple[TrainConfig, Objective]:
         """Builds an arm's section `vlm`, and checks each of its runs with its optimizer."""
-        where = f"arm {name}: --config"
-        changed = arm.changed(self.config.vlm)
-        check_left_open({"vlm": arm.changed({})}, where=where)
-        where = f"{where}.vlm"
+        changed, where = arm.changed(self.config.vlm), f"arm {name}: --config.vlm"
+        check_left_open({"vlm": arm.changed({})}, where=where.removesuffix(".vlm"))
         section = changed_section(self.config.vlm, changed, where)
         built = train.build(section, where) if changed else self._models["vlm"]
         steps = built[0].train.steps
