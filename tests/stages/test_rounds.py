@@ -14,8 +14,11 @@ from synth2_jax.data import records
 from synth2_jax.experiments import rounds as rounds_lib
 from synth2_jax.experiments.round_steps import MODELS, RoundSteps
 from synth2_jax.experiments.rounds import rise
+from synth2_jax.files import write_json
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.pages.rounds_page import answer, render_rounds, stop, summary
+from synth2_jax.stages import evaluate, synthesize
+from synth2_jax.stages import filter as filter_stage
 from synth2_jax.testing.user_errors import raises_line
 from synth2_jax.training.metrics import JsonlWriter
 
@@ -169,6 +172,22 @@ def test_rounds_differ_in_data_and_in_what_they_start_from(tmp_path, monkeypatch
         assert built_on == [parts[model], set(), set()]
         starts = [filled.get("init.from") for filled in found]
         assert starts == [None, *(str(tmp_path / f"round_{number}" / model) for number in (0, 1))]
+
+
+def test_a_file_alone_does_not_say_that_a_step_is_done(tmp_path, monkeypatch):
+    """Pairs and their filter check what is there; an evaluation needs the scores by image."""
+    steps, ran = RoundSteps(load_config("configs/scenes/rounds.py:tiny"), str(tmp_path)), []
+    for stage in (synthesize, filter_stage, evaluate):
+        name = stage.__name__.rpartition(".")[2]
+        monkeypatch.setattr(stage, "run", lambda section, folder, name=name: ran.append(name))
+    for path in ("synthetic/manifest.json", "kept/summary.json", "evaluation/results.json"):
+        write_json(tmp_path / "round_1" / path, {})
+    steps._pairs(1, "round_0", "round_1/synthetic", "round_1/kept")
+    steps._evaluate("round_1")
+    assert ran == ["synthesize", "filter", "evaluate"]
+    (tmp_path / "round_1" / "evaluation" / evaluate.PER_IMAGE).touch()
+    steps._evaluate("round_1")
+    assert ran == ["synthesize", "filter", "evaluate"]
 
 
 def results_of(ciders, stopped=None):
