@@ -100,17 +100,12 @@ def train(
     """Trains until `config.steps` or the end of the data, from the newest checkpoint in `workdir`.
 
     The iterator gives the rows of `sharding.data_layout(mesh)`. Writers also get what `evaluate`
-    returns, every `eval_every` steps and at the end. A new run starts from `initial_params`, one
-    that resumes must be `built_on` the same. Raises UserError if the loss is not finite or a batch
-    or a checkpoint does not fit, SystemExit (143 after SIGTERM) after a signal and a save.
+    returns, every `eval_every` steps and at the end. What resumes must be `built_on` the same.
+    Raises UserError if the loss is not finite or a batch or checkpoint does not fit, SystemExit
+    after a signal (SIGTERM: 143) and a save.
     """
-    has_average = config.ema_decay > 0
-    layout = train_state.state_layout(objective, tx, mesh, rules, with_average=has_average)
-    if jax.process_index() == 0:
-        trained, _ = train_state.split_params(layout.params, objective.frozen)
-        line = what_is_trained(layout.params, objective.frozen, tx.groups(trained))
-        with contextlib.suppress(OSError):  # nothing reads it any more; the first metrics say so
-            print(line, file=sys.stderr, flush=True)
+    layout = train_state.state_layout(objective, tx, mesh, rules, with_average=config.ema_decay > 0)
+    _say_what_is_trained(objective, tx, layout)
     kept = (config.keep, config.keep_best, config.best_metric)
     with (
         StopSignal() as stop,
@@ -118,8 +113,7 @@ def train(
         Checkpoints(workdir, *kept, sharding.data_layout(mesh)) as checkpoints,
     ):
         state, sums = resume(checkpoints, layout, train_iterator, built_on, resolved_config)
-        if state is None:
-            state = create_train_state(objective, tx, layout, config.seed, initial_params)
+        state = state or create_train_state(objective, tx, layout, config.seed, initial_params)
         watch = Watch(writers, checkpoints, stop, config.log_every, sums, tx.restarts)
         settings = (config.microbatches, config.ema_decay)
         train_step = compile_train_step(objective, tx, layout, mesh, rules, *settings)
@@ -138,12 +132,6 @@ def train(
             about = (resolved_config, built_on, measured.get(step), watch.sums())
             checkpoints.save(state, train_iterator, *about)
 
-        if first >= config.steps:
-            news = (
-                f"--config.train.steps: found {config.steps}, and {workdir} has trained {first}: "
-                f"nothing is left to do. Give more steps, or {new_run_from(workdir)}"
-            )
-            logging.warning("%s", news)
         while step < config.steps:
             # Saved before the iterator moves: state and data position are of the same step.
             if step > first and step % config.checkpoint_every == 0:
@@ -155,10 +143,6 @@ def train(
             with watch.input():
                 batch = next(train_iterator, None)
             if batch is None:
-                news = f"the data ends after step {step} of {config.steps}"
-                if step == first:
-                    news += f", and none was left. To train further, {new_run_from(workdir)}"
-                logging.warning("%s", news)
                 break
             if step == first:
                 check_batch(batch, objective, mesh, config.microbatches)
@@ -170,11 +154,37 @@ def train(
             watchdog.beat()
             if evaluate_every and step % evaluate_every == 0:
                 measure()
-        # Data that ended early may have ended before: what a kill then prevented is done now.
-        if step > first or step < config.steps:
+        _warn_of_an_early_end(first, step, config.steps, workdir)
+        if step > first or step < config.steps:  # or what a kill at the data's end prevented
             watch.finish(step)
             if evaluate_every and step not in measured:
                 measure()
             save()
             checkpoints.read_back(state)
     return state
+
+
+def _say_what_is_trained(objective: Objective, tx: Optimizer, layout: TrainState) -> None:
+    if jax.process_index() == 0:
+        trained, _ = train_state.split_params(layout.params, objective.frozen)
+        line = what_is_trained(layout.params, objective.frozen, tx.groups(trained))
+        with contextlib.suppress(OSError):  # nothing reads it any more; the first metrics say so
+            print(line, file=sys.stderr, flush=True)
+
+
+def _warn_of_an_early_end(
+    first: int, step: int, steps: int, workdir: str | os.PathLike[str]
+) -> None:
+    """Says that there was nothing to train, or not enough data."""
+    if first >= steps:
+        news = (
+            f"--config.train.steps: found {steps}, and {workdir} has trained {first}: "
+            f"nothing is left to do. Give more steps, or {new_run_from(workdir)}"
+        )
+    elif step < steps:
+        news = f"the data ends after step {step} of {steps}"
+        if step == first:
+            news += f", and none was left. To train further, {new_run_from(workdir)}"
+    else:
+        return
+    logging.warning("%s", news)
