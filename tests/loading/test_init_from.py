@@ -243,6 +243,7 @@ def test_a_trained_part_that_starts_at_random_is_a_line(
     assert (line in caplog.text) == random
 
 
+@pytest.mark.interop
 @pytest.mark.parametrize("rounded, own", [("", "bfloat16"), ("bfloat16", "float32")])
 def test_an_export_starts_a_model_of_another_dtype(tmp_path, rounded, own):
     """Its fingerprints are of the dtypes that its own model has."""
