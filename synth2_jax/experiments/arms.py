@@ -1,6 +1,7 @@
 """The arms of a comparison: what each of them trains a VLM on, and for how long.
 
-All arms share the tokenizer, the frozen language model and, unless they say otherwise, the steps.
+All arms share the tokenizer. Unless they say otherwise, they also share the frozen language model
+and the number of steps.
 """
 
 import dataclasses

@@ -51,13 +51,14 @@ def write_captions(folder: str, captions: Sequence[str], source: str) -> None:
 
 
 def balance_of(sets: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """{set: {"captions", "top5_share", "entropy"}}; the sets share their clusters."""
+    """{set: {"captions", "top5_share", "entropy", "self_similarity"}}, in shared clusters."""
     sample = min(_SAMPLE, *map(len, sets.values()))
     found = balance(sets, sample_size=sample, num_clusters=min(_CLUSTERS, sample), seed=0)
     return {
         name: {
             "top5_share": found[name].top_share,
             "entropy": found[name].entropy,
+            "self_similarity": found[name].self_similarity,
             "captions": len(captions),
         }
         for name, captions in sets.items()

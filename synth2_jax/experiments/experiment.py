@@ -276,7 +276,7 @@ class Experiment(StepRunner):
         return math.ceil(steps * equal_compute(vlm, generator, self._cfg.synthesize, captions))
 
     def vlm(self, name: str) -> Trained:
-        """Trains one arm; all arms have the same tokenizer and language model."""
+        """Trains one arm, in one run or two."""
         arm, steps = self._arms[name], self.vlm_steps(name)
         first = arm.first_steps(steps)
         if not arm.two_runs:

@@ -184,7 +184,7 @@ class RoundSteps(Experiment):
 
     def _train_on(self, name: str, before: str, kept: Mapping[str, str], num_rounds: int) -> None:
         """Trains both models on real and kept pairs, for the steps of so many rounds."""
-        real_share = self.config.rounds.get("real_share", RoundsConfig.real_share)
+        real_share = self._cfg.rounds.real_share
         rates = dict.fromkeys(kept, (1 - real_share) / len(kept))
         for model in MODELS:
             section = f"round_{model}"

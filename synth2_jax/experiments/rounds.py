@@ -20,12 +20,13 @@ from synth2_jax import environment
 from synth2_jax.data import records, views
 from synth2_jax.domains.scenes import oracle
 from synth2_jax.domains.scenes import scores as scenes_scores
+from synth2_jax.experiments.caption_sets import balance_of
 from synth2_jax.experiments.experiment import NUM_READ, SCORES
 from synth2_jax.experiments.round_steps import MODELS, RoundsConfig, RoundSteps
 from synth2_jax.files import read_json, write_json, write_text
 from synth2_jax.loading import tokenizing
 from synth2_jax.pages.rounds_page import render_rounds, summary
-from synth2_jax.scoring.diversity import balance, token_agreement
+from synth2_jax.scoring.diversity import token_agreement
 from synth2_jax.stages import filter as filter_stage
 
 RESULTS, PAGE = "rounds.json", "rounds.html"
@@ -116,13 +117,7 @@ def _write(
 ) -> dict[str, Any]:
     """Writes rounds.json and rounds.html with what is there so far; returns the first."""
     real = [pair.caption for pair in records.read_pairs(steps.real())]
-    sets = {"round_0": real, **kept}
-    sample = min(1000, *map(len, sets.values()))
-    found = balance(sets, sample_size=sample, num_clusters=min(20, sample))
-    measured = {
-        name: {"entropy": of.entropy, "self_similarity": of.self_similarity}
-        for name, of in found.items()
-    }
+    measured = balance_of({"round_0": real, **kept})
     results = {
         "runs": {name: {**run, "captions": measured.get(name)} for name, run in runs.items()},
         "stopped": stopped,

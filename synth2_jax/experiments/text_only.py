@@ -1,7 +1,7 @@
-"""Image tokens made from the words of a caption alone, as a control: no image is generated.
+"""Predicts image tokens from the words of a caption, as a control without a generator.
 
-As Unicorn does (arXiv 2503.22655): an embedding of the caption takes the place of the image's. Here
-a ridge regression from word counts to the codes of the real images, at each position, predicts an
+In Unicorn (arXiv 2503.22655) an embedding of the caption takes the place of the image's. Here a
+ridge regression from word counts to the codes of the real images, at each position, predicts an
 embedding, and its nearest code is the token: a pair on disk like the others.
 
 Legend: P real pairs, M captions, V words, N image tokens, C codebook width, K codebook size.

@@ -67,7 +67,6 @@ class OptimizerConfig:
 
     Attributes:
 
-    groups: parameters with a learning rate, a decay or a norm of their own; see GroupConfig.
     name: "adamw", "adam" or "adafactor".
     warmup_steps: steps of the linear climb at the start.
     final_fraction: the last learning rate, as a share of the highest.
@@ -85,6 +84,7 @@ class OptimizerConfig:
     weight_decay_skip: regular expressions; a parameter with one of them in its path does not decay.
       By default norms, biases, gates, learned positions, latents and codes; () lets all decay.
     clip_norm: the gradients of each network are scaled down to this global norm; 0 does not clip.
+    groups: parameters with a learning rate, a decay or a norm of their own; see GroupConfig.
     """
 
     name: str = "adamw"

@@ -214,3 +214,24 @@ def run_in_processes():
         return outputs
 
     return run
+
+
+@pytest.fixture
+def experiment_command(tmp_path, capfd):
+    """Runs `synth2 STAGE` on its tiny config, always in one workdir.
+
+    experiment_command(STAGE, {SECTION: {KEY: VALUE}}, KEY=VALUE), with __ for a dot in KEY, returns
+    (exit code, steps that ran, errors).
+    """
+
+    def run(stage, sections, **overrides):
+        given = {f"{name}.{key}": v for name, keys in sections.items() for key, v in keys.items()}
+        given |= {key.replace("__", "."): value for key, value in overrides.items()}
+        settings = (f"--config.{key}={value}" for key, value in given.items())
+        config = f"--config=configs/scenes/{stage}.py:tiny"
+        code = main.main(["synth2", stage, config, f"--workdir={tmp_path}", *settings])
+        said = capfd.readouterr()
+        steps = [line.removeprefix("== ") for line in said.out.splitlines() if line[:3] == "== "]
+        return code, steps, said.err
+
+    return run

@@ -8,7 +8,6 @@ import shutil
 import pytest
 
 from synth2_jax import config as config_lib
-from synth2_jax import main
 from synth2_jax.config import load_config
 from synth2_jax.data import records
 from synth2_jax.experiments import rounds as rounds_lib
@@ -247,28 +246,13 @@ def test_pairs_cannot_be_scored_by_a_language_model_that_the_vlm_has_trained(tmp
 
 
 @pytest.fixture
-def rounds(tmp_path, capfd):
-    """rounds(KEY=VALUE) -> (exit code, steps that ran, errors), always in one workdir.
-
-    Steps that always run, to check what is there, are left out.
-    """
+def rounds(experiment_command):
+    """As `experiment_command`; steps that always run, to check what is there, are left out."""
 
     def run(**overrides):
-        given = {
-            f"{section}.{key}": v for section, keys in SMALL.items() for key, v in keys.items()
-        }
-        given |= {key.replace("__", "."): value for key, value in overrides.items()}
-        code = main.main(
-            [
-                *("synth2", "rounds", "--config=configs/scenes/rounds.py:tiny"),
-                f"--workdir={tmp_path}",
-                *(f"--config.{key}={value}" for key, value in given.items()),
-            ]
-        )
-        said = capfd.readouterr()
-        steps = [line.removeprefix("== ") for line in said.out.splitlines() if line[:3] == "== "]
+        code, steps, error = experiment_command("rounds", SMALL, **overrides)
         kept = [step for step in steps if not re.search("tokenize|/synthetic|/kept", step)]
-        return code, kept, said.err
+        return code, kept, error
 
     return run
 

@@ -1,10 +1,10 @@
 """`synth2 study` from nothing to its table, stopped and taken up again with more to do."""
 
+import functools
 import json
 
 import pytest
 
-from synth2_jax import main
 from synth2_jax.experiments.arms import ARMS
 
 pytestmark = pytest.mark.slow
@@ -46,26 +46,8 @@ SMALL = {
 
 
 @pytest.fixture
-def study(tmp_path, capfd):
-    """study(KEY=VALUE) -> (exit code, steps that ran, errors) of `synth2 study` in one workdir."""
-
-    def run(**overrides):
-        given = {
-            f"{section}.{key}": v for section, keys in SMALL.items() for key, v in keys.items()
-        }
-        given |= {key.replace("__", "."): value for key, value in overrides.items()}
-        code = main.main(
-            [
-                *("synth2", "study", "--config=configs/scenes/study.py:tiny"),
-                f"--workdir={tmp_path}",
-                *(f"--config.{key}={value}" for key, value in given.items()),
-            ]
-        )
-        said = capfd.readouterr()
-        steps = [line.removeprefix("== ") for line in said.out.splitlines() if line[:3] == "== "]
-        return code, steps, said.err
-
-    return run
+def study(experiment_command):
+    return functools.partial(experiment_command, "study", SMALL)
 
 
 def test_a_study_grows_arm_by_arm_and_seed_by_seed(tmp_path, study):
