@@ -100,5 +100,6 @@ def write_untrained_run(
         jax.random.key_data(jax.random.key(seed)),
         halves if with_average else {},
     )
+    built_on = {name: "0" * 16 for name in objective.parts if objective.is_frozen(name)}
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(jax.device_put(state), _NoData(), resolved, {"tokenizer": "0" * 16})
+        checkpoints.save(jax.device_put(state), _NoData(), resolved, built_on)

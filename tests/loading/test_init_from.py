@@ -276,7 +276,8 @@ def test_a_run_that_resumes_without_its_source_keeps_the_record(runs, tmp_path):
     for source in ("", runs / "vlm"):
         resumed = config_of("vlm", source, model=MODELS["vlm"], data={"text_length": 12})
         start, _ = started(resumed, str(workdir))
-        assert start == init_from.Start({}, {"tokenizer": "0" * 16}, origin)
+        built_on = dict.fromkeys(("tokenizer", "language_model"), "0" * 16)
+        assert start == init_from.Start({}, built_on, origin)
 
 
 @pytest.mark.parametrize("form", ["", "_export"])

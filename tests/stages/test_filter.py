@@ -17,7 +17,7 @@ from synth2_jax.files import read_json_lines
 from synth2_jax.loading.trained import load_trained
 from synth2_jax.stages import filter as stage
 from synth2_jax.stages.filter import choose
-from synth2_jax.testing.untrained_runs import write_untrained_run
+from synth2_jax.testing.untrained_runs import MODELS, write_untrained_run
 from synth2_jax.testing.user_errors import raises_line
 from synth2_jax.text.vocabulary import BUILT_IN
 
@@ -90,12 +90,22 @@ def test_a_vocabulary_is_known_by_its_contents(tmp_path):
             manifest = pair_writer.write_pairs(tmp_path / "pairs", [pair], provenance)
         given = {"folder": str(tmp_path / "pairs"), "vlm": str(tmp_path / name), "batch_size": 1}
         given |= {"scores": ("caption",), "by": "caption"}
-        cfg = filter_config(**given, caption={"minus_language_model": False})
-        settings.append(pair_scores.load_scorers(cfg, manifest)["caption"].settings)
+        scorers = pair_scores.load_scorers(filter_config(**given), manifest)
+        settings.append(scorers["caption"].settings)
     assert settings[0] == settings[1]
-    # The run was built on no language model, as one that trained it, and an export of adapters.
-    with pytest.raises(UserError, match=r"^--config.caption.minus_language_model: found True"):
-        pair_scores.load_scorers(filter_config(**given), manifest)
+
+
+def test_a_vlm_that_trained_its_language_model_cannot_take_its_likelihood_away(tmp_path):
+    model = {**MODELS["vlm"], "freeze": ("^tokenizer/",)}
+    write_untrained_run(tmp_path / "vlm", "vlm", config={"model": model})
+    tokenizer = load_trained(tmp_path / "vlm", "vlm").fingerprint("tokenizer")
+    pair = Pair("a-0", np.zeros(4, int), "a star", "synthetic")
+    provenance = records.Provenance(tokenizer, 4, 64)
+    manifest = pair_writer.write_pairs(tmp_path / "pairs", [pair], provenance)
+    given = {"folder": str(tmp_path / "pairs"), "vlm": str(tmp_path / "vlm"), "batch_size": 1}
+    cfg = filter_config(**given, scores=("caption",), by="caption")
+    with raises_line("--config.caption.minus_language_model: found True, expected False"):
+        pair_scores.load_scorers(cfg, manifest)
 
 
 def test_where_scores_cannot_be_written_is_known_before_the_work(tmp_path):
