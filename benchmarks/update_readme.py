@@ -1,9 +1,11 @@
 """Puts measured tables into README.md and the pages of docs/, so that none is typed by hand.
 
-    python benchmarks/update_readme.py [--study=WORKDIR] [--demo=WORKDIR] [--plans=WORKDIR]
+    python benchmarks/update_readme.py [--study=WORKDIR] [--demo=WORKDIR] [--plans=WORKDIR] \\
+        [--demos WORKDIR WORKDIR ...] [--rounds WORKDIR WORKDIR ...]
 
 `--study` and `--demo` first copy the results of such a run into benchmarks/results/DEVICE/,
-`--plans` the plans of `synth2 plan` into benchmarks/results/plans/. Then the text between
+`--demos` and `--rounds` those of runs with several seeds, `--plans` the plans of `synth2 plan` into
+benchmarks/results/plans/. Then the text between
 `<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced by the results there.
 """
 
@@ -20,8 +22,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, number  # noqa: E402
-from synth2_jax.files import write_text  # noqa: E402
+from synth2_jax.files import write_json, write_text  # noqa: E402
 from synth2_jax.pages.intervals import gain_text  # noqa: E402
+from synth2_jax.pages.numbers import DASH, lookup  # noqa: E402
+from synth2_jax.pages.rounds_page import title  # noqa: E402
+from synth2_jax.pages.study_page import mean_and_spread  # noqa: E402
 
 
 def keep_study(workdir: pathlib.Path) -> None:
@@ -37,6 +42,40 @@ def keep_demo(workdir: pathlib.Path) -> None:
     results = json.loads((workdir / "report" / "results.json").read_text())
     folder = _folder(results["versions"]["device"])
     shutil.copyfile(workdir / "report" / "results.json", folder / "demo.json")
+
+
+def keep_demos(workdirs: Sequence[pathlib.Path]) -> None:
+    """Gathers what differs between demos of several seeds into demos.json."""
+    results = [json.loads((path / "report" / "results.json").read_text()) for path in workdirs]
+    runs = [
+        {
+            "seed": found["config"]["seed"],
+            **{name: found[name] for name in ("arms", "gains", "commit")},
+        }
+        for found in results
+    ]
+    _gather(runs, results[0]["versions"]["device"], "demos.json")
+
+
+def keep_rounds(workdirs: Sequence[pathlib.Path]) -> None:
+    """Gathers what rounds of several seeds gave into rounds.json."""
+    results = [json.loads((path / "rounds.json").read_text()) for path in workdirs]
+    runs = [
+        {
+            "seed": found["config"]["seed"],
+            "commit": found["made_with"]["commit"],
+            **{name: found[name] for name in ("runs", "gains", "stopped")},
+        }
+        for found in results
+    ]
+    _gather(runs, results[0]["made_with"]["device"], "rounds.json")
+
+
+def _gather(runs: Sequence[dict], device: str, name: str) -> None:
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"found seeds {seeds}, expected each once")
+    write_json(_folder(device) / name, {"runs": sorted(runs, key=lambda run: run["seed"])})
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -91,6 +130,63 @@ def demo_table() -> str:
         )
 
     return table(heads, map(cells, _results("*/demo.json")))
+
+
+def demos_table() -> str:
+    """A row for each seed of the demo, their mean and deviation, and the smallest of each."""
+    heads = ["seed"]
+    parts = {"zero-shot": "cider_unseen", "CIDEr": "cider"}
+    for part in parts:
+        heads += [f"{part}: real", f"{part}: real + synthetic", "gain"]
+    rows, numbers = [], []
+    for run in _runs("*/demos.json"):
+        arms = run["arms"]
+        found = [[arms[arm][part] for arm in ("real", "real_synthetic")] for part in parts.values()]
+        shown = [
+            cell
+            for (real, both), part in zip(found, parts.values(), strict=True)
+            for cell in (f"{real:.1f}", f"{both:.1f}", gain_text(run["gains"][part]))
+        ]
+        rows.append([str(run["seed"]), *shown])
+        numbers.append([x for real, both in found for x in (real, both, 100 * (both / real - 1))])
+    if len(rows) > 1:
+        rows.append(["mean", *map(_spread, zip(*numbers, strict=True))])
+        rows.append(["smallest", *(f"{min(column):.1f}" for column in zip(*numbers, strict=True))])
+    return table(heads, rows)
+
+
+def rounds_table() -> str:
+    """A row for each round, and one for one long round: means over the seeds."""
+    columns = {  # {title: (path in a run, digits)}
+        "zero-shot CIDEr": ("scores.cider_unseen", 1),
+        "CIDEr": ("scores.cider", 1),
+        "CIDEr seen": ("scores.cider_seen", 1),
+        "objects right in pictures": ("faithful.synthetic", 3),
+        "captions' entropy": ("captions.entropy", 2),
+        "held-out loss: VLM": ("held_out.vlm", 3),
+        "generator": ("held_out.generator", 3),
+    }
+    seeds, rows = list(_runs("*/rounds.json")), []
+    for name in dict.fromkeys(name for seed in seeds for name in seed["runs"]):
+        runs = [seed["runs"][name] for seed in seeds if name in seed["runs"]]
+        cells = (
+            _spread((lookup(run, *path.split(".")) for run in runs), digits)
+            for path, digits in columns.values()
+        )
+        rows.append([title(name), str(len(runs)), *cells])
+    return table(["", "seeds", *columns], rows)
+
+
+def _spread(values: Iterable[float | None], digits: int = 1) -> str:
+    """(1, 3) -> "2.0 ± 1.4"; one number has no deviation."""
+    mean, deviation = mean_and_spread(value for value in values if value is not None)
+    if mean is None:
+        return DASH
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+
+
+def _runs(pattern: str) -> Iterator[dict]:
+    return (run for found in _results(pattern) for run in found["runs"])
 
 
 def keep_plans(workdir: pathlib.Path) -> None:
@@ -150,7 +246,12 @@ def _results(pattern: str) -> Iterator[dict]:
 # {page: {marker: function that makes its table}}
 PAGES = {
     "README.md": {"result": result_table},
-    "docs/science.md": {"study": study_table, "demo": demo_table},
+    "docs/science.md": {
+        "study": study_table,
+        "demo": demo_table,
+        "demos": demos_table,
+        "rounds": rounds_table,
+    },
     "docs/performance.md": {"plans": plans_table, "speed": speed_table},
 }
 
@@ -181,14 +282,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=pathlib.Path)
     parser.add_argument("--demo", type=pathlib.Path)
+    parser.add_argument("--demos", type=pathlib.Path, nargs="+")
+    parser.add_argument("--rounds", type=pathlib.Path, nargs="+")
     parser.add_argument("--plans", type=pathlib.Path)
     arguments = parser.parse_args()
-    if arguments.study:
-        keep_study(arguments.study)
-    if arguments.demo:
-        keep_demo(arguments.demo)
-    if arguments.plans:
-        keep_plans(arguments.plans)
+    for keep in (keep_study, keep_demo, keep_demos, keep_rounds, keep_plans):
+        if given := getattr(arguments, keep.__name__.removeprefix("keep_")):
+            keep(given)
     for page in PAGES:
         write_text(ROOT / page, filled(page))
 

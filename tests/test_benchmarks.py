@@ -96,6 +96,51 @@ def test_demo_results_are_kept_under_their_device(tmp_path, monkeypatch):
     assert f"| 75.0 (+50.0{percent} [+25.0, +75.0]) | 100.0 | 125.0 (+25.0{percent}) |" in row
 
 
+def write_demo(folder, seed, real, both):
+    arms = {"real": real, "real_synthetic": both}
+    arms = {arm: {"cider_unseen": unseen, "cider": cider} for arm, (unseen, cider) in arms.items()}
+    results = {"config": {"seed": seed}, "arms": arms, "commit": "abc"}
+    results |= {"gains": {"cider_unseen": None, "cider": {"value": 0.5, "low": 0.1, "high": 0.9}}}
+    (folder / "report").mkdir(parents=True)
+    results |= {"versions": {"device": "1 x cpu"}}
+    (folder / "report" / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_demos_of_several_seeds_have_a_mean_and_a_smallest(tmp_path, monkeypatch):
+    monkeypatch.setattr(update_readme, "RESULTS", tmp_path / "results")
+    second = write_demo(tmp_path / "b", 1, (100.0, 200.0), (150.0, 210.0))
+    first = write_demo(tmp_path / "a", 0, (80.0, 180.0), (160.0, 270.0))
+    update_readme.keep_demos([second, first])
+    percent = "\N{NO-BREAK SPACE}%"
+    assert update_readme.demos_table().splitlines()[2:] == [
+        f"| 0 | 80.0 | 160.0 | – | 180.0 | 270.0 | +50.0{percent} [+10.0, +90.0] |",
+        f"| 1 | 100.0 | 150.0 | – | 200.0 | 210.0 | +50.0{percent} [+10.0, +90.0] |",
+        "| mean | 90.0 ± 14.1 | 155.0 ± 7.1 | 75.0 ± 35.4 | 190.0 ± 14.1 | 240.0 ± 42.4 "
+        "| 27.5 ± 31.8 |",
+        "| smallest | 80.0 | 150.0 | 50.0 | 180.0 | 210.0 | 5.0 |",
+    ]
+    with pytest.raises(ValueError, match=r"found seeds \[0, 0\], expected each once"):
+        update_readme.keep_demos([first, first])
+
+
+def test_rounds_of_several_seeds_make_a_row_for_each_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(update_readme, "RESULTS", tmp_path / "results")
+    for seed, cider in ((0, 100.0), (1, 110.0)):
+        run = {"scores": {"cider": cider, "cider_unseen": None}, "held_out": {"vlm": 0.5}}
+        results = {"config": {"seed": seed}, "gains": {}, "stopped": None}
+        results |= {"runs": {"round_0": run, f"long_{2 + seed}": run}}
+        results |= {"made_with": {"commit": "abc", "device": "1 x cpu"}}
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "rounds.json").write_text(json.dumps(results))
+    update_readme.keep_rounds([tmp_path / "0", tmp_path / "1"])
+    assert update_readme.rounds_table().splitlines()[2:] == [
+        "| real pairs alone | 2 | – | 105.0 ± 7.1 | – | – | – | 0.500 ± 0.000 | – |",
+        "| one long round (steps of 2) | 1 | – | 100.0 | – | – | – | 0.500 | – |",
+        "| one long round (steps of 3) | 1 | – | 110.0 | – | – | – | 0.500 | – |",
+    ]
+
+
 def test_no_benchmark_imports_tensorflow():
     """All in one process: each takes a second to import JAX."""
     code = (

@@ -155,7 +155,10 @@ class RoundSteps(Experiment):
         raise UserError(f"{path}: holds no {metric}. Delete {folder} to train this model again")
 
     def scores(self, name: str) -> dict[str, Any]:
-        return read_json(self.workdir / name / "evaluation" / evaluate.RESULTS, "evaluate")
+        return read_json(self._evaluation(name) / evaluate.RESULTS, "evaluate")
+
+    def _evaluation(self, name: str) -> pathlib.Path:
+        return self.workdir / name / "evaluation"
 
     def _seed(self, number: int) -> int:
         """Returns a seed of 32 bits: another one for each round, and for each `config.seed`."""
@@ -216,10 +219,10 @@ class RoundSteps(Experiment):
         self._train(f"{name}/{model}", section, filled, changed)
 
     def _evaluate(self, name: str) -> None:
-        folder = self.path(name, "evaluation")
+        folder = self._evaluation(name)
         filled = {"vlm": self.path(name, "vlm"), "folder": self.path("pairs", "test")}
-        is_done = functools.partial(self._is_evaluated, pathlib.Path(folder))
-        self._run(evaluate, f"{name}/evaluation", folder, "evaluate", filled, is_done)
+        is_done = functools.partial(self._is_evaluated, folder)
+        self._run(evaluate, f"{name}/evaluation", str(folder), "evaluate", filled, is_done)
 
 
 def _check_splits(cfg: ExperimentConfig) -> None:

@@ -22,6 +22,7 @@ from synth2_jax.domains.scenes import oracle
 from synth2_jax.domains.scenes import scores as scenes_scores
 from synth2_jax.experiments.caption_sets import balance_of
 from synth2_jax.experiments.experiment import NUM_READ, SCORES
+from synth2_jax.experiments.gains import estimates, gain
 from synth2_jax.experiments.round_steps import MODELS, RoundsConfig, RoundSteps
 from synth2_jax.files import read_json, write_json, write_text
 from synth2_jax.loading import tokenizing
@@ -109,6 +110,18 @@ def _objects_right(steps: RoundSteps, pairs: Sequence[records.Pair]) -> float:
     return scenes_scores.agreement_shares(captions, scenes)["objects_right"]
 
 
+def _gains(steps: RoundSteps, names: Sequence[str]) -> dict[str, Any]:
+    """{run: the gain of the last round over it, by part of the test pictures}, see `estimates`."""
+    *_, last = (name for name in names if name.startswith("round_"))
+    others = [name for name in names if name == "round_1" or name.startswith("long_")]
+    after = steps.cider_per_image(last)
+    return {
+        name: estimates(gain, [[steps.cider_per_image(name)], [after]])
+        for name in others
+        if name != last
+    }
+
+
 def _write(
     steps: RoundSteps,
     runs: Mapping[str, Any],
@@ -120,6 +133,7 @@ def _write(
     measured = balance_of({"round_0": real, **kept})
     results = {
         "runs": {name: {**run, "captions": measured.get(name)} for name, run in runs.items()},
+        "gains": _gains(steps, list(runs)),
         "stopped": stopped,
         "made_with": environment.describe() | {"commit": ", ".join(steps.notes.commits())},
         "config": steps.config.to_dict(),

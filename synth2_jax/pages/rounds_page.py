@@ -5,12 +5,13 @@ from typing import Any
 
 from synth2_jax.pages.charts import MARKER_SIGNS, Line, line_chart, svg
 from synth2_jax.pages.document import render
-from synth2_jax.pages.numbers import finite, gain, lookup, number, percent, signed_percent
+from synth2_jax.pages.intervals import drawn_over, gain_text
+from synth2_jax.pages.numbers import finite, gain, lookup, number, percent
 
 MODEL_NAMES = {"generator": "generator", "vlm": "VLM"}
 _SCORES = {
+    "zero-shot CIDEr": ("scores", "cider_unseen"),
     "CIDEr": ("scores", "cider"),
-    "CIDEr unseen": ("scores", "cider_unseen"),
     "CIDEr seen": ("scores", "cider_seen"),
 }
 # {title: (path in a run, how it is written)}
@@ -73,10 +74,15 @@ def answer(results: Mapping[str, Any]) -> str:
     last = rounds[-1]
     if len(rounds) < 3:
         return "No answer yet: there is nothing to compare before the second round."
-    texts = [f"After {title(last)}: {_against(runs, last, 'round_1')}."]
+    texts = [f"After {title(last)}: {_against(results, last, 'round_1')}."]
     for name in runs:
         if name.startswith("long_"):
-            texts.append(f"At the same number of steps and pairs, {_against(runs, last, name)}.")
+            texts.append(f"At the same number of steps and pairs, {_against(results, last, name)}.")
+    estimates = [
+        found for gains in results.get("gains", {}).values() for found in gains.values() if found
+    ]
+    if estimates:
+        texts.append(f"In brackets: the 95 % interval over {drawn_over(estimates)}.")
     return " ".join(texts)
 
 
@@ -96,18 +102,21 @@ def summary(results: Mapping[str, Any]) -> str:
     """The results in a few lines for a terminal."""
     lines = []
     for name, run in results["runs"].items():
-        cider, unseen = (number(lookup(run, "scores", key)) for key in ("cider", "cider_unseen"))
+        unseen, cider = (number(lookup(run, "scores", key)) for key in ("cider_unseen", "cider"))
         right = percent(lookup(run, "faithful", "synthetic"))
-        lines.append(f"{title(name)}: CIDEr {cider}, unseen {unseen}, pictures right {right}")
+        lines.append(
+            f"{title(name)}: zero-shot CIDEr {unseen}, CIDEr {cider}, pictures right {right}"
+        )
     return "\n".join([*lines, answer(results), *filter(None, [stop(results)])])
 
 
-def _against(runs: Mapping[str, Any], last: str, other: str) -> str:
+def _against(results: Mapping[str, Any], last: str, other: str) -> str:
     parts = []
     for name, path in list(_SCORES.items())[:2]:
-        after, before = (lookup(runs[run], *path) for run in (last, other))
-        gained = signed_percent(gain(after, before))
-        parts.append(f"{name} is {number(after)}, {title(other)} has {number(before)} ({gained})")
+        after, before = (lookup(results["runs"][run], *path) for run in (last, other))
+        found = lookup(results, "gains", other, path[-1]) or {"value": gain(after, before)}
+        has = f"{title(other)} has {number(before)} ({gain_text(found)})"
+        parts.append(f"{name} is {number(after)}, {has}")
     return "; ".join(parts)
 
 

@@ -201,10 +201,14 @@ def results_of(ciders, stopped=None):
 def test_the_page_compares_the_last_round_with_the_first_and_with_one_long_round():
     results = results_of({"round_0": 100, "round_1": 120, "round_2": 150, "long_2": 125})
     told = answer(results)
-    assert "CIDEr is 150.0, round 1 has 120.0 (+25.0" in told
-    assert "one long round (steps of 2) has 125.0 (+20.0" in told
+    assert told.index("zero-shot CIDEr is 75.0") < told.index("; CIDEr is 150.0, round 1 has 120.0")
+    assert "one long round (steps of 2) has 125.0 (+20.0\xa0%)" in told and "interval" not in told
+    results["gains"] = {"round_1": {"cider": {"value": 0.25, "low": -0.1, "high": 0.5, "seeds": 1}}}
+    told = answer(results)
+    assert "round 1 has 120.0 (+25.0\xa0% [−10.0, +50.0])" in told
+    assert told.endswith("one seed does not show how much seeds differ.")
     assert stop(results) is None and told in render_rounds(results)
-    assert summary(results).splitlines()[0].startswith("real pairs alone: CIDEr 100.0")
+    assert summary(results).splitlines()[0].startswith("real pairs alone: zero-shot CIDEr 50.0")
     early = {"model": "vlm", "loss": 1.4, "lowest": 1.0}
     results = results_of({"round_0": 100, "round_1": 90}, early)
     assert answer(results).startswith("No answer yet")
@@ -279,6 +283,10 @@ def test_rounds_from_nothing_and_one_more(tmp_path, rounds):
     assert long["train"]["steps"] == 8 and long["data"]["rates"]["kept_2"] == 0.25
     captions = [(tmp_path / f"round_{k}" / "captions" / "captions.jsonl") for k in (1, 2)]
     assert captions[0].read_text() != captions[1].read_text()
+
+    assert list(first["gains"]) == ["round_1", "long_2"]
+    after, before = (first["runs"][name]["scores"]["cider"] for name in ("round_2", "long_2"))
+    assert first["gains"]["long_2"]["cider"]["value"] == pytest.approx(after / before - 1)
 
     # Nothing is done twice, and a third round goes on from the second.
     code, steps, _ = rounds()
