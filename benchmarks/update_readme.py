@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.result import Figure, number  # noqa: E402
 from synth2_jax.files import write_json, write_text  # noqa: E402
 from synth2_jax.pages.intervals import gain_text  # noqa: E402
-from synth2_jax.pages.numbers import DASH, lookup  # noqa: E402
+from synth2_jax.pages.numbers import DASH, PERCENT, lookup  # noqa: E402
 from synth2_jax.pages.rounds_page import title  # noqa: E402
 from synth2_jax.pages.study_page import mean_and_spread  # noqa: E402
 
@@ -140,18 +140,18 @@ def demos_table() -> str:
         heads += [f"{part}: real", f"{part}: real + synthetic", "gain"]
     rows, numbers = [], []
     for run in _runs("*/demos.json"):
-        arms = run["arms"]
-        found = [[arms[arm][part] for arm in ("real", "real_synthetic")] for part in parts.values()]
-        shown = [
-            cell
-            for (real, both), part in zip(found, parts.values(), strict=True)
-            for cell in (f"{real:.1f}", f"{both:.1f}", gain_text(run["gains"][part]))
-        ]
-        rows.append([str(run["seed"]), *shown])
-        numbers.append([x for real, both in found for x in (real, both, 100 * (both / real - 1))])
+        cells, found = [str(run["seed"])], []
+        for part in parts.values():
+            real, both = (run["arms"][arm][part] for arm in ("real", "real_synthetic"))
+            cells += [f"{real:.1f}", f"{both:.1f}", gain_text(run["gains"][part])]
+            found += [real, both, 100 * (both / real - 1)]
+        rows.append(cells)
+        numbers.append(found)
     if len(rows) > 1:
-        rows.append(["mean", *map(_spread, zip(*numbers, strict=True))])
-        rows.append(["smallest", *(f"{min(column):.1f}" for column in zip(*numbers, strict=True))])
+        columns = list(zip(*numbers, strict=True))
+        units = ("", "", PERCENT) * len(parts)
+        for name, of in (("mean", _spread), ("smallest", lambda column: f"{min(column):.1f}")):
+            rows.append([name, *map("{}{}".format, map(of, columns), units)])
     return table(heads, rows)
 
 
