@@ -8,8 +8,8 @@ its pairs that a round keeps. Steps of one round: `--config.round_generator.trai
 
 Hardware: 2 CPU cores, 6 GiB of memory.
 Time: 25 to 35 minutes.
-Score: zero-shot CIDEr 175 after three rounds, 154 after the first, 171 after one long round (one seed); see
-docs/science.md.
+Score: zero-shot CIDEr 175 after three rounds, 154 after the first, 171 after one long round (one
+seed); see docs/science.md.
 """
 
 import ml_collections
