@@ -5,8 +5,8 @@
 
 `--study` and `--demo` first copy the results of such a run into benchmarks/results/DEVICE/,
 `--demos` and `--rounds` those of runs with several seeds, `--plans` the plans of `synth2 plan` into
-benchmarks/results/plans/. Then the text between
-`<!-- NAME:begin -->` and `<!-- NAME:end -->` is replaced by the results there.
+benchmarks/results/plans/. Then the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is
+replaced by the results there.
 """
 
 import argparse
@@ -22,11 +22,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, number  # noqa: E402
+from synth2_jax.experiments.study_tables import spread  # noqa: E402
 from synth2_jax.files import write_json, write_text  # noqa: E402
 from synth2_jax.pages.intervals import gain_text  # noqa: E402
-from synth2_jax.pages.numbers import DASH, PERCENT, lookup  # noqa: E402
+from synth2_jax.pages.numbers import PERCENT, lookup  # noqa: E402
 from synth2_jax.pages.rounds_page import title  # noqa: E402
-from synth2_jax.pages.study_page import mean_and_spread  # noqa: E402
 
 
 def keep_study(workdir: pathlib.Path) -> None:
@@ -150,7 +150,7 @@ def demos_table() -> str:
     if len(rows) > 1:
         columns = list(zip(*numbers, strict=True))
         units = ("", "", PERCENT) * len(parts)
-        for name, of in (("mean", _spread), ("smallest", lambda column: f"{min(column):.1f}")):
+        for name, of in (("mean", spread), ("smallest", lambda column: f"{min(column):.1f}")):
             rows.append([name, *map("{}{}".format, map(of, columns), units)])
     return table(heads, rows)
 
@@ -170,19 +170,11 @@ def rounds_table() -> str:
     for name in dict.fromkeys(name for seed in seeds for name in seed["runs"]):
         runs = [seed["runs"][name] for seed in seeds if name in seed["runs"]]
         cells = (
-            _spread((lookup(run, *path.split(".")) for run in runs), digits)
+            spread((lookup(run, *path.split(".")) for run in runs), digits=digits)
             for path, digits in columns.values()
         )
         rows.append([title(name), str(len(runs)), *cells])
     return table(["", "seeds", *columns], rows)
-
-
-def _spread(values: Iterable[float | None], digits: int = 1) -> str:
-    """(1, 3) -> "2.0 ± 1.4"; one number has no deviation."""
-    mean, deviation = mean_and_spread(value for value in values if value is not None)
-    if mean is None:
-        return DASH
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
 def _runs(pattern: str) -> Iterator[dict]:

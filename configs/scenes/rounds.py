@@ -7,7 +7,7 @@ its pairs that a round keeps. Steps of one round: `--config.round_generator.trai
 `--config.round_vlm.train.steps`.
 
 Hardware: 2 CPU cores, 6 GiB of memory.
-Time: 25 to 35 minutes.
+Time: 30 to 45 minutes.
 Score: zero-shot CIDEr 175 after three rounds, 154 after the first, 171 after one long round (one
 seed); see docs/science.md.
 """

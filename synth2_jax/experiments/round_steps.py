@@ -157,7 +157,7 @@ class RoundSteps(Experiment):
     def scores(self, name: str) -> dict[str, Any]:
         return read_json(self._evaluation(name) / evaluate.RESULTS, "evaluate")
 
-    def _evaluation(self, name: str) -> pathlib.Path:
+    def _evaluation(self, name: str) -> pathlib.Path:  # also for `cider_per_image` of a round
         return self.workdir / name / "evaluation"
 
     def _seed(self, number: int) -> int:

@@ -114,12 +114,8 @@ def _gains(steps: RoundSteps, names: Sequence[str]) -> dict[str, Any]:
     """{run: the gain of the last round over it, by part of the test pictures}, see `estimates`."""
     *_, last = (name for name in names if name.startswith("round_"))
     others = [name for name in names if name == "round_1" or name.startswith("long_")]
-    after = steps.cider_per_image(last)
-    return {
-        name: estimates(gain, [[steps.cider_per_image(name)], [after]])
-        for name in others
-        if name != last
-    }
+    scores = {name: [steps.cider_per_image(name)] for name in (last, *others)}
+    return {name: estimates(gain, [scores[name], scores[last]]) for name in others if name != last}
 
 
 def _write(

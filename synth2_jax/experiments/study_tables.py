@@ -191,9 +191,7 @@ def _mean(found: Mapping[int, float]) -> float | None:
     return statistics.mean(found.values()) if found else None
 
 
-def spread(found: Iterable[float], scale: float = 1) -> str:
-    """Mean and standard deviation; one value has no deviation."""
-    mean, deviation = mean_and_spread(scale * value for value in found)
-    if mean is None:
-        return DASH
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+def spread(found: Iterable, scale: float = 1, digits: int = 1) -> str:
+    """(1, None, 3) -> "2.0 ± 1.4", mean and standard deviation; one value has no deviation."""
+    known = [f"{scale * x:.{digits}f}" for x in mean_and_spread(found) if x is not None]
+    return " ± ".join(known) or DASH

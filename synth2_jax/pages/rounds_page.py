@@ -6,7 +6,7 @@ from typing import Any
 from synth2_jax.pages.charts import MARKER_SIGNS, Line, line_chart, svg
 from synth2_jax.pages.document import render
 from synth2_jax.pages.intervals import drawn_over, gain_text
-from synth2_jax.pages.numbers import finite, gain, lookup, number, percent
+from synth2_jax.pages.numbers import finite, lookup, number, percent
 
 MODEL_NAMES = {"generator": "generator", "vlm": "VLM"}
 _SCORES = {
@@ -78,11 +78,8 @@ def answer(results: Mapping[str, Any]) -> str:
     for name in runs:
         if name.startswith("long_"):
             texts.append(f"At the same number of steps and pairs, {_against(results, last, name)}.")
-    estimates = [
-        found for gains in results.get("gains", {}).values() for found in gains.values() if found
-    ]
-    if estimates:
-        texts.append(f"In brackets: the 95 % interval over {drawn_over(estimates)}.")
+    estimates = [found for gains in results["gains"].values() for found in gains.values()]
+    texts.append(f"In brackets: the 95 % interval over {drawn_over(estimates)}.")
     return " ".join(texts)
 
 
@@ -114,9 +111,8 @@ def _against(results: Mapping[str, Any], last: str, other: str) -> str:
     parts = []
     for name, path in list(_SCORES.items())[:2]:
         after, before = (lookup(results["runs"][run], *path) for run in (last, other))
-        found = lookup(results, "gains", other, path[-1]) or {"value": gain(after, before)}
-        has = f"{title(other)} has {number(before)} ({gain_text(found)})"
-        parts.append(f"{name} is {number(after)}, {has}")
+        gained = gain_text(lookup(results, "gains", other, path[-1]))
+        parts.append(f"{name} is {number(after)}, {title(other)} has {number(before)} ({gained})")
     return "; ".join(parts)
 
 

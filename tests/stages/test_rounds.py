@@ -107,8 +107,8 @@ def played(tmp_path, monkeypatch):
     monkeypatch.setattr(RoundSteps, "long_round", lambda steps, k: record(steps, f"long_{k}"))
     monkeypatch.setattr(RoundSteps, "scores", lambda steps, name: {"cider": 1.0})
     monkeypatch.setattr(rounds_lib, "_measure_pairs", lambda *others: {})
-    write = lambda steps, runs, kept, stopped: {"runs": dict(runs), "stopped": stopped}  # noqa: E731
-    monkeypatch.setattr(rounds_lib, "_write", write)
+    found = lambda runs, stopped: {"runs": dict(runs), "gains": {}, "stopped": stopped}  # noqa: E731
+    monkeypatch.setattr(rounds_lib, "_write", lambda _, runs, kept, stopped: found(runs, stopped))
 
     def play(losses, **keys):
         config = load_config("configs/scenes/rounds.py:tiny")
@@ -189,23 +189,29 @@ def test_a_file_alone_does_not_say_that_a_step_is_done(tmp_path, monkeypatch):
     assert ran == ["synthesize", "filter", "evaluate"]
 
 
-def results_of(ciders, stopped=None):
+def results_of(ciders, stopped=None, **gains):
     """{run: CIDEr} -> what rounds.json holds, as far as a page needs it."""
     runs = {
         name: {"scores": {"cider": cider, "cider_unseen": cider / 2}, "held_out": LOSSES}
         for name, cider in ciders.items()
     }
-    return {"runs": runs, "stopped": stopped, "made_with": {"jax": "0", "device": "cpu"}}
+    return {
+        "runs": runs,
+        "gains": gains,
+        "stopped": stopped,
+        "made_with": {"jax": "0", "device": "cpu"},
+    }
 
 
 def test_the_page_compares_the_last_round_with_the_first_and_with_one_long_round():
-    results = results_of({"round_0": 100, "round_1": 120, "round_2": 150, "long_2": 125})
+    gained = {"value": 0.25, "low": -0.1, "high": 0.5, "seeds": 1}
+    gains = {"round_1": {"cider_unseen": None, "cider": gained}, "long_2": {"cider": gained}}
+    ciders = {"round_0": 100, "round_1": 120, "round_2": 150, "long_2": 125}
+    results = results_of(ciders, **gains)
     told = answer(results)
-    assert told.index("zero-shot CIDEr is 75.0") < told.index("; CIDEr is 150.0, round 1 has 120.0")
-    assert "one long round (steps of 2) has 125.0 (+20.0\xa0%)" in told and "interval" not in told
-    results["gains"] = {"round_1": {"cider": {"value": 0.25, "low": -0.1, "high": 0.5, "seeds": 1}}}
-    told = answer(results)
-    assert "round 1 has 120.0 (+25.0\xa0% [−10.0, +50.0])" in told
+    unseen, whole = "zero-shot CIDEr is 75.0, round 1 has 60.0 (–)", "; CIDEr is 150.0, round 1 has"
+    assert told.index(unseen) < told.index(f"{whole} 120.0 (+25.0\xa0% [−10.0, +50.0])")
+    assert "one long round (steps of 2) has 125.0 (+25.0\xa0% [−10.0, +50.0])" in told
     assert told.endswith("one seed does not show how much seeds differ.")
     assert stop(results) is None and told in render_rounds(results)
     assert summary(results).splitlines()[0].startswith("real pairs alone: zero-shot CIDEr 50.0")
