@@ -73,11 +73,13 @@ def line_chart(
     level: tuple[float, str] | None = None,
     crossing: float | None = None,
     log_ticks: Sequence[float] = (),
+    whole: bool = False,
 ) -> "Figure | None":
     """Draws lines over steps; those without points are left out.
 
     Args:
       size: width and height in CSS pixels.
+      whole: whether the horizontal axis has ticks at whole numbers alone.
       log_ticks: the horizontal axis is logarithmic and has these ticks; spreads are error bars.
       from_zero: whether the vertical axis starts at 0, as the horizontal one does.
       level: value and text of a dashed horizontal line.
@@ -112,6 +114,8 @@ def line_chart(
         axes.set_xscale("log")
         axes.set_xticks(log_ticks, [number(tick, 0) for tick in log_ticks])
         axes.minorticks_off()
+    if whole:
+        axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(x_title)
     axes.set_title(y_title, loc="left", fontsize=10, color=SOFT)
     return figure

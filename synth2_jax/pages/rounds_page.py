@@ -41,7 +41,7 @@ def render_rounds(results: Mapping[str, Any]) -> str:
     ]
     scores = [Line(_by_round(runs, *path), colour) for colour, path in enumerate(_SCORES.values())]
     losses = [Line(_by_round(runs, "held_out", m), i) for i, m in enumerate(MODEL_NAMES)]
-    axis = {"x_title": "round"}
+    axis = {"x_title": "round", "whole": True}
     score_chart = line_chart(scores, (440, 300), **axis, y_title="CIDEr", from_zero=True)
     loss_chart = line_chart(losses, (440, 300), **axis, y_title="nats a token")
     return render(

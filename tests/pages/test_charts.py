@@ -53,6 +53,13 @@ def test_lines_and_their_bands_are_drawn_at_their_values():
     assert "real only" in svg(chart, "")
 
 
+@pytest.mark.parametrize("last", [2, 3, 40])
+def test_rounds_are_whole_numbers(last):
+    (axes,) = line_chart([Line([(0, 1.0), (last, 2.0)], 0)], (440, 300), whole=True).axes
+    ticks = axes.get_xticks()
+    assert len(ticks) > 2 and (ticks == ticks.round()).all()
+
+
 def test_bars_and_their_error_bars_are_drawn_at_their_values():
     groups = {
         "all": {0: (60.0, 3.0), 1: (75.0, None)},
