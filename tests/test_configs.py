@@ -90,13 +90,16 @@ def test_there_are_configs_for_every_stage_that_takes_one():
     assert "configs/scenes/vlm.py:mixture" in VARIANTS
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [  # adapters are looked for among the layers of Gemma, which are the package's own
-        pytest.param(v, marks=[pytest.mark.interop] if v == "configs/gemma/vlm.py:lora" else [])
-        for v in VARIANTS
-    ],
-)
+def marks_of(variant):
+    """Adapters are looked for among the layers of Gemma, which are the package's own; a config of
+    several stages has hundreds of keys, most of which the configs of those stages have too."""
+    if variant == "configs/gemma/vlm.py:lora":
+        return [pytest.mark.interop]
+    stage = stage_of(pathlib.Path(variant.split(":")[0]))
+    return [pytest.mark.slow] if stage in ("demo", "study", "rounds") else []
+
+
+@pytest.mark.parametrize("variant", [pytest.param(v, marks=marks_of(v)) for v in VARIANTS])
 def test_it_builds_and_a_typo_in_any_of_its_keys_dies_with_the_right_name(variant):
     build(variant)
     for key in keys_of(load_config(variant)):

@@ -66,6 +66,7 @@ def test_a_tokenizers_fingerprint_has_what_changes_its_tokens(part, settings, ex
     assert older_forms(expected) == (older, "0a") and with_settings(part, "0a", None) == "0a"
 
 
+@pytest.mark.slow
 def test_tokens_of_the_same_parameters_differ_if_and_only_if_fingerprints_do():
     sizes = {"image_size": 8, "filters": 32, "channel_multipliers": (1,), "num_res_blocks": 1}
     plain = VQTokenizerConfig(**sizes, embedding_dim=4, codebook_size=64)

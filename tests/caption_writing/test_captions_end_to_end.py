@@ -152,6 +152,7 @@ def test_what_is_dropped_is_asked_for_again_until_the_class_has_its_number(serve
     assert "\x1b[31m" not in printed
 
 
+@pytest.mark.slow
 def test_a_server_that_knows_one_sentence_is_given_up(server, tmp_path, run):
     server.act = lambda body, number: {"text": "The same dog and wine glass in a room"}
     run(from_server(tmp_path, max_rounds=3, max_dropped_share=1.0))

@@ -184,6 +184,7 @@ FOREIGN = (  # short ones
 )
 
 
+@pytest.mark.slow
 def test_a_sentence_is_in_its_language_and_in_no_other():
     for language, sentence in SENTENCES.items():
         assert [other for other in SENTENCES if language_check(other)(sentence)] == [language]

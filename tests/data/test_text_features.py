@@ -161,6 +161,7 @@ def of_one_folder(folder, pairs, provenance):
     return config, pipeline.stored_text_encoder(config)
 
 
+@pytest.mark.slow
 def test_features_of_pairs_that_hold_images(tmp_path, text_encoder):
     tokens = 4  # of the caption, with its end
     features = np.arange(2 * tokens, dtype=np.float32).reshape(tokens, 2).astype(BF16)

@@ -144,6 +144,7 @@ def test_a_pixel_range_may_be_said(files):
     assert TAMING.load_tokenizer(path, config)
 
 
+@pytest.mark.slow
 def test_pairs_of_one_reading_of_a_file_are_refused_by_another(files):
     """Parameters that are equal make other tokens by another choice of codes or range of pixels."""
     path = files["ibq"]

@@ -314,6 +314,7 @@ def test_the_language_model_reads_what_came_before_and_nothing_later(cases):
 # --- generator ---
 
 
+@pytest.mark.slow
 def test_an_untrained_generator_is_at_chance():
     xent = float(mean(Case("generator", initialize=True).metrics()["xent"]))
     assert xent == pytest.approx(np.log(K), rel=0.1)

@@ -128,6 +128,7 @@ def test_a_checkpoint_holds_its_own_step_although_the_state_was_donated(tmp_path
         assert_bitwise_equal(saved, restore_params(tmp_path / str(step), step))
 
 
+@pytest.mark.slow
 def test_means_are_those_of_a_straight_run_wherever_it_was_stopped(tmp_path):
     run(tmp_path / "straight", 8, log_every=4)
     for _ in range(2):  # after steps 3 and 6
