@@ -57,6 +57,7 @@ def test_decoding_is_timed_at_each_number_of_steps():
     assert rows[1]["flops"] > rows[0]["flops"] and all(row["seconds"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_timed_both_ways_and_its_flops_are_the_formulas():
     config = tiny("tokenizer")
     config.model.tokenizer.update(codebook_size=32)

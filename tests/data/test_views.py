@@ -155,6 +155,7 @@ def test_processes_that_share_shards_read_disjoint_parts(pairs, view):
     assert parts[0] | parts[1] == expected(pairs).keys()
 
 
+@pytest.mark.slow
 def test_processes_that_share_examples_make_the_batches_of_one(view):
     halves = [take(train(view, layout=layout), 8) for layout in layouts(2)]
     together = [

@@ -80,7 +80,11 @@ NETWORKS = {
     "discriminator": (Discriminator, DiscriminatorConfig(**LEVELS), (IMAGES,)),
     "VGG": (VGG, VGGConfig(), (IMAGES,)),
 }
-every_transformer = pytest.mark.parametrize("name", TRANSFORMERS)
+VARIANTS = ("generator, untied", "generator of codes")  # that take long
+every_transformer = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in VARIANTS else []) for n in TRANSFORMERS],
+)
 
 
 def make(name, **changes):

@@ -96,6 +96,7 @@ def test_dropped_rows_ignore_the_caption():
     np.testing.assert_allclose(empty[[0, 2]], base[[0, 2]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_null_caption_is_learned():
     drop = jnp.asarray([True, False, False])
 

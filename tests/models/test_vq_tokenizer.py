@@ -300,6 +300,7 @@ def test_modules_of_other_vq_gans():
         assert shapes[f"{path}/kernel"].shape == shape
 
 
+@pytest.mark.slow
 def test_revival_after_the_first_batch_starts_the_codebook_from_the_data(tiny):
     model, params, image = tiny
 

@@ -70,7 +70,7 @@ def uncached(forward, prompts, length=LENGTH):
     return np.array([text[len(prompts[0]) :] for text in texts])
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, []])
+@pytest.mark.parametrize("prompt", [PROMPT, pytest.param([], marks=pytest.mark.slow)])
 def test_captions_with_a_cache_are_those_without(params, prompted, prompt):
     ids_BT, scores_B = jax.jit(make_caption(MODEL, prompt, GREEDY))(params, IMAGES_BNC)
 

@@ -60,7 +60,12 @@ def test_every_token_is_a_code(guided):
 
 
 @pytest.mark.parametrize(
-    "scale, interval", [(0.0, (0.0, 1.0)), (2.0, (0.0, 1.0)), (2.0, (0.3, 0.6))]
+    "scale, interval",
+    [
+        (0.0, (0.0, 1.0)),
+        pytest.param(2.0, (0.0, 1.0), marks=pytest.mark.slow),
+        (2.0, (0.3, 0.6)),
+    ],
 )
 def test_guidance_is_two_separate_passes_put_together(params, scale, interval):
     scale_S = jnp.array([scale * (interval[0] <= step / 3 < interval[1]) for step in range(3)])

@@ -95,6 +95,7 @@ def test_a_vocabulary_is_known_by_its_contents(tmp_path):
     assert settings[0] == settings[1]
 
 
+@pytest.mark.slow
 def test_a_vlm_that_trained_its_language_model_cannot_take_its_likelihood_away(tmp_path):
     model = {**MODELS["vlm"], "freeze": ("^tokenizer/",)}
     write_untrained_run(tmp_path / "vlm", "vlm", config={"model": model})

@@ -273,6 +273,7 @@ def test_data_that_ends_at_a_checkpoint_is_evaluated_after_a_kill(tmp_path):
     assert evaluate.steps == [3] and [row["step"] for row in rows_of(tmp_path, "cider")] == [3]
 
 
+@pytest.mark.slow
 def test_metrics_say_the_training_stage_and_a_run_resumes_across_its_start(tmp_path):
     two = {"schedule": "linear", "restarts": ((4, 0.5),), "warmup_steps": 0}
     straight, _ = run(tmp_path / "straight", 6, optimizer=two)

@@ -24,7 +24,7 @@ with Watchdog(0.5) as watchdog:
 """
 
 
-@pytest.mark.parametrize("hold_the_lock", [False, True])
+@pytest.mark.parametrize("hold_the_lock", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_hangs_is_told_and_ended(hold_the_lock):
     program = HANGS
     if hold_the_lock:  # that of the interpreter
