@@ -12,28 +12,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from synth2_jax.planning.hlo_bytes import HbmBytes
 from synth2_jax.planning.hlo_collectives import (
     Call,
     Collective,
     Group,
     groups_of,
-    handed_on,
-    is_async,
     merged,
 )
 from synth2_jax.planning.hlo_text import (
-    CONTROL,
     Computations,
     Instruction,
     dims_of,
-    num_bytes_of,
     parse,
     root_of,
-)
-
-_FREE = (
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", *CONTROL),
-    *("partition-id", "iota"),
 )
 
 
@@ -62,6 +54,7 @@ class Cost:
 def cost(text: str) -> Cost:
     """Returns the cost of a compiled module, `compiled.as_text()`."""
     computations, entry = parse(text)
+    memory = HbmBytes(computations)
     flops = hbm_bytes = 0.0
     unknown_loops = 0
     groups: list[Group] = []
@@ -71,7 +64,7 @@ def cost(text: str) -> Cost:
             flops += times * _flops(line, shapes)
             unknown_loops += line.opcode == "while" and _trip_count(line, computations) is None
             if not is_fused:
-                hbm_bytes += times * _hbm_bytes(line, shapes, computations)
+                hbm_bytes += times * memory.of(line, shapes)
         if not is_fused:
             groups += groups_of(name, times, computations)
     return Cost(flops, hbm_bytes, tuple(merged(groups)), unknown_loops)
@@ -147,54 +140,6 @@ def _flops(line: Instruction, shapes: dict[str, str]) -> float:
     return _convolution_flops(line, shapes) if line.opcode == "convolution" else 0.0
 
 
-def _hbm_bytes(line: Instruction, shapes: dict[str, str], computations: Computations) -> float:
-    """Operands and result; of an array that is only sliced or updated, the part that is touched."""
-    if line.opcode in _FREE or line.opcode.endswith(("-done", "-update")):
-        return 0.0
-    operands = [_num_hbm_bytes(shapes.get(name, "")) for name in line.operands]
-    if line.opcode.endswith("-start"):  # its result names its operand, too
-        return 2 * sum(operands)
-    result = _num_hbm_bytes(line.shape)
-    if line.opcode in ("dynamic-slice", "gather"):
-        return 2 * result
-    if line.opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * operands[-1] if line.opcode == "scatter" else 2 * operands[1]
-    if line.opcode != "fusion" or not line.called:
-        return sum(operands) + result
-    inside = computations[line.called[0]]
-    local = {other.name: other.shape for other in inside}
-    if any(is_async(other, "Done") for other in inside):
-        return 0.0
-    if any(is_async(other, "Start") for other in inside):
-        return result  # which names the operand, too; all that the steps will read and write
-    kept = handed_on(inside)
-    elements = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", line.shape)
-    root = root_of(inside)
-    if kept and len(elements) == len(root.operands):
-        whole = zip(elements, root.operands, strict=True)
-        result = sum(_num_hbm_bytes(shape) for shape, name in whole if name not in kept)
-    for parameter in inside:
-        if parameter.opcode != "parameter":
-            continue
-        users = [other for other in inside if parameter.name in other.operands]
-        place = int(parameter.arguments)
-        if parameter.name in kept:
-            operands[place] = 0.0
-        elif users and all(user.opcode in ("dynamic-slice", "gather") for user in users):
-            touched = sum(num_bytes_of(user.shape) for user in users)
-            operands[place] = min(operands[place], touched)
-        elif any(
-            user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
-            for user in users
-        ):
-            operands[place] = 0.0
-    for other in inside:
-        if other.opcode == "dynamic-update-slice":
-            whole, part = num_bytes_of(other.shape), num_bytes_of(local[other.operands[1]])
-            result = max(0.0, result - whole) + part
-    return sum(operands) + result
-
-
 def _convolution_flops(line: Instruction, shapes: dict[str, str]) -> float:
     """Multiplications with padding and with the holes of dilation are not made."""
     left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes).groups()
@@ -221,8 +166,3 @@ def products_along(
     """
     at = stride * np.arange(output)[:, None] + dilation * np.arange(kernel) - low
     return int(np.sum((at % base == 0) & (at >= 0) & (at < size * base)))
-
-
-def _num_hbm_bytes(shape: str) -> float:
-    """Returns `num_bytes_of` the arrays that are not in the chip's fast memory, S(1)."""
-    return num_bytes_of(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d\)[^}]*\}", "", shape))

@@ -82,6 +82,25 @@ def dims_of(shape: str) -> list[int]:
     return [int(size) for size in found[1].split(",") if size]
 
 
+def arrays_of(shape: str) -> list[str]:
+    """Returns those of an array or a tuple, each with its layout."""
+    return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape)
+
+
+def elements_of(shape: str) -> list[str]:
+    """Returns the elements of a tuple, some of which may be tuples; an array is its own."""
+    if not shape.startswith("("):
+        return [shape]
+    elements, depth = [""], 0
+    for character in re.sub(r"/\*.*?\*/", "", shape[1:-1]):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            elements.append("")
+        else:
+            elements[-1] += character
+    return [element.strip() for element in elements]
+
+
 def num_bytes_of(shape: str) -> float:
     """Returns those of an array or of a tuple of arrays."""
     total = 0.0

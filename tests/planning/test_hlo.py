@@ -174,7 +174,7 @@ def test_memory_that_a_gather_in_steps_passes_through():
     """Its start counts part and whole; what a step only hands on, and the end, count nothing."""
     start = (4 * 32 + 16 * 32) * 2 + 4  # its own counter, too
     step = (8 * 16 + 16 * 32 + 8 * 32) * 2  # the product's operands and result
-    rows = (8 * 32 + 32 * 32) * 2 + (32 * 32 + 8 * 16) * 2  # the other gather and its slice
+    rows = (8 * 32 + 32 * 32) * 2 + 2 * (8 * 16) * 2  # the other gather; of it, a slice
     loop = 3 * 4 + 4 + 4 + 1  # a sum and a comparison
     fewer = OVERLAP.replace("%five = s32[] constant(5)", "%five = s32[] constant(4)")
     found = hlo.cost(OVERLAP).hbm_bytes - hlo.cost(fewer).hbm_bytes
