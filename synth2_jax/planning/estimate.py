@@ -1,35 +1,41 @@
-"""A roofline: how long a step would take if the chip did one thing at its best and hid the rest."""
+"""Time of a step: at the very least, and by its program's own schedule."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from synth2_jax.planning.topologies import Chip
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds that each resource of a chip is busy with a step at its peak rate."""
+    """Seconds that a chip's resources are busy at their peak, and those of the schedule by kind."""
 
     compute: float  # compiled FLOPs over the peak of bfloat16
     memory: float  # bytes to and from HBM over its bandwidth
-    network: float  # bytes that collectives send over the bandwidth of all links
+    network: float  # of all collectives, one after the other, over the links that each can use
+    by_kind: Mapping[str, float]  # see `schedule.seconds_by_kind`; empty for a program without one
+
+    @property
+    def at_best(self) -> float:
+        """The busiest resource's seconds: a step that hides all the rest takes as long."""
+        return max(self._resources.values())
 
     @property
     def seconds(self) -> float:
-        """The busiest resource's; a real step takes longer."""
-        return max(self.compute, self.memory, self.network)
+        """Those of the schedule: what its program overlaps overlaps, the rest adds up."""
+        return max(self.at_best, sum(self.by_kind.values()))
 
     @property
     def bound_by(self) -> str:
-        """The busiest resource."""
-        return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
+        """What most of the seconds go to."""
+        is_scheduled = sum(self.by_kind.values()) >= self.at_best
+        shares = self.by_kind if is_scheduled else self._resources
+        return max(shares, key=shares.__getitem__)
 
     def mfu(self, model_flops: float, chip: Chip) -> float:
         """Model FLOPs of a chip's share of the step / (seconds x peak): model FLOPs utilization."""
         return model_flops / (self.seconds * chip.flops)
 
-
-def estimate(chip: Chip, flops: float, hbm_bytes: float, network_bytes: float) -> Estimate:
-    """Returns that of one chip and one step."""
-    return Estimate(
-        flops / chip.flops, hbm_bytes / chip.hbm_bandwidth, network_bytes / chip.ici_bandwidth
-    )
+    @property
+    def _resources(self) -> dict[str, float]:
+        return {"compute": self.compute, "memory": self.memory, "network": self.network}

@@ -62,7 +62,7 @@ def cost(text: str) -> Cost:
         shapes = {line.name: line.shape for line in computations[name]}
         for line in computations[name]:
             flops += times * _flops(line, shapes)
-            unknown_loops += line.opcode == "while" and _trip_count(line, computations) is None
+            unknown_loops += line.opcode == "while" and trip_count(line, computations) is None
             if not is_fused:
                 hbm_bytes += times * memory.of(line, shapes)
         if not is_fused:
@@ -74,7 +74,7 @@ def loops(text: str) -> list[int | None]:
     """Returns the rounds of the entry computation's loops, in order; None if they are unknown."""
     computations, entry = parse(text)
     lines = computations[entry]
-    return [_trip_count(line, computations) for line in lines if line.opcode == "while"]
+    return [trip_count(line, computations) for line in lines if line.opcode == "while"]
 
 
 def num_instructions(text: str) -> int:
@@ -91,13 +91,13 @@ def _runs(computations: Computations, entry: str) -> Iterator[tuple[str, int, bo
         for line in computations[name]:
             rounds = times
             if line.opcode == "while":
-                rounds *= _trip_count(line, computations) or 1
+                rounds *= trip_count(line, computations) or 1
             inside = is_fused or not line.is_control
             called = (*line.called, *line.branches)
             waiting += [(other, rounds, inside) for other in called if other in computations]
 
 
-def _trip_count(line: Instruction, computations: Computations) -> int | None:
+def trip_count(line: Instruction, computations: Computations) -> int | None:
     """Returns the rounds of a loop that counts from 0 to a constant; None for another.
 
     JAX's scans count in ones; products that XLA splits to gather as it goes, in twos.

@@ -2,10 +2,9 @@
 
 import collections
 import dataclasses
-import math
-import re
 from collections.abc import Iterator, Sequence
 
+from synth2_jax.planning.hlo_groups import participants
 from synth2_jax.planning.hlo_text import Computations, Instruction, num_bytes_of, root_of
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -42,6 +41,8 @@ class Group:
     key: str
     call: Call
     starts: bool
+    first: int  # places of its lines in the computation
+    last: int
 
 
 def groups_of(name: str, times: int, computations: Computations) -> list[Group]:
@@ -71,12 +72,12 @@ def groups_of(name: str, times: int, computations: Computations) -> list[Group]:
                 places[key_of.get(operand, "")].append(place)
     groups = []
     for key, (one, inside) in found.items():
-        between = lines[min(places[key]) : max(places[key]) + 1]
-        overlapped = any(_multiplies(line, computations) for line in between)
+        first, last = min(places[key]), max(places[key])
+        overlapped = any(multiplies(line, computations) for line in lines[first : last + 1])
         shapes = {line.name: line.shape for line in computations[inside]}
         kind, num_bytes = _moved(one, shapes, computations[inside], inside != name)
         call = Call(kind, times, num_bytes, overlapped, one)
-        groups.append(Group(key, call, key in starts))
+        groups.append(Group(key, call, key in starts, first, last))
     return groups
 
 
@@ -130,10 +131,10 @@ def _within(
                 yield from _within(other, inner, computations)
 
 
-def _multiplies(line: Instruction, computations: Computations) -> bool:
+def multiplies(line: Instruction, computations: Computations) -> bool:
     """Returns whether a matrix product is a part of it."""
     return line.opcode in ("dot", "convolution") or any(
-        _multiplies(inner, computations)
+        multiplies(inner, computations)
         for other in line.called
         for inner in computations.get(other, ())
     )
@@ -147,7 +148,7 @@ def _moved(
     size = sum(num_bytes_of(shapes[name]) for name in line.operands if name in shapes)
     if kind == "collective-permute":
         return kind, size
-    n = _group_size(line.attributes)
+    n = len(participants(line.attributes)[0])
     if kind == "all-gather":
         return kind, size * (n - 1)
     sliced = is_fused and _users(line.name, computation) == {"dynamic-slice"}
@@ -164,16 +165,3 @@ def _users(name: str, computation: Sequence[Instruction]) -> set[str]:
             taken = line.opcode == "get-tuple-element"
             found |= _users(line.name, computation) if taken else {line.opcode}
     return found
-
-
-def _group_size(attributes: str) -> int:
-    """Returns how many chips take part, from any of HLO's notations; else a ValueError."""
-    text = attributes.partition("replica_groups=")[2]
-    if shape := re.match(r"\[\d+,(\d+)\]", text):  # [groups, size]<=[devices]
-        return int(shape[1])
-    if listed := re.match(r"\{\{([\d,]+)\}", text):
-        return len(listed[1].split(","))
-    if mesh := re.match(r"mesh\[(.*?)\].*?\{('[\w, ']+')\}", text):  # along some axes of a mesh
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
-    raise ValueError(f"replica groups: found {text[:60]!r}, expected lists, a shape or mesh axes")

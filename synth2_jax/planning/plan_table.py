@@ -36,10 +36,11 @@ def table(plan: Mapping[str, Any]) -> str:
         ]
     lines += [
         f"compiled in {plan['compile_seconds']:.0f} s",
-        f"compiler/roofline estimate, no measurement: {guess['seconds'] * 1e3:.1f} ms, bound by "
-        f"{guess['bound_by']}",
-        f"  (compute {guess['compute'] * 1e3:.1f}, memory {guess['memory'] * 1e3:.1f}, network "
-        f"{guess['network'] * 1e3:.1f} ms)",
+        f"estimate by the compiler's schedule, no measurement: {guess['seconds'] * 1e3:.1f} ms, "
+        f"bound by {guess['bound_by']}",
+        f"  {_milliseconds(guess['by_kind'])}",
+        f"  at best, if all the rest were hidden: {guess['at_best'] * 1e3:.1f} ms",
+        f"  {_milliseconds({name: guess[name] for name in ('compute', 'memory', 'network')})}",
     ]
     if guess["mfu"]:
         lines.append(f"  MFU {guess['mfu']:.1%} = model FLOPs / (those ms x peak bfloat16 FLOP/s)")
@@ -52,3 +53,7 @@ def table(plan: Mapping[str, Any]) -> str:
             f"pair: 2 a token, {CAPTION_BYTES} assumed for caption, key and framing)",
         ]
     return "\n".join(lines)
+
+
+def _milliseconds(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value * 1e3:.1f}" for name, value in seconds.items())

@@ -25,16 +25,33 @@ class Chip:
     hbm_bytes: float  # memory
     flops: float  # peak, bfloat16, a second
     hbm_bandwidth: float  # bytes a second
-    ici_bandwidth: float  # bytes a second over all links to its neighbours
+    links: int  # to neighbours in its slice: two along each axis of the grid
+    link_bandwidth: float  # bytes a second that a link sends
+    dcn_bandwidth: float  # bytes a second that a chip sends to other slices
+    clock: float  # cycles a second: the peak over the FLOPs that its products do in a cycle
     # What libtpu wants to know besides the name, so that a device is a whole chip.
     options: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def ici_bandwidth(self) -> float:
+        """Bytes a second over all links to its neighbours."""
+        return self.links * self.link_bandwidth
+
+    def is_ring(self, axis: int, grid: Sequence[int]) -> bool:
+        """Returns whether the ends of an axis of a slice are joined."""
+        if self.links == 4:  # along whole sides of the pod
+            return grid[axis] == 16
+        return all(extent % 4 == 0 for extent in grid)  # slices of whole cubes
+
 
 CHIPS = {
-    "v4": Chip(32 * 2**30, 275e12, 1228e9, 300e9, (("chip_config_name", "megacore"),)),
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
+    "v4": Chip(
+        *(32 * 2**30, 275e12, 1228e9, 6, 50e9, 6.25e9, 1.05e9),
+        options=(("chip_config_name", "megacore"),),
+    ),
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 4, 50e9, 3.125e9, 1.5e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 6, 100e9, 6.25e9, 1.75e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 4, 100e9, 12.5e9, 1.75e9),
 }
 
 

@@ -28,8 +28,9 @@ from synth2_jax import environment, sharding
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json
-from synth2_jax.planning import hlo, model_flops, topologies
-from synth2_jax.planning.estimate import estimate
+from synth2_jax.planning import hlo, model_flops, schedule, topologies
+from synth2_jax.planning.estimate import Estimate
+from synth2_jax.planning.network import Network
 from synth2_jax.planning.plan_table import CAPTION_BYTES, table
 from synth2_jax.planning.programs import (
     Program,
@@ -92,7 +93,7 @@ def run(
         "chips": pod.size,
         "mesh": dict(pod.shape),
         "batch": size,
-        **_figures(*found, chip, pod.size),
+        **_figures(*found, Network.of(chip, pod.devices.ravel())),
         "versions": environment.versions(),
     }
     if sampling:
@@ -169,20 +170,25 @@ def _figures(
     program: Program,
     executable: jax.stages.Compiled,
     seconds: float,
-    chip: topologies.Chip,
-    num_chips: int,
+    network: Network,
 ) -> dict[str, Any]:
     """Returns the compiler's figures of a program, and the estimate of its time."""
-    text = executable.as_text()
+    text, chip = executable.as_text(), network.chip
     cost = hlo.cost(text)
     sent = sum(collective.num_bytes for collective in cost.collectives.values())
     overlapped = sum(collective.overlapped_bytes for collective in cost.collectives.values())
-    roofline = estimate(chip, cost.flops, cost.hbm_bytes, sent)
-    share = program.model_flops / num_chips if program.model_flops else None
+    guess = Estimate(
+        cost.flops / chip.flops,
+        cost.hbm_bytes / chip.hbm_bandwidth,
+        sum(call.count * network.seconds(call) for call in cost.calls),
+        schedule.seconds_by_kind(text, chip, network.seconds),
+    )
+    share = program.model_flops / len(network.coords) if program.model_flops else None
     return {
         "memory_bytes_per_chip": program.memory(executable),
         "hbm_bytes_per_chip": chip.hbm_bytes,
         "flops_per_chip": cost.flops,
+        "traffic_bytes_per_chip": cost.hbm_bytes,
         "model_flops_per_chip": share,
         "flops_ratio": cost.flops / share if share else None,
         "unknown_loops": cost.unknown_loops,
@@ -196,10 +202,11 @@ def _figures(
         "loops": hlo.loops(text),
         "compile_seconds": seconds,
         "estimate": {
-            **dataclasses.asdict(roofline),
-            "seconds": roofline.seconds,
-            "bound_by": roofline.bound_by,
-            "mfu": roofline.mfu(share, chip) if share else None,
+            **dataclasses.asdict(guess),
+            "at_best": guess.at_best,
+            "seconds": guess.seconds,
+            "bound_by": guess.bound_by,
+            "mfu": guess.mfu(share, chip) if share else None,
         },
     }
 

@@ -79,7 +79,10 @@ def make_train_step(
         count = metrics["loss"][1]
         grads = jax.tree.map(lambda total: mean((total, count)), grads)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
-        learned = train_state.join_params(optax.apply_updates(trainable, updates), frozen)
+        with jax.named_scope("optimizer"):  # by which `synth2 plan` knows it
+            updates, opt_state = tx.update(grads, state.opt_state, trainable)
+            trained = optax.apply_updates(trainable, updates)
+        learned = train_state.join_params(trained, frozen)
         params, model_state = objective.after_update(
             learned, state.model_state, seen, rngs["after_update"]
         )

@@ -8,7 +8,7 @@ import pytest
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
 from synth2_jax.planning import hlo, programs, topologies
-from synth2_jax.planning.estimate import estimate
+from synth2_jax.planning.estimate import Estimate
 from synth2_jax.planning.plan_table import CAPTION_BYTES
 from synth2_jax.stages import plan
 from synth2_jax.testing.user_errors import raises_line
@@ -59,11 +59,22 @@ def test_mistakes_in_the_mesh(mesh, found):
         plan._mesh_config(mesh, plan.sharding.MeshConfig())
 
 
-def test_the_busiest_resource_sets_the_time():
-    chip = topologies.Chip(hbm_bytes=1, flops=100.0, hbm_bandwidth=10.0, ici_bandwidth=1.0)
-    found = estimate(chip, flops=400.0, hbm_bytes=20.0, network_bytes=3.0)
-    assert (found.compute, found.memory, found.network) == (4.0, 2.0, 3.0)
-    assert (found.seconds, found.bound_by, found.mfu(200.0, chip)) == (4.0, "compute", 0.5)
+@pytest.mark.parametrize(
+    "by_kind, seconds, bound_by",
+    [
+        ({"products": 5.0, "network": 3.0}, 8.0, "products"),
+        ({"products": 1.0, "network": 4.5}, 5.5, "network"),
+        ({"products": 1.0, "network": 0.0}, 4.0, "compute"),  # no schedule is faster than the chip
+        ({}, 4.0, "compute"),
+    ],
+)
+def test_a_step_takes_its_schedule_and_never_less_than_the_busiest_resource(
+    by_kind, seconds, bound_by
+):
+    found = Estimate(compute=4.0, memory=2.0, network=3.0, by_kind=by_kind)
+    assert (found.at_best, found.seconds, found.bound_by) == (4.0, seconds, bound_by)
+    chip = topologies.Chip(1, 100.0, 10.0, 4, 1.0, 1.0, 1.0)
+    assert found.mfu(200.0, chip) == 2.0 / seconds
 
 
 @pytest.mark.parametrize("limit, expected", [(0, 0), (1, 4), (5, 20), (40, 160), (1000, 3840)])
@@ -132,7 +143,10 @@ def test_a_training_step_for_every_chip(tmp_path, capsys, topology):
     assert 0 <= found["overlapped_share"] <= 1 and None not in found["loops"]
     told = capsys.readouterr().out
     assert f"train vlm-tiny on 4 chips of {topology}, data=2 fsdp=2 tensor=1, batch 64" in told
-    assert "compiler/roofline estimate, no measurement" in told and str(file) in told
+    guess = found["estimate"]
+    assert guess["seconds"] >= guess["at_best"] > 0
+    assert all(guess["by_kind"][kind] > 0 for kind in ("products", "vector", "optimizer"))
+    assert "estimate by the compiler's schedule, no measurement" in told and str(file) in told
 
 
 @pytest.mark.slow
