@@ -22,12 +22,12 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Those of the schedule: what its program overlaps overlaps, the rest adds up."""
+        """Seconds of the schedule: what its program overlaps overlaps, the rest adds up."""
         return max(self.at_best, sum(self.by_kind.values()))
 
     @property
     def bound_by(self) -> str:
-        """What most of the seconds go to."""
+        """Kind that most of the seconds go to."""
         is_scheduled = sum(self.by_kind.values()) >= self.at_best
         shares = self.by_kind if is_scheduled else self._resources
         return max(shares, key=shares.__getitem__)
