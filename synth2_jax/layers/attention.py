@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from synth2_jax.layers import fused_attention
+from synth2_jax.layers.dropout import Dropout
 from synth2_jax.layers.embeddings import apply_rope
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.norms import RMSNorm
@@ -53,7 +54,7 @@ def dot_product_attention(
     *,
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
-    dropout: nn.Dropout | None = None,
+    dropout: Dropout | None = None,
     deterministic: bool = True,
 ) -> jax.Array:
     """[B, T, H, K]. `mask` and `bias` broadcast to [B, H, T, S]; softmax in float32.
@@ -109,7 +110,7 @@ class MultiHeadAttention(nn.Module):
         if self.qk_norm:
             self.query_norm = RMSNorm(self.dtype, axis_name="kv")
             self.key_norm = RMSNorm(self.dtype, axis_name="kv")
-        self.dropout = nn.Dropout(self.dropout_rate)
+        self.dropout = Dropout(self.dropout_rate)
 
     def keys_values(
         self, source_BSD: jax.Array, *, positions_BS: jax.Array | None = None

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.layers.dropout import Dropout
 from synth2_jax.layers.linear import Linear
 from synth2_jax.sharding import constrain
 
@@ -39,7 +40,7 @@ class MLP(nn.Module):
         up = linear((self.mlp_dim,), ("embed", "mlp"), name="up")
         down = linear(x_BTD.shape[-1:], ("mlp", "embed"), name="down")
         hidden_BTM = self.activation(constrain(up(x_BTD), "batch", "length", "mlp"))
-        hidden_BTM = nn.Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)
+        hidden_BTM = Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)
         return down(hidden_BTM)
 
 
@@ -57,5 +58,5 @@ class GatedMLP(nn.Module):
         up = Linear((self.mlp_dim,), ("embed", "mlp"), self.dtype, name="up")
         down = Linear(x_BTD.shape[-1:], ("mlp", "embed"), self.dtype, name="down")
         hidden_BTM = constrain(self.activation(gate(x_BTD)) * up(x_BTD), "batch", "length", "mlp")
-        hidden_BTM = nn.Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)
+        hidden_BTM = Dropout(self.dropout_rate)(hidden_BTM, deterministic=deterministic)
         return down(hidden_BTM)

@@ -52,6 +52,7 @@ class StackConfig:
     head_dim: int
     mlp_dim: int
     dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
@@ -62,7 +63,7 @@ class StackConfig:
     def attention(self, **options: Any) -> MultiHeadAttention:
         """A block's attention."""
         sizes = (self.num_heads, self.head_dim, self.embed_dim, config_lib.dtype(self.dtype))
-        return MultiHeadAttention(*sizes, dropout_rate=self.dropout_rate, **options)
+        return MultiHeadAttention(*sizes, dropout_rate=self.attention_dropout_rate, **options)
 
     def stack(self, block: Callable[..., nn.Module], name: str | None = None) -> "Stack":
         """A stack of `block(config)`."""

@@ -17,13 +17,14 @@ from synth2_jax.data.pipeline import DataConfig
 from synth2_jax.errors import UserError
 from synth2_jax.fingerprint import fingerprint
 from synth2_jax.interop import t5x
+from synth2_jax.layers.dropout import RATES
 from synth2_jax.loading.run import Trained
 from synth2_jax.loading.trained import load_trained, others_reader
 from synth2_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from synth2_jax.training import train_state
 from synth2_jax.training.train_state import Params
 
-_OF_TRAINING = ("dropout_rate", "remat")  # what makes no other encoder
+_OF_TRAINING = (*RATES, "remat")  # what makes no other encoder
 
 
 @dataclasses.dataclass(frozen=True)

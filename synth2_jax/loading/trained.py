@@ -25,6 +25,7 @@ from synth2_jax.interop import (
     taming,
 )
 from synth2_jax.interop.recognise import KINDS, PREFIXES, recognise
+from synth2_jax.layers.dropout import RATES
 from synth2_jax.loading.exported import CONFIG, is_exported, open_exported
 from synth2_jax.loading.run import Trained, load_run
 from synth2_jax.training import train_state
@@ -33,7 +34,7 @@ from synth2_jax.training.objectives import make_objective
 from synth2_jax.training.train_state import Objective, Params
 
 # No checkpoint decides these: they are the config's own.
-OF_THE_CONFIG = ("dtype", "remat", "dropout_rate")
+OF_THE_CONFIG = ("dtype", "remat", *RATES)
 # Nor do third-party files these, which a config may say.
 UNTOLD = (*OF_THE_CONFIG, "scan_layers", "image_size", "activation")
 # What has the functions `PART_config(path)` and `load_PART(path, config)`, t5x's the latter alone.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues, KVCache, write_keys_values
+from synth2_jax.layers.dropout import Dropout
 from synth2_jax.layers.embeddings import TokenEmbedding
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.masks import causal_mask
@@ -97,7 +98,7 @@ class DecoderBlock(nn.Module):
         self.attention = cfg.attention(rope_max_wavelength=cfg.rope_max_wavelength)
         self.mlp_norm = RMSNorm(dtype)
         self.mlp = GatedMLP(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate)
-        self.dropout = nn.Dropout(cfg.dropout_rate)
+        self.dropout = Dropout(cfg.dropout_rate)
 
     def __call__(
         self,
@@ -137,7 +138,7 @@ class LanguageModel(nn.Module):
         self.embed = TokenEmbedding(cfg.vocab_size, cfg.embed_dim, dtype, init_stddev=stddev)
         self.decoder = cfg.stack(DecoderBlock)
         self.norm = RMSNorm(dtype)
-        self.dropout = nn.Dropout(cfg.dropout_rate)
+        self.dropout = Dropout(cfg.dropout_rate)
         if not cfg.tie_embeddings:
             names = ("embed", "vocab")
             self.head = Linear((cfg.vocab_size,), names, dtype, output_dtype=jnp.float32)

@@ -20,6 +20,7 @@ from synth2_jax.config import check_choices, check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues
+from synth2_jax.layers.dropout import Dropout
 from synth2_jax.layers.embeddings import LearnedPositions, TokenEmbedding
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.masks import key_mask
@@ -96,7 +97,7 @@ class MaskGITBlock(nn.Module):
         self.cross_attention = cfg.attention(qk_norm=cfg.qk_norm)
         self.mlp_norm = RMSNorm(dtype)
         self.mlp = MLP(cfg.mlp_dim, dtype, dropout_rate=cfg.dropout_rate)
-        self.dropout = nn.Dropout(cfg.dropout_rate)
+        self.dropout = Dropout(cfg.dropout_rate)
 
     def text_keys_values(self, text_BTD) -> KeysValues:
         return self.cross_attention.keys_values(text_BTD)
@@ -195,7 +196,7 @@ class MaskGIT(nn.Module):
         self.null_caption = self.param("null_caption", embed(nn.initializers.normal(1.0)), width)
         self.positions = LearnedPositions(cfg.num_tokens, dtype, stddev, axis_name="image_tokens")
         self.embedding_norm = RMSNorm(dtype)
-        self.embedding_dropout = nn.Dropout(cfg.dropout_rate)
+        self.embedding_dropout = Dropout(cfg.dropout_rate)
         # The kernel's two widths need two names; "mlp" is the one that splits over the tensor axis.
         self.text_projection = Linear(width, ("mlp", "embed"), dtype)
         self.text_norm = RMSNorm(dtype)

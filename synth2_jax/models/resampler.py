@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
+from synth2_jax.layers.dropout import Dropout
 from synth2_jax.layers.embeddings import LearnedPositions
 from synth2_jax.layers.linear import Linear
 from synth2_jax.layers.mlp import MLP, squared_relu
@@ -45,7 +46,7 @@ class ResamplerBlock(nn.Module):
         self.attention = cfg.attention()
         self.mlp_norm = LayerNorm(dtype)
         self.mlp = MLP(cfg.mlp_dim, dtype, squared_relu, cfg.dropout_rate)
-        self.dropout = nn.Dropout(cfg.dropout_rate)
+        self.dropout = Dropout(cfg.dropout_rate)
 
     def __call__(
         self, latents_BLD: jax.Array, scanned: None, features_BND: jax.Array, *, deterministic: bool

@@ -17,6 +17,7 @@ import jax
 from synth2_jax.config import check_choices, check_counts
 from synth2_jax.config import dtype as dtype_of
 from synth2_jax.errors import UserError
+from synth2_jax.layers.dropout import Dropout
 from synth2_jax.layers.embeddings import RelativePositionBias, TokenEmbedding
 from synth2_jax.layers.masks import key_mask
 from synth2_jax.layers.mlp import MLP, GatedMLP, gelu
@@ -82,7 +83,7 @@ class TextEncoderBlock(nn.Module):
     def __call__(self, x_BTD, scanned, bias_1HTT, mask_B11T, *, deterministic: bool):
         cfg = self.config
         dtype = dtype_of(cfg.dtype)
-        dropout = nn.Dropout(cfg.dropout_rate)
+        dropout = Dropout(cfg.dropout_rate)
         if cfg.relpos_per_layer:
             bias_1HTT = _relpos_bias(cfg)(x_BTD.shape[1], x_BTD.shape[1])
         attention = cfg.attention(scale_queries=False, name="attention")
@@ -108,7 +109,7 @@ class TextEncoder(nn.Module):
         """Args: ids; bool, True on tokens (padding is seen by no token); whether dropout is off."""
         cfg = self.config
         dtype = dtype_of(cfg.dtype)
-        dropout = nn.Dropout(cfg.dropout_rate)
+        dropout = Dropout(cfg.dropout_rate)
         num_text = text_tokens_BT.shape[1]
         bias_1HTT = None if cfg.relpos_per_layer else _relpos_bias(cfg)(num_text, num_text)
         embedding = TokenEmbedding(cfg.vocab_size, cfg.embed_dim, dtype, name="token_embedding")

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError, nearest
+from synth2_jax.layers.dropout import without_dropout
 from synth2_jax.losses.generator_loss import generator_loss, sample_mask
 from synth2_jax.losses.vlm_loss import vlm_loss
 from synth2_jax.losses.vq_loss import vq_loss
@@ -210,7 +211,7 @@ class GeneratorObjective(ImageTokenObjective):
             del self.parts["text_encoder"]
         self._model = Generator(task.generator)
         if self.is_frozen("text_encoder"):
-            quiet = dataclasses.replace(task.generator.text_encoder, dropout_rate=0.0)
+            quiet = without_dropout(task.generator.text_encoder)
             self._model = Generator(dataclasses.replace(task.generator, text_encoder=quiet))
 
     def check_freeze(self, where: str) -> None:
@@ -288,9 +289,8 @@ class VLMObjective(ImageTokenObjective):
     def __init__(self, task: VLMTask):
         super().__init__(task)
         self._model = VLM(task.vlm)
-        language_model = task.vlm.language_model
-        if getattr(language_model, "dropout_rate", 0.0) and self.is_frozen("language_model"):
-            quiet = dataclasses.replace(language_model, dropout_rate=0.0)
+        if self.is_frozen("language_model"):
+            quiet = without_dropout(task.vlm.language_model)
             self._model = VLM(dataclasses.replace(task.vlm, language_model=quiet))
 
     def check_freeze(self, where: str) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -186,9 +187,10 @@ def test_rows_that_cannot_share_the_images_are_refused(opened):
 
 
 @pytest.mark.slow
-def test_dropout_of_the_cross_attention_alone(opened):
+@pytest.mark.parametrize("rate", ["dropout_rate", "attention_dropout_rate"])
+def test_dropout_of_the_cross_attention_alone(opened, rate):
     """A frozen language model keeps its own dropout at 0."""
-    model = VLM(config(dropout_rate=0.5))
+    model = VLM(dataclasses.replace(config(), **{rate: 0.5}))
 
     def apply_dropped(images):
         rngs = {"dropout": jax.random.key(0, impl="unsafe_rbg")}
