@@ -65,6 +65,8 @@ setuptools.setup(
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings-python>=2"],
         # Brings libtpu, which is also the compiler for TPUs that are not there (`synth2 plan`).
         "tpu": ["jax[tpu]>=0.10"],
+        # The compiler for GPUs without their libraries, for `synth2 plan` where there is no GPU.
+        "cuda-plan": ["jax-cuda13-plugin>=0.10", "jax-cuda13-pjrt>=0.10"],
         "gemma": ["gemma>=3.3"],
         # The reference implementations that tests compare with, and PyTorch to read its files. The
         # package gemma is installed beside them (see constraints.txt); of what it needs:

@@ -34,6 +34,7 @@ from benchmarks.result import Figure, chosen, run_as_command, write_result  # no
 from synth2_jax import config as config_lib  # noqa: E402
 from synth2_jax import sharding  # noqa: E402
 from synth2_jax.planning import hlo, topologies  # noqa: E402
+from synth2_jax.planning.chips import chip_of  # noqa: E402
 from synth2_jax.stages import plan, train  # noqa: E402
 from synth2_jax.synthesis.token_generator import SynthesizeConfig  # noqa: E402
 
@@ -90,7 +91,8 @@ def measure_sampler(
     for num_steps in steps:
         sampler = dataclasses.replace(sampling.sampler, num_steps=num_steps)
         one = dataclasses.replace(sampling, sampler=sampler)
-        compiled = plan.compiler(cfg, objective, one, device_mesh, sharding.axis_rules(mesh))
+        chip, _ = chip_of(topology)
+        compiled = plan.compiler(cfg, objective, one, chip, device_mesh, sharding.axis_rules(mesh))
         _, executable, seconds = compiled(batch)
         text = executable.as_text()
         found.append(
@@ -151,7 +153,7 @@ def main() -> None:
     for library in (ROOT / ".venv").glob("libtpu-*/libtpu/libtpu.so"):
         os.environ.setdefault("TPU_LIBRARY_PATH", str(library))
     figures: list[Figure] = []
-    flags = topologies.compiler_options() or os.environ["LIBTPU_INIT_ARGS"]
+    flags = topologies.compiler_options("tpu") or os.environ["LIBTPU_INIT_ARGS"]
     result: dict[str, Any] = {"flags": flags, "steps": []}
     for case in CASES:
         if case.name in wanted:

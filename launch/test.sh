@@ -42,14 +42,16 @@ for marks in ${left_out[@]+"${left_out[@]}"}; do
   selection=(-m "${selection[1]:+${selection[1]} and }$marks")
 done
 
-# The TPU compiler, for tests of `synth2 plan`. Aside, for JAX looks for a TPU at each start where it finds libtpu.
-requirement=$(sed -n 's/^# \(libtpu==.*\)/\1/p' constraints.txt)
-compiler=.venv/${requirement/==/-}
-if [[ -n $requirement && ! -d $compiler && $(uname -sm) == "Linux x86_64" ]]; then
-  half=$(mktemp -d .venv/half.XXXXXX)
-  .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target "$half" "$requirement" >&2
-  mv -T "$half" "$compiler" || rm -rf "$half" # another start was faster
-fi
+# The compilers for TPUs and GPUs, for tests of `synth2 plan`. Aside, for JAX looks for their chips at each start where
+# it finds them.
+while read -r -a requirements; do
+  compiler=.venv/${requirements[0]/==/-}
+  if [[ ! -d $compiler && $(uname -sm) == "Linux x86_64" ]]; then
+    half=$(mktemp -d .venv/half.XXXXXX)
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target "$half" "${requirements[@]}" >&2
+    mv -T "$half" "$compiler" || rm -rf "$half" # another start was faster
+  fi
+done < <(sed -n 's/^# aside //p' constraints.txt)
 
 # The quick tests compile much and compute little: without XLA's optimizations they take a third less.
 # With --slow, as in CI, all of them are compiled as users compile.

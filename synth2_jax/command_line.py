@@ -130,7 +130,7 @@ STAGES = {
         writes="",
         options={
             "name": ("NAME", "name in files and tables; default: the config file's"),
-            "topology": ("POD", "the pod, such as v5e:16x16"),
+            "topology": ("CHIPS", "the chips, such as v5e:16x16 or h200:8"),
             "slices": ("N", "number of pods; default: 1"),
             "mesh": ("MESH", "such as data=16,fsdp=16; default: the config's"),
             "batch": (

@@ -32,16 +32,17 @@ class Dropout(nn.Module):
 
 
 def random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """u8 values as u32 of a shape.
+    """u8 values of a shape.
 
     The four of a draw lie along the last axis but one, which no mesh splits: each chip draws its
     own part, and the parts of a draw are put together without moving anything within a tile.
     """
     axis = max(len(shape) - 2, 0)
     quarter = -(-shape[axis] // 4)
-    draws = jax.random.bits(key, (*shape[:axis], quarter, *shape[axis + 1 :]), jnp.uint32)
-    found = jnp.concatenate([(draws >> shift) & 255 for shift in (0, 8, 16, 24)], axis)
-    return jax.lax.slice_in_dim(found, 0, shape[axis], axis=axis)
+    with jax.named_scope("random_bits"):  # by which `synth2 plan` knows them
+        draws = jax.random.bits(key, (*shape[:axis], quarter, *shape[axis + 1 :]), jnp.uint32)
+        parts = [(draws >> shift).astype(jnp.uint8) for shift in (0, 8, 16, 24)]
+        return jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, shape[axis], axis=axis)
 
 
 def without_dropout(config: Any) -> Any:

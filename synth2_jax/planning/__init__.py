@@ -1,6 +1,7 @@
 """Estimates of a config on a pod, made without a pod.
 
-topologies       the pods that the TPU compiler can compile for, and what their chips can do
+chips            the chips that can be compiled for, and what they can do
+topologies       devices of such chips, for a mesh
 model_flops      FLOPs of a training step, of sampling, captions and tokenizing, by formula
 hlo              what a compiled program computes and moves, loops counted in full
 hlo_bytes        what its instructions read from memory and write to it

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from synth2_jax.planning.topologies import Chip
+from synth2_jax.planning.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from synth2_jax.planning.hlo_text import (
     Computations,
     Instruction,
     dims_of,
+    elements_of,
     parse,
     root_of,
 )
@@ -132,18 +133,48 @@ def _increment(body: dict[str, Instruction], index: int) -> int:
     return total if line.opcode == "get-tuple-element" else 0
 
 
+def flops_of(line: Instruction, shapes: dict[str, str], computations: Computations) -> float:
+    """Returns the FLOPs of an instruction with all that it runs as a part of it."""
+    total = _flops(line, shapes)
+    for name in () if line.is_control else line.called:
+        inside = computations.get(name, ())
+        local = {other.name: other.shape for other in inside}
+        total += sum(flops_of(other, local, computations) for other in inside)
+    return total
+
+
 def _flops(line: Instruction, shapes: dict[str, str]) -> float:
+    operands = [shapes.get(name, "") for name in line.operands[:2]]
     if line.opcode == "dot":
-        left = dims_of(shapes[line.operands[0]])
-        contracted = re.findall(r"\d+", line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "")
-        return 2.0 * math.prod(dims_of(line.shape)) * math.prod(left[int(d)] for d in contracted)
-    return _convolution_flops(line, shapes) if line.opcode == "convolution" else 0.0
+        contracted = line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+        return _product_flops(operands[0], line.shape, contracted)
+    if line.opcode == "convolution":
+        return _convolution_flops(*operands, line.shape, line)
+    # Calls of libraries for GPUs. Those of convolutions have a tuple of result and work memory, and
+    # all of them the window and labels of the forward pass.
+    target = line.attribute(r'custom_call_target="([\w$]+)') or ""
+    result = elements_of(line.shape)[0]
+    if target.startswith("__cublas"):
+        contracted = line.attribute(r'lhs_contracting_dimensions":\[([^\]]*)\]') or ""
+        return _product_flops(operands[0], result, contracted)
+    if target.startswith("__cudnn$convBackwardInput"):
+        return _convolution_flops(result, operands[1], operands[0], line)
+    if target.startswith("__cudnn$convBackwardFilter"):
+        return _convolution_flops(operands[0], result, operands[1], line)
+    if target.startswith("__cudnn$conv"):
+        return _convolution_flops(*operands, result, line)
+    return 0.0
 
 
-def _convolution_flops(line: Instruction, shapes: dict[str, str]) -> float:
+def _product_flops(left: str, result: str, contracted: str) -> float:
+    sizes = [dims_of(left)[int(axis)] for axis in re.findall(r"\d+", contracted)]
+    return 2.0 * math.prod(dims_of(result)) * math.prod(sizes)
+
+
+def _convolution_flops(image: str, filters: str, output: str, line: Instruction) -> float:
     """Multiplications with padding and with the holes of dilation are not made."""
     left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes).groups()
-    x, kernel, y = (dims_of(shape) for shape in (*map(shapes.get, line.operands[:2]), line.shape))
+    x, kernel, y = map(dims_of, (image, filters, output))
     window = dict(re.findall(r"(\w+)=([\w\-]+)", line.attribute(r"window=\{(.*?)\}") or ""))
     products = 1.0
     for axis in sorted(set(left) - set("bf"), key=int):

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from synth2_jax.planning.chips import Chip
 from synth2_jax.planning.hlo_collectives import Call
 from synth2_jax.planning.hlo_groups import participants
-from synth2_jax.planning.topologies import Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Network:
     def of(cls, chip: Chip, devices: Sequence) -> "Network":
         """Devices of `topologies.devices`, such as those of a mesh."""
         slices = [getattr(device, "slice_index", None) or 0 for device in devices]
-        return cls(chip, [tuple(device.coords) for device in devices], slices)
+        return cls(chip, [tuple(getattr(device, "coords", ())) for device in devices], slices)
 
     def seconds(self, call: Call) -> float:
         """Returns those of one run of a collective that has the network to itself."""
@@ -51,6 +51,8 @@ class Network:
 
     def _bandwidth(self, group: Sequence[int]) -> float:
         """Returns what a chip of the group sends a second, to others of its slice."""
+        if self.chip.target:  # a switch, through which each GPU reaches each other one
+            return self.chip.ici_bandwidth
         of_slice = [
             place
             for place, one in zip(self.coords, self.slices, strict=True)

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from synth2_jax.errors import UserError
-from synth2_jax.planning import dataflow, hlo, topologies
+from synth2_jax.planning import dataflow, hlo
+from synth2_jax.planning.chips import Chip
 
 # Arguments of what is compiled: of the training step and of the sampler.
 _PARAMETERS, _OPTIMIZER = {"state.params", "params"}, "state.opt_state"
@@ -38,21 +39,37 @@ class Program:
         return {**kinds, "total": sum(kinds.values())}
 
 
-def compile_program(program: Program, batch_size: int) -> jax.stages.Compiled:
+def compile_program(
+    program: Program, batch_size: int, chip: Chip, options: Mapping[str, str]
+) -> jax.stages.Compiled:
     """Compiles; raises UserError on a program that needs more memory than a chip has."""
     try:
-        return program.lowered.compile(topologies.compiler_options())
+        executable = program.lowered.compile(dict(options))
     except jax.errors.JaxRuntimeError as error:
         text = " ".join(str(error).split())
+        if chip.target and "RESOURCE_EXHAUSTED" not in text:  # what it would find by trying it out
+            raise UserError(
+                f"plan: a batch of {batch_size}: the compiler for GPUs gives up without a card: "
+                f"{text:.120}; try another --batch"
+            ) from error
         if "RESOURCE_EXHAUSTED" not in text:
             raise
         sizes = re.findall(r"\(?([\d.]+[KMGT])\)?", text)
         needs = f"needs {sizes[0]} where {sizes[1]} is free" if len(sizes) > 1 else text[:200]
-        raise UserError(
-            f"plan: does not fit a chip's memory: a batch of {batch_size} {needs}; less is needed "
-            "with a smaller --batch, --config.train.microbatches, --config=FILE:remat, more fsdp "
-            "in --mesh, or more chips"
-        ) from error
+        raise _too_large(batch_size, needs) from error
+    total = program.memory(executable)["total"]
+    if total > chip.hbm_bytes:  # the compiler for GPUs does not mind
+        needs = f"needs {total / 2**30:.1f}G where {chip.hbm_bytes / 2**30:.0f}G is free"
+        raise _too_large(batch_size, needs)
+    return executable
+
+
+def _too_large(batch_size: int, needs: str) -> UserError:
+    return UserError(
+        f"plan: does not fit a chip's memory: a batch of {batch_size} {needs}; less is needed "
+        "with a smaller --batch, --config.train.microbatches, --config=FILE:remat, more fsdp "
+        "in --mesh, or more chips"
+    )
 
 
 def largest_batch(compiled: Callable[[int], Any], least_rows: int) -> tuple[int, Any]:

@@ -1,9 +1,10 @@
 """Time that a compiled program takes by its own schedule.
 
 The text of a scheduled program has its instructions in the order in which they begin, and the TPU
-compiler writes next to each how many cycles it expects it to take. What was started and is not
-waited for yet, collectives and copies between memories, goes on beside them; a wait ends when it is
-done. Transfers of one kind are made one after the other, each at the full rate.
+compiler writes next to each how many cycles it expects it to take. What has no cycles takes as long
+as its products or its memory traffic, whichever is more, at the chip's rates. What was started and
+is not waited for yet, collectives and copies between memories, goes on beside them; a wait ends
+when it is done. Transfers of one kind are made one after the other, each at the full rate.
 """
 
 import collections
@@ -11,16 +12,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from synth2_jax.planning import hlo
+from synth2_jax.planning.chips import Chip
 from synth2_jax.planning.hlo_bytes import HbmBytes
 from synth2_jax.planning.hlo_collectives import (
     COLLECTIVES,
     Call,
     Group,
     groups_of,
-    multiplies,
 )
 from synth2_jax.planning.hlo_text import Computations, Instruction, parse
-from synth2_jax.planning.topologies import Chip
 
 KINDS = ("products", "vector", "random numbers", "optimizer", "copies", "network")
 _RANDOM = r'op_name="[^"]*(random_bits|threefry|bernoulli|uniform|random_fold)'
@@ -37,12 +37,12 @@ def seconds_by_kind(text: str, chip: Chip, network: Callable[[Call], float]) -> 
 
     "network" is time in which a chip waits for it, "copies" has waits for memory too. Matrix
     products are "products" with all that is fused with them. `network` returns the seconds of one
-    run of a collective. A program in which nothing has a number of cycles has no time.
+    run of a collective.
     """
     computations, entry = parse(text)
     walk = _Walk(computations, chip, network)
     walk.run(entry, 1)
-    return dict(walk.seconds) if walk.has_cycles else {}
+    return dict(walk.seconds)
 
 
 @dataclasses.dataclass
@@ -52,7 +52,6 @@ class _Walk:
     computations: Computations
     chip: Chip
     network: Callable[[Call], float]
-    has_cycles: bool = False
 
     def __post_init__(self):
         self.seconds = collections.Counter(dict.fromkeys(KINDS, 0.0))
@@ -91,16 +90,19 @@ class _Walk:
             for other in (*line.called, *line.branches):
                 self.run(other, times)
         elif line.opcode in ("copy-start", "slice-start", "async-start"):
-            ready[line.name] = self._start("copies", num_bytes / self.chip.hbm_bandwidth)
+            ready[line.name] = self._start("copies", num_bytes / self.chip.copy_rate)
         elif line.opcode in ("copy-done", "slice-done", "async-done"):
             self._wait("copies", ready.get(line.operands[0], self._free["copies"]), times)
         elif line.opcode.endswith("-done") and line.operands[0] not in ready:
             self._wait("network", self._free["network"], times)  # started in the round before
-        elif cycles := line.attribute(r'estimated_cycles":"?(\d+)'):
-            self.has_cycles = True
-            self._busy(self._kind(line), int(cycles) / self.chip.clock, times)
         elif not line.opcode.startswith(COLLECTIVES):
-            self._busy(self._kind(line), num_bytes / self.chip.hbm_bandwidth, times)
+            flops = hlo.flops_of(line, shapes, self.computations)
+            kind = "products" if flops else self._kind(line)
+            if cycles := line.attribute(r'estimated_cycles":"?(\d+)'):
+                seconds = int(cycles) / self.chip.clock
+            else:
+                seconds = max(num_bytes / self.chip.copy_rate, flops / self.chip.product_rate)
+            self._busy(kind, seconds, times)
 
     def _loop(self, line: Instruction, times: int) -> None:
         """Walks through two rounds; the second is how all others go, with the network in use."""
@@ -126,8 +128,6 @@ class _Walk:
         self.seconds[kind] += times * seconds
 
     def _kind(self, line: Instruction) -> str:
-        if multiplies(line, self.computations):
-            return "products"
         inside = list(self._inside(line))
         if any(one.attribute(_RANDOM) or one.opcode.startswith("rng") for one in inside):
             return "random numbers"

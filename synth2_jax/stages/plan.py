@@ -1,15 +1,16 @@
-"""`synth2 plan`: compiles a training step, or the sampler, for a TPU pod that need not be there.
+"""`synth2 plan`: compiles a training step, or the sampler, for chips that need not be there.
 
     synth2 plan --config=configs/paper/generator.py --topology=v5e:16x16
+    synth2 plan --config=configs/paper/vlm.py --topology=h200 --mesh=data=1 --batch=128
     synth2 plan --config=configs/paper/generator.py --topology=v5e:4x4 --batch=auto \\
         --sample=configs/paper/synthesize.py --pairs=711e6
 
-It is the very step that `synth2 train` runs, lowered for the pod's mesh and compiled by libtpu, so
-that memory, FLOPs and collectives are the compiler's own; nothing is allocated. The compiler gets
-the flags that launch/tpu_run.sh gives it (planning/libtpu_flags.txt), or LIBTPU_INIT_ARGS. Prints a
-table and writes WORKDIR/NAME-TOPOLOGY-train.json (or -sample.json), workdir/plan by default, where
-NAME is --name or the config file's. If a config does not fit, the error says by how much and which
-settings to change.
+It is the very step that `synth2 train` runs, lowered for the mesh and compiled by libtpu or XLA's
+compiler for GPUs, so that memory, FLOPs and collectives are the compiler's own; nothing is
+allocated. libtpu gets the flags that launch/tpu_run.sh gives it (planning/libtpu_flags.txt), or
+LIBTPU_INIT_ARGS. Prints a table and writes WORKDIR/NAME-TOPOLOGY-train.json (or -sample.json),
+workdir/plan by default, where NAME is --name or the config file's. If a config does not fit, the
+error says by how much and which settings to change.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
 from synth2_jax.files import write_json
 from synth2_jax.planning import hlo, model_flops, schedule, topologies
+from synth2_jax.planning.chips import Chip, chip_of
 from synth2_jax.planning.estimate import Estimate
 from synth2_jax.planning.network import Network
 from synth2_jax.planning.plan_table import CAPTION_BYTES, table
@@ -64,9 +66,9 @@ def run(
 ) -> dict[str, Any]:
     """Plans, prints and writes; returns what it wrote. Without a name the model's is taken."""
     if not topology:
-        raise UserError("--topology: not given. Give a pod, such as --topology=v5e:16x16")
+        raise UserError("--topology: not given. Give chips, such as --topology=v5e:16x16 or h200")
     jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is not to be taken
-    chip = topologies.chip(topology)
+    chip, _ = chip_of(topology)
     cfg, objective = train.build(config)
     sampling = config_lib.build(SynthesizeConfig, load_config(sample)) if sample else None
     if sampling and not isinstance(objective.task, GeneratorTask):
@@ -77,7 +79,8 @@ def run(
     devices = topologies.devices(topology, slices)
     mesh_config = _mesh_config(mesh, cfg.mesh)
     pod = sharding.make_mesh(mesh_config, devices)
-    compiled = compiler(cfg, objective, sampling, pod, sharding.axis_rules(mesh_config))
+    rules = sharding.axis_rules(mesh_config)
+    compiled = compiler(cfg, objective, sampling, chip, pod, rules)
     if batch == "auto":  # at least a row a device in each microbatch
         least_rows = pod.shape["data"] * pod.shape["fsdp"] * _microbatches(cfg, sampling)
         size, found = largest_batch(compiled, least_rows)
@@ -110,6 +113,7 @@ def compiler(
     cfg: train.TrainConfig,
     objective: Objective,
     sampling: SynthesizeConfig | None,
+    chip: Chip,
     mesh: Mesh,
     rules: sharding.AxisRules,
 ) -> Callable[[int], Compiled]:
@@ -124,6 +128,7 @@ def compiler(
     layout = train_state.state_layout(objective, tx, mesh, rules, with_average=has_average)
     parameters = {"parameters": bytes_per_chip(layout.params)}
     where = sharding.batch_sharding(mesh)
+    options = topologies.compiler_options(mesh.devices.flat[0].platform)
 
     def train_step(batch_size: int) -> Program:
         batch = {
@@ -156,7 +161,7 @@ def compiler(
         sharding.check_rows(batch_size, mesh, "batch", microbatches)
         program = sampler(batch_size) if sampling else train_step(batch_size)
         start = time.monotonic()
-        executable = compile_program(program, batch_size)
+        executable = compile_program(program, batch_size, chip, options)
         return program, executable, time.monotonic() - start
 
     return compiled

@@ -40,7 +40,7 @@ def test_bytes_of_every_shape(shape):
 
 def test_the_bytes_of_a_draw_are_uniform_and_independent():
     """Chi squared of the values, and of the pairs of any two of a draw's four bytes."""
-    rows = np.asarray(random_bytes(jax.random.key(3), (1, 4, 2**16)))[0]
+    rows = np.asarray(random_bytes(jax.random.key(3), (1, 4, 2**16)), np.int64)[0]
     for values, cells in [(rows.ravel(), 256)] + [
         (16 * (rows[i] // 16) + rows[j] // 16, 256) for i in range(4) for j in range(i)
     ]:

@@ -181,6 +181,39 @@ def test_memory_that_a_gather_in_steps_passes_through():
     assert found == start + step + rows + loop
 
 
+LIBRARIES = """HloModule libraries, is_scheduled=true
+
+ENTRY %main (x: bf16[2,8,8,3], w: bf16[3,3,3,5], a: bf16[6,16], b: bf16[16,32]) -> bf16[6,32] {
+  %x = bf16[2,8,8,3]{3,2,1,0} parameter(0)
+  %w = bf16[3,3,3,5]{2,1,0,3} parameter(1)
+  %a = bf16[6,16]{1,0} parameter(2)
+  %b = bf16[16,32]{1,0} parameter(3)
+CALL
+  ROOT %c = bf16[6,32]{1,0} custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+}
+"""  # noqa: E501
+ONE_PIXEL = ", window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="
+IMAGE, FILTERS = "bf16[2,8,8,3]{3,2,1,0}", "bf16[5,3,3,3]{3,2,1,0}"
+OUTPUT = "bf16[2,8,8,5]{3,2,1,0}"
+
+
+@pytest.mark.parametrize(
+    "kind, result, operands",
+    [
+        ("Forward", OUTPUT, (IMAGE, FILTERS)),
+        ("BiasActivationForward", OUTPUT, (IMAGE, FILTERS)),
+        ("BackwardInput", IMAGE, (OUTPUT, FILTERS)),
+        ("BackwardFilter", FILTERS, (IMAGE, OUTPUT)),
+    ],
+)
+def test_calls_of_libraries_multiply_too(kind, result, operands):
+    """A convolution of 8 x 8 pixels with zeros around them has 22 x 22 pairs of places."""
+    lines = [f"  %o{i} = {shape} copy(%x)" for i, shape in enumerate(operands)]
+    call = f'  %y = ({result}, u8[0]{{0}}) custom-call(%o0, %o1){ONE_PIXEL}"__cudnn$conv{kind}"'
+    found = hlo.cost(LIBRARIES.replace("CALL", "\n".join([*lines, call])))
+    assert found.flops == 2 * 6 * 32 * 16 + 2 * 2 * 3 * 5 * 22**2
+
+
 @pytest.mark.parametrize("num_layers", [1, 5])
 def test_a_scan_as_compiled(num_layers):
     def layers(x_BD, w_LDD):

@@ -2,11 +2,11 @@
 
 import pytest
 
+from synth2_jax.planning.chips import CHIPS
 from synth2_jax.planning.hlo_collectives import Call
 from synth2_jax.planning.hlo_groups import participants
 from synth2_jax.planning.hlo_text import Instruction
 from synth2_jax.planning.network import Network
-from synth2_jax.planning.topologies import CHIPS
 
 
 @pytest.mark.parametrize(

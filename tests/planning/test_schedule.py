@@ -3,9 +3,9 @@
 import pytest
 
 from synth2_jax.planning import schedule
-from synth2_jax.planning.topologies import Chip
+from synth2_jax.planning.chips import Chip
 
-CHIP = Chip(1, 1.0, 100.0, 4, 1.0, 1.0, clock=1.0)  # 100 bytes a second, a cycle a second
+CHIP = Chip(1, 1.0, 100.0, 4, 1.0, 1.0, clock=1.0)  # a FLOP, 100 bytes and a cycle a second
 SMALL = "f32[25]{0}"  # a second's memory traffic
 BODY = """
 %product (a.1: f32[25]) -> f32[25] {
@@ -104,5 +104,6 @@ def test_a_round_may_wait_for_what_the_round_before_started():
     assert found == pytest.approx({"vector": 3, "network": 3 * 4 / 4})
 
 
-def test_a_program_without_cycles_has_no_time():
-    assert seconds("%c = f32[25]{0} copy(%x.1)") == {}
+def test_what_has_no_cycles_takes_as_long_as_its_products_or_its_memory_traffic():
+    untold = [line.partition(", config=")[0] for line in (PRODUCT, SUM)]
+    assert seconds(*untold) == pytest.approx({"products": 2 * 25 * 25, "vector": 2})

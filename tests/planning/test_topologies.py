@@ -13,7 +13,7 @@ from synth2_jax.planning import topologies
 def test_the_compiler_is_told_what_a_tpu_is_told(monkeypatch):
     """tests/test_tpu_run.py shows that the workers have these."""
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    assert topologies.compiler_options() == {
+    assert topologies.compiler_options("tpu") == {
         "xla_enable_async_all_gather": "true",
         "xla_tpu_enable_async_collective_fusion": "true",
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
@@ -23,7 +23,7 @@ def test_the_compiler_is_told_what_a_tpu_is_told(monkeypatch):
 @pytest.mark.parametrize("flags", ["", "--xla_a=true"])
 def test_what_the_user_says_stands_for_all_of_it(monkeypatch, flags):
     monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
-    assert topologies.compiler_options() == {}
+    assert topologies.compiler_options("tpu") == {}
 
 
 def start_libtpu(**environ):

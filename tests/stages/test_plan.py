@@ -8,6 +8,7 @@ import pytest
 from synth2_jax.config import load_config
 from synth2_jax.errors import UserError
 from synth2_jax.planning import hlo, programs, topologies
+from synth2_jax.planning.chips import Chip
 from synth2_jax.planning.estimate import Estimate
 from synth2_jax.planning.plan_table import CAPTION_BYTES
 from synth2_jax.stages import plan
@@ -26,7 +27,7 @@ def planned(tmp_path, config=VLM, **options):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "--topology: not given. Give a pod, such as --topology=v5e:16x16"),
+        ({}, "--topology: not given. Give chips, such as --topology=v5e:16x16 or h200"),
         ({"topology": "v5:16x16"}, "--topology=v5:16x16: unknown chip 'v5'; did you mean 'v5"),
         ({"topology": "v5e"}, "--topology=v5e: expected chips as in v5e:16x16 or v5p:4x8x8"),
         ({"topology": "v5e:16"}, "--topology=v5e:16: expected chips as in v5e:16x16"),
@@ -73,7 +74,7 @@ def test_a_step_takes_its_schedule_and_never_less_than_the_busiest_resource(
 ):
     found = Estimate(compute=4.0, memory=2.0, network=3.0, by_kind=by_kind)
     assert (found.at_best, found.seconds, found.bound_by) == (4.0, seconds, bound_by)
-    chip = topologies.Chip(1, 100.0, 10.0, 4, 1.0, 1.0, 1.0)
+    chip = Chip(1, 100.0, 10.0, 4, 1.0, 1.0)
     assert found.mfu(200.0, chip) == 2.0 / seconds
 
 
