@@ -19,19 +19,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, run_as_command, write_result  # noqa: E402
-from synth2_jax.planning.topologies import CHIPS  # noqa: E402
+from synth2_jax.planning.chips import CHIPS  # noqa: E402
 
 # FLOP/s in bfloat16 with float32 sums, without sparsity, by a part of jax's device_kind (NVIDIA's
 # and Google Cloud's pages).
-PEAKS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "TPU v4": CHIPS["v4"].flops,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5p": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-}
+KINDS = {"H100": "h100", "H200": "h200", "A100": "a100"}
+KINDS |= {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+PEAKS = {name: CHIPS[kind].flops for name, kind in KINDS.items()}
 
 
 def peak_flops(device_kind: str) -> float | None:
