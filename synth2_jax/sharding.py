@@ -352,6 +352,12 @@ def constraints(mesh: Mesh, rules: AxisRules = AXIS_RULES) -> Iterator[None]:
         yield
 
 
+def traced_platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": that of `constraints`' mesh, otherwise this process's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Says where an activation lies, by one logical name (or None: whole) a dimension.
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
 from synth2_jax.layers.attention import MultiHeadAttention
-from synth2_jax.sharding import constrain
+from synth2_jax.sharding import constrain, traced_platform
 
 PyTree = Any
 
@@ -119,6 +119,7 @@ class Stack(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0,) + (nn.broadcast,) * num_broadcast,
             length=self.num_layers,
+            unroll=_unroll(self.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
 
@@ -191,13 +192,14 @@ def interleave(
         def group(x_BTD, slices):
             (outer_layer, outer_scanned), inner_slices = slices
             x_BTD, _ = run_outer(outer_layer, x_BTD, outer_scanned)
-            return jax.lax.scan(one_inner, x_BTD, inner_slices)
+            return jax.lax.scan(one_inner, x_BTD, inner_slices, unroll=_unroll(every))
 
         in_groups = jax.tree.map(
             lambda leaf: leaf.reshape((outer.num_layers, every) + leaf.shape[1:]),
             (inner_layers, inner_scanned),
         )
-        x_BTD, outputs = jax.lax.scan(group, x_BTD, ((outer_layers, outer_scanned), in_groups))
+        slices, unroll = ((outer_layers, outer_scanned), in_groups), _unroll(outer.num_layers)
+        x_BTD, outputs = jax.lax.scan(group, x_BTD, slices, unroll=unroll)
         return x_BTD, jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), outputs)
 
     run_outer, run_inner = outer._lifted(**static), inner._lifted(**static)
@@ -233,6 +235,14 @@ def unstack_layers(params: PyTree, num_layers: int) -> PyTree:
 
 def _stack_trees(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _unroll(num_layers: int) -> int:
+    """Layers of a round of a scan: all for GPUs, where slicing and stacking go through memory.
+
+    On an H200 that is 40 % of a training step (benchmarks/NOTES.md).
+    """
+    return num_layers if traced_platform() == "gpu" else 1
 
 
 def _constrain(x_BTD: jax.Array) -> jax.Array:

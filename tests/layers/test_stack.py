@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from synth2_jax.errors import UserError
+from synth2_jax.layers import stack as stack_lib
 from synth2_jax.layers.mlp import GatedMLP
 from synth2_jax.layers.stack import Stack, StackConfig, interleave, stack_layers, unstack_layers
 
@@ -80,6 +81,23 @@ def test_scan_equals_loop_equals_blocks_one_by_one():
         y, output = Block().apply(block_params, y, SCANNED[i], SHIFT, deterministic=True)
         np.testing.assert_allclose(outputs[i], output, rtol=1e-5)
     np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+def test_layers_are_unrolled_for_gpus_and_stay_stacked(monkeypatch):
+    """The same parameters, numbers and outputs; dropout has the same keys."""
+    stack, pair = make(dropout_rate=0.5), Pair(True, num_outer=2)
+    params, pair_params = init(stack), jax.jit(pair.init)(jax.random.key(0), X)
+    results = []
+    for platform, unroll in (("tpu", 1), ("gpu", 4)):
+        monkeypatch.setattr(stack_lib, "traced_platform", lambda name=platform: name)
+        assert jax.tree.structure(init(stack)) == jax.tree.structure(params)
+        both = jax.jit(lambda params: pair.apply(params, X))(pair_params)
+        results.append((run(stack, params), run(stack, params, deterministic=False), both))
+        traced = str(jax.make_jaxpr(lambda params: run(stack, params))(params))
+        assert "length=4" in traced and f"unroll={unroll}" in traced
+        traced = str(jax.make_jaxpr(lambda params: pair.apply(params, X))(pair_params))
+        assert traced.count(f"unroll={1 if unroll == 1 else 2}") == 2  # 2 groups of 2
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
 
 
 def test_layers_start_different_and_stack_layers_inverts_unstack_layers():

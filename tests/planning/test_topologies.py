@@ -49,6 +49,13 @@ def test_only_a_flag_that_libtpu_does_not_know_is_named():
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
 
+def test_what_is_traced_for_a_pod_knows_its_platform():
+    mesh = sharding.make_mesh(sharding.MeshConfig(), topologies.devices("v5e:2x2"))
+    with sharding.constraints(mesh):
+        assert sharding.traced_platform() == "tpu"
+    assert sharding.traced_platform() == "cpu"
+
+
 @pytest.mark.parametrize(
     "name, sizes, num_shards, of_host_1",
     [
