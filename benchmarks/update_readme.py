@@ -173,8 +173,19 @@ def rounds_table() -> str:
             spread((lookup(run, *path.split(".")) for run in runs), digits=digits)
             for path, digits in columns.values()
         )
-        rows.append([title(name), str(len(runs)), *cells])
-    return table(["", "seeds", *columns], rows)
+        gains = [lookup(seed, "gains", name, "cider_unseen") for seed in seeds]
+        rows.append([title(name), str(len(runs)), *cells, _last_rounds_gain(gains)])
+    return table(["", "seeds", *columns, "zero-shot, the last round gains on it"], rows)
+
+
+def _last_rounds_gain(gains: Sequence[dict | None]) -> str:
+    """Mean and deviation over seeds, and how many of their intervals are above 0."""
+    known = [found for found in gains if found]
+    if not known:
+        return "–"
+    above = sum(found["low"] > 0 for found in known)
+    mean = spread((found["value"] for found in known), scale=100)
+    return f"{mean}{PERCENT} ({above} of {len(known)} intervals above 0)"
 
 
 def _runs(pattern: str) -> Iterator[dict]:

@@ -128,16 +128,19 @@ def test_rounds_of_several_seeds_make_a_row_for_each_round(tmp_path, monkeypatch
     monkeypatch.setattr(update_readme, "RESULTS", tmp_path / "results")
     for seed, cider in ((0, 100.0), (1, 110.0)):
         run = {"scores": {"cider": cider, "cider_unseen": None}, "held_out": {"vlm": 0.5}}
-        results = {"config": {"seed": seed}, "gains": {}, "stopped": None}
+        gain = {"value": 0.1 + seed / 10, "low": 0.2 * seed - 0.1, "high": 0.3}
+        gains = {"round_0": {"cider_unseen": gain}, f"long_{2 + seed}": {"cider_unseen": None}}
+        results = {"config": {"seed": seed}, "gains": gains, "stopped": None}
         results |= {"runs": {"round_0": run, f"long_{2 + seed}": run}}
         results |= {"made_with": {"commit": "abc", "device": "1 x cpu"}}
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "rounds.json").write_text(json.dumps(results))
     update_readme.keep_rounds([tmp_path / "0", tmp_path / "1"])
     assert update_readme.rounds_table().splitlines()[2:] == [
-        "| real pairs alone | 2 | – | 105.0 ± 7.1 | – | – | – | 0.500 ± 0.000 | – |",
-        "| one long round (steps of 2) | 1 | – | 100.0 | – | – | – | 0.500 | – |",
-        "| one long round (steps of 3) | 1 | – | 110.0 | – | – | – | 0.500 | – |",
+        "| real pairs alone | 2 | – | 105.0 ± 7.1 | – | – | – | 0.500 ± 0.000 | – "
+        "| 15.0 ± 7.1\N{NO-BREAK SPACE}% (1 of 2 intervals above 0) |",
+        "| one long round (steps of 2) | 1 | – | 100.0 | – | – | – | 0.500 | – | – |",
+        "| one long round (steps of 3) | 1 | – | 110.0 | – | – | – | 0.500 | – | – |",
     ]
 
 
