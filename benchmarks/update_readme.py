@@ -203,7 +203,7 @@ def plans_table() -> str:
     """A row for each planned pod."""
     heads = (
         *("model", "pod", "mesh", "batch", "GiB a chip", "of HBM", "compiled / model FLOPs"),
-        *("collectives a chip", "estimate", "bound by", "commit"),
+        *("collectives a chip", "estimate", "bound by", "at best", "MFU", "commit"),
     )
 
     def cells(found: dict) -> tuple[str, ...]:
@@ -219,6 +219,8 @@ def plans_table() -> str:
             f"{found['collective_bytes_per_chip'] / 2**30:.1f} GiB",
             f"{found['estimate']['seconds'] * 1e3:.0f} ms",
             found["estimate"]["bound_by"],
+            f"{found['estimate']['at_best'] * 1e3:.0f} ms",
+            f"{found['estimate']['mfu']:.0%}",
             found["versions"]["commit"],
         )
 

@@ -52,14 +52,14 @@ def test_plans_are_kept_and_make_a_row_each(tmp_path, monkeypatch):
         "hbm_bytes_per_chip": 2**34,
         "flops_ratio": 1.0625,
         "collective_bytes_per_chip": 2**29,
-        "estimate": {"seconds": 0.0125, "bound_by": "memory"},
+        "estimate": {"seconds": 0.0125, "bound_by": "copies", "at_best": 0.005, "mfu": 0.25},
         "versions": {"commit": "abc"},
     }
     (tmp_path / "vlm-v5e-4x4-train.json").write_text(json.dumps(plan))
     update_readme.keep_plans(tmp_path)
     assert update_readme.plans_table().splitlines()[2:] == [
-        "| vlm | 16 x v5e:4x4 | data 4 fsdp 4 | 64 | 4.0 | 25% | 1.062 | 0.5 GiB | 12 ms | memory "
-        "| abc |"
+        "| vlm | 16 x v5e:4x4 | data 4 fsdp 4 | 64 | 4.0 | 25% | 1.062 | 0.5 GiB | 12 ms | copies "
+        "| 5 ms | 25% | abc |"
     ]
 
 

@@ -18,7 +18,7 @@ is compared, as `--config=configs/scenes/study.py:curve`, or several with commas
 already is kept.
 
 Hardware: 2 CPU cores.
-Time: 10 minutes a generator, 4 minutes an arm and seed; 18 for `real_longer`.
+Time: 11 minutes a generator, 5 minutes an arm and seed; 18 for `real_longer`.
 Score: see docs/science.md.
 """
 
