@@ -46,9 +46,10 @@ done
 # it finds them.
 while read -r -a requirements; do
   compiler=.venv/${requirements[0]/==/-}
+  find .venv -maxdepth 1 -name "${requirements[0]%%==*}-[0-9]*" ! -path "$compiler" -exec rm -rf {} + # of another jax
   if [[ ! -d $compiler && $(uname -sm) == "Linux x86_64" ]]; then
     half=$(mktemp -d .venv/half.XXXXXX)
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target "$half" "${requirements[@]}" >&2
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target "$half" "${requirements[@]}" </dev/null >&2
     mv -T "$half" "$compiler" || rm -rf "$half" # another start was faster
   fi
 done < <(sed -n 's/^# aside //p' constraints.txt)

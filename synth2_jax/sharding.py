@@ -355,7 +355,8 @@ def constraints(mesh: Mesh, rules: AxisRules = AXIS_RULES) -> Iterator[None]:
 def traced_platform() -> str:
     """Returns "cpu", "gpu" or "tpu": that of `constraints`' mesh, otherwise this process's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    name = device.platform if device else jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

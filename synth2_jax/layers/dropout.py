@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from synth2_jax.errors import UserError
+
 RATES = ("dropout_rate", "attention_dropout_rate")  # fields of a network's config
 
 
@@ -49,3 +51,11 @@ def without_dropout(config: Any) -> Any:
     """A network's config with every rate that it has at 0."""
     rates = dict.fromkeys([name for name in RATES if hasattr(config, name)], 0.0)
     return dataclasses.replace(config, **rates)
+
+
+def check_rates(config: Any) -> None:
+    """Raises UserError unless each rate that a network's config has is at least 0 and below 1."""
+    for name in RATES:
+        if not 0 <= getattr(config, name, 0.0) < 1:
+            found = getattr(config, name)
+            raise UserError(f"{name}: found {found}, expected at least 0 and below 1")

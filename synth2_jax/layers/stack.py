@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
 from synth2_jax.layers.attention import MultiHeadAttention
+from synth2_jax.layers.dropout import check_rates
 from synth2_jax.sharding import constrain, traced_platform
 
 PyTree = Any
@@ -40,6 +41,7 @@ def check_stack(config: Any, *counts: str) -> None:
     config_lib.check_choices(config, remat=_REMAT_POLICIES)
     config_lib.check_counts(config, "embed_dim", "num_heads", "head_dim", "mlp_dim", *counts)
     config_lib.check_layers(config, "num_layers")
+    check_rates(config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class Stack(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0,) + (nn.broadcast,) * num_broadcast,
             length=self.num_layers,
-            unroll=_unroll(self.num_layers),
+            unroll=_unroll(self.num_layers, self.remat),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
 
@@ -185,6 +187,7 @@ def interleave(
     if outer.scan_layers:
         run_outer, outer_layers = outer._pure(**static)
         run_inner, inner_layers = inner._pure(**static)
+        remat = next((r for r in (outer.remat, inner.remat) if r != "none"), "none")
 
         def one_inner(x_BTD, one):
             return run_inner(one[0], x_BTD, one[1], *inner_broadcast)
@@ -192,13 +195,14 @@ def interleave(
         def group(x_BTD, slices):
             (outer_layer, outer_scanned), inner_slices = slices
             x_BTD, _ = run_outer(outer_layer, x_BTD, outer_scanned)
-            return jax.lax.scan(one_inner, x_BTD, inner_slices, unroll=_unroll(every))
+            return jax.lax.scan(one_inner, x_BTD, inner_slices, unroll=_unroll(every, remat))
 
         in_groups = jax.tree.map(
             lambda leaf: leaf.reshape((outer.num_layers, every) + leaf.shape[1:]),
             (inner_layers, inner_scanned),
         )
-        slices, unroll = ((outer_layers, outer_scanned), in_groups), _unroll(outer.num_layers)
+        slices = ((outer_layers, outer_scanned), in_groups)
+        unroll = _unroll(outer.num_layers, remat)
         x_BTD, outputs = jax.lax.scan(group, x_BTD, slices, unroll=unroll)
         return x_BTD, jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), outputs)
 
@@ -237,12 +241,13 @@ def _stack_trees(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _unroll(num_layers: int) -> int:
+def _unroll(num_layers: int, remat: str) -> int:
     """Layers of a round of a scan: all for GPUs, where slicing and stacking go through memory.
 
-    On an H200 that is 40 % of a training step (benchmarks/NOTES.md).
+    On an H200 that is 40 % of a training step (benchmarks/NOTES.md). With rematerialization a scan
+    stays one: without it, XLA would merge what is computed again with the forward pass.
     """
-    return num_layers if traced_platform() == "gpu" else 1
+    return num_layers if traced_platform() == "gpu" and remat == "none" else 1
 
 
 def _constrain(x_BTD: jax.Array) -> jax.Array:

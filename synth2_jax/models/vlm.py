@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues, KVCache, MultiHeadAttention
-from synth2_jax.layers.dropout import Dropout
+from synth2_jax.layers.dropout import Dropout, check_rates
 from synth2_jax.layers.lora import LoRAConfig, adapted
 from synth2_jax.layers.mlp import MLP, squared_relu
 from synth2_jax.layers.norms import RMSNorm
@@ -63,6 +63,7 @@ class VLMConfig:
 
     def __post_init__(self):
         config_lib.check_counts(self, "image_embedding_dim", "num_image_tokens")
+        check_rates(self)
         every, num_layers = self.cross_attention_every, self.language_model.num_layers
         if every < 1 or num_layers % every:
             raise UserError(

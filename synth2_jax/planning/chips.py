@@ -4,6 +4,7 @@ Figures of TPUs are Google Cloud's (the pages of v4, v5e, v5p and v6e), those of
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 
@@ -39,6 +40,12 @@ class Chip:
     # What libtpu wants to know besides the name, so that a device is a whole chip.
     options: tuple[tuple[str, str], ...] = ()
     target: Target | None = None  # of a GPU
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory that JAX takes: of a GPU 75 %, if XLA_PYTHON_CLIENT_MEM_FRACTION says nothing."""
+        share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75") if self.target else "1"
+        return self.hbm_bytes * float(share)
 
     @property
     def ici_bandwidth(self) -> float:

@@ -58,8 +58,8 @@ def compile_program(
         needs = f"needs {sizes[0]} where {sizes[1]} is free" if len(sizes) > 1 else text[:200]
         raise _too_large(batch_size, needs) from error
     total = program.memory(executable)["total"]
-    if total > chip.hbm_bytes:  # the compiler for GPUs does not mind
-        needs = f"needs {total / 2**30:.1f}G where {chip.hbm_bytes / 2**30:.0f}G is free"
+    if total > chip.usable_bytes:  # the compiler for GPUs does not mind
+        needs = f"needs {total / 2**30:.1f}G where {chip.usable_bytes / 2**30:.0f}G is free"
         raise _too_large(batch_size, needs)
     return executable
 

@@ -78,7 +78,6 @@ def make_train_step(
             metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), each)
         count = metrics["loss"][1]
         grads = jax.tree.map(lambda total: mean((total, count)), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, trainable)
         with jax.named_scope("optimizer"):  # by which `synth2 plan` knows it
             updates, opt_state = tx.update(grads, state.opt_state, trainable)
             trained = optax.apply_updates(trainable, updates)

@@ -7,6 +7,7 @@ import pytest
 
 from synth2_jax.layers.dropout import Dropout, random_bytes, without_dropout
 from synth2_jax.models.language_model import LanguageModelConfig
+from synth2_jax.testing.user_errors import raises_line
 
 
 def drop(rate, x, seed=0, **options):
@@ -59,3 +60,11 @@ def test_rates_of_a_network():
     assert config.attention().dropout_rate == 0.2
     quiet = without_dropout(config)
     assert (quiet.dropout_rate, quiet.attention_dropout_rate) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["dropout_rate", "attention_dropout_rate"])
+@pytest.mark.parametrize("rate", [1.0, 10, -0.1, float("nan")])
+def test_a_rate_is_a_share(name, rate):
+    sizes = dict(vocab_size=8, num_layers=1, embed_dim=4, num_heads=1, head_dim=4, mlp_dim=4)
+    with raises_line(f"{name}: found {rate}, expected at least 0 and below 1"):
+        LanguageModelConfig(**sizes, **{name: rate})

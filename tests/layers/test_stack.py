@@ -98,6 +98,9 @@ def test_layers_are_unrolled_for_gpus_and_stay_stacked(monkeypatch):
         traced = str(jax.make_jaxpr(lambda params: pair.apply(params, X))(pair_params))
         assert traced.count(f"unroll={1 if unroll == 1 else 2}") == 2  # 2 groups of 2
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
+    # What is computed again in the same round would be merged with what is there.
+    remat = make(remat="full")
+    assert "unroll=1" in str(jax.make_jaxpr(lambda params: run(remat, params))(params))
 
 
 def test_layers_start_different_and_stack_layers_inverts_unstack_layers():
