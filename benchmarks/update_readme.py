@@ -22,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.result import Figure, number  # noqa: E402
+from synth2_jax.experiments.arms import ARMS  # noqa: E402
 from synth2_jax.experiments.study_tables import spread  # noqa: E402
 from synth2_jax.files import write_json, write_text  # noqa: E402
 from synth2_jax.pages.intervals import gain_text  # noqa: E402
@@ -91,13 +92,15 @@ def study_table() -> str:
 
 
 def result_table() -> str:
-    """The study's arms with their CIDEr, zero-shot first, from the first device with a study."""
+    """The main arms and controls with their CIDEr, from the first device with a study."""
+    shown = ("real", "real_synthetic", "rendered", "captions_only", "shuffled")
+    titles = [ARMS[name].title for name in shown]
     wanted = ("arm", "zero-shot CIDEr", "zero-shot gain", "CIDEr", "gain")
     for path in sorted(RESULTS.glob("*/study.md")):
         lines = path.read_text().partition("\n\n")[0].splitlines()  # the first table
         heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         columns = [heads.index(name) for name in wanted]
-        return table(wanted, ([row[i] for i in columns] for row in rows))
+        return table(wanted, ([row[i] for i in columns] for row in rows if row[0] in titles))
     return ""
 
 

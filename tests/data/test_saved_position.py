@@ -25,7 +25,7 @@ from synth2_jax.text.vocabulary import train_vocabulary, vocabulary_path
 pytestmark = pytest.mark.usefixtures("clean_registry")
 
 
-@pytest.mark.parametrize("before", [0, pytest.param(1, marks=pytest.mark.slow), 23])
+@pytest.mark.parametrize("before", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 23])
 def test_a_restored_position_goes_on_exactly(both, before):
     straight = pipeline.train_iterator(both, "vlm")
     take(straight, before)

@@ -129,6 +129,7 @@ def test_every_tensor_is_in_its_place(tmp_path, changes):
     equal(found, diffusers_vq.load_tokenizer(tmp_path / "diffusers", config))
 
 
+@pytest.mark.slow
 def test_the_published_sizes_fit(tmp_path, sparse_safetensors, published):
     """`vqgan_imagenet_f16_16384`: its shapes, with no bytes behind them."""
     shapes = json.loads((STORED / "taming_published.json").read_text())

@@ -108,6 +108,7 @@ def test_a_file_whose_own_name_has_a_prefix_comes_first(files, tmp_path, monkeyp
     assert recognise("ibq:last.safetensors").kind == "llamagen"
 
 
+@pytest.mark.slow
 def test_the_averages_of_ibq_are_taken(tmp_path):
     trained = parameters(stored("ibq"))
     averages = {f"model_ema.{name.replace('.', '')}": x for name, x in trained.items()}

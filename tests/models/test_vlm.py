@@ -87,7 +87,7 @@ def test_parameter_tree_holds_the_bare_language_model(closed):
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_at_first_the_logits_are_the_bare_language_models(closed, scan_layers, dtype):
     cfg = config(scan_layers=scan_layers, dtype=dtype)
     variables = closed if scan_layers else unstack(closed)

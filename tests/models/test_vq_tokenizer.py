@@ -115,7 +115,9 @@ def test_the_default_is_the_256_pixel_tokenizer_with_16x16_tokens():
     assert params["decoder"]["upsample_3"]["kernel"].shape == (3, 3, 128, 128)
 
 
-@pytest.mark.parametrize("name", ["tiny", "normalized", "taming", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "normalized", pytest.param("taming", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_ids_embeddings_and_images_agree(build, name):
     model, params, image = build(CONFIGS[name][0])
     reconstruction, out = _apply(model, params, image)
