@@ -52,7 +52,8 @@ def maskgit(num_layers: int, embed_dim: int, remat: str) -> dict:
         "num_heads": 16,
         "head_dim": embed_dim // 16,
         "mlp_dim": 4 * embed_dim,  # Muse, MaskGIT
-        "dropout_rate": 0.1,  # MaskGIT; none of attention weights, which can then be fused
+        "dropout_rate": 0.1,  # MaskGIT
+        "attention_dropout_rate": 0.0,  # chosen: attention can then be one fused kernel
         "dtype": "bfloat16",
         "remat": remat,
     }

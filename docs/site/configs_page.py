@@ -50,7 +50,7 @@ COMMON = {
     "head_dim": "width of a head.",
     "mlp_dim": "hidden width of the MLPs.",
     "dropout_rate": "dropout in training.",
-    "attention_dropout_rate": "that of attention weights, without which they may be fused.",
+    "attention_dropout_rate": "that of attention weights; None for `dropout_rate`.",
     "dtype": "of activations, such as bfloat16.",
     "scan_layers": "whether the layers are one scan, their parameters stacked.",
     "remat": "what is computed again in the backward pass: none, full or dots.",

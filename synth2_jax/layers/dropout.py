@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from synth2_jax.errors import UserError
 
-RATES = ("dropout_rate", "attention_dropout_rate")  # fields of a network's config
+# Fields of a network's config. That of attention weights may be None, for the other one.
+RATES = ("dropout_rate", "attention_dropout_rate")
 
 
 class Dropout(nn.Module):
@@ -47,6 +48,12 @@ def random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.lax.slice_in_dim(jnp.concatenate(parts, axis), 0, shape[axis], axis=axis)
 
 
+def attention_rate(config: Any) -> float:
+    """The rate of attention weights."""
+    rate = config.attention_dropout_rate
+    return config.dropout_rate if rate is None else rate
+
+
 def without_dropout(config: Any) -> Any:
     """A network's config with every rate that it has at 0."""
     rates = dict.fromkeys([name for name in RATES if hasattr(config, name)], 0.0)
@@ -56,6 +63,6 @@ def without_dropout(config: Any) -> Any:
 def check_rates(config: Any) -> None:
     """Raises UserError unless each rate that a network's config has is at least 0 and below 1."""
     for name in RATES:
-        if not 0 <= getattr(config, name, 0.0) < 1:
-            found = getattr(config, name)
-            raise UserError(f"{name}: found {found}, expected at least 0 and below 1")
+        rate = getattr(config, name, None)
+        if rate is not None and not 0 <= rate < 1:
+            raise UserError(f"{name}: found {rate}, expected at least 0 and below 1")

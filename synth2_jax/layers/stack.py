@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from synth2_jax import config as config_lib
 from synth2_jax.layers.attention import MultiHeadAttention
-from synth2_jax.layers.dropout import check_rates
+from synth2_jax.layers.dropout import attention_rate, check_rates
 from synth2_jax.sharding import constrain, traced_platform
 
 PyTree = Any
@@ -54,7 +54,7 @@ class StackConfig:
     head_dim: int
     mlp_dim: int
     dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
+    attention_dropout_rate: float | None = None  # `dropout_rate`
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
@@ -65,7 +65,7 @@ class StackConfig:
     def attention(self, **options: Any) -> MultiHeadAttention:
         """A block's attention."""
         sizes = (self.num_heads, self.head_dim, self.embed_dim, config_lib.dtype(self.dtype))
-        return MultiHeadAttention(*sizes, dropout_rate=self.attention_dropout_rate, **options)
+        return MultiHeadAttention(*sizes, dropout_rate=attention_rate(self), **options)
 
     def stack(self, block: Callable[..., nn.Module], name: str | None = None) -> "Stack":
         """A stack of `block(config)`."""
@@ -121,7 +121,7 @@ class Stack(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0,) + (nn.broadcast,) * num_broadcast,
             length=self.num_layers,
-            unroll=_unroll(self.num_layers, self.remat),
+            unroll=_unroll(self.num_layers, self),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
 
@@ -187,7 +187,6 @@ def interleave(
     if outer.scan_layers:
         run_outer, outer_layers = outer._pure(**static)
         run_inner, inner_layers = inner._pure(**static)
-        remat = next((r for r in (outer.remat, inner.remat) if r != "none"), "none")
 
         def one_inner(x_BTD, one):
             return run_inner(one[0], x_BTD, one[1], *inner_broadcast)
@@ -195,14 +194,14 @@ def interleave(
         def group(x_BTD, slices):
             (outer_layer, outer_scanned), inner_slices = slices
             x_BTD, _ = run_outer(outer_layer, x_BTD, outer_scanned)
-            return jax.lax.scan(one_inner, x_BTD, inner_slices, unroll=_unroll(every, remat))
+            return jax.lax.scan(one_inner, x_BTD, inner_slices, unroll=_unroll(every, outer, inner))
 
         in_groups = jax.tree.map(
             lambda leaf: leaf.reshape((outer.num_layers, every) + leaf.shape[1:]),
             (inner_layers, inner_scanned),
         )
         slices = ((outer_layers, outer_scanned), in_groups)
-        unroll = _unroll(outer.num_layers, remat)
+        unroll = _unroll(outer.num_layers, outer, inner)
         x_BTD, outputs = jax.lax.scan(group, x_BTD, slices, unroll=unroll)
         return x_BTD, jax.tree.map(lambda leaf: leaf.reshape((-1,) + leaf.shape[2:]), outputs)
 
@@ -241,13 +240,14 @@ def _stack_trees(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _unroll(num_layers: int, remat: str) -> int:
+def _unroll(num_layers: int, *stacks: Stack) -> int:
     """Layers of a round of a scan: all for GPUs, where slicing and stacking go through memory.
 
     On an H200 that is 40 % of a training step (benchmarks/NOTES.md). With rematerialization a scan
     stays one: without it, XLA would merge what is computed again with the forward pass.
     """
-    return num_layers if traced_platform() == "gpu" and remat == "none" else 1
+    plain = all(stack.remat == "none" for stack in stacks)
+    return num_layers if plain and traced_platform() == "gpu" else 1
 
 
 def _constrain(x_BTD: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from synth2_jax import config as config_lib
 from synth2_jax.errors import UserError
 from synth2_jax.layers.attention import KeysValues, KVCache, MultiHeadAttention
-from synth2_jax.layers.dropout import Dropout, check_rates
+from synth2_jax.layers.dropout import Dropout, attention_rate, check_rates
 from synth2_jax.layers.lora import LoRAConfig, adapted
 from synth2_jax.layers.mlp import MLP, squared_relu
 from synth2_jax.layers.norms import RMSNorm
@@ -47,7 +47,7 @@ class VLMConfig:
       num_image_tokens: N, as the tokenizer's.
       cross_attention_every: one block of cross-attention before so many layers.
       dropout_rate: dropout of the cross-attention blocks.
-      attention_dropout_rate: that of their attention weights.
+      attention_dropout_rate: that of their attention weights; None for `dropout_rate`.
       lora: adapters of the frozen language model, which are trained; None for none. An export has
         them merged into the language model.
     """
@@ -58,7 +58,7 @@ class VLMConfig:
     num_image_tokens: int
     cross_attention_every: int = 1
     dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
+    attention_dropout_rate: float | None = None
     lora: LoRAConfig | None = None
 
     def __post_init__(self):
@@ -86,7 +86,7 @@ class GatedCrossAttention(nn.Module):
         self.attention_norm = RMSNorm(dtype)
         self.attention = MultiHeadAttention(
             *(lm.num_heads, lm.head_dim, lm.embed_dim, dtype),
-            dropout_rate=cfg.attention_dropout_rate,
+            dropout_rate=attention_rate(cfg),
         )
         self.mlp_norm = RMSNorm(dtype)
         self.mlp = MLP(lm.mlp_dim, dtype, squared_relu, cfg.dropout_rate)

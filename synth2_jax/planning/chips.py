@@ -45,7 +45,12 @@ class Chip:
     def usable_bytes(self) -> float:
         """Memory that JAX takes: of a GPU 75 %, if XLA_PYTHON_CLIENT_MEM_FRACTION says nothing."""
         share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75") if self.target else "1"
-        return self.hbm_bytes * float(share)
+        try:
+            return self.hbm_bytes * float(share)
+        except ValueError:
+            raise UserError(
+                f"XLA_PYTHON_CLIENT_MEM_FRACTION: found {share!r}, expected a share such as 0.75"
+            ) from None
 
     @property
     def ici_bandwidth(self) -> float:

@@ -73,7 +73,7 @@ def groups_of(name: str, times: int, computations: Computations) -> list[Group]:
     groups = []
     for key, (one, inside) in found.items():
         first, last = min(places[key]), max(places[key])
-        overlapped = any(multiplies(line, computations) for line in lines[first : last + 1])
+        overlapped = any(_multiplies(line, computations) for line in lines[first : last + 1])
         shapes = {line.name: line.shape for line in computations[inside]}
         kind, num_bytes = _moved(one, shapes, computations[inside], inside != name)
         call = Call(kind, times, num_bytes, overlapped, one)
@@ -131,10 +131,10 @@ def _within(
                 yield from _within(other, inner, computations)
 
 
-def multiplies(line: Instruction, computations: Computations) -> bool:
+def _multiplies(line: Instruction, computations: Computations) -> bool:
     """Returns whether a matrix product is a part of it."""
     return line.opcode in ("dot", "convolution") or any(
-        multiplies(inner, computations)
+        _multiplies(inner, computations)
         for other in line.called
         for inner in computations.get(other, ())
     )

@@ -83,12 +83,12 @@ def dims_of(shape: str) -> list[int]:
 
 
 def arrays_of(shape: str) -> list[str]:
-    """Returns those of an array or a tuple, each with its layout."""
+    """Returns the arrays of a shape, each with its layout."""
     return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape)
 
 
 def elements_of(shape: str) -> list[str]:
-    """Returns the elements of a tuple, some of which may be tuples; an array is its own."""
+    """Returns the elements of a tuple, which may be tuples themselves; of an array, the array."""
     if not shape.startswith("("):
         return [shape]
     elements, depth = [""], 0

@@ -14,12 +14,7 @@ from collections.abc import Callable, Sequence
 from synth2_jax.planning import hlo
 from synth2_jax.planning.chips import Chip
 from synth2_jax.planning.hlo_bytes import HbmBytes
-from synth2_jax.planning.hlo_collectives import (
-    COLLECTIVES,
-    Call,
-    Group,
-    groups_of,
-)
+from synth2_jax.planning.hlo_collectives import COLLECTIVES, Call, Group, groups_of
 from synth2_jax.planning.hlo_text import Computations, Instruction, parse
 
 KINDS = ("products", "vector", "random numbers", "optimizer", "copies", "network")

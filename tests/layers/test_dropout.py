@@ -58,6 +58,7 @@ def test_rates_of_a_network():
     sizes = dict(vocab_size=8, num_layers=1, embed_dim=4, num_heads=1, head_dim=4, mlp_dim=4)
     config = LanguageModelConfig(**sizes, dropout_rate=0.1, attention_dropout_rate=0.2)
     assert config.attention().dropout_rate == 0.2
+    assert LanguageModelConfig(**sizes, dropout_rate=0.1).attention().dropout_rate == 0.1
     quiet = without_dropout(config)
     assert (quiet.dropout_rate, quiet.attention_dropout_rate) == (0.0, 0.0)
 

@@ -56,9 +56,24 @@ import sys
 from synth2_jax import main
 from synth2_jax.layers import stack
 
-stack._unroll = lambda num_layers, remat: 1
+stack._unroll = lambda num_layers, *stacks: 1
 sys.exit(main.main(["synth2", *sys.argv[1:]]))
 """
+
+
+@pytest.mark.parametrize("share, usable", [(None, 0.75 * 79), ("0.9", 0.9 * 79), ("all", None)])
+def test_jax_takes_a_share_of_a_cards_memory(monkeypatch, share, usable):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    if share:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
+    if usable:
+        assert CHIPS["h100"].usable_bytes == pytest.approx(usable * 2**30)
+    else:
+        with raises_line(
+            "XLA_PYTHON_CLIENT_MEM_FRACTION: found 'all', expected a share such as 0.75"
+        ):
+            CHIPS["h100"].usable_bytes  # noqa: B018
+    assert CHIPS["v5e"].usable_bytes == CHIPS["v5e"].hbm_bytes
 
 
 def planned(tmp_path, *arguments, program=("-m", "synth2_jax.main")):
